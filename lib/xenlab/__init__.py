@@ -1,0 +1,1 @@
+"""xenlab: a Xen howto that runs, step by step, over SSH."""

@@ -1,0 +1,97 @@
+"""The exceptions of xenlab: each says what happened, where, and what to try."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xenlab.command import Result
+
+
+class XenlabError(Exception):
+    """What happened, where (host, chapter, step) and what to try.
+
+    Keeps its arguments in ``args`` so that it survives pickling.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", where: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f"\nTry: {self.hint}" if self.hint else ""
+        return f"{place}{self.message}{advice}"
+
+
+def _rebuild(kind: type[XenlabError], args: tuple[Any, ...], state: dict[str, Any]) -> XenlabError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class BadInput(XenlabError):
+    """A parameter, a file or a name that the person gave is refused; nothing was touched."""
+
+
+class ConnectionRefused(XenlabError):
+    """The host does not answer, refuses the key, or could not be reached in time."""
+
+
+class HostKeyRefused(ConnectionRefused):
+    """The host's key is unknown or differs from the pinned one."""
+
+
+class ConnectionLost(XenlabError):
+    """The connection broke while a command ran: whether it finished is unknown."""
+
+
+class Interrupted(XenlabError):
+    """A person stopped the command; the remote processes were ended."""
+
+
+class CommandFailed(XenlabError):
+    """A command ended with another status than zero; carries its Result."""
+
+    def __init__(self, result: Result, *, hint: str = "", where: str = "") -> None:
+        self.result = result
+        message = f"command failed with exit status {result.status}: {result.command}"
+        for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
+            tail = text.rstrip().splitlines()[-10:]
+            if tail:
+                message += f"\nlast lines of {name}:\n  " + "\n  ".join(tail)
+        super().__init__(message, hint=hint, where=where or result.host)
+
+
+class CommandTimeout(CommandFailed):
+    """A command did not end within its deadline; its processes were ended."""
+
+    def __init__(self, result: Result, seconds: float) -> None:
+        super().__init__(result, hint="give the step a longer deadline or look at the host's load")
+        self.message = f"no end within {seconds:.0f} s: " + self.message
+
+
+class StepFailed(XenlabError):
+    """A step could not be applied, or its verification does not hold."""
+
+
+class ConsentNeeded(XenlabError):
+    """A step would destroy data on a device whose serial nobody has consented to."""
+
+
+class ChapterOrder(XenlabError):
+    """A chapter was opened before one that it needs."""
+
+
+class JournalDamaged(XenlabError):
+    """The hash chain of a journal does not hold."""
+
+
+class LabError(XenlabError):
+    """The embedded lab could not be built, started or stopped."""

@@ -1,0 +1,261 @@
+"""Host: one machine, reached over SSH or local; run, read, write, wait, boot id."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from xenlab.command import Command, MaskedStream, Result, mask_bytes
+from xenlab.errors import CommandFailed, CommandTimeout, ConnectionLost, ConnectionRefused
+
+Output = Callable[[str, bytes], None]
+"""Called with "stdout" or "stderr" and each piece of output as it arrives."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+READ_SECONDS = 60.0
+"""Deadline of a command that only looks; what changes something names its own."""
+
+
+class Transport(Protocol):
+    """A way to run shell text on a machine: `xenlab.ssh.SSH` or `xenlab.local.Local`."""
+
+    name: str
+
+    def execute(
+        self,
+        text: str,
+        *,
+        input: bytes = b"",
+        timeout: float,
+        on_output: Output | None = None,
+        stop: threading.Event | None = None,
+    ) -> tuple[int, bytes, bytes]:
+        """Run POSIX shell text; return exit status, stdout, stderr.
+
+        Raises TimeoutError past ``timeout`` seconds, KeyboardInterrupt when ``stop`` is set,
+        ConnectionLost when the connection broke.
+        """
+
+    def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
+        """Copy a file to the machine."""
+
+    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
+        """Copy a file from the machine."""
+
+    def connect(self) -> None:
+        """Connect if not connected; raises ConnectionRefused (HostKeyRefused) or ConnectionLost."""
+
+    def close(self) -> None:
+        """End the connection; a later call connects again."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine, or a root directory on it (`inside`), that commands and files are handled on."""
+
+    transport: Transport
+    root: str = "/"
+    mark: str = ""
+    on_output: Output | None = field(default=None, compare=False)
+    on_command: Callable[[str], None] | None = field(default=None, compare=False)
+    on_result: Callable[[Result], None] | None = field(default=None, compare=False)
+    stop: threading.Event | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The name by which people know the machine, with the root where it is not ``/``."""
+        return self.transport.name + ("" if self.root == "/" else f":{self.root}")
+
+    def inside(self, root: str) -> Host:
+        """The same machine seen from inside a root directory: commands run in a chroot."""
+        return replace(self, root=root.rstrip("/") or "/")
+
+    def marked(self, mark: str) -> Host:
+        """The same machine, whose commands carry ``XENLAB_STEP=mark`` in their environment.
+
+        The mark is how `end_marked` finds what a lost or stopped step left running.
+        """
+        return replace(self, mark=mark)
+
+    def watched(
+        self,
+        on_output: Output | None = None,
+        on_command: Callable[[str], None] | None = None,
+        on_result: Callable[[Result], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Host:
+        """The same machine with its commands (masked), their output and results shown to others."""
+        return replace(
+            self, on_output=on_output, on_command=on_command, on_result=on_result, stop=stop
+        )
+
+    def path(self, path: str) -> str:
+        """A path inside the root as the machine itself names it."""
+        return path if self.root == "/" else str(PurePosixPath(self.root) / path.lstrip("/"))
+
+    def run(
+        self,
+        command: Command | str,
+        *,
+        input: bytes = b"",
+        timeout: float = READ_SECONDS,
+        check: bool = True,
+    ) -> Result:
+        """Run a command (a plain string must hold no foreign value); wait for its end.
+
+        Raises CommandFailed unless the status is 0 or ``check`` is False, CommandTimeout past
+        ``timeout`` seconds, ConnectionLost when nobody can say whether it finished.
+        """
+        command = command if isinstance(command, Command) else Command(command)
+        text = command.text
+        if self.root != "/":
+            text = Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
+        if self.mark:
+            text = f"export XENLAB_STEP={Command.argv(self.mark).text}\n{text}"
+        if self.on_command is not None:
+            self.on_command(str(command))
+        streams = {name: MaskedStream(command.secrets) for name in ("stdout", "stderr")}
+        on_output = self.on_output
+
+        def show(stream: str, piece: bytes) -> None:
+            if on_output is not None:
+                on_output(stream, streams[stream].feed(piece))
+
+        start = time.monotonic()
+        try:
+            status, out, err = self.transport.execute(
+                text, input=input, timeout=timeout, on_output=show, stop=self.stop
+            )
+        except TimeoutError:
+            self._end_own()
+            elapsed = time.monotonic() - start
+            raise CommandTimeout(
+                Result(self.name, str(command), -1, b"", b"", elapsed), timeout
+            ) from None
+        except KeyboardInterrupt:
+            self._end_own()
+            raise
+        finally:
+            for stream, masked in streams.items():
+                rest = masked.flush()
+                if rest and on_output is not None:
+                    on_output(stream, rest)
+        out, err = (mask_bytes(data, command.secrets) for data in (out, err))
+        result = Result(self.name, str(command), status, out, err, time.monotonic() - start)
+        if self.on_result is not None:
+            self.on_result(result)
+        if check and not result.ok:
+            raise CommandFailed(result)
+        return result
+
+    def test(self, command: Command | str, *, timeout: float = READ_SECONDS) -> bool:
+        """Whether a command ends with status 0."""
+        return self.run(command, timeout=timeout, check=False).ok
+
+    def read(self, path: str) -> str | None:
+        """A file's text, None where there is no such file."""
+        command = Command.script('if [ -e "$1" ]; then cat -- "$1"; else exit 44; fi', path)
+        result = self.run(command, check=False)
+        if result.status == 44 or (self.root != "/" and result.status in (125, 126, 127)):
+            return None
+        if not result.ok:
+            raise CommandFailed(result)
+        return result.stdout
+
+    def write(self, path: str, text: str, *, mode: int = 0o644, owner: str = "root:root") -> None:
+        """Write a file whole or not at all; missing folders above it are made."""
+        command = Command.script(
+            """
+            mkdir -p -- "${1%/*}/"
+            temporary=$(mktemp -- "$1.xenlab-XXXXXX")
+            trap 'rm -f -- "$temporary"' EXIT
+            cat > "$temporary"
+            chmod -- "$2" "$temporary"
+            chown -- "$3" "$temporary"
+            mv -f -- "$temporary" "$1"
+            """,
+            path,
+            f"{mode:o}",
+            owner,
+        )
+        self.run(command, input=text.encode())
+
+    def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
+        """Copy a local file to a path inside the root."""
+        self.transport.upload(local, self.path(remote), progress)
+
+    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
+        """Copy a file inside the root to this machine."""
+        self.transport.download(self.path(remote), local, progress)
+
+    def boot_id(self) -> str:
+        """The kernel's boot id, another one after each boot (random(4))."""
+        return self.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
+
+    def wait_for_reboot(self, old_boot_id: str, *, timeout: float) -> str:
+        """Wait until the machine answers with another boot id than the old one; return it.
+
+        Raises ConnectionRefused past ``timeout`` seconds; an unknown host key is raised at once.
+        """
+        deadline = time.monotonic() + timeout
+        reason = "it still has its old boot id"
+        while time.monotonic() < deadline:
+            try:
+                self.transport.close()
+                new = self.boot_id()
+            except (ConnectionRefused, ConnectionLost, CommandTimeout) as error:
+                if type(error).__name__ == "HostKeyRefused":
+                    raise
+                reason = str(error)
+            else:
+                if new != old_boot_id:
+                    return new
+            time.sleep(1)
+        raise ConnectionRefused(
+            f"no new boot within {timeout:.0f} s: {reason}",
+            where=self.name,
+            hint="look at the machine's console",
+        )
+
+    def end_marked(self, mark: str) -> int:
+        """End every process that carries a mark, and all it started; return how many there were."""
+        script = """
+            count=0
+            for signal in TERM KILL; do
+                found=
+                for process in /proc/[0-9]*; do
+                    id=${process#/proc/}
+                    [ "$id" = $$ ] && continue
+                    if tr '\\0' '\\n' 2>/dev/null < "$process/environ" \\
+                        | grep -qxF -- "XENLAB_STEP=$1" 2>/dev/null; then
+                        kill -"$signal" "$id" 2>/dev/null && found="$found $id" || :
+                    fi
+                done
+                [ -n "$found" ] || break
+                [ "$signal" = KILL ] || { for id in $found; do count=$((count + 1)); done; sleep 1; }
+            done
+            echo "$count"
+        """
+        unmarked = replace(self.watched(), mark="", root="/")
+        return int(unmarked.run(Command.script(script, mark), timeout=120).stdout)
+
+    def has_marked(self, mark: str) -> bool:
+        """Whether a process that carries a mark still runs."""
+        script = """
+            for process in /proc/[0-9]*; do
+                tr '\\0' '\\n' 2>/dev/null < "$process/environ" \\
+                    | grep -qxF -- "XENLAB_STEP=$1" && exit 0
+            done
+            exit 1
+        """
+        return replace(self.watched(), mark="", root="/").test(Command.script(script, mark))
+
+    def _end_own(self) -> None:
+        if self.mark:
+            self.end_marked(self.mark)

@@ -1,0 +1,157 @@
+"""The journal of a run: append-only, fsynced, hash-chained JSON lines; the truth of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from xenlab.errors import JournalDamaged
+
+FIRST = "0" * 64
+"""What the first record names as the hash of the line before it."""
+
+COLUMNS = [
+    "seq", "time", "chapter", "step", "title", "phase", "status", "host", "boot_id", "operator",
+    "commands", "exit_status", "seconds", "output", "output_sha256", "difference", "message",
+    "mark", "run", "prev",
+]  # fmt: skip
+
+
+class Journal:
+    """A run's folder and its ``journal.jsonl``; several threads and processes may append.
+
+    One record a line: `COLUMNS` says which keys there are; ``prev`` is the SHA-256 of the line
+    before. A line that a crash cut off is moved to ``journal.torn`` before the next is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "journal.jsonl"
+        self.run = folder.name
+        self.operator = f"{getpass.getuser()}@{socket.gethostname()}"
+        self._lock = threading.Lock()
+        self._size = -1
+        self._seq = 0
+        self._head = FIRST
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "output").mkdir(mode=0o700, exist_ok=True)
+
+    def append(self, **fields: Any) -> dict[str, Any]:
+        """Write a record and fsync it before returning; returns the whole record."""
+        with self._lock, self._open() as file:
+            self._catch_up(file)
+            record = {
+                "run": self.run,
+                "seq": self._seq + 1,
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "operator": self.operator,
+                **fields,
+                "prev": self._head,
+            }
+            line = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
+            os.write(file, line + b"\n")
+            os.fsync(file)
+            self._seq += 1
+            self._head = hashlib.sha256(line).hexdigest()
+            self._size += len(line) + 1
+        return record
+
+    def save_output(self, name: str, data: bytes, suffix: str = ".txt") -> tuple[str, str]:
+        """Keep a step's full output; return its path in the run folder and its SHA-256."""
+        digest = hashlib.sha256(data).hexdigest()
+        number = 1
+        while True:
+            place = self.folder / "output" / f"{name}{'' if number == 1 else f'.{number}'}{suffix}"
+            try:
+                handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                number += 1
+                continue
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            return str(place.relative_to(self.folder)), digest
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records, oldest first."""
+        return [record for _, record in _records(self.path)] if self.path.exists() else []
+
+    def frame(self) -> pd.DataFrame:
+        """All records as a DataFrame with the columns of `COLUMNS`."""
+        return pd.DataFrame(self.records()).reindex(columns=COLUMNS)
+
+    def head(self) -> str:
+        """The SHA-256 of the last line, which stands for the whole journal."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        return hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
+
+    def unfinished(self, chapter: str, step: str) -> dict[str, Any] | None:
+        """The last record of a step if it says that the step was running, else None."""
+        own = [r for r in self.records() if r.get("chapter") == chapter and r.get("step") == step]
+        return own[-1] if own and own[-1].get("phase") == "running" else None
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            os.close(file)
+
+    def _catch_up(self, file: int) -> None:
+        size = os.fstat(file).st_size
+        if size == self._size:
+            return
+        data = self.path.read_bytes()
+        whole, newline, torn = data.rpartition(b"\n")
+        if torn:
+            with (self.folder / "journal.torn").open("ab") as keep:
+                keep.write(torn + b"\n")
+                keep.flush()
+                os.fsync(keep.fileno())
+            os.ftruncate(file, len(whole) + len(newline))
+        lines = whole.split(b"\n") if whole else []
+        self._seq = len(lines)
+        self._head = hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
+        self._size = len(whole) + len(newline)
+
+
+def verify(path: Path) -> int:
+    """Check every link of a journal's chain; return the number of records.
+
+    Raises JournalDamaged naming the first line that does not hold.
+    """
+    head = FIRST
+    number = 0
+    for number, (line, record) in enumerate(_records(path), start=1):
+        if record.get("prev") != head or record.get("seq") != number:
+            raise JournalDamaged(
+                f"the journal's chain breaks at line {number} (step {record.get('step', '?')}): "
+                "a record was changed, removed or moved",
+                where=str(path),
+                hint="compare with a copy of the run folder",
+            )
+        head = hashlib.sha256(line).hexdigest()
+    return number
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    data = path.read_bytes()
+    lines = data.split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line, json.loads(line)
+        except ValueError as error:
+            raise JournalDamaged(f"line {number} is no JSON: {error}", where=str(path)) from error

@@ -1,0 +1,111 @@
+"""This machine as a transport: what the controller itself builds runs through the same Host."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Local:
+    """Runs shell text on the controller; the same contract as `xenlab.ssh.SSH`."""
+
+    def __init__(self, name: str = "controller") -> None:
+        self.name = name
+
+    def connect(self) -> None:
+        """Nothing to do: the controller is always there."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def execute(
+        self,
+        text: str,
+        *,
+        input: bytes = b"",
+        timeout: float,
+        on_output: Callable[[str, bytes], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> tuple[int, bytes, bytes]:
+        """Run POSIX shell text; return exit status, stdout, stderr.
+
+        Raises TimeoutError past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set;
+        in both cases the whole process group is ended first.
+        """
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdin and process.stdout and process.stderr
+        writer = threading.Thread(target=_feed, args=(process.stdin, input), daemon=True)
+        writer.start()
+        collected: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        deadline = time.monotonic() + timeout
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ, "stdout")
+                selector.register(process.stderr, selectors.EVENT_READ, "stderr")
+                while selector.get_map():
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(timeout)
+                    if stop is not None and stop.is_set():
+                        raise KeyboardInterrupt
+                    for key, _ in selector.select(0.2):
+                        piece = os.read(key.fd, 65536)
+                        if not piece:
+                            selector.unregister(key.fileobj)
+                            continue
+                        collected[key.data].append(piece)
+                        if on_output is not None:
+                            on_output(key.data, piece)
+            status = process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired as error:
+            _end_group(process)
+            raise TimeoutError(timeout) from error
+        except BaseException:
+            _end_group(process)
+            raise
+        return status, b"".join(collected["stdout"]), b"".join(collected["stderr"])
+
+    def upload(
+        self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Copy a file on this machine."""
+        shutil.copyfile(local, remote)
+        if progress is not None:
+            size = local.stat().st_size
+            progress(size, size)
+
+    def download(
+        self, remote: str, local: Path, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Copy a file on this machine."""
+        self.upload(Path(remote), str(local), progress)
+
+
+def _feed(stdin: object, data: bytes) -> None:
+    try:
+        stdin.write(data)  # type: ignore[attr-defined]
+        stdin.close()  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        return
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(2)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+        return

@@ -1,0 +1,1 @@
+"""Resources: desired states of a machine. See `xenlab.resources.base`."""

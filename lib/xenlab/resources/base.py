@@ -1,0 +1,72 @@
+"""What a resource is: a desired state that can be probed, applied and verified."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from xenlab.errors import StepFailed
+from xenlab.host import Host
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the machine differs from a desired state.
+
+    ``summary`` is one line in the imperative ("write /etc/hostname"); ``diff`` a unified diff where
+    the state is text; ``rows`` a table where it is not, one dict a row.
+    """
+
+    summary: str
+    diff: str = ""
+    rows: tuple[dict[str, str], ...] = ()
+
+
+class Report(Protocol):
+    """Where a resource tells how far it is."""
+
+    def __call__(self, what: str, done: float | None = None) -> None:
+        """Say what is being done and, where it can be counted, the fraction (0 to 1) done."""
+
+
+class Resource(ABC):
+    """A desired state of a machine.
+
+    ``probe`` only looks, with as few commands as it can (one, where possible). ``apply`` changes;
+    it may assume that ``probe`` has just found a difference. ``verify`` raises StepFailed unless
+    the state now holds.
+    """
+
+    @abstractmethod
+    def probe(self, host: Host) -> Difference | None:
+        """The difference between machine and desired state, None where there is none."""
+
+    @abstractmethod
+    def apply(self, host: Host, report: Report) -> None:
+        """Bring the machine into the desired state."""
+
+    def verify(self, host: Host) -> None:
+        """Raise StepFailed unless the state holds; by default, unless a probe finds nothing."""
+        difference = self.probe(host)
+        if difference is not None:
+            detail = f"\n{difference.diff}" if difference.diff else ""
+            raise StepFailed(f"applied, and yet still to do: {difference.summary}{detail}")
+
+    def wipes(self) -> str:
+        """The device whose content ``apply`` destroys (a path), "" where it destroys nothing."""
+        return ""
+
+
+def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Difference | None:
+    """A unified diff between a file's text (None: no such file) and the wanted text."""
+    if now == wanted:
+        return None
+    lines = difflib.unified_diff(
+        (now or "").splitlines(keepends=True),
+        wanted.splitlines(keepends=True),
+        path if now is not None else "/dev/null",
+        path,
+    )
+    return Difference(summary, "".join(line if line.endswith("\n") else line + "\n" for line in lines))

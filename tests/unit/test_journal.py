@@ -1,0 +1,133 @@
+"""The journal: nothing recorded is lost, nothing can be changed unseen."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xenlab.errors import JournalDamaged
+from xenlab.journal import COLUMNS, FIRST, Journal, verify
+
+
+def fill(folder: Path, count: int = 5) -> Journal:
+    journal = Journal(folder)
+    for number in range(count):
+        journal.append(chapter="04_grub", step=f"04.{number}", phase="final", status="ok")
+    return journal
+
+
+def test_records_are_chained_and_numbered(tmp_path: Path) -> None:
+    journal = fill(tmp_path / "run")
+    assert verify(journal.path) == 5
+    records = journal.records()
+    assert [r["seq"] for r in records] == [1, 2, 3, 4, 5]
+    assert records[0]["prev"] == FIRST
+    assert all(r["run"] == "run" for r in records)
+
+
+def test_a_second_journal_on_the_same_folder_goes_on_with_the_chain(tmp_path: Path) -> None:
+    first = fill(tmp_path)
+    second = Journal(tmp_path)
+    second.append(step="a")
+    first.append(step="b")
+    second.append(step="c")
+    assert verify(first.path) == 8
+
+
+def append_many(folder: str) -> None:
+    journal = Journal(Path(folder))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: journal.append(step=str(n)), range(25)))
+
+
+def test_threads_and_processes_append_side_by_side(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=append_many, args=(str(tmp_path),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert verify(tmp_path / "journal.jsonl") == 75
+
+
+def test_a_line_cut_off_by_a_crash_is_kept_aside_and_the_chain_goes_on(tmp_path: Path) -> None:
+    journal = fill(tmp_path)
+    with journal.path.open("ab") as file:
+        file.write(b'{"chapter": "04_grub", "st')
+    Journal(tmp_path).append(step="after")
+    assert verify(journal.path) == 6
+    assert (tmp_path / "journal.torn").read_bytes() == b'{"chapter": "04_grub", "st\n'
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_flipped_byte_is_found(tmp_path: Path, data: st.DataObject) -> None:
+    folder = tmp_path / "flipped"
+    path = folder / "journal.jsonl"
+    if path.exists():
+        path.unlink()
+    fill(folder)
+    raw = bytearray(path.read_bytes())
+    last_line = raw.rindex(b"\n", 0, len(raw) - 1)
+    place = data.draw(st.integers(0, last_line - 1))
+    raw[place] ^= data.draw(st.integers(1, 127))
+    path.write_bytes(raw)
+    with pytest.raises(JournalDamaged, match="line [1-5]"):
+        verify(path)
+
+
+@pytest.mark.parametrize("change", ["delete", "swap", "repeat"])
+def test_a_missing_or_moved_line_is_found(tmp_path: Path, change: str) -> None:
+    path = fill(tmp_path).path
+    lines = path.read_text().splitlines(keepends=True)
+    if change == "delete":
+        del lines[2]
+    elif change == "swap":
+        lines[1], lines[3] = lines[3], lines[1]
+    else:
+        lines.insert(2, lines[2])
+    path.write_text("".join(lines))
+    with pytest.raises(JournalDamaged, match=r"breaks at line [234]"):
+        verify(path)
+
+
+def test_the_frame_has_the_promised_columns(tmp_path: Path) -> None:
+    frame = fill(tmp_path).frame()
+    assert list(frame.columns) == COLUMNS
+    assert list(frame["status"]) == ["ok"] * 5
+
+
+def test_a_running_step_without_final_record_is_unfinished(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(chapter="09", step="09.1", phase="running", mark="m1")
+    found = journal.unfinished("09", "09.1")
+    assert found is not None and found["mark"] == "m1"
+    journal.append(chapter="09", step="09.1", phase="final", status="changed")
+    assert journal.unfinished("09", "09.1") is None
+
+
+def test_output_is_never_written_over(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    first, _ = journal.save_output("04.1", b"one")
+    second, digest = journal.save_output("04.1", b"two")
+    assert first != second
+    assert (tmp_path / first).read_bytes() == b"one"
+    assert len(digest) == 64
+
+
+def test_the_run_folder_is_for_its_owner_only(tmp_path: Path) -> None:
+    journal = fill(tmp_path / "run")
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_lines_are_json_with_sorted_keys(tmp_path: Path) -> None:
+    line = fill(tmp_path).path.read_text().splitlines()[0]
+    assert line == json.dumps(json.loads(line), sort_keys=True, ensure_ascii=False)
