@@ -84,12 +84,12 @@ class Command:
 
     @classmethod
     def form(cls, template: str, *values: str | Path | int | Secret) -> Command:
-        """A shell line with ``%s`` for each value: ``Command.form("ls -l -- %s | wc -l", path)``."""
+        """A shell line with ``%s`` for each value: ``Command.form("ls -- %s | wc -l", path)``."""
         return cls(template % tuple(_quote(v) for v in values), _secrets(values))
 
     @classmethod
     def script(cls, text: str, *values: str | Path | int | Secret) -> Command:
-        """A shell script under ``set -eu`` that finds its values in ``"$1"``, ``"$2"``…"""
+        """A shell script under ``set -eu`` that finds its values in ``"$1"`` and so on."""
         words = " ".join(_quote(v) for v in values)
         return cls(f"set -eu\nset -- {words}\n{text.strip()}\n", _secrets(values))
 

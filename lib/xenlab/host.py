@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from xenlab.command import Command, MaskedStream, Result, mask_bytes
-from xenlab.errors import CommandFailed, CommandTimeout, ConnectionLost, ConnectionRefused
+from xenlab.errors import (
+    CommandFailed,
+    CommandTimeout,
+    ConnectionLost,
+    ConnectionRefused,
+    XenlabError,
+)
 
 Output = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr" and each piece of output as it arrives."""
@@ -20,6 +28,28 @@ Progress = Callable[[int, int], None]
 
 READ_SECONDS = 60.0
 """Deadline of a command that only looks; what changes something names its own."""
+
+FIND_MARKED = """
+marked() {
+    seeds=$(grep -lzxF -e "XENLAB_STEP=$mark" /proc/[0-9]*/environ 2>/dev/null \\
+        | tr -dc '0-9\\n' | tr '\\n' ' ') || :
+    [ -n "$seeds" ] || return 0
+    cat /proc/[0-9]*/stat 2>/dev/null | awk -v seeds="$seeds" '
+        { id = $1; sub(/.*\\) /, ""); if ($1 != "Z") parent[id] = $2 }
+        END {
+            n = split(seeds, seed, " ")
+            for (; n; n--) if (seed[n] in parent) doomed[seed[n]]
+            do {
+                more = 0
+                for (id in parent)
+                    if ((parent[id] in doomed) && !(id in doomed)) { doomed[id]; more = 1 }
+            } while (more)
+            for (id in doomed) printf "%s ", id
+        }'
+}
+mark=$1
+"""
+"""Shell function that prints every process with the mark "$1", and all that they started."""
 
 
 class Transport(Protocol):
@@ -113,11 +143,11 @@ class Host:
         ``timeout`` seconds, ConnectionLost when nobody can say whether it finished.
         """
         command = command if isinstance(command, Command) else Command(command)
-        text = command.text
-        if self.root != "/":
-            text = Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
-        if self.mark:
-            text = f"export XENLAB_STEP={Command.argv(self.mark).text}\n{text}"
+        mark = self.mark or f"run-{uuid.uuid4().hex}"
+        inside = () if self.root == "/" else ("chroot", self.root)
+        # exec: a shell that only exports the mark does not carry it in its own environment.
+        shell = Command.argv(*inside, "/bin/sh", "-c", command.text).text
+        text = f"XENLAB_STEP={Command.argv(mark).text} exec {shell}"
         if self.on_command is not None:
             self.on_command(str(command))
         streams = {name: MaskedStream(command.secrets) for name in ("stdout", "stderr")}
@@ -133,13 +163,15 @@ class Host:
                 text, input=input, timeout=timeout, on_output=show, stop=self.stop
             )
         except TimeoutError:
-            self._end_own()
+            self._end_own(mark, timeout)
             elapsed = time.monotonic() - start
             raise CommandTimeout(
                 Result(self.name, str(command), -1, b"", b"", elapsed), timeout
             ) from None
         except KeyboardInterrupt:
-            self._end_own()
+            # An unreachable machine must not hide that a person stopped the step.
+            with contextlib.suppress(XenlabError):
+                self.end_marked(mark)
             raise
         finally:
             for stream, masked in streams.items():
@@ -225,37 +257,41 @@ class Host:
 
     def end_marked(self, mark: str) -> int:
         """End every process that carries a mark, and all it started; return how many there were."""
-        script = """
+        script = (
+            FIND_MARKED
+            + """
+            doomed=$(marked)
             count=0
-            for signal in TERM KILL; do
-                found=
-                for process in /proc/[0-9]*; do
-                    id=${process#/proc/}
-                    [ "$id" = $$ ] && continue
-                    if tr '\\0' '\\n' 2>/dev/null < "$process/environ" \\
-                        | grep -qxF -- "XENLAB_STEP=$1" 2>/dev/null; then
-                        kill -"$signal" "$id" 2>/dev/null && found="$found $id" || :
-                    fi
-                done
-                [ -n "$found" ] || break
-                [ "$signal" = KILL ] || { for id in $found; do count=$((count + 1)); done; sleep 1; }
+            for id in $doomed; do count=$((count + 1)); done
+            [ -z "$doomed" ] || kill -TERM $doomed 2>/dev/null || :
+            for round in 1 2 3 4 5 6 7 8 9 10; do
+                [ -n "$(marked)" ] || break
+                sleep 0.2
+            done
+            for round in 1 2 3 4 5; do
+                left=$(marked)
+                [ -n "$left" ] || break
+                kill -KILL $left 2>/dev/null || :
+                sleep 0.1
             done
             echo "$count"
         """
+        )
         unmarked = replace(self.watched(), mark="", root="/")
         return int(unmarked.run(Command.script(script, mark), timeout=120).stdout)
 
     def has_marked(self, mark: str) -> bool:
         """Whether a process that carries a mark still runs."""
-        script = """
-            for process in /proc/[0-9]*; do
-                tr '\\0' '\\n' 2>/dev/null < "$process/environ" \\
-                    | grep -qxF -- "XENLAB_STEP=$1" && exit 0
-            done
-            exit 1
-        """
+        script = FIND_MARKED + '[ -n "$(marked)" ]'
         return replace(self.watched(), mark="", root="/").test(Command.script(script, mark))
 
-    def _end_own(self) -> None:
-        if self.mark:
-            self.end_marked(self.mark)
+    def _end_own(self, mark: str, timeout: float) -> None:
+        try:
+            self.end_marked(mark)
+        except XenlabError as error:
+            raise ConnectionLost(
+                f"no end within {timeout:.0f} s, and ending the command failed: whether it still "
+                f"runs is unknown ({error.message})",
+                where=self.name,
+                hint="look at the machine's console",
+            ) from error

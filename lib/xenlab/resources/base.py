@@ -69,4 +69,6 @@ def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Di
         path if now is not None else "/dev/null",
         path,
     )
-    return Difference(summary, "".join(line if line.endswith("\n") else line + "\n" for line in lines))
+    return Difference(
+        summary, "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+    )

@@ -17,7 +17,9 @@ from xenlab.resources.base import Difference, Report, Resource, text_difference
 def render(template: str, **values: Any) -> str:
     """The text of a template in ``xenlab/templates`` (Jinja2); an unknown name is an error."""
     text = package_files("xenlab").joinpath("templates", template).read_text()
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
     return environment.from_string(text).render(**values)
 
 
@@ -101,7 +103,9 @@ class Symlink(Resource):
         """
         result = host.run(Command.script(script, self.path, self.target), check=False)
         if result.status == 45:
-            raise StepFailed(f"{self.path} is a directory with content; it is not replaced by a link")
+            raise StepFailed(
+                f"{self.path} is a directory with content; it is not replaced by a link"
+            )
         if not result.ok:
             raise CommandFailed(result)
 
@@ -117,7 +121,9 @@ class Line(Resource):
     def probe(self, host: Host) -> Difference | None:
         """The diff that setting the line makes."""
         now = host.read(self.path)
-        return text_difference(f"set “{self.line}” in {self.path}", self.path, now, self._wanted(now))
+        return text_difference(
+            f"set “{self.line}” in {self.path}", self.path, now, self._wanted(now)
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Write the file with the line; other lines stay as they are."""

@@ -1,0 +1,289 @@
+"""A chapter of the howto: its steps are looked at, planned, consented to, applied, verified."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from xenlab.consent import require_consent
+from xenlab.errors import ChapterOrder, ConnectionLost, StepFailed, XenlabError
+from xenlab.host import Host
+from xenlab.journal import Journal
+from xenlab.local import Local
+from xenlab.parameters import Parameters
+from xenlab.resources.base import Difference, Resource
+from xenlab.resources.disk import installed_root
+from xenlab.seams import Seams
+from xenlab.ssh import SSH, Target
+from xenlab.step import CHANGED, OK, WOULD_CHANGE, Step
+from xenlab.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECONNECT_SECONDS = 600.0
+"""How long a lost host may take to answer again, and a lost command to end, before we give up."""
+
+
+class Chapter(Seams):
+    """One opened chapter: the site, the machines, and the verbs that its cells use.
+
+    ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
+    from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan".
+    """
+
+    def __init__(
+        self, name: str, site: Parameters, journal: Journal, view: View, *, mode: str = "apply"
+    ) -> None:
+        super().__init__(site)
+        self.name = name
+        self.journal = journal
+        self.mode = mode
+        self.stop = threading.Event()
+        self.controller = Host(Local())
+        self.host = Host(SSH(_target(site)))
+        self._view = view
+        self._boot_id = self.host.boot_id()
+        self._root: str | None = None
+        journal.append(
+            chapter=name, phase="open", status=mode, host=self.host.name, boot_id=self._boot_id
+        )
+        view.chapter(name, site.site, self.host.name, mode, journal.folder)
+
+    @property
+    def root(self) -> str:
+        """Where the installed system's root is: ``/``, or ``/mnt/dom0`` in the rescue system."""
+        if self._root is None:
+            self._root = installed_root(self.host)
+        return self._root
+
+    @property
+    def on_rescue(self) -> bool:
+        """Whether the machine runs a rescue system and not what is being installed."""
+        return self.root != "/"
+
+    @property
+    def target(self) -> Host:
+        """The machine seen from inside the installed root."""
+        return self.host.inside(self.root)
+
+    def guest(self, name: str) -> Host:
+        """A guest, by its alias in the site's ssh_config."""
+        return Host(SSH(_target(self.site, name)))
+
+    def needs(self, chapter: str, resource: Resource) -> None:
+        """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
+
+        Raises ChapterOrder, which names that chapter.
+        """
+        difference = resource.probe(self.target)
+        if difference is None:
+            return
+        message = f"chapter {self.name} needs chapter {chapter} first: {difference.summary}"
+        if self.mode == "plan":
+            self.journal.append(chapter=self.name, phase="needs", status="noted", message=message)
+            return
+        self.journal.append(chapter=self.name, phase="needs", status="failed", message=message)
+        raise ChapterOrder(message, where=self.host.name, hint=f"run chapter {chapter}")
+
+    def ensure(self, title: str, *resources: Resource, on: Host | None = None) -> None:
+        """See to it that states hold: probe, show, ask, apply, verify, record."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            self._settle(step, host, resources)
+
+    def run(self, title: str, *resources: Resource, on: Host | None = None) -> None:
+        """Carry out actions: applied each time, whatever the machine's state is."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            for resource in resources:
+                difference = resource.probe(host)
+                if difference is not None:
+                    step.differs("", difference)
+            if self.mode == "plan":
+                step.status = WOULD_CHANGE
+                return
+            step.running()
+            self._apply(step, host, resources, "")
+            step.status = CHANGED
+
+    def each(self, title: str, resources: Mapping[str, Resource], on: Host | None = None) -> None:
+        """Like `ensure`, for several labelled states side by side; all are tried, then judged."""
+        host = on or self.target
+        with self._step(title, host) as step, ThreadPoolExecutor(len(resources) or 1) as pool:
+            found = dict(
+                zip(resources, pool.map(lambda r: r.probe(host), resources.values()), strict=True)
+            )
+            todo = {label: resources[label] for label, d in found.items() if d is not None}
+            for label, difference in found.items():
+                if difference is not None:
+                    step.differs(label, difference)
+            if not self._may_go_on(step, host, list(todo.values())):
+                return
+            futures = {
+                label: pool.submit(self._apply, step, host, (resource,), label)
+                for label, resource in todo.items()
+            }
+            try:
+                errors = {label: future.exception() for label, future in futures.items()}
+            except KeyboardInterrupt:
+                self.stop.set()
+                raise
+            failed = {label: error for label, error in errors.items() if error is not None}
+            if failed:
+                text = "\n".join(f"{label}: {error}" for label, error in failed.items())
+                raise StepFailed(text) from next(iter(failed.values()))
+            step.status = CHANGED
+
+    def facts(
+        self, title: str, frame: pd.DataFrame | Callable[[], pd.DataFrame], note: str = ""
+    ) -> None:
+        """Show and record a table; nothing is changed."""
+        with self._step(title, self.host) as step:
+            table = frame() if callable(frame) else frame
+            step.message = note
+            step.attach("table", table.to_csv(index=False).encode(), ".csv")
+            step.view.table(table)
+
+    def picture(self, title: str, figure: Figure) -> None:
+        """Show and record a picture; nothing is changed."""
+        with self._step(title, self.host) as step:
+            data = io.BytesIO()
+            figure.savefig(data, format="png", dpi=130, bbox_inches="tight")
+            step.attach("picture", data.getvalue(), ".png")
+            step.view.picture(data.getvalue())
+
+    def check(self, title: str, *resources: Resource, on: Host | None = None) -> None:
+        """What must hold, or the chapter ends here; nothing is changed."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            for resource in resources:
+                difference = resource.probe(step.watch(host))
+                if difference is None:
+                    continue
+                step.differs("", difference)
+                if self.mode == "plan":
+                    step.status = WOULD_CHANGE
+                else:
+                    raise StepFailed(difference.summary)
+
+    def close(self) -> None:
+        """The end of the chapter: without this record it counts as unfinished."""
+        self.journal.append(
+            chapter=self.name, phase="close", status=OK, host=self.host.name, boot_id=self._boot_id
+        )
+        self.host.transport.close()
+
+    def _step(self, title: str, host: Host) -> Step:
+        self.stop.clear()
+        step = Step(
+            journal=self.journal,
+            view=self._view.step_started(title),
+            chapter=self.name,
+            title=title,
+            host=host.name,
+            boot_id=lambda: self._boot_id,
+            stop=self.stop,
+        )
+        left = self.journal.unfinished(self.name, step.number)
+        if left is not None:
+            self._end_abandoned(left)
+        return step
+
+    def _end_abandoned(self, record: dict[str, Any]) -> None:
+        """End what an earlier, killed run of a step left running, and say so in the journal."""
+        ended = self.host.end_marked(record["mark"]) + self.controller.end_marked(record["mark"])
+        self.journal.append(
+            chapter=self.name,
+            step=record["step"],
+            title=record["title"],
+            phase="final",
+            status="aborted",
+            host=record["host"],
+            boot_id=self._boot_id,
+            mark=record["mark"],
+            message=f"found unfinished when the run was taken up again; {ended} processes ended",
+        )
+
+    def _settle(self, step: Step, host: Host, resources: tuple[Resource, ...]) -> None:
+        todo: list[Resource] = []
+        for resource in resources:
+            difference = self._probe(resource, host)
+            if difference is not None:
+                label = f"{len(todo) + 1}" if len(resources) > 1 else ""
+                step.differs(label, difference)
+                todo.append(resource)
+        if self._may_go_on(step, host, todo):
+            self._apply(step, host, tuple(todo), "")
+            step.status = CHANGED
+
+    def _probe(self, resource: Resource, host: Host) -> Difference | None:
+        try:
+            return resource.probe(host)
+        except ConnectionLost:
+            host.transport.connect()
+            return resource.probe(host)
+
+    def _may_go_on(self, step: Step, host: Host, todo: list[Resource]) -> bool:
+        """Whether there is something to do, in this mode, with consent; a RUNNING record then."""
+        if not todo:
+            return False
+        if self.mode == "plan":
+            step.status = WOULD_CHANGE
+            return False
+        for device in sorted({r.wipes() for r in todo} - {""}):
+            require_consent(host, device, tuple(self.site.may_wipe))
+        step.running()
+        return True
+
+    def _apply(self, step: Step, host: Host, resources: tuple[Resource, ...], label: str) -> None:
+        watched = step.watch(host, label)
+
+        def report(what: str, done: float | None = None) -> None:
+            step.view.progress(f"{label}: {what}" if label else what, done)
+
+        for resource in resources:
+            try:
+                resource.apply(watched, report)
+            except ConnectionLost as error:
+                self._after_loss(step, host)
+                try:
+                    resource.verify(watched)
+                except XenlabError as still:
+                    raise error from still
+                step.message = f"the connection was lost ({error.message}); the verification holds"
+            else:
+                resource.verify(watched)
+        self._boot_changed()
+
+    def _after_loss(self, step: Step, host: Host) -> None:
+        """Connect again and wait until what was running there has ended; nothing is run twice."""
+        deadline = time.monotonic() + RECONNECT_SECONDS
+        while True:
+            try:
+                host.transport.connect()
+                if not host.has_marked(step.mark):
+                    return
+            except XenlabError:
+                if time.monotonic() > deadline:
+                    raise
+            if time.monotonic() > deadline:
+                return
+            time.sleep(2)
+
+    def _boot_changed(self) -> None:
+        now = self.host.boot_id()
+        if now != self._boot_id:
+            self._boot_id = now
+            self._root = None
+
+
+def _target(site: Parameters, host: str = "") -> Target:
+    ssh = site.ssh
+    return Target(host or ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)

@@ -1,0 +1,73 @@
+"""What a chapter shows its work to: a notebook, a terminal, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from xenlab.resources.base import Difference
+
+
+class StepView(Protocol):
+    """Where one step appears."""
+
+    def difference(self, label: str, difference: Difference) -> None:
+        """What the step would change; ``label`` tells parts of one step apart."""
+
+    def progress(self, what: str, done: float | None) -> None:
+        """What is being done now and the fraction (0 to 1) done, None where it is not counted."""
+
+    def output(self, stream: str, text: str) -> None:
+        """Masked output of a command, as it arrives ("command", "stdout" or "stderr")."""
+
+    def table(self, frame: pd.DataFrame) -> None:
+        """A table of facts."""
+
+    def picture(self, png: bytes) -> None:
+        """A picture."""
+
+    def finished(self, status: str, seconds: float, message: str = "") -> None:
+        """The step's final status, its duration in seconds and what a person should know."""
+
+
+class View(Protocol):
+    """Where a chapter appears."""
+
+    def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
+        """The chapter that was opened, and where."""
+
+    def step_started(self, title: str) -> StepView:
+        """A step begins."""
+
+
+class Silent:
+    """A view that shows nothing, for scripts and tests."""
+
+    def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
+        """Nothing."""
+
+    def step_started(self, title: str) -> StepView:
+        """A step that shows nothing."""
+        return _SilentStep()
+
+
+class _SilentStep:
+    def difference(self, label: str, difference: Difference) -> None:
+        pass
+
+    def progress(self, what: str, done: float | None) -> None:
+        pass
+
+    def output(self, stream: str, text: str) -> None:
+        pass
+
+    def table(self, frame: pd.DataFrame) -> None:
+        pass
+
+    def picture(self, png: bytes) -> None:
+        pass
+
+    def finished(self, status: str, seconds: float, message: str = "") -> None:
+        pass
