@@ -29,6 +29,13 @@ class XenlabError(Exception):
         return f"{place}{self.message}{advice}"
 
 
+def _shortened(command: str) -> str:
+    """A long script's first lines; the step's output file holds all of it."""
+    lines = command.strip().splitlines()
+    rest = len(lines) - 6
+    return "\n".join(lines[:6]) + (f"\n… and {rest} lines more" if rest > 0 else "")
+
+
 def _rebuild(kind: type[XenlabError], args: tuple[Any, ...], state: dict[str, Any]) -> XenlabError:
     error = kind.__new__(kind)
     error.args = args
@@ -61,7 +68,7 @@ class CommandFailed(XenlabError):
 
     def __init__(self, result: Result, *, hint: str = "", where: str = "") -> None:
         self.result = result
-        message = f"command failed with exit status {result.status}: {result.command}"
+        message = f"command failed with exit status {result.status}: {_shortened(result.command)}"
         for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
             tail = text.rstrip().splitlines()[-10:]
             if tail:

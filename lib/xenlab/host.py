@@ -66,7 +66,7 @@ class Transport(Protocol):
         on_output: Output | None = None,
         stop: threading.Event | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Run POSIX shell text; return exit status, stdout, stderr.
+        """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
 
         Raises TimeoutError past ``timeout`` seconds, KeyboardInterrupt when ``stop`` is set,
         ConnectionLost when the connection broke.

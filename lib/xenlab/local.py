@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -11,6 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+QUIET_SECONDS = 1.0
+"""How long output may be silent after a command's end before it counts as complete."""
 
 
 class Local:
@@ -34,7 +38,7 @@ class Local:
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Run POSIX shell text; return exit status, stdout, stderr.
+        """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
 
         Raises TimeoutError past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set;
         in both cases the whole process group is ended first.
@@ -51,12 +55,19 @@ class Local:
         writer.start()
         collected: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         deadline = time.monotonic() + timeout
+        ended_at = moved_at = 0.0
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ, "stdout")
                 selector.register(process.stderr, selectors.EVENT_READ, "stderr")
                 while selector.get_map():
-                    if time.monotonic() > deadline:
+                    now = time.monotonic()
+                    if process.poll() is not None:
+                        ended_at = ended_at or now
+                        # What was left in the background may hold the streams open for ever.
+                        if now > max(ended_at, moved_at) + QUIET_SECONDS:
+                            break
+                    if now > deadline:
                         raise TimeoutError(timeout)
                     if stop is not None and stop.is_set():
                         raise KeyboardInterrupt
@@ -65,6 +76,7 @@ class Local:
                         if not piece:
                             selector.unregister(key.fileobj)
                             continue
+                        moved_at = now
                         collected[key.data].append(piece)
                         if on_output is not None:
                             on_output(key.data, piece)
@@ -75,13 +87,24 @@ class Local:
         except BaseException:
             _end_group(process)
             raise
+        finally:
+            process.stdout.close()
+            process.stderr.close()
+        # The number that a shell reports for a command ended by a signal.
+        status = status if status >= 0 else 128 - status
         return status, b"".join(collected["stdout"]), b"".join(collected["stderr"])
 
     def upload(
         self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Copy a file on this machine."""
-        shutil.copyfile(local, remote)
+        """Copy a file on this machine, whole or not at all."""
+        temporary = f"{remote}.xenlab-{secrets.token_hex(4)}"
+        try:
+            shutil.copyfile(local, temporary)
+            os.replace(temporary, remote)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
         if progress is not None:
             size = local.stat().st_size
             progress(size, size)

@@ -1,0 +1,46 @@
+# Every target installs what it needs itself; `make` alone says what there is.
+SHELL := /bin/bash
+bin := .venv/bin
+root := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help lab jupyter test test-fast lint check clean bootstrap bootstrap-test
+
+help:
+	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
+	@echo 'make jupyter    JupyterLab on the chapters, against the running lab'
+	@echo 'make test       everything, the real lab included'
+	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
+	@echo 'make lint       ruff mends what it can and says the rest'
+	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
+
+lab: bootstrap
+	@scripts/lab
+
+jupyter: bootstrap
+	@$(bin)/jupyter lab $(root) --ServerApp.root_dir=notebooks
+
+test: check
+	@$(bin)/pytest tests/unit tests/ssh tests/notebooks tests/lab
+
+test-fast: check
+	@$(bin)/pytest tests/unit tests/ssh tests/notebooks
+
+lint: bootstrap
+	@$(bin)/ruff format .
+	@$(bin)/ruff check --fix .
+
+check: bootstrap-test
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@$(bin)/mypy
+
+clean:
+	@if [ -x $(bin)/xenlab ]; then $(bin)/xenlab lab down; fi
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis lib/xenlab.egg-info
+	@find lib tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+bootstrap:
+	@scripts/bootstrap
+
+bootstrap-test:
+	@scripts/bootstrap test

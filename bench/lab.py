@@ -1,0 +1,203 @@
+"""What xenlab costs: chapters 00 to 11 on a fresh lab, beside the same commands as a plain script.
+
+    python bench/lab.py [--check] [--recording FOLDER]
+
+`xenlab run` takes a lab of its own from an empty disk to running guests, and what it sends to the
+machines is recorded. Then the lab gets an empty disk again, and the same commands run as one shell
+script over OpenSSH with ControlMaster. Kernels come from the cache both times. The promise that
+``--check`` holds xenlab to (exit status 1 otherwise): at most 1.15 times the script's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
+
+from bench import events, replay  # noqa: E402
+
+from xenlab import runs  # noqa: E402
+from xenlab.errors import XenlabError  # noqa: E402
+from xenlab.journal import Journal  # noqa: E402
+from xenlab.lab import Lab, media  # noqa: E402
+
+LIMIT = 1.15
+CHAPTERS = [f"{number:02}" for number in range(12)]
+HOURS = 3 * 3600.0
+
+
+class Stopped(Exception):
+    """The measurement cannot go on; says why."""
+
+
+@dataclass
+class Measured:
+    """Seconds of each chapter and in all; ``rest`` is what followed the last chapter's end."""
+
+    chapters: dict[str, float] = field(default_factory=dict)
+    rest: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The whole."""
+        return sum(self.chapters.values()) + self.rest
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One measurement: the lab's name, the parameters file, the folder of all that is kept."""
+
+    name: str
+    file: Path
+    folder: Path
+
+    @property
+    def trace(self) -> Path:
+        """What was recorded."""
+        return self.folder / "trace"
+
+    def fresh_lab(self) -> Path:
+        """A lab with an empty disk that runs its rescue system; returns its ssh_config."""
+        for words in (["reset"], ["up", "-f", str(self.file)]):
+            self._xenlab("lab", *words, "--name", self.name)
+        return Lab(self.name).status().ssh_config
+
+    def end_lab(self) -> None:
+        """Take the lab down; its files stay in the cache."""
+        self._xenlab("lab", "down", "--hard", "--name", self.name)
+
+    def xenlab_run(self) -> None:
+        """Let xenlab run the chapters, recorded; its times stay in the folder."""
+        start = time.time()
+        words = ["run", *CHAPTERS, "-f", str(self.file), "--lab", self.name]
+        traced = {
+            "XENLAB_TRACE": str(self.trace),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "bench/trace"), _python_path()]),
+        }
+        self._xenlab(*words, "--runs", str(self.folder / "runs"), environment=traced)
+        (self.folder / "span").write_text(f"{start} {time.time()}\n")
+
+    def ours(self) -> Measured:
+        """The times of xenlab's run; raises Stopped where it had to compile a kernel."""
+        folder = runs.find(self.folder / "runs", "last")
+        for state in runs.states(folder):
+            if any("Compile" in step.title and step.status == "changed" for step in state.steps):
+                raise Stopped(f"{state.name} compiled a kernel; the cache has it now: start again")
+        begin, end = (float(word) for word in (self.folder / "span").read_text().split())
+        found = Measured()
+        for name, closed in self.ends():
+            found.chapters[name] = closed - begin
+            begin = closed
+        found.rest = end - begin
+        return found
+
+    def ends(self) -> list[tuple[str, float]]:
+        """When each chapter of xenlab's run ended."""
+        records = Journal(runs.find(self.folder / "runs", "last")).records()
+        return [
+            (str(r["chapter"]), datetime.fromisoformat(str(r["time"])).timestamp())
+            for r in records
+            if r.get("phase") == "close"
+        ]
+
+    def plain_script(self) -> Path:
+        """Make the plain script of the recording."""
+        chapters = events.by_chapter(events.load(self.trace), self.ends())
+        return replay.write(chapters, self.trace, self.folder)
+
+    def plain_run(self, script: Path, ssh_config: Path) -> Measured:
+        """Run the plain script; raises Stopped where a command does not end as recorded."""
+        done = subprocess.run(
+            ["/bin/sh", str(script), str(ssh_config)],
+            cwd=ROOT / "notebooks",
+            env={**os.environ, "PYTHONPATH": _python_path()},
+            stdin=subprocess.DEVNULL,
+            timeout=HOURS,
+        )
+        if done.returncode:
+            raise Stopped(f"{script} stopped with exit status {done.returncode}")
+        lines = [line.split() for line in script.with_name("times").read_text().splitlines()]
+        found = Measured()
+        for (name, begin), (_, end) in pairwise(lines):
+            found.chapters[name] = float(end) - float(begin)
+        return found
+
+    def _xenlab(self, *words: str, environment: dict[str, str] | None = None) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "xenlab", *words],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            timeout=HOURS,
+        )
+        if done.returncode:
+            raise Stopped(f"xenlab {' '.join(words)} ended with exit status {done.returncode}")
+
+
+def _python_path() -> str:
+    return os.pathsep.join([str(ROOT / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def show(ours: Measured, plain: Measured) -> bool:
+    """Print the table; whether the promise is kept."""
+    table = Table(title="from an empty disk to running guests, seconds")
+    table.add_column("chapter")
+    for name in ("xenlab", "plain script", "ratio"):
+        table.add_column(name, justify="right")
+    for name, seconds in ours.chapters.items():
+        other = plain.chapters[name]
+        table.add_row(name, f"{seconds:.1f}", f"{other:.1f}", f"{seconds / other:.2f} x")
+    table.add_row("report", f"{ours.rest:.1f}", "-", "", end_section=True)
+    ratio = ours.seconds / plain.seconds
+    cells = ("in all", f"{ours.seconds:.1f}", f"{plain.seconds:.1f}", f"{ratio:.2f} x")
+    table.add_row(*cells, style="bold")
+    console = Console()
+    console.print(table)
+    verdict = "kept" if ratio <= LIMIT else "BROKEN"
+    console.print(f"promise {verdict}: {ratio:.2f} x, at most {LIMIT} x")
+    return ratio <= LIMIT
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="exit 1 if the promise is broken")
+    parser.add_argument("--name", default="bench", help="the lab's name (default: bench)")
+    parser.add_argument("-f", "--file", type=Path, default=ROOT / "parameters/lab.yaml")
+    parser.add_argument("--recording", type=Path, help="only replay what lies in this folder")
+    options = parser.parse_args()
+    folder = options.recording or Path(tempfile.mkdtemp(prefix="xenlab-bench-"))
+    bench = Bench(options.name, options.file.absolute(), folder.absolute())
+    print(f"recording, script and times: {bench.folder}", file=sys.stderr)
+    try:
+        # the stage is warm in both, as the kernels are
+        media.stage()
+        try:
+            if options.recording is None:
+                bench.fresh_lab()
+                bench.xenlab_run()
+            ours = bench.ours()
+            script = bench.plain_script()
+            plain = bench.plain_run(script, bench.fresh_lab())
+        finally:
+            bench.end_lab()
+    except (Stopped, XenlabError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0 if show(ours, plain) or not options.check else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

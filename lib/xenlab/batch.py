@@ -1,0 +1,251 @@
+"""Chapters one after another, unattended: papermill executes them, the journal judges them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from xenlab import execution, parameters, runs
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.journal import Journal
+from xenlab.lab import signals
+from xenlab.local import Local
+from xenlab.opening import new_run_folder
+from xenlab.parameters import Parameters
+from xenlab.progress import Follower
+from xenlab.runs import DONE, NOT_RUN, UNFINISHED, ChapterState
+
+FAILED = 1
+INTERRUPTED = 130
+MODES = ("apply", "plan")
+VERBS = frozenset({"ensure", "each", "run", "facts", "picture", "check"})
+"""The methods of a chapter that are one step each."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run that was found to be in order and can start: nothing has been touched yet.
+
+    ``folder`` is None for a new run. ``notebooks`` are all chapters, ``todo`` those left to do.
+    """
+
+    site: Parameters
+    mode: str
+    notebooks: tuple[Path, ...]
+    todo: tuple[Path, ...]
+    values: Mapping[str, Mapping[str, Any]]
+    file: str
+    overrides: Mapping[str, object]
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's folder, what the journal says of its chapters, and the exit status."""
+
+    folder: Path
+    chapters: tuple[ChapterState, ...]
+    status: int
+    problem: str = ""
+
+
+def prepare(
+    notebooks: Path,
+    chapters: Sequence[str],
+    file: Path,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    mode: str = "apply",
+    from_: str = "",
+) -> Work:
+    """Check everything that can be checked before the first notebook of a new run.
+
+    ``chapters`` are names or their beginnings (``08``), all if empty; ``from_`` drops those before
+    it. Raises BadInput.
+    """
+    if mode not in MODES:
+        raise BadInput(f"there is no mode {mode}", hint=f"it is {' or '.join(MODES)}")
+    site = parameters.load(file, overrides)
+    known = _notebooks(notebooks)
+    wanted = {_chapter(name, known) for name in chapters} or set(known)
+    first = _chapter(from_, known) if from_ else ""
+    names = [name for name in known if name in wanted and name >= first]
+    if not names:
+        raise BadInput(f"no chapter is left to run from {first} on")
+    paths = tuple(known[name] for name in names)
+    values = {path.stem: _values(path, site) for path in paths}
+    return Work(site, mode, paths, paths, values, str(file.absolute()), overrides or {})
+
+
+def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
+    """Check everything before a run is taken up again: its chapters that are not done are left.
+
+    ``file`` is where the run's parameters came from unless given. Raises BadInput where it
+    differs from what the run began with.
+    """
+    record = runs.read(folder)
+    site = parameters.validate(record["parameters"], str(folder / "run.json"))
+    given = file or Path(record["file"])
+    if file is not None or given.exists():
+        now = parameters.load(given, record["overrides"])
+        _refuse_changes(site, now, given, folder)
+    known = _notebooks(notebooks)
+    paths = tuple(known[_chapter(name, known)] for name in record["chapters"])
+    todo = tuple(path for path in paths if runs.state(folder, path.stem).status != DONE)
+    values = {path.stem: _values(path, site) for path in paths}
+    mode = str(record["mode"])
+    return Work(site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute())
+
+
+def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
+    """Execute the chapters in order into the run's folder; stop at the first that is not done.
+
+    The exit status is 0 only if the journal holds every chapter's end and no step of them that
+    failed; 130 after an interruption, when no process of the run is left.
+    """
+    folder = work.folder or new_run_folder(runs_folder.absolute(), work.site.site)
+    if work.folder is None:
+        runs.create(folder, _record(work))
+    names = [path.stem for path in work.notebooks]
+    status, problem, last = 0, "", ""
+    with runs.alone(folder) as lock:
+        steps = {path.stem: step_titles(path) for path in work.todo}
+        try:
+            with signals.ending_cleanly(), Follower(console, folder, steps) as follower:
+                for path in work.todo:
+                    last = path.stem
+                    follower.begin(last)
+                    problem = _execute(path, work, folder, lock)
+                    state = _judged(folder, last, last)
+                    follower.end(state)
+                    if state.status != DONE:
+                        status = FAILED
+                        problem = state.message or problem or f"{last} stopped without its end"
+                        break
+        except KeyboardInterrupt:
+            status, problem = INTERRUPTED, "interrupted"
+        except SystemExit as error:
+            status, problem = int(error.code or FAILED), "ended by a signal"
+        finally:
+            _end_leftovers(folder)
+    chapters = tuple(_judged(folder, name, last) for name in names)
+    return Outcome(folder, chapters, status, problem if status else "")
+
+
+def step_titles(notebook: Path) -> list[str]:
+    """The titles of a chapter's steps, read from its cells."""
+    titles = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        try:
+            tree = ast.parse("".join(cell["source"]))
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="book"), attr=verb),
+                    args=[ast.Constant(value=str(title)), *_],
+                ) if verb in VERBS:
+                    titles.append(title)
+    return titles
+
+
+def _judged(folder: Path, chapter: str, begun: str) -> ChapterState:
+    """What the journal says; a chapter that was begun but never opened is not done either."""
+    state = runs.state(folder, chapter)
+    if chapter == begun and state.status == NOT_RUN:
+        return replace(state, status=UNFINISHED)
+    return state
+
+
+def _execute(path: Path, work: Work, folder: Path, lock: int) -> str:
+    output = folder / path.name
+    number = 1
+    while output.exists():
+        number += 1
+        output = folder / f"{path.stem}.{number}.ipynb"
+    return execution.execute(
+        path,
+        output,
+        work.values[path.stem],
+        environment={"XENLAB_RUN": str(folder), "XENLAB_MODE": work.mode},
+        lock=lock,
+        log=folder / "kernels.log",
+    )
+
+
+def _end_leftovers(folder: Path) -> None:
+    """End what steps that have no final record left running on this machine."""
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in Journal(folder).records():
+        if record.get("phase") in ("running", "final"):
+            last[record["chapter"], record["step"]] = record
+    for record in last.values():
+        if record["phase"] == "running":
+            Host(Local()).end_marked(record["mark"])
+
+
+def _notebooks(folder: Path) -> dict[str, Path]:
+    found = {path.stem: path.absolute() for path in sorted(folder.glob("[0-9]*.ipynb"))}
+    if not found:
+        raise BadInput(f"there are no chapters in {folder}", hint="start where `notebooks` is")
+    return found
+
+
+def _chapter(name: str, known: Mapping[str, Path]) -> str:
+    """The chapter of a name or an unambiguous beginning of it; raises BadInput."""
+    plain = name.removesuffix(".ipynb")
+    if plain in known:
+        return plain
+    starting = [chapter for chapter in known if plain and chapter.startswith(plain)]
+    if len(starting) == 1:
+        return starting[0]
+    if starting:
+        raise BadInput(f"{name} may be {' or '.join(starting)}", hint="give more of the name")
+    near = difflib.get_close_matches(plain, known, 1, 0.5)
+    question = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    raise BadInput(f"no chapter {name}{question}")
+
+
+def _values(path: Path, site: Parameters) -> dict[str, Any]:
+    names = parameters.declared(path)
+    for name in names:
+        if name not in Parameters.model_fields:
+            near = difflib.get_close_matches(name, Parameters.model_fields, 1)
+            hint = f"did you mean {near[0]}?" if near else ""
+            raise BadInput(f"its parameters cell declares {name}", where=path.stem, hint=hint)
+    return parameters.for_chapter(site, names)
+
+
+def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path) -> None:
+    old, new = began.model_dump(mode="json"), now.model_dump(mode="json")
+    changed = [key for key in old if old[key] != new[key]]
+    if changed:
+        raise BadInput(
+            f"{file} is not what the run {folder.name} began with: {', '.join(changed)} differ",
+            hint="start a new run, or put the file back",
+        )
+
+
+def _record(work: Work) -> dict[str, Any]:
+    return {
+        "site": work.site.site,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mode": work.mode,
+        "chapters": [path.stem for path in work.notebooks],
+        "file": work.file,
+        "overrides": dict(work.overrides),
+        "parameters": work.site.model_dump(mode="json"),
+        "versions": runs.environment(work.notebooks[0].parent),
+    }

@@ -1,0 +1,219 @@
+"""The command line: ``xenlab run``, ``plan``, ``runs``, ``show``, ``report`` and ``lab …``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xenlab import cli_lab
+from xenlab.card import duration
+from xenlab.errors import BadInput, XenlabError
+
+DEFAULT_FILE = Path("parameters/lab.yaml")
+
+app = typer.Typer(
+    help="A Xen host from an empty disk, chapter by chapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cli_lab.app, name="lab")
+
+Chapters = Annotated[
+    list[str] | None, typer.Argument(help="Names or numbers (08); all if none.", show_default=False)
+]
+File = Annotated[
+    Path | None,
+    typer.Option("-f", "--file", help=f"Parameters of the site.  [default: {DEFAULT_FILE}]"),
+]
+From = Annotated[str, typer.Option("--from", help="The chapter to begin with.")]
+LabName = Annotated[
+    str, typer.Option("--lab", help="The embedded lab to work on, whatever the file names.")
+]
+Runs = Annotated[
+    Path | None,
+    typer.Option("--runs", help="Where run folders are kept.  [default: runs, or $XENLAB_RUNS]"),
+]
+Notebooks = Annotated[
+    Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's name, or last.")]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """A Xen host from an empty disk, chapter by chapter."""
+
+
+@app.command()
+def run(
+    chapters: Chapters = None,
+    file: File = None,
+    from_: From = "",
+    resume: Annotated[
+        str, typer.Option("--resume", metavar="RUN", help="Take up a run where it stopped.")
+    ] = "",
+    mode: Annotated[str, typer.Option("--mode", help="apply or plan.")] = "apply",
+    lab: LabName = "",
+    runs: Runs = None,
+    notebooks: Notebooks = None,
+) -> None:
+    """Execute chapters, all of them if none is named; exit status 0 if all are done."""
+    if resume and (chapters or from_ or lab or mode != "apply"):
+        raise BadInput(
+            "a run that is taken up again has its own chapters, mode and lab",
+            hint="give only --resume, and -f where the parameters file was moved",
+        )
+    _run(chapters or [], file, from_, resume, mode, lab, runs, notebooks)
+
+
+@app.command()
+def plan(
+    chapters: Chapters = None,
+    file: File = None,
+    from_: From = "",
+    lab: LabName = "",
+    runs: Runs = None,
+    notebooks: Notebooks = None,
+) -> None:
+    """Say what the chapters would change, with diffs; touch nothing."""
+    _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
+
+
+@app.command("runs")
+def list_runs(runs: Runs = None) -> None:
+    """List the runs, oldest first."""
+    from xenlab import runs as folders
+
+    found = folders.every(_runs_folder(runs))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "mode", "chapters", "state", "time"):
+        table.add_column(name)
+    for folder in found:
+        states = folders.states(folder)
+        wanted: list[str] = [state.name for state in states]
+        mode = ""
+        if (folder / "run.json").exists():
+            record = folders.read(folder)
+            wanted, mode = record["chapters"], record["mode"]
+        done = sum(1 for state in states if state.status == folders.DONE)
+        rest = [state.status for state in states if state.status != folders.DONE]
+        status = rest[-1] if rest else folders.DONE if done == len(wanted) else folders.UNFINISHED
+        seconds = duration(sum(state.seconds for state in states))
+        table.add_row(folder.name, mode, f"{done}/{len(wanted)}", status, seconds)
+    Console().print(table if found else Text(f"no run in {_runs_folder(runs)} yet"))
+
+
+@app.command()
+def show(run: RunName = "last", runs: Runs = None) -> None:
+    """Show a run's chapters and steps."""
+    from xenlab import runs as folders
+    from xenlab.progress import summary
+
+    folder = folders.find(_runs_folder(runs), run)
+    states = folders.states(folder)
+    if (folder / "run.json").exists():
+        opened = {state.name for state in states}
+        names = [name for name in folders.read(folder)["chapters"] if name not in opened]
+        states += [folders.state(folder, name) for name in names]
+    console = Console()
+    console.print(summary(states))
+    for state in states:
+        if state.message:
+            console.print(Text(f"\n{state.name}: {state.message}"), soft_wrap=True)
+    console.print(Text(f"\n{folder}"), soft_wrap=True)
+
+
+@app.command()
+def report(run: RunName = "last", runs: Runs = None) -> None:
+    """Write a run's report.html and say where it is."""
+    from xenlab import report as page
+    from xenlab import runs as folders
+
+    print(page.write(folders.find(_runs_folder(runs), run)))
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the command line; an error of xenlab is one message on stderr, no traceback."""
+    words = sys.argv[1:] if words is None else words
+    own = words[: words.index("--")] if "--" in words else words
+    try:
+        app(words, prog_name="xenlab")
+    except XenlabError as error:
+        if "--debug" in own:
+            raise
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(Text(str(error), style="bold red" if console.is_terminal else ""))
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+
+
+def _run(
+    chapters: list[str],
+    file: Path | None,
+    from_: str,
+    resume: str,
+    mode: str,
+    lab: str,
+    runs: Path | None,
+    notebooks: Path | None,
+) -> None:
+    # papermill takes a second to import, which `xenlab lab ssh` should not wait for
+    from xenlab import batch, report
+    from xenlab import runs as folders
+    from xenlab.progress import summary
+
+    console = Console()
+    kept = _runs_folder(runs)
+    chapter_folder = notebooks or kept_notebooks()
+    if resume:
+        work = batch.prepare_resume(chapter_folder, folders.find(kept, resume), file)
+    else:
+        overrides = cli_lab.overrides(lab) if lab else {}
+        chosen = file or DEFAULT_FILE
+        work = batch.prepare(
+            chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
+        )
+    reach = cli_lab.introduce_guests(work.site)
+    outcome = batch.carry_out(work, kept, console)
+    cli_lab.keep_console(work.site, outcome.folder)
+    console.print()
+    console.print(summary(outcome.chapters))
+    console.print(Text(f"\nrun folder: {outcome.folder}"), soft_wrap=True)
+    if (outcome.folder / "journal.jsonl").exists():
+        console.print(Text(f"report:     {report.write(outcome.folder)}"), soft_wrap=True)
+    if outcome.status:
+        problem = outcome.problem or "not all chapters are done"
+        again = f"xenlab run --resume {outcome.folder.name}"
+        complaint = Console(stderr=True, soft_wrap=True)
+        style = "bold red" if complaint.is_terminal else ""
+        complaint.print(Text(f"\n{problem}", style=style))
+        complaint.print(Text(f"take it up again: {again}"))
+        raise typer.Exit(outcome.status)
+    for line in reach:
+        console.print(Text(line), soft_wrap=True)
+
+
+def kept_notebooks() -> Path:
+    """The folder ``notebooks`` here or in a folder above; raises BadInput."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir():
+            return folder / "notebooks"
+    raise BadInput(f"there is no folder notebooks in {here} or above", hint="use --notebooks")
+
+
+def _runs_folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    from xenlab.opening import runs_folder
+
+    return runs_folder()

@@ -1,0 +1,242 @@
+"""The commands ``xenlab lab …``: the embedded lab, from the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+from xenlab import parameters
+from xenlab.lab import Lab, Report, Status
+from xenlab.parameters import Parameters
+
+DEFAULT_FILE = Path("parameters/lab.yaml")
+DOM0 = "dom0"
+
+app = typer.Typer(help="The embedded lab: a virtual machine that becomes a Xen host.")
+
+Name = Annotated[str, typer.Option("--name", help="Which lab; several can run side by side.")]
+File = Annotated[
+    Path | None,
+    typer.Option("-f", "--file", help=f"Where the guests' addresses stand.  [{DEFAULT_FILE}]"),
+]
+DomainArgument = Annotated[str, typer.Argument(metavar="[DOMAIN]", help="dom0 or a guest.")]
+
+
+class WithCommand(TyperCommand):
+    """A command whose words after ``--`` are another command's, none of them its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Set the words after ``--`` aside; the rest is parsed as usual."""
+        own, rest = args, []
+        if "--" in args:
+            place = args.index("--")
+            own, rest = args[:place], args[place + 1 :]
+        ctx.meta["xenlab.command"] = rest
+        return super().parse_args(ctx, own)
+
+
+@app.command()
+def up(name: Name = "lab", file: File = None) -> None:
+    """Build what is missing, start the machine, wait until it lets us in."""
+    guests = _guests(file)
+    with _reporting() as report:
+        lab = Lab(name, report=report)
+        status = lab.up()
+        if guests and guests != status.guests:
+            lab.set_guests(guests)
+            status = lab.status()
+    _print_status(status)
+
+
+@app.command()
+def down(
+    name: Name = "lab",
+    hard: Annotated[bool, typer.Option("--hard", help="Pull the plug.")] = False,
+) -> None:
+    """Shut the machine down."""
+    with _reporting() as report:
+        Lab(name, report=report).down(hard=hard)
+
+
+@app.command()
+def reset(name: Name = "lab") -> None:
+    """Throw the disk away: the next `up` starts with an empty one."""
+    with _reporting() as report:
+        Lab(name, report=report).reset()
+
+
+@app.command()
+def status(
+    name: Name = "lab", as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
+) -> None:
+    """Say what the lab is doing."""
+    found = Lab(name).status()
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        _print_status(found)
+
+
+@app.command(cls=WithCommand)
+def ssh(context: typer.Context, domain: DomainArgument = DOM0, name: Name = "lab") -> None:
+    """Log in to dom0 or a guest, or run a command there: ssh [DOMAIN] [-- CMD…]."""
+    argv = Lab(name).ssh_argv(domain, context.meta["xenlab.command"])
+    # terminal, input and exit status are ssh's own from here on
+    os.execvp(argv[0], argv)
+
+
+@app.command()
+def console(domain: DomainArgument = DOM0, name: Name = "lab") -> None:
+    """Join the serial console of dom0, or a guest's Xen console; Ctrl-] leaves."""
+    raise typer.Exit(Lab(name).attach(domain))
+
+
+@app.command()
+def snapshot(tag: str, name: Name = "lab") -> None:
+    """Keep disk and memory of the running machine under a name."""
+    with _reporting() as report:
+        Lab(name, report=report).snapshot(tag)
+
+
+@app.command()
+def restore(tag: str, name: Name = "lab") -> None:
+    """Go back to a snapshot and run on from there."""
+    with _reporting() as report:
+        status = Lab(name, report=report).restore(tag)
+    _print_status(status)
+
+
+@app.command()
+def boot(source: Literal["disk", "rescue"], name: Name = "lab") -> None:
+    """Start the machine afresh from its disk or from the rescue system."""
+    with _reporting() as report:
+        status = Lab(name, report=report).boot(source, wait=True)
+    _print_status(status)
+
+
+def overrides(name: str) -> dict[str, object]:
+    """The parameters that name a lab: its way in and its disk's serial. Raises BadInput."""
+    found = Lab(name).status()
+    return {
+        "lab": name,
+        "ssh": {"host": DOM0, "config": str(found.ssh_config)},
+        "may_wipe": [found.serial],
+        "power": "lab",
+    }
+
+
+def introduce_guests(site: Parameters) -> list[str]:
+    """Let the lab of a site know its guests; how to reach them, in lines for a person."""
+    if site.power != "lab":
+        return []
+    lab = Lab(site.lab)
+    guests = _addresses(site)
+    if lab.status().running and lab.status().guests != guests:
+        lab.set_guests(guests)
+    option = "" if site.lab == "lab" else f" --name {site.lab}"
+    config = lab.status().ssh_config
+    return [
+        "",
+        f"dom0:   xenlab lab ssh{option} -- xl list",
+        *(f"{name + ':':7} xenlab lab ssh {name}{option}" for name in guests),
+        f"or:     ssh -F {config} {next(iter(guests), DOM0)}",
+    ]
+
+
+def keep_console(site: Parameters, folder: Path) -> None:
+    """Copy the serial log of the site's lab into a run's folder, beside an earlier copy."""
+    if site.power != "lab":
+        return
+    log = Lab(site.lab).status().console_log
+    if not log.exists():
+        return
+    shelf = folder / "console"
+    shelf.mkdir(mode=0o700, exist_ok=True)
+    place, number = shelf / "dom0.log", 1
+    while place.exists():
+        number += 1
+        place = shelf / f"dom0.{number}.log"
+    shutil.copyfile(log, place)
+
+
+def _guests(file: Path | None) -> dict[str, str]:
+    if file is None and not DEFAULT_FILE.exists():
+        return {}
+    return _addresses(parameters.load(file or DEFAULT_FILE))
+
+
+def _addresses(site: Parameters) -> dict[str, str]:
+    return {domain.name: domain.address.partition("/")[0] for domain in site.domains}
+
+
+def _print_status(status: Status) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    facts = {
+        "lab": status.name,
+        "state": f"running (pid {status.pid})" if status.running else "off",
+        "booted from": status.boot,
+        "acceleration": status.accel or "",
+        "ssh": f"127.0.0.1:{status.port}" if status.port else "",
+        "disk": f"{status.disk} (serial {status.serial})",
+        "console log": str(status.console_log),
+        "ssh config": str(status.ssh_config),
+        "guests": ", ".join(f"{name} {address}" for name, address in status.guests.items()),
+        "snapshots": ", ".join(status.snapshots),
+    }
+    for key, value in facts.items():
+        if value:
+            table.add_row(key, Text(value))
+    Console().print(table)
+
+
+@contextmanager
+def _reporting() -> Iterator[Report]:
+    """A bar for each long thing on a terminal, a line elsewhere."""
+    console = Console(stderr=True)
+    bars = Progress(
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[detail]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, done: float | None) -> None:
+        thing, detail = re.match(r"([^:(]*)[:(]?\s*(.*)", what, re.DOTALL).groups()  # type: ignore[union-attr]
+        thing = thing.strip()
+        if thing not in tasks:
+            if not console.is_terminal:
+                console.print(thing, markup=False, highlight=False, soft_wrap=True)
+            for earlier in tasks.values():
+                bars.update(earlier, total=1, completed=1, detail="")
+                bars.stop_task(earlier)
+            tasks[thing] = bars.add_task(escape(thing), total=None, detail="")
+        short = escape(detail.rstrip(")")[:60])
+        if done is None:
+            bars.update(tasks[thing], detail=short)
+        else:
+            bars.update(tasks[thing], total=1, completed=done, detail=short)
+
+    with bars:
+        yield report
+        for task in tasks.values():
+            bars.update(task, total=1, completed=1, detail="")

@@ -1,0 +1,195 @@
+"""What the texts in a parameters file may look like: names, addresses, paths; one type each."""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+Check = Callable[[str], str]
+
+
+def one_line(text: str) -> str:
+    """The text, refused where it holds a control character, a line break or half a character."""
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+            raise ValueError(f"must be one line without control characters, not {text!r}")
+    return text
+
+
+def given(text: str) -> str:
+    """The text, refused where it is empty or blank."""
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def pattern(expression: str, wanted: str) -> Check:
+    """A check that the whole text matches a regular expression; ``wanted`` says it in words."""
+    compiled = re.compile(expression, re.ASCII)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(f"must be {wanted}, not {text!r}")
+        return text
+
+    return check
+
+
+def target_path(text: str) -> str:
+    """An absolute, plain path on the target (no ``..``, no doubled or closing slash)."""
+    if not text.startswith("/"):
+        raise ValueError(f"must be an absolute path, not {text!r}")
+    plain = posixpath.normpath("/" + text.lstrip("/"))
+    if plain != text:
+        raise ValueError(f"must be a plain path: write {plain!r}, not {text!r}")
+    return text
+
+
+def controller_path(text: str) -> str:
+    """A path on the controller: absolute or from ``~``; a notebook's own folder must not matter."""
+    if not text.startswith(("/", "~/")):
+        raise ValueError(f"must begin with / or ~/, not {text!r}")
+    return text
+
+
+def optional_path(text: str) -> str:
+    """A path on the controller, or nothing."""
+    return controller_path(text) if text else text
+
+
+def mac_address(text: str) -> str:
+    """A unicast MAC address; fe:ff:ff:ff:ff:ff is what Xen gives to dom0's side of each vif."""
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        raise ValueError(f"must be a MAC address such as 00:16:3e:66:01:01, not {text!r}")
+    if int(text[:2], 16) & 1:
+        raise ValueError(f"must be a unicast MAC address (first byte even), not {text!r}")
+    if text.lower() in ("00:00:00:00:00:00", "fe:ff:ff:ff:ff:ff"):
+        raise ValueError(f"must be a MAC address that a guest can have, not {text!r}")
+    return text
+
+
+def ip_address(text: str) -> str:
+    """An IPv4 address without a prefix."""
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        raise ValueError(f"must be an IPv4 address such as 10.0.2.2, not {text!r}") from None
+    return text
+
+
+def ip_with_prefix(text: str) -> str:
+    """An IPv4 address of a machine with its prefix, ``10.0.2.15/24``."""
+    try:
+        if not re.fullmatch(r"[0-9.]+/[0-9]+", text):
+            raise ValueError
+        interface = ipaddress.IPv4Interface(text)
+    except ValueError:
+        raise ValueError(
+            f"must be an IPv4 address with its prefix, such as 10.0.2.15/24, not {text!r}"
+        ) from None
+    network = interface.network
+    if network.prefixlen < 31 and interface.ip in (
+        network.network_address,
+        network.broadcast_address,
+    ):
+        raise ValueError(f"must be the address of a machine, not of the whole network: {text!r}")
+    return text
+
+
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+
+Text = Annotated[str, AfterValidator(one_line)]
+Given = Annotated[Text, AfterValidator(given)]
+HostName = Annotated[
+    Text,
+    AfterValidator(
+        pattern(_LABEL, "a host name (letters, digits and inner hyphens, at most 63; RFC 1123)")
+    ),
+]
+DomainName = Annotated[
+    HostName,
+    AfterValidator(pattern(r".*\D.*", "a name that xl does not take for an id (not digits only)")),
+]
+DnsDomain = Annotated[
+    Text,
+    AfterValidator(
+        pattern(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", "a DNS domain such as lab.internal")
+    ),
+]
+PartitionName = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"[A-Za-z0-9][A-Za-z0-9._-]{0,15}",
+            "a partition name (letters, digits, . _ -; at most 16, as it is the ext4 label too)",
+        )
+    ),
+]
+Interface = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
+            "a network interface's name (letters, digits, . _ -; at most 15)",
+        )
+    ),
+]
+PlainName = Annotated[
+    Text,
+    AfterValidator(
+        pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "a plain name (letters, digits, . _ -)")
+    ),
+]
+LabName = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"[a-z0-9]([a-z0-9-]{0,11}[a-z0-9])?",
+            "a lab's name (lower case letters, digits and inner hyphens, at most 13)",
+        )
+    ),
+]
+SshWord = Annotated[
+    Text,
+    AfterValidator(pattern(r"[^\s-]\S*|", "one word that does not begin with a hyphen")),
+]
+SshHost = Annotated[SshWord, AfterValidator(given)]
+Service = Annotated[
+    Text,
+    AfterValidator(pattern(r"[A-Za-z0-9_][A-Za-z0-9:_.@-]*", "the name of a service")),
+]
+KernelOption = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"CONFIG_[A-Za-z0-9_]+=(y|n|-?[0-9]+|0x[0-9a-fA-F]+|\"[^\"\\]*\")",
+            "CONFIG_NAME= with y, n, a number or a quoted text (there are no modules)",
+        )
+    ),
+]
+TargetPath = Annotated[Text, AfterValidator(target_path)]
+ControllerPath = Annotated[Text, AfterValidator(controller_path)]
+OptionalPath = Annotated[Text, AfterValidator(optional_path)]
+MacAddress = Annotated[Text, AfterValidator(mac_address)]
+IpAddress = Annotated[Text, AfterValidator(ip_address)]
+IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]
+Mib = Annotated[int, Field(gt=0, le=1 << 33)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[int, Field(ge=10, le=3600)]
+
+PACKAGE_NAMES: dict[str, Check] = {
+    "debian": pattern(
+        r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]",
+        "the name of a Debian package (lower case letters, digits, + - .)",
+    ),
+    "gentoo": pattern(
+        r"[A-Za-z0-9_][A-Za-z0-9+_.-]*/[A-Za-z0-9_][A-Za-z0-9+_-]*",
+        "a Gentoo package as category/name",
+    ),
+}

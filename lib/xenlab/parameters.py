@@ -1,0 +1,299 @@
+"""What a site asks for: the schema of a parameters file, and refusals in one clear sentence."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xenlab import yamlfile
+from xenlab.errors import BadInput
+from xenlab.names import (
+    PACKAGE_NAMES,
+    ControllerPath,
+    DnsDomain,
+    DomainName,
+    Given,
+    HostName,
+    Interface,
+    IpAddress,
+    IpWithPrefix,
+    KernelOption,
+    LabName,
+    MacAddress,
+    Mib,
+    OptionalPath,
+    PartitionName,
+    PlainName,
+    Port,
+    Seconds,
+    Service,
+    SshHost,
+    SshWord,
+    TargetPath,
+    Text,
+)
+from xenlab.refusals import sentences
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswap")
+"""The partitions that are there whatever the domains are called; no domain's may be one of them."""
+
+
+class Ssh(BaseModel):
+    """How to reach the machine. What is empty (port: 0) comes from ssh_config or is the default."""
+
+    model_config = _STRICT
+
+    host: SshHost
+    config: OptionalPath = ""
+    port: Port = 0
+    user: SshWord = ""
+    identity: OptionalPath = ""
+    known_hosts: OptionalPath = ""
+
+
+class Domain(BaseModel):
+    """One guest: its memory in MiB, and the partition (named as the guest) that is its root."""
+
+    model_config = _STRICT
+
+    name: DomainName
+    memory_mib: Mib
+    mac: MacAddress
+    address: IpWithPrefix
+    partition: PartitionName = Field(
+        default_factory=lambda data: str(data["name"]), validate_default=True
+    )
+
+
+class Parameters(BaseModel):
+    """A site as ``parameters/lab.yaml`` explains it key by key; the defaults are the lab's.
+
+    Sizes are MiB. Paths and names keep the form in which they were written (``~`` included).
+    """
+
+    model_config = _STRICT
+
+    site: PlainName = "lab"
+    ssh: Ssh = Ssh(host="dom0", config="~/.cache/xenlab/labs/lab/ssh_config")
+    platform: Literal["debian", "gentoo", "gentoo-2006"] = "debian"
+    power: Literal["lab", "ipmi", "manual"] = "lab"
+    lab: LabName = "lab"
+
+    disk: TargetPath = "/dev/vda"
+    may_wipe: list[Given] = ["XENLAB-LAB"]
+    boot_mib: Mib = 512
+    dom0_swap_mib: Mib = 512
+    dom0_root_mib: Mib = 3072
+    share_mib: Mib = 4096
+    domu_root_mib: Mib = 1536
+    domu_swap_mib: Mib = 256
+
+    stage: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst"
+    stage_checksums: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst.sha256"
+    share: TargetPath = "/mnt/share"
+
+    kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
+    build_on: Literal["controller", "target"] = "controller"
+    kernel_options: list[KernelOption] = []
+
+    dom0_mem_mib: Mib = 1024
+    xen_options: Text = "console=com1 com1=115200,8n1 dom0_max_vcpus=2"
+    dom0_options: Text = "console=hvc0 net.ifnames=0"
+
+    hostname: HostName = "dom0"
+    domain: DnsDomain = "lab.internal"
+    software: list[Text] = [
+        "libpam-pwquality",
+        "cracklib-runtime",
+        "distcc",
+        "vim-tiny",
+        "screen",
+        "logrotate",
+        "cron",
+        "rsyslog",
+        "nmap",
+        "tcpdump",
+    ]
+    services: list[Service] = ["ssh", "cron", "rsyslog"]
+
+    imaging: Literal["bind", "rescue"] = "bind"
+    image: TargetPath = "/mnt/share/images/base.tar.zst"
+
+    uplink: Interface = "eth0"
+    bridge: Interface = "xenbr0"
+    dom0_ip_on_bridge: bool = False
+    address: IpWithPrefix = "10.0.2.15/24"
+    gateway: IpAddress = "10.0.2.2"
+    nameserver: IpAddress = "10.0.2.3"
+    rollback_seconds: Seconds = 120
+
+    guest_type: Literal["pv", "pvh"] = "pv"
+    domains: list[Domain] = Field(
+        [
+            Domain(
+                name=f"domu{number}",
+                memory_mib=320,
+                mac=f"00:16:3e:66:01:0{number}",
+                address=f"10.0.2.2{number}/24",
+            )
+            for number in (1, 2, 3)
+        ],
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Parameters:
+        problems = [*_twice(self), *_network(self), *_names(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def validate(
+    values: Mapping[str, object],
+    source: str,
+    origins: Mapping[yamlfile.Place, yamlfile.Origin] | None = None,
+) -> Parameters:
+    """The parameters that a mapping holds.
+
+    Raises BadInput with a sentence for each problem; ``origins`` adds the line to it.
+    """
+    try:
+        return Parameters.model_validate(dict(values))
+    except ValidationError as error:
+        problems = sentences(error, Parameters, origins or {})
+    text = problems[0]
+    if len(problems) > 1:
+        text = "\n  ".join([f"{len(problems)} parameters cannot be accepted:", *problems])
+    raise BadInput(text, where=source)
+
+
+def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> Parameters:
+    """The parameters of a YAML file, some replaced by ``overrides``; raises BadInput."""
+    file = yamlfile.read(Path(path))
+    changed = dict(overrides or {})
+    origins = {at: origin for at, origin in file.origins.items() if at and at[0] not in changed}
+    return validate(file.values | changed, str(path), origins)
+
+
+def from_notebook(
+    namespace: Mapping[str, object], source: str = "this notebook's parameters"
+) -> Parameters:
+    """The parameters among a notebook's variables, the schema's defaults for all others.
+
+    Variables of the person's own are ignored, unless one looks like a misspelt parameter.
+    Raises BadInput.
+    """
+    known = Parameters.model_fields
+    values = {key: namespace[key] for key in known if key in namespace}
+    for name, value in namespace.items():
+        if name in known or name.startswith("_"):
+            continue
+        if isinstance(value, str | int | float | bool | list | dict):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if near:
+                values[name] = value
+    return validate(values, source)
+
+
+def declared(notebook: str | Path) -> list[str]:
+    """The names that a chapter's parameters cell declares, in its order; raises BadInput."""
+    return list(defaults(notebook))
+
+
+def defaults(notebook: str | Path) -> dict[str, Any]:
+    """What a chapter's parameters cell declares: each name with its literal default.
+
+    Raises BadInput if there is no such notebook, or its cell holds anything but literals.
+    """
+    path = Path(notebook)
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+        source = "".join(next(tagged, {"source": ""})["source"])
+        assignments = [_assignment(statement) for statement in ast.parse(source).body]
+        return {name: ast.literal_eval(value) for name, value in assignments}
+    except FileNotFoundError:
+        raise BadInput("there is no such notebook", where=str(path)) from None
+    except (OSError, ValueError, LookupError, TypeError, SyntaxError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadInput(f"its parameters cannot be read: {reason}", where=str(path)) from None
+
+
+def for_chapter(site: Parameters, names: Iterable[str]) -> dict[str, Any]:
+    """The parameters of these names as plain YAML types: what a chapter is given."""
+    everything = site.model_dump(mode="json")
+    return {name: everything[name] for name in names}
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
+    match statement:
+        case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
+            return name, value
+        case ast.Assign(targets=[ast.Name(name)], value=value):
+            return name, value
+    raise ValueError(f"line {statement.lineno} of the parameters cell assigns nothing to a name")
+
+
+def _twice(site: Parameters) -> Iterator[str]:
+    """Domains that share what each must have for itself."""
+    taken: dict[str, dict[str, str]] = {
+        "name": {site.hostname.lower(): "dom0"},
+        "MAC": {},
+        "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
+        "address": {site.gateway: "the gateway", _bare(site.address): "dom0"},
+    }
+    for number, domain in enumerate(site.domains, start=1):
+        own = {
+            "name": domain.name,
+            "MAC": domain.mac,
+            "partition": domain.partition,
+            "address": _bare(domain.address),
+        }
+        for what, value in own.items():
+            me = f"domain {number} ({domain.name})"
+            owner = taken[what].setdefault(value.lower(), me)
+            if owner != me:
+                yield f"{owner} and {me} have the same {what}: {value}"
+
+
+def _network(site: Parameters) -> Iterator[str]:
+    """A gateway that cannot be reached, interfaces that cannot be told apart."""
+    gateway = ipaddress.IPv4Address(site.gateway)
+    machines = {"dom0": site.address} | {d.name: d.address for d in site.domains}
+    for name, address in machines.items():
+        if gateway not in ipaddress.IPv4Interface(address).network:
+            yield f"gateway {site.gateway} is not in the network of {name}: {address}"
+    if site.gateway == _bare(site.address):
+        yield f"gateway and address are the same: {site.gateway}"
+    if site.uplink == site.bridge:
+        yield f"uplink and bridge are the same: {site.bridge}"
+    if not site.dom0_ip_on_bridge and len(site.uplink) > 14:
+        yield f"uplink must be at most 14 characters, as it is renamed to p{site.uplink}"
+    if not site.dom0_ip_on_bridge and site.bridge == f"p{site.uplink}":
+        yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
+
+
+def _names(site: Parameters) -> Iterator[str]:
+    """Names that depend on other parameters."""
+    check = PACKAGE_NAMES[site.platform.partition("-")[0]]
+    for number, package in enumerate(site.software):
+        try:
+            check(package)
+        except ValueError as error:
+            yield f"software[{number}] {error}"
+    if site.share == "/":
+        yield "share must be a folder to mount the share at, not /"
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]

@@ -1,0 +1,1 @@
+"""Platforms: the answers of each distribution to what a chapter asks for."""

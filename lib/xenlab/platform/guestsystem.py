@@ -1,0 +1,77 @@
+"""A guest's own configuration, written from dom0: what files each distribution wants for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from xenlab.errors import BadInput
+from xenlab.resources.files import render
+from xenlab.resources.guest import GuestFile
+
+UNITS = "/etc/systemd/system"
+
+OFF = (
+    "xen.service",
+    "xendomains.service",
+    "xenlab-bridge.service",
+    "nfs-server.service",
+    "distcc.service",
+    "getty@.service",
+)
+"""Units that the image brings along from dom0 and that a guest must not start, and all terminals
+but the Xen console (for which systemd-getty-generator starts serial-getty@hvc0 by itself)."""
+
+
+@dataclass(frozen=True)
+class GuestSettings:
+    """What is a guest's own: its names, its address with prefix, whom it asks, its disks."""
+
+    name: str
+    domain: str
+    address: str
+    gateway: str
+    nameserver: str
+    dom0: str
+    dom0_address: str
+    root_device: str = "/dev/xvda1"
+    swap_device: str = "/dev/xvda2"
+
+
+class GuestSystem(Protocol):
+    """How a guest of a distribution is configured while it does not run."""
+
+    def files(self, guest: GuestSettings) -> tuple[GuestFile, ...]:
+        """The files of a guest."""
+
+
+class DebianGuest:
+    """Debian: ifupdown, systemd."""
+
+    def files(self, guest: GuestSettings) -> tuple[GuestFile, ...]:
+        """Names, fstab, network, host key; masked units as links to /dev/null (systemctl(1))."""
+        own = [
+            GuestFile("/etc/hostname", f"{guest.name}\n"),
+            *(
+                GuestFile(f"/etc/{path}", render(f"guest-{template}", guest=guest))
+                for path, template in (
+                    ("hosts", "hosts.j2"),
+                    ("fstab", "fstab.j2"),
+                    ("network/interfaces", "interfaces.j2"),
+                    ("resolv.conf", "resolv.conf.j2"),
+                )
+            ),
+            # sshd would complain about each key type that was not made
+            GuestFile(
+                "/etc/ssh/sshd_config.d/10-xenlab-host-key.conf",
+                "HostKey /etc/ssh/ssh_host_ed25519_key\n",
+            ),
+        ]
+        return (*own, *(GuestFile(f"{UNITS}/{unit}", target="/dev/null") for unit in OFF))
+
+
+def guest_system(platform: str) -> GuestSystem:
+    """A platform's answer; raises BadInput where there is none."""
+    if platform == "debian":
+        return DebianGuest()
+    raise BadInput(f"guests of the platform {platform!r} cannot be configured")

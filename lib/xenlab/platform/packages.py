@@ -1,0 +1,184 @@
+"""Packages: the seam between a chapter that wants software and the distribution that has it.
+
+Howto: „Software“ and the remarks on Portage in „System“.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from xenlab.command import Command
+from xenlab.errors import BadInput, CommandFailed
+from xenlab.host import Host
+from xenlab.names import PACKAGE_NAMES
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.relocated import Relocated
+
+INSTALL_SECONDS = 3600.0
+"""Deadline of installing packages, in seconds: an emulated host takes 3 s for a small one."""
+
+INDEX_DAYS = 14
+"""How old the package index may be, in days."""
+
+_NO_ROOT = (125, 126, 127)
+_DAY = 86400
+
+
+class Packages(Protocol):
+    """What a package manager can be asked for; each answer is a Resource."""
+
+    def updated(self) -> Resource:
+        """The index of packages is there and not too old."""
+
+    def installed(self, *names: str) -> Resource:
+        """These packages are installed."""
+
+    def hypervisor(self) -> Resource:
+        """Xen, its tools and the boot loader are installed."""
+
+    def store(self, share: str) -> tuple[Resource, ...]:
+        """What was fetched is kept on the share, where every domain can use it."""
+
+
+def packages(platform: str) -> Packages:
+    """The answer for a platform of the parameters file. Raises BadInput where there is none."""
+    if platform == "debian":
+        return Apt()
+    raise BadInput(
+        f"platform: nobody has written down yet how {platform!r} installs packages",
+        hint="use platform: debian",
+    )
+
+
+class Apt:
+    """Debian's answer: apt-get(8) and dpkg-query(1)."""
+
+    def updated(self) -> Resource:
+        """The lists are younger than `INDEX_DAYS`."""
+        return AptIndex()
+
+    def installed(self, *names: str) -> Resource:
+        """These packages are installed, without what they merely recommend."""
+        return AptPackages(names)
+
+    def hypervisor(self) -> Resource:
+        """xen-system-amd64 and GRUB for BIOS machines, which is not put on a disk yet."""
+        answers = ("grub-pc grub-pc/install_devices_empty boolean true",)
+        return AptPackages(("xen-system-amd64", "grub-pc"), answers)
+
+    def store(self, share: str) -> tuple[Resource, ...]:
+        """The folder of fetched packages lies on the share and is linked back."""
+        return (Relocated("/var/cache/apt/archives", f"{share}/apt/archives"),)
+
+
+@dataclass(frozen=True)
+class AptIndex(Resource):
+    """The package lists were fetched less than ``days`` days ago."""
+
+    days: int = INDEX_DAYS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether there are no lists, or old ones."""
+        script = """
+            set -- /var/lib/apt/lists/*_Packages*
+            [ -e "$1" ] || exit 44
+            stat -c %Y /var/lib/apt/lists
+            date +%s
+        """
+        result = host.run(Command.script(script), check=False)
+        if result.status == 44 or result.status in _NO_ROOT:
+            return Difference("fetch the package index (apt-get update)")
+        if not result.ok:
+            raise CommandFailed(result)
+        fetched, now = (int(line) for line in result.stdout.split())
+        if now - fetched < self.days * _DAY:
+            return None
+        then = time.strftime("%Y-%m-%d", time.gmtime(fetched))
+        return Difference(f"fetch the package index again (apt-get update): it is of {then}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Fetch the lists; a source that does not answer is an error."""
+        report("apt-get update")
+        script = """
+            export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+            apt-get -q -o APT::Update::Error-Mode=any -o DPkg::Lock::Timeout=600 update
+            # apt gives the lists the server's times, and does not touch what has not changed
+            touch /var/lib/apt/lists
+        """
+        host.run(Command.script(script), timeout=INSTALL_SECONDS)
+
+
+# Daemons must not start in a root that is not booted: they would run in the rescue system. What a
+# broken connection leaves of this file does no harm, since it looks for itself.
+_POLICY = """\
+#!/bin/sh
+# no daemon starts in a root directory that is not booted (written by xenlab)
+if ischroot; then exit 101; fi
+exit 0
+"""
+
+
+@dataclass(frozen=True)
+class AptPackages(Resource):
+    """Debian packages that are installed; ``answers`` are lines for debconf-set-selections(1)."""
+
+    names: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            try:
+                PACKAGE_NAMES["debian"](name)
+            except ValueError as error:
+                raise BadInput(f"a package's name {error}") from None
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the packages that are missing, or were left half installed."""
+        template = "${Package}\\t${db:Status-Abbrev}\\n"
+        command = Command.argv("dpkg-query", "-W", "-f", template, "--", *self.names)
+        result = host.run(command, check=False)
+        if result.status not in (0, 1, *_NO_ROOT):
+            raise CommandFailed(result)
+        return self.compare(result.stdout)
+
+    def compare(self, listing: str) -> Difference | None:
+        """The difference to what dpkg-query lists."""
+        lines = (line.split("\t") for line in listing.splitlines() if "\t" in line)
+        states = {name: state.strip() for name, state in lines}
+        missing = [name for name in self.names if states.get(name, "")[1:] != "i"]
+        if not missing:
+            return None
+        rows = ({"package": name, "found": states.get(name) or "not installed"} for name in missing)
+        return Difference(f"install {', '.join(missing)}", rows=tuple(rows))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Finish what an earlier attempt left half done, then install them all in one go.
+
+        Configuration files that were changed on the host stay as they are.
+        """
+        report(f"installing {len(self.names)} packages")
+        script = """
+            export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+            policy=/usr/sbin/policy-rc.d
+            if ischroot && [ ! -e "$policy" ]; then
+                printf '%s' "$1" > "$policy"
+                chmod 755 "$policy"
+                trap 'rm -f -- "$policy"' EXIT
+                trap 'exit 143' TERM INT HUP
+            fi
+            if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
+            shift 2
+            dpkg --force-unsafe-io --force-confdef --force-confold --configure -a
+            apt-get -q -y --no-install-recommends \\
+                -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \\
+                -o Dpkg::Options::=--force-unsafe-io \\
+                -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
+                install -- "$@"
+            # dpkg was told not to wait for the disk
+            sync
+        """
+        answers = "\n".join(self.answers)
+        command = Command.script(script, _POLICY, answers, *self.names)
+        host.run(command, timeout=INSTALL_SECONDS)

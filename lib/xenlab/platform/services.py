@@ -1,0 +1,246 @@
+"""Services: the seam between a chapter that wants a daemon and the init system that has it.
+
+Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from xenlab.command import Command
+from xenlab.errors import BadInput, CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import File
+
+START_SECONDS = 600.0
+"""Deadline of starting, stopping or enabling services, in seconds: an emulated host is slow."""
+
+_NO_ROOT = (125, 126, 127)
+"""What chroot answers where the root, or the program in it, is not there yet."""
+
+
+class Services(Protocol):
+    """What an init system can be asked for; each answer is a Resource."""
+
+    def enabled(self, *names: str) -> Resource:
+        """These services are started at every boot."""
+
+    def running(self, *names: str) -> Resource:
+        """These services are started at every boot, and run now."""
+
+    def disabled(self, *names: str) -> Resource:
+        """These services are not started at boot, and do not run now."""
+
+    def configured(self, name: str, file: File, *test: str) -> Resource:
+        """A service's configuration file; it is tested, and the service reads it again."""
+
+    def carrying(self, name: str, process: str, argument: str) -> Resource:
+        """A service's process was started with this argument; else the service is restarted."""
+
+
+def services(platform: str) -> Services:
+    """The answer for a platform of the parameters file. Raises BadInput where there is none."""
+    if platform == "debian":
+        return Systemd()
+    raise BadInput(
+        f"platform: nobody has written down yet how {platform!r} handles services",
+        hint="use platform: debian",
+    )
+
+
+class Systemd:
+    """Debian's answer: systemd, its SysV scripts included."""
+
+    def enabled(self, *names: str) -> Resource:
+        """These units are enabled (systemctl(1), is-enabled)."""
+        return Units(names, enabled=True)
+
+    def running(self, *names: str) -> Resource:
+        """These units are enabled and active."""
+        return Units(names, enabled=True, running=True)
+
+    def disabled(self, *names: str) -> Resource:
+        """These units are neither enabled nor active."""
+        return Units(names, enabled=False, running=False)
+
+    def configured(self, name: str, file: File, *test: str) -> Resource:
+        """A unit's configuration file, tested by a command, then `systemctl reload`."""
+        return ConfiguredUnit(name, file, test)
+
+    def carrying(self, name: str, process: str, argument: str) -> Resource:
+        """The process of a unit has an argument on its command line."""
+        return UnitArgument(name, process, argument)
+
+
+# SYSTEMD_OFFLINE makes systemctl look at the files alone, which is all there is in a root
+# directory that is not booted. Only what "is-enabled" does not confirm in one call for all names
+# is asked name by name: its lines come without names, and SysV scripts are answered first.
+_PROBE = """
+    offline=$1; wanted=$2; active=$3; shift 3
+    [ -z "$offline" ] || export SYSTEMD_OFFLINE=1
+    command -v systemctl > /dev/null || exit 127
+    states=$(systemctl is-enabled -- "$@" 2> /dev/null) || :
+    runs=
+    [ -z "$active" ] || runs=$(systemctl is-active -- "$@" 2> /dev/null) || :
+    if [ "$(printf '%s\\n' "$states" | grep -cxF -- "$wanted")" = $# ]; then
+        [ -z "$active" ] && exit 0
+        [ "$(printf '%s\\n' "$runs" | grep -cxF -- "$active")" = $# ] && exit 0
+    fi
+    for name do
+        state=$(systemctl is-enabled -- "$name" 2> /dev/null) || :
+        run=-
+        [ -z "$active" ] || run=$(systemctl is-active -- "$name" 2> /dev/null) || :
+        printf '%s %s %s\\n' "$name" "${state:-missing}" "${run:-inactive}"
+    done
+"""
+
+_ENABLED = frozenset({"enabled", "static", "indirect", "generated", "alias", "linked"})
+_OFF = frozenset({"disabled", "missing", "masked", "not-found", "static", "indirect"})
+
+
+@dataclass(frozen=True)
+class Units(Resource):
+    """Whether systemd units are enabled, and run where somebody asks for that.
+
+    In a root directory that is not booted (`Host.inside`) nothing can run: only the files count.
+    """
+
+    names: tuple[str, ...]
+    enabled: bool
+    running: bool | None = None
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the units that are not as wanted."""
+        if not self.names:
+            return None
+        offline = host.root != "/"
+        active = "" if self.running is None or offline else self._active
+        command = Command.script(_PROBE, "yes" if offline else "", self._state, active, *self.names)
+        result = host.run(command, check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
+        rows = tuple(
+            {"service": name, "at boot": state or "unknown", "now": run or "unknown"}
+            for name, (state, run) in states.items()
+            if not self._holds(state, run, bool(active))
+        )
+        if not rows:
+            return None
+        return Difference(f"{self._verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Enable or disable the units; start or stop them where systemd runs."""
+        report(f"{self._verb} {', '.join(self.names)}")
+        offline = host.root != "/"
+        script = """
+            offline=$1; verb=$2; now=$3; shift 3
+            [ -z "$offline" ] || export SYSTEMD_OFFLINE=1
+            if [ "$verb" = disable ]; then
+                # a unit that is not there at all is disabled already
+                for name do
+                    systemctl cat -- "$name" > /dev/null 2>&1 || [ -n "$offline" ] || continue
+                    [ -z "$now" ] || systemctl "$now" -- "$name"
+                    systemctl disable -- "$name" || [ -n "$offline" ]
+                done
+            else
+                systemctl "$verb" -- "$@"
+                [ -z "$now" ] || systemctl "$now" -- "$@"
+            fi
+        """
+        now = {True: "start", False: "stop", None: ""}[self.running]
+        verb = "enable" if self.enabled else "disable"
+        words = ("yes", verb, "") if offline else ("", verb, now)
+        host.run(Command.script(script, *words, *self.names), timeout=START_SECONDS)
+
+    @property
+    def _state(self) -> str:
+        return "enabled" if self.enabled else "disabled"
+
+    @property
+    def _active(self) -> str:
+        return "active" if self.running else "inactive"
+
+    @property
+    def _verb(self) -> str:
+        if not self.enabled:
+            return "disable and stop" if self.running is False else "disable"
+        return "enable and start" if self.running else "enable"
+
+    def _holds(self, state: str, run: str, asked: bool) -> bool:
+        good = state in (_ENABLED if self.enabled else _OFF)
+        if asked:
+            good = good and (run == "active") == bool(self.running)
+        return good
+
+
+def parse_states(text: str) -> dict[str, tuple[str, str]]:
+    """The units of a probe's output, as name to (state at boot, state now)."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3:
+            found[words[0]] = (words[1], words[2])
+    return found
+
+
+@dataclass(frozen=True)
+class ConfiguredUnit(Resource):
+    """A unit's configuration file. A text that the test command refuses is taken back."""
+
+    name: str
+    file: File
+    test: tuple[str, ...] = ()
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff of the file."""
+        return self.file.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write the file, test it, make the unit read it. Raises StepFailed if it is refused."""
+        before = host.read(self.file.path)
+        self.file.apply(host, report)
+        if self.test:
+            result = host.run(Command.argv(*self.test), check=False)
+            if not result.ok:
+                if before is None:
+                    host.run(Command.argv("rm", "-f", "--", self.file.path))
+                else:
+                    host.write(self.file.path, before, mode=self.file.mode, owner=self.file.owner)
+                raise StepFailed(
+                    f"{self.file.path} is refused by “{' '.join(self.test)}”, the former one is "
+                    f"back: {result.stderr.strip()}"
+                )
+        if host.root == "/":
+            command = Command.argv("systemctl", "try-reload-or-restart", "--", self.name)
+            host.run(command, timeout=START_SECONDS)
+
+
+@dataclass(frozen=True)
+class UnitArgument(Resource):
+    """A daemon that was started with an argument, which its unit reads from a file."""
+
+    name: str
+    process: str
+    argument: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether a process of that name has the argument on its command line."""
+        script = """
+            for id in $(pidof -- "$1"); do
+                tr '\\0' '\\n' < "/proc/$id/cmdline" | grep -qxF -- "$2" && exit 0
+            done
+            exit 44
+        """
+        result = host.run(Command.script(script, self.process, self.argument), check=False)
+        if result.ok:
+            return None
+        return Difference(f"restart {self.name}, so that {self.process} gets {self.argument}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Restart the unit; nothing to do in a root directory that is not booted."""
+        if host.root == "/":
+            report(f"restarting {self.name}")
+            host.run(Command.argv("systemctl", "restart", "--", self.name), timeout=START_SECONDS)

@@ -1,0 +1,235 @@
+"""Toolstack: what starts, watches and stops domains; xl where the howto had xm and xend."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+import pandas as pd
+
+from xenlab.command import Command
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.resources.base import Resource
+from xenlab.resources.console import ConsoleAnswers
+from xenlab.resources.domain import (
+    DomainConfig,
+    DomainDestroyed,
+    DomainRebooted,
+    DomainRunning,
+    DomainStopped,
+)
+from xenlab.resources.files import render
+
+COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
+CONFIGURED = ["name", "id", "type", "memory_mib", "disks", "macs", "bridges"]
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A device or file of dom0, and the name that the guest sees it under (xvda1)."""
+
+    path: str
+    name: str
+    writable: bool = True
+
+
+@dataclass(frozen=True)
+class Vif:
+    """A guest's network interface: its MAC address and the bridge of dom0 it is a port of."""
+
+    mac: str
+    bridge: str
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """A domain as a site wants it; memory in MiB. ``options`` are further keys of its file."""
+
+    name: str
+    kernel: str
+    cmdline: str
+    memory_mib: int
+    disks: tuple[Disk, ...]
+    vifs: tuple[Vif, ...]
+    type: str = "pv"
+    vcpus: int = 1
+    options: tuple[tuple[str, str], ...] = ()
+
+
+class Toolstack(Protocol):
+    """What a chapter asks of the tools that handle domains."""
+
+    def config_path(self, name: str) -> str:
+        """Where a domain's configuration file is."""
+
+    def configured(self, domain: DomainSpec) -> Resource:
+        """A domain's configuration file, accepted by the toolstack."""
+
+    def running(self, name: str, *, console: bool = False) -> Resource:
+        """A domain that runs; with ``console``, its boot is followed up to the login prompt."""
+
+    def console(self, name: str) -> Resource:
+        """An action: open the console, press return, see the prompt, leave."""
+
+    def rebooted(self, name: str) -> Resource:
+        """An action: the guest reboots and its domain gets a new id."""
+
+    def stopped(self, name: str) -> Resource:
+        """A guest that was asked to shut down and is gone."""
+
+    def destroyed(self, name: str) -> Resource:
+        """A domain that was ended without asking the guest."""
+
+    def domains(self, host: Host) -> pd.DataFrame:
+        """The running domains: name, id, memory_mib, vcpus, state, seconds of CPU time."""
+
+    def configurations(self, host: Host) -> pd.DataFrame:
+        """What the running domains were created from: type, memory, disks, MACs, bridges."""
+
+    def info(self, host: Host) -> dict[str, str]:
+        """What the hypervisor tells about itself and the machine."""
+
+
+class Xl:
+    """xl(1), today's toolstack on every distribution."""
+
+    def config_path(self, name: str) -> str:
+        """``/etc/xen/NAME.cfg``; xl, unlike xm, does not search for a bare name."""
+        return f"/etc/xen/{name}.cfg"
+
+    def configured(self, domain: DomainSpec) -> Resource:
+        """The file, checked by ``xl create -n`` before it takes its place."""
+        return DomainConfig(self.config_path(domain.name), xl_config(domain))
+
+    def running(self, name: str, *, console: bool = False) -> Resource:
+        """``xl create``, with what ``-c`` would show read from xenconsoled's log."""
+        return DomainRunning(name, self.config_path(name), console)
+
+    def console(self, name: str) -> Resource:
+        """``xl console``."""
+        return ConsoleAnswers(name)
+
+    def rebooted(self, name: str) -> Resource:
+        """``xl reboot``."""
+        return DomainRebooted(name)
+
+    def stopped(self, name: str) -> Resource:
+        """``xl shutdown -ww``."""
+        return DomainStopped(name)
+
+    def destroyed(self, name: str) -> Resource:
+        """``xl destroy``."""
+        return DomainDestroyed(name)
+
+    def domains(self, host: Host) -> pd.DataFrame:
+        """``xl list``."""
+        return parse_list(host.run(Command.argv("xl", "list")).stdout)
+
+    def configurations(self, host: Host) -> pd.DataFrame:
+        """``xl list -l``."""
+        return parse_long_list(host.run(Command.argv("xl", "list", "-l")).stdout)
+
+    def info(self, host: Host) -> dict[str, str]:
+        """``xl info``."""
+        return parse_info(host.run(Command.argv("xl", "info")).stdout)
+
+
+def toolstack(platform: str) -> Toolstack:
+    """A platform's toolstack; raises BadInput where none is known that can run."""
+    if platform in ("debian", "gentoo"):
+        return Xl()
+    raise BadInput(f"no toolstack is known that runs on the platform {platform!r}")
+
+
+_ROW = re.compile(
+    r"(?P<name>.+?)\s+(?P<id>\d+)\s+(?P<memory>\d+)\s+(?P<vcpus>\d+)\s+"
+    r"(?P<state>[r-][b-][p-][s-][c-][d-])\s+(?P<seconds>\d+(?:\.\d+)?)"
+)
+
+
+def parse_list(text: str) -> pd.DataFrame:
+    """The table of ``xl list``; a line that is no domain's is passed over."""
+    rows = []
+    for line in text.splitlines():
+        found = _ROW.fullmatch(line.strip())
+        if found:
+            rows.append(
+                [
+                    found["name"],
+                    int(found["id"]),
+                    int(found["memory"]),
+                    int(found["vcpus"]),
+                    found["state"],
+                    float(found["seconds"]),
+                ]
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def parse_long_list(text: str) -> pd.DataFrame:
+    """The JSON of ``xl list -l`` as a table, one row a domain; raises ValueError if it is none."""
+    entries = json.loads(text) if text.strip() else []
+    rows = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        config = entry.get("config") or {}
+        common, build = config.get("c_info") or {}, config.get("b_info") or {}
+        disks, nics = config.get("disks") or [], config.get("nics") or []
+        memory = build.get("target_memkb") or build.get("max_memkb") or 0
+        rows.append(
+            [
+                str(common.get("name", "")),
+                int(entry["domid"]) if entry.get("domid") is not None else -1,
+                str(common.get("type", "")),
+                int(memory) // 1024,
+                ", ".join(f"{d.get('vdev', '')}={d.get('pdev_path', '')}" for d in disks),
+                ", ".join(str(n.get("mac", "")) for n in nics),
+                ", ".join(str(n.get("bridge", "")) for n in nics),
+            ]
+        )
+    return pd.DataFrame(rows, columns=CONFIGURED)
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """The ``key : value`` lines of ``xl info``; a value keeps the colons that are in it."""
+    found = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and re.fullmatch(r"[a-z0-9_]+ *", key):
+            found[key.strip()] = value.strip()
+    return found
+
+
+def xl_config(domain: DomainSpec) -> str:
+    """A domain's configuration file in the form of xl.cfg(5); raises BadInput for odd paths."""
+    disks = []
+    for disk in domain.disks:
+        # xl splits the specification at its commas and knows no way to quote one.
+        if not re.fullmatch(r"/[^,\s=]+", disk.path):
+            raise BadInput(f"{disk.path!r} cannot be a domain's disk: commas and spaces separate")
+        disks.append(f"{disk.path},raw,{disk.name},{'rw' if disk.writable else 'ro'}")
+    return render(
+        "domain.cfg.j2",
+        heading=f"The domain {domain.name}",
+        name=xl_string(domain.name),
+        type=xl_string(domain.type),
+        kernel=xl_string(domain.kernel),
+        cmdline=xl_string(domain.cmdline),
+        memory=domain.memory_mib,
+        vcpus=domain.vcpus,
+        disks=[xl_string(text) for text in disks],
+        vifs=[xl_string(f"mac={vif.mac},bridge={vif.bridge}") for vif in domain.vifs],
+        on_poweroff=xl_string("destroy"),
+        on_reboot=xl_string("restart"),
+        on_crash=xl_string("preserve"),
+        options=[(key, xl_string(value)) for key, value in domain.options],
+    )
+
+
+def xl_string(text: str) -> str:
+    """A text quoted as xl's own reader takes it apart (libxlu_cfg: backslash escapes)."""
+    if re.search(r"[^ -~]", text):
+        raise BadInput(f"{text!r} cannot stand in a domain's configuration: plain ASCII only")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,212 @@
+"""What a person at a terminal sees of a run: its journal, followed while it grows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from xenlab.card import diff_lines, duration
+from xenlab.journal import Journal
+from xenlab.runs import DONE, ChapterState
+
+LOOK_SECONDS = 0.2
+"""How often the journal is looked at."""
+
+STYLES = {
+    "ok": "dim",
+    "done": "green",
+    "changed": "green",
+    "would change": "cyan",
+    "failed": "bold red",
+    "unreachable": "bold red",
+    "unknown": "bold yellow",
+    "aborted": "bold yellow",
+    "unfinished": "bold yellow",
+    "not run": "dim",
+    "skipped": "dim",
+}
+
+
+DIFF_STYLES = {
+    "plus": "not bold green",
+    "minus": "not bold red",
+    "hunk": "not bold dim",
+    "head": "not bold dim",
+    "same": "not bold",
+}
+
+
+class Follower(AbstractContextManager["Follower"]):
+    """Shows each step of a run as its journal grows: bars on a terminal, lines elsewhere.
+
+    ``chapters`` gives the titles of each chapter's steps, in their order.
+    """
+
+    def __init__(
+        self, console: Console, folder: Path, chapters: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._console = console
+        self._journal = Journal(folder)
+        self._chapters = chapters
+        self._seen = 0
+        self._size = -1
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._finished: dict[str, set[str]] = {}
+
+    def __enter__(self) -> Follower:
+        self._seen = len(self._journal.records())
+        self._bars.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+        self._bars.stop()
+
+    def begin(self, chapter: str) -> None:
+        """A chapter's notebook is started."""
+        titles = self._chapters.get(chapter, ())
+        self._finished[chapter] = set()
+        if self._console.is_terminal:
+            self._tasks[chapter] = self._bars.add_task(
+                f"[bold]{escape(chapter)}", total=len(titles) or None, now="starting"
+            )
+        else:
+            self._console.print(f"{chapter}: {len(titles)} steps", markup=False, highlight=False)
+
+    def end(self, state: ChapterState) -> None:
+        """A chapter's notebook has ended."""
+        self._look()
+        task = self._tasks.get(state.name)
+        style = STYLES.get(state.status, "")
+        if task is not None:
+            self._bars.update(task, now=f"[{style}]{state.status}[/]")
+            self._bars.stop_task(task)
+        else:
+            line = f"{state.name}: {state.status}  {duration(state.seconds)}"
+            self._console.print(line, markup=False, highlight=False)
+
+    def _follow(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        size = self._journal.path.stat().st_size if self._journal.path.exists() else 0
+        if size == self._size:
+            return
+        self._size = size
+        records = self._journal.records()
+        for record in records[self._seen :]:
+            self._show(record)
+        self._seen = len(records)
+
+    def _show(self, record: Mapping[str, Any]) -> None:
+        chapter, phase = str(record.get("chapter", "")), record.get("phase")
+        task = self._tasks.get(chapter)
+        title = str(record.get("title", ""))
+        if phase == "open" and task is not None:
+            self._bars.update(task, now=escape(self._next(chapter)))
+        elif phase == "running" and task is not None:
+            self._bars.update(task, now=escape(title))
+        elif phase == "final":
+            self._finished.setdefault(chapter, set()).add(str(record["step"]))
+            if task is not None:
+                done = len(self._finished[chapter])
+                self._bars.update(task, completed=done, now=escape(self._next(chapter)))
+            else:
+                self._line(record)
+            if record["status"] == "would change":
+                self._plan(record, named=task is not None)
+
+    def _next(self, chapter: str) -> str:
+        """The first step that has not ended: where a chapter that only looks is now."""
+        for title in self._chapters.get(chapter, ()):
+            if title.partition(" ")[0] not in self._finished.get(chapter, set()):
+                return title
+        return ""
+
+    def _line(self, record: Mapping[str, Any]) -> None:
+        status = str(record["status"])
+        seconds = duration(float(record.get("seconds", 0)))
+        line = f"  {status:12}  {record.get('title', '')}  {seconds}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _plan(self, record: Mapping[str, Any], *, named: bool) -> None:
+        """What a step would change: a line for each difference, the diff below it."""
+        text = Text(f"{record.get('title', '')}\n" if named else "", style="bold")
+        for label, difference in (record.get("difference") or {}).items():
+            text.append(f"    {label + ': ' if label else ''}{difference['summary']}\n", "not bold")
+            for kind, line in diff_lines(difference.get("diff", "")):
+                text.append(f"      {line}\n", DIFF_STYLES[kind])
+        text.rstrip()
+        if text:
+            self._console.print(text, soft_wrap=True)
+
+
+def summary(chapters: Sequence[ChapterState]) -> Table:
+    """A run as a table: chapters and their steps, with states, durations and totals."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("chapter / step", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    for chapter in chapters:
+        table.add_row(
+            f"[bold]{escape(chapter.name)}",
+            _styled(chapter.status),
+            duration(chapter.seconds) if chapter.steps or chapter.seconds else "",
+        )
+        for step in chapter.steps:
+            table.add_row(f"  {escape(step.title)}", _styled(step.status), duration(step.seconds))
+    counts: dict[str, int] = {}
+    for chapter in chapters:
+        for status, number in chapter.counts.items():
+            counts[status] = counts.get(status, 0) + number
+    done = sum(1 for chapter in chapters if chapter.status == DONE)
+    words = ", ".join(f"{number} {status}" for status, number in counts.items())
+    table.add_section()
+    table.add_row(
+        f"[bold]{done} of {len(chapters)} chapters, {sum(counts.values())} steps",
+        words,
+        duration(sum(chapter.seconds for chapter in chapters)),
+    )
+    return table
+
+
+def _styled(status: str) -> str:
+    style = STYLES.get(status, "")
+    return f"[{style}]{escape(status)}[/]" if style else escape(status)

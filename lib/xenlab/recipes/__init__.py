@@ -1,0 +1,1 @@
+"""Recipes: what each chapter asks for, as resources and tables."""

@@ -1,0 +1,80 @@
+"""Chapter 11: domains are created, visited, rebooted, shut down, destroyed, and left running.
+
+What is shown on one domain is shown on the first of the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.resources.base import Resource
+from xenlab.resources.guestaccess import GuestAnswers
+from xenlab.resources.present import PathsExist
+
+
+def configurations_written(book: Chapter) -> Resource:
+    """The domains' configuration files."""
+    return PathsExist(tuple(book.toolstack.config_path(d.name) for d in book.site.domains))
+
+
+def booted(book: Chapter) -> Resource:
+    """The first domain, running, its boot followed up to the login prompt."""
+    return book.toolstack.running(_first(book), console=True)
+
+
+def visited(book: Chapter) -> Resource:
+    """An action: the first domain's console is opened and left."""
+    return book.toolstack.console(_first(book))
+
+
+def rebooted(book: Chapter) -> Resource:
+    """An action: the first domain is rebooted."""
+    return book.toolstack.rebooted(_first(book))
+
+
+def stopped(book: Chapter) -> Resource:
+    """The first domain, shut down."""
+    return book.toolstack.stopped(_first(book))
+
+
+def running(book: Chapter) -> Resource:
+    """The first domain, running."""
+    return book.toolstack.running(_first(book))
+
+
+def destroyed(book: Chapter) -> Resource:
+    """The first domain, destroyed."""
+    return book.toolstack.destroyed(_first(book))
+
+
+def all_running(book: Chapter) -> list[Resource]:
+    """Every domain, created one after the other.
+
+    The hotplug scripts of all domains share a lock and have 40 seconds each, fixed in libxl: so
+    the creations queue here, where no clock runs, and the guests then boot side by side.
+    """
+    return [book.toolstack.running(d.name) for d in book.site.domains]
+
+
+def all_answer(book: Chapter) -> dict[str, Resource]:
+    """Every guest answers over SSH with the built kernel."""
+    return {d.name: GuestAnswers(d.name, book.guest(d.name)) for d in book.site.domains}
+
+
+def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """The table of domains, read when the step runs; in plan mode there may be no toolstack."""
+
+    def table() -> pd.DataFrame:
+        if book.mode == "plan":
+            names = [d.name for d in book.site.domains]
+            return pd.DataFrame({"name": names, "state": "would run"})
+        return book.toolstack.domains(book.target)
+
+    return table
+
+
+def _first(book: Chapter) -> str:
+    return book.site.domains[0].name

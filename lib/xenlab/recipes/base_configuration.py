@@ -1,0 +1,136 @@
+"""Chapter 05: what is valid for all later domains: software, names, sshd, log, cron.
+
+Howto: „Grundkonfiguration“.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.resources.base import Resource
+from xenlab.resources.condition import Condition, Together
+from xenlab.resources.files import File
+from xenlab.resources.setting import KernelSetting
+
+DISTCC_PORT = "3632"
+
+
+def xen_runs() -> Resource:
+    """The condition that the machine is dom0 of a running hypervisor (map.md: is_xen, is_dom0)."""
+    script = """
+        [ "$(cat /sys/hypervisor/type)" = xen ]
+        grep -q control_d /proc/xen/capabilities
+    """
+    return Condition(
+        Command.script(script),
+        "the machine does not run as dom0 of Xen",
+        "boot it from its disk: chapter 04_grub",
+    )
+
+
+def software_installed(book: Chapter) -> tuple[Resource, ...]:
+    """The site's software list, from an index that is not too old."""
+    return book.packages.updated(), book.packages.installed(*book.site.software)
+
+
+def named(book: Chapter) -> tuple[Resource, ...]:
+    """The machine's name and domain: for the next boot, for programs that ask, for the kernel."""
+    site = book.site
+    return (
+        File("/etc/hostname", f"{site.hostname}\n"),
+        File(
+            "/etc/hosts",
+            template="hosts.j2",
+            values={"hostname": site.hostname, "domain": site.domain},
+        ),
+        KernelSetting("/proc/sys/kernel/hostname", site.hostname),
+    )
+
+
+def full_name(book: Chapter) -> Resource:
+    """The condition that the machine knows its full name."""
+    name = f"{book.site.hostname}.{book.site.domain}"
+    return Condition(
+        Command.script('[ "$(hostname --fqdn)" = "$1" ]', name),
+        f"the machine does not know its full name {name}",
+        "look at /etc/hosts and at “hosts:” in /etc/nsswitch.conf",
+    )
+
+
+def sshd_configured(book: Chapter) -> Resource:
+    """sshd takes keys, no passwords; the file is tested before sshd reads it."""
+    file = File("/etc/ssh/sshd_config.d/10-xenlab.conf", template="sshd.conf")
+    return book.services.configured("ssh", file, "/usr/sbin/sshd", "-t")
+
+
+def services_running(book: Chapter) -> Resource:
+    """The site's services run, now and after every boot (the howto's runlevels)."""
+    return book.services.running(*book.site.services)
+
+
+def distcc_off(book: Chapter) -> Resource:
+    """distcc's server does not run: whoever reaches it can run programs here."""
+    return book.services.disabled(*(["distcc"] if has(book, "distcc") else []))
+
+
+def log_written(book: Chapter) -> Resource:
+    """The condition that the log is written, where the site asks for rsyslog."""
+    script = """
+        [ "$1" = yes ] || exit 0
+        # a daemon that was just started may not have written its first line
+        for attempt in 1 2 3 4 5 6 7 8 9 10; do
+            [ -s /var/log/syslog ] && exit 0
+            sleep 1
+        done
+        exit 1
+    """
+    wanted = "yes" if "rsyslog" in book.site.services else "no"
+    hint = "systemctl status rsyslog"
+    return Condition(Command.script(script, wanted), "nothing is written to /var/log/syslog", hint)
+
+
+def distcc_silent(book: Chapter) -> Resource:
+    """The condition that nobody outside can reach distcc's port."""
+    script = """
+        ! ss --no-header --tcp --listening --numeric "sport = :$1" \\
+            | awk '{ print $4 }' | grep -qvE '^(127\\.|\\[::1\\])'
+    """
+    return Condition(
+        Command.script(script, DISTCC_PORT),
+        "distcc listens on the network",
+        "systemctl disable --now distcc",
+    )
+
+
+def listeners(book: Chapter) -> pd.DataFrame:
+    """Who listens for connections, and where."""
+    command = "ss --no-header --tcp --listening --numeric --processes"
+    return parse_listeners(book.target.run(command, check=False).stdout)
+
+
+def parse_listeners(text: str) -> pd.DataFrame:
+    """The output of ``ss --no-header --tcp --listening --numeric --processes`` as a table."""
+    rows = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 5:
+            continue
+        address, _, port = words[3].rpartition(":")
+        program = words[5].split('"')[1] if len(words) > 5 and '"' in words[5] else ""
+        rows.append({"address": address, "port": port, "program": program})
+    frame = pd.DataFrame(rows, columns=["address", "port", "program"])
+    return frame.drop_duplicates(ignore_index=True)
+
+
+def base_configured(book: Chapter) -> Resource:
+    """What later chapters build on: the software and its services."""
+    site = book.site
+    installed = book.packages.installed(*site.software)
+    return Together((installed, book.services.running(*site.services)))
+
+
+def has(book: Chapter, name: str) -> bool:
+    """Whether a program is in the site's software list, whatever category it stands in."""
+    return any(package.rpartition("/")[2] == name for package in book.site.software)

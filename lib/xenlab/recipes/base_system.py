@@ -1,0 +1,96 @@
+"""The base system of dom0: the stage on its root, the share, sources and packages moved there.
+
+Howto: „System“.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xenlab.command import Command
+from xenlab.parameters import Parameters
+from xenlab.platform.packages import Packages
+from xenlab.recipes.disk import SWAP_FOLDER, below
+from xenlab.resources.archive import RECORD, Archive, Upload
+from xenlab.resources.base import Resource
+from xenlab.resources.checksum import read_checksum
+from xenlab.resources.condition import Condition, Together
+from xenlab.resources.files import File, Line
+from xenlab.resources.relocated import Relocated
+
+SOURCES = "/usr/src"
+
+
+def stage(site: Parameters, root: str) -> Archive:
+    """The stage on the installed root. Raises BadInput where its checksum file is not right."""
+    checksum = read_checksum(site.stage_checksums, site.stage)
+    return Archive(site.stage, checksum, root, store=below(root, f"{site.share}/stage"))
+
+
+def resolver(site: Parameters) -> Resource:
+    """The site's name server, without which the installed system finds no packages."""
+    return Line("/etc/resolv.conf", f"nameserver {site.nameserver}", key="nameserver ")
+
+
+def sources_moved(site: Parameters) -> Relocated:
+    """The kernel sources' folder, on the share and linked back."""
+    return Relocated(SOURCES, f"{site.share}/src")
+
+
+def kernel_source(site: Parameters) -> Upload:
+    """The kernel source tarball in the sources' folder."""
+    return Upload(site.kernel_source, kernel_tarball(site))
+
+
+def kernel_tarball(site: Parameters) -> str:
+    """The path of the kernel source tarball on the installed system."""
+    return f"{site.share}/src/{Path(site.kernel_source).name}"
+
+
+def fstab(site: Parameters) -> File:
+    """What is mounted at boot, by partition name: a disk that is found under another name boots.
+
+    The share has no "nofail": the guests live on it.
+    """
+    rows = (
+        ("PARTLABEL=dom0root", "/", "ext4", "noatime", "0", "1"),
+        ("PARTLABEL=boot", "/boot", "ext4", "noatime", "0", "2"),
+        ("PARTLABEL=dom0swap", "none", "swap", "sw", "0", "0"),
+        ("PARTLABEL=share", site.share, "ext4", "noatime", "0", "2"),
+        ("PARTLABEL=domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
+    )
+    lines = ("  ".join(_escape(field) for field in row) for row in rows)
+    return File(
+        "/etc/fstab", "# written by xenlab, chapter 02; see fstab(5)\n" + "\n".join(lines) + "\n"
+    )
+
+
+def tls_settled() -> Resource:
+    """The howto's TLS problem does not arise: kernel and C library are 64 bit.
+
+    A 32 bit Xen cut the segments that a 32 bit C library reaches its thread-local storage through
+    with negative offsets, and every access was emulated. 64 bit code goes by the base of %fs, which
+    has no limit that Xen would need: no flag, no other glibc.
+    """
+    script = """
+        [ "$(getconf LONG_BIT)" = 64 ]
+        # byte 4 of an ELF file is its class: 2 is 64 bit
+        [ "$(od -An -tx1 -j4 -N1 "$(readlink -f /sbin/init)" | tr -d ' ')" = 02 ]
+    """
+    return Condition(
+        Command.script(script),
+        "the installed system is not 64 bit: it would need the howto's flags",
+    )
+
+
+def installed(packages: Packages) -> Resource:
+    """What chapter 02 leaves, as later chapters need it: a whole root, Xen and the boot loader."""
+    whole = Condition(
+        Command.argv("grep", "-q", "^complete ", f"/{RECORD}"), "there is no base system"
+    )
+    return Together((whole, packages.hypervisor()))
+
+
+def _escape(field: str) -> str:
+    # fstab(5): white space in a path is written in octal
+    return field.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")

@@ -1,0 +1,163 @@
+"""Chapter 07: what makes dom0 dom0: Xen's own configuration, and the bridge.
+
+Howto: „Spezifische Konfiguration“, „Xen NIC-Layout“.
+"""
+
+from __future__ import annotations
+
+import shlex
+from importlib.resources import files as package_files
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.parameters import Parameters
+from xenlab.resources import network
+from xenlab.resources.base import Resource
+from xenlab.resources.files import Directory, File, Line
+from xenlab.resources.network import Bridge
+from xenlab.resources.setting import KernelSetting
+from xenlab.resources.uplink import PATH as UPLINK_FILE
+from xenlab.resources.uplink import Uplink
+
+PROGRAM = "/usr/local/sbin/xenlab-bridge"
+SETTINGS = "/etc/default/xenlab-bridge"
+UNIT = "xenlab-bridge.service"
+CONSOLE_LOGS = "/var/log/xen/console"
+
+_XEND = (
+    ("(network-script network-bridge)", "xenlab-bridge.service: Xen configures no network today"),
+    ("(vif-script vif-bridge)", 'xl.conf: vif.default.script="vif-bridge"'),
+    ("the bridge of the guests", 'xl.conf: vif.default.bridge="{bridge}", or per vif'),
+    ("(dom0-min-mem 196)", 'xl.conf: autoballoon="off", and dom0_mem={dom0_mem}M for Xen'),
+    ("(dom0-cpus 0)", "dom0_max_vcpus= for Xen"),
+    ("(console-limit 1024)", "xenconsoled --log=all, and logrotate"),
+    ("(xend-relocation-server yes)", "none: xl migrate goes over ssh"),
+    ("(enable-dump no)", "on_crash= in each domain's file"),
+    ("(logfile /var/log/xend.log)", "/var/log/xen/xl-NAME.log"),
+    ("xend in the runlevel", "xen.service, xendomains.service"),
+)
+
+
+def xend_today(site: Parameters) -> pd.DataFrame:
+    """Each setting of xend-config.sxp, and where it lives today."""
+    values = {"bridge": site.bridge, "dom0_mem": str(site.dom0_mem_mib)}
+    rows = [(key, today.format(**values)) for key, today in _XEND]
+    return pd.DataFrame(rows, columns=["xend-config.sxp", "today"])
+
+
+def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:
+    """xl.conf(5): dom0 keeps its memory; where a guest's interface goes if it does not say."""
+    settings = {
+        "autoballoon": "off",
+        "vif.default.script": "vif-bridge",
+        "vif.default.bridge": site.bridge,
+    }
+    return tuple(
+        Line("/etc/xen/xl.conf", f'{key}="{value}"', key=f"{key}=")
+        for key, value in settings.items()
+    )
+
+
+def console_logs(book: Chapter) -> tuple[Resource, ...]:
+    """What guests and hypervisor write on their consoles is kept (xenconsoled(8)).
+
+    Debian's service reads the arguments from /etc/default/xen. A restart of it leaves xenstored
+    alone, which cannot be restarted, and with it every guest.
+    """
+    return (
+        Directory(CONSOLE_LOGS, 0o2750),
+        Line("/etc/default/xen", 'XENCONSOLED_ARGS="--log=all"', key="XENCONSOLED_ARGS="),
+        book.services.carrying("xen", "xenconsoled", "--log=all"),
+    )
+
+
+def shutdown_settings() -> tuple[Resource, ...]:
+    """When dom0 shuts down, guests are shut down too, and their memory is not written to disk."""
+    return (
+        Line("/etc/default/xendomains", 'XENDOMAINS_SAVE=""', key="XENDOMAINS_SAVE="),
+        Line("/etc/default/xendomains", 'XENDOMAINS_RESTORE="false"', key="XENDOMAINS_RESTORE="),
+    )
+
+
+def daemons(book: Chapter) -> tuple[Resource, ...]:
+    """Xen's daemons run; the service that starts and stops guests with dom0 is there."""
+    return book.services.running("xen"), book.services.enabled("xendomains")
+
+
+def bridge_program(site: Parameters) -> tuple[Resource, ...]:
+    """The program that makes the bridge, its settings and its unit; nothing of it runs yet."""
+    values = {
+        "UPLINK": site.uplink,
+        "BRIDGE": site.bridge,
+        "VIF": network.vif(site.uplink),
+        "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
+    }
+    settings = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
+    program = package_files("xenlab").joinpath("templates", "xenlab-bridge.sh").read_text()
+    return (
+        File(PROGRAM, program, mode=0o755),
+        File(SETTINGS, f"# written by xenlab, chapter 07\n{settings}"),
+        File(
+            f"/etc/systemd/system/{UNIT}",
+            template="xenlab-bridge.service",
+            values={"uplink": site.uplink},
+        ),
+    )
+
+
+def bridge_made(site: Parameters) -> Bridge:
+    """The uplink is a port of the bridge; nobody is locked out if that fails."""
+    return Bridge(
+        uplink=site.uplink,
+        bridge=site.bridge,
+        address=site.address,
+        gateway=site.gateway,
+        address_on_bridge=site.dom0_ip_on_bridge,
+        rollback_seconds=site.rollback_seconds,
+        program=PROGRAM,
+        settings=SETTINGS,
+    )
+
+
+def bridge_kept(book: Chapter) -> tuple[Resource, ...]:
+    """The bridge comes back at every boot, before anything gets an address.
+
+    Only now, when somebody has come in over it: a layout that was rolled back must not come back.
+    Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
+    """
+    site = book.site
+    service = book.services.running("xenlab-bridge")
+    if not site.dom0_ip_on_bridge:
+        plain = Uplink(site.uplink, site.address, site.gateway, site.bridge)
+        return File(UPLINK_FILE, plain.text()), service
+    values = {"bridge": site.bridge, "address": site.address, "gateway": site.gateway}
+    return File(UPLINK_FILE, template="uplink-bridge.j2", values=values), service
+
+
+def unfiltered() -> tuple[Resource, ...]:
+    """dom0's firewall rules are not applied to what the bridge passes on (br_netfilter)."""
+    return (
+        File("/etc/udev/rules.d/70-br-netfilter.rules", template="br-netfilter.rules"),
+        *(
+            KernelSetting(f"/proc/sys/net/bridge/bridge-nf-call-{name}", "0", required=False)
+            for name in ("iptables", "ip6tables", "arptables")
+        ),
+    )
+
+
+def interfaces(book: Chapter) -> pd.DataFrame:
+    """The interfaces as they hang together now."""
+    script = "echo; ip -details -json address show; echo; echo '[]'"
+    result = book.target.run(Command.script(script), check=False)
+    columns = ["interface", "kind", "MAC", "bridge", "addresses", "up"]
+    if not result.ok:
+        return pd.DataFrame(columns=columns)
+    _, devices, _ = network.parse_network(result.stdout)
+    rows = [
+        {"interface": name, **network.describe(device, "")}
+        for name, device in devices.items()
+        if name != "lo"
+    ]
+    return pd.DataFrame(rows, columns=columns)

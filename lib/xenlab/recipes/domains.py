@@ -1,0 +1,64 @@
+"""Chapter 10: a configuration file for each domain, and what it names."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.parameters import Domain, Parameters
+from xenlab.platform.toolstack import Disk, DomainSpec, Vif
+from xenlab.recipes.disk import swap_file
+from xenlab.resources.base import Resource
+from xenlab.resources.disk import by_name
+from xenlab.resources.guest import RECORDS
+from xenlab.resources.present import PathsExist
+
+KERNEL = "/xenboot/vmlinuz-domU"
+ROOT_NAME, SWAP_NAME = "xvda1", "xvda2"
+
+
+def spec(site: Parameters, domain: Domain) -> DomainSpec:
+    """A domain as the site wants it; the network names are the howto's (ethX), not enX0."""
+    return DomainSpec(
+        name=domain.name,
+        type=site.guest_type,
+        kernel=KERNEL,
+        cmdline=f"root=/dev/{ROOT_NAME} ro console=hvc0 net.ifnames=0",
+        memory_mib=domain.memory_mib,
+        disks=(Disk(by_name(domain.partition), ROOT_NAME), Disk(swap_file(domain), SWAP_NAME)),
+        vifs=(Vif(domain.mac, site.bridge),),
+    )
+
+
+def guests_configured(site: Parameters) -> Resource:
+    """Each guest's root, unpacked and configured, as dom0 recorded it."""
+    return PathsExist(tuple(f"{RECORDS}/{d.name}/configuration" for d in site.domains))
+
+
+def named_things(site: Parameters) -> Resource:
+    """The condition that the kernel, partitions and swap files that the files name are there."""
+    devices = [path for d in site.domains for path in (by_name(d.partition), swap_file(d))]
+    hint = "chapters 01_partitions and 08_domu_kernel make them"
+    return PathsExist((KERNEL, *devices), hint)
+
+
+def configured(book: Chapter) -> dict[str, Resource]:
+    """Each domain's configuration file."""
+    return {d.name: book.toolstack.configured(spec(book.site, d)) for d in book.site.domains}
+
+
+def table(site: Parameters) -> pd.DataFrame:
+    """The domains: name, memory, disks, MAC and bridge."""
+    specs = [spec(site, domain) for domain in site.domains]
+    rows = [
+        {
+            "name": s.name,
+            "type": s.type,
+            "memory (MiB)": s.memory_mib,
+            "disks": ", ".join(f"{disk.name} = {disk.path}" for disk in s.disks),
+            "MAC": ", ".join(vif.mac for vif in s.vifs),
+            "bridge": ", ".join(vif.bridge for vif in s.vifs),
+        }
+        for s in specs
+    ]
+    return pd.DataFrame(rows)

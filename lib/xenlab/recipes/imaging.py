@@ -1,0 +1,128 @@
+"""Chapter 06: the image that every guest is made from.
+
+Howto: „Imaging“.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import XenlabError
+from xenlab.host import Host
+from xenlab.parameters import Parameters
+from xenlab.platform.power import Power, reboot
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.disk import by_name
+from xenlab.resources.image import Image, ImageProof, parse_record
+from xenlab.resources.running_xen import wait_for_toolstack
+
+TOOLS = ("tar", "zstd", "libcap2-bin")
+"""Packages that take and prove an image, as Debian names them."""
+
+MOUNT_SECONDS = 120.0
+
+
+def tools_installed(book: Chapter) -> Resource:
+    """The programs that take and prove an image."""
+    return book.packages.installed(*TOOLS)
+
+
+def image_taken(book: Chapter) -> Resource:
+    """The image of the generic root, taken as the site says: running, or at rest."""
+    site = book.site
+    taken = Image(site.image, base(site))
+    if site.imaging == "bind":
+        return taken
+    resting = replace(taken, device=by_name("dom0root"))
+    return ImageAtRest(taken, resting, site.share, book.power, book.controller)
+
+
+def image_proven(book: Chapter) -> Resource:
+    """The proof of what is in the image."""
+    empty = ("./proc/", "./sys/", "./run/", f".{book.site.share}/")
+    return ImageProof(book.site.image, empty=empty)
+
+
+def base(site: Parameters) -> str:
+    """A short name for what the generic root was made from.
+
+    Another software list, say, makes another root, and so another image; what chapters 07 to 11
+    do to dom0 afterwards does not.
+    """
+    shaped = {
+        "platform": site.platform,
+        "stage": site.stage,
+        "software": sorted(site.software),
+        "services": sorted(site.services),
+    }
+    return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
+
+
+def recorded(book: Chapter) -> pd.DataFrame:
+    """What was recorded beside the image: size, checksum, and each statement of the proof."""
+    command = Command.script('cat -- "$1.info" "$1.proof"', book.site.image)
+    return parse_proof(book.target.run(command, check=False).stdout)
+
+
+def parse_proof(text: str) -> pd.DataFrame:
+    """The record and the proof of an image as a table of two columns."""
+    info = parse_record("\n".join(line for line in text.splitlines() if "\t" not in line))
+    keys: tuple[str, ...] = ("taken", "way", "bytes", "sha256")
+    rows = [(key, info[key]) for key in keys if key in info]
+    rows += [
+        (statement, seen)
+        for statement, tab, seen in (line.partition("\t") for line in text.splitlines())
+        if tab
+    ]
+    return pd.DataFrame(rows, columns=["statement", "seen"])
+
+
+@dataclass(frozen=True)
+class ImageAtRest(Resource):
+    """The image of a root that does not run: the rescue system (the howto's CD) takes it.
+
+    Whatever happens, the machine boots its disk again.
+    """
+
+    image: Image
+    resting: Image
+    share: str
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """As for the image of a running root, and from there."""
+        return self.image.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Boot the rescue system, take the image onto the share, boot the disk."""
+        machine = host.inside("/")
+        machine.run("sync", timeout=MOUNT_SECONDS)
+        failed: XenlabError | None = None
+        reboot(self.power, "rescue", machine, self.controller, report)
+        try:
+            self._take(machine, report)
+        except XenlabError as error:
+            failed = error
+        reboot(self.power, "disk", machine, self.controller, report)
+        wait_for_toolstack(machine)
+        if failed is not None:
+            raise failed
+
+    def _take(self, machine: Host, report: Report) -> None:
+        mount = """
+            mkdir -p -- "$2"
+            mountpoint -q -- "$2" || mount -- "$1" "$2"
+        """
+        share = by_name("share")
+        machine.run(Command.script(mount, share, self.share), timeout=MOUNT_SECONDS)
+        try:
+            self.resting.apply(machine, report)
+        finally:
+            machine.run(Command.argv("umount", "--", self.share), timeout=MOUNT_SECONDS)

@@ -1,0 +1,277 @@
+"""What the machine has against what the site asks for, before anything is touched.
+
+Howto: „Rohstoffe“, „Hirnschmalz“.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from xenlab.command import Command
+from xenlab.disklayout import fits as disk_fits
+from xenlab.disklayout import needed_mib
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.parameters import Parameters
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.checksum import read_checksum, require_checksum
+
+Row = tuple[str, str, str, bool | str]
+"""What, wanted, found, and whether that fits."""
+
+XEN_MIB = 128
+"""Memory that Xen keeps for itself: its heap, its tables of all pages, its console buffer."""
+
+GUEST_MIB = 8
+"""Memory that a guest costs beyond its own: page tables, grant tables, its console and store."""
+
+TOOLS = (
+    "sfdisk", "lsblk", "blkid", "mkfs.ext4", "mkswap", "fallocate", "findmnt", "mountpoint",
+    "mount", "chroot", "tar", "zstd", "xz", "sha256sum", "rsync",
+)  # fmt: skip
+"""What the chapters call on the machine as it runs now."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has, as far as Xen and the site's plan care; sizes are MiB.
+
+    On a running Xen, memory and processors are the machine's, not dom0's share of them.
+    """
+
+    processor: str
+    processors: int
+    long_mode: bool
+    virtualisation: str
+    memory_mib: int
+    disk_mib: int
+    disk_serial: str
+    disks: str
+    system: str
+    kernel: str
+    under_xen: bool
+    missing_tools: tuple[str, ...]
+
+    @property
+    def hvm(self) -> bool:
+        """Whether the processor helps: VMX or SVM, or "hvm" in Xen's words."""
+        return not {"vmx", "svm", "hvm"}.isdisjoint(self.virtualisation.split())
+
+
+# few programs and raw text: each program that is started costs an emulated machine 20 ms
+_LOOK = """
+    tail -v -n +1 -- /proc/cpuinfo /proc/meminfo /proc/sys/kernel/osrelease /etc/os-release \\
+        /etc/xenlab-rescue "/sys/class/block/${1##*/}/serial" 2>/dev/null || :
+    printf '\\n==> disks <==\\n'
+    lsblk -d -n -r -b -e 7 -o PATH,SIZE,SERIAL
+    case $(cat /proc/xen/capabilities 2>/dev/null || :) in
+        *control_d*) printf '\\n==> xl <==\\n'; xl info ;;
+    esac
+    shift
+    printf '\\n==> missing <==\\n'
+    for tool; do command -v "$tool" >/dev/null || printf '%s\\n' "$tool"; done
+"""
+
+
+def look(host: Host, disk: str) -> Machine:
+    """What a machine has; one command."""
+    result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS))
+    return parse(result.stdout, disk)
+
+
+def parse(text: str, disk: str) -> Machine:
+    """The machine out of what `look` has printed."""
+    parts = re.split(r"^==> (.*) <==\n", text, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    processor = _pairs(sections["/proc/cpuinfo"], ":")
+    memory = _pairs(sections["/proc/meminfo"], ":")
+    system = _pairs(sections.get("/etc/os-release", ""), "=")
+    xen = _pairs(sections.get("xl", ""), ":")
+    flags = processor.get("flags", "").split()
+    hardware = " ".join(flag for flag in ("vmx", "svm") if flag in flags)
+    listed = filter(None, map(str.split, sections["disks"].splitlines()))
+    disks = {path: rest for path, *rest in listed}
+    size, *serial = disks.get(disk, ["0"])
+    in_sysfs = sections.get(f"/sys/class/block/{disk.rpartition('/')[2]}/serial", "")
+    return Machine(
+        processor=processor.get("model name", "unknown"),
+        # under Xen /proc shows dom0's own share, and the flags are masked
+        processors=int(xen.get("nr_cpus", sections["/proc/cpuinfo"].count("\nprocessor") + 1)),
+        long_mode="lm" in flags,
+        virtualisation=xen.get("virt_caps", hardware) or "none",
+        memory_mib=int(xen.get("total_memory", int(memory["MemTotal"].split()[0]) // 1024)),
+        disk_mib=int(size) // 1024**2,
+        disk_serial=" ".join(serial) or in_sysfs.strip(),
+        disks=", ".join(disks),
+        system=sections.get("/etc/xenlab-rescue", "").strip()
+        or system.get("PRETTY_NAME", "unknown").strip('"'),
+        kernel=sections["/proc/sys/kernel/osrelease"].strip(),
+        under_xen=bool(xen),
+        missing_tools=tuple(sections["missing"].split()),
+    )
+
+
+def _pairs(text: str, separator: str) -> dict[str, str]:
+    lines = (line.partition(separator) for line in reversed(text.splitlines()))
+    return {key.strip(): value.strip() for key, found, value in lines if found}
+
+
+def memory_plan(site: Parameters) -> list[tuple[str, int]]:
+    """Who gets how many MiB of the machine's memory: Xen, dom0, each guest, what guests cost."""
+    return [
+        ("Xen", XEN_MIB),
+        ("dom0", site.dom0_mem_mib),
+        *((domain.name, domain.memory_mib) for domain in site.domains),
+        ("guest overhead", GUEST_MIB * len(site.domains)),
+    ]
+
+
+def needed_memory_mib(site: Parameters) -> int:
+    """MiB of memory that a machine must have for the site."""
+    return sum(size for _, size in memory_plan(site))
+
+
+def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
+    """What the site wants and what the machine has, side by side."""
+    memory, disk = needed_memory_mib(site), needed_mib(site)
+    consent = "yes" if machine.disk_serial in site.may_wipe else "asks for consent"
+    rows: list[Row] = [
+        ("processor", "x86-64", f"{machine.processors} × {machine.processor}", machine.long_mode),
+        (
+            "virtualisation",
+            "VMX or SVM" if site.guest_type == "pvh" else "not needed (pv guests)",
+            machine.virtualisation,
+            machine.hvm or site.guest_type == "pv",
+        ),
+        ("memory", f"{memory} MiB", f"{machine.memory_mib} MiB", memory <= machine.memory_mib),
+        ("disk", f"{disk} MiB on {site.disk}", f"{machine.disk_mib} MiB", disk <= machine.disk_mib),
+        (
+            "disk serial",
+            " or ".join(site.may_wipe) or "none",
+            machine.disk_serial or "none",
+            consent,
+        ),
+        (
+            "running system",
+            "a rescue system, or dom0 itself",
+            f"{machine.system}, Linux {machine.kernel}{', under Xen' * machine.under_xen}",
+            True,
+        ),
+        (
+            "tools",
+            f"{len(TOOLS)} programs",
+            f"without {', '.join(machine.missing_tools)}" if machine.missing_tools else "all there",
+            not machine.missing_tools,
+        ),
+    ]
+    return _table(rows)
+
+
+def controller_software(site: Parameters) -> pd.DataFrame:
+    """What the controller has to bring: the stage and the kernel source."""
+    rows: list[Row] = []
+    for name, path in (("stage", site.stage), ("kernel source", site.kernel_source)):
+        found = Path(path).expanduser()
+        size = f"{found.stat().st_size / 1024**2:.0f} MiB" if found.is_file() else "missing"
+        rows.append((name, path, size, found.is_file()))
+    wanted = read_checksum(site.stage_checksums, site.stage)
+    try:
+        require_checksum(Path(site.stage).expanduser(), wanted)
+    except BadInput:
+        rows.append(("stage checksum", f"{wanted[:16]}…", "another one", False))
+    else:
+        rows.append(("stage checksum", f"{wanted[:16]}…", "the same", True))
+    needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
+    missing = [tool for tool in needed if shutil.which(tool) is None]
+    rows.append(
+        (
+            "compiler",
+            ", ".join(needed) or "none here",
+            ", ".join(missing) or "all there",
+            not missing,
+        )
+    )
+    return _table(rows)
+
+
+def _table(rows: list[Row]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["what", "wanted", "found", "fits"])
+    frame["fits"] = [{True: "yes", False: "no"}.get(fits, fits) for fits in frame["fits"]]
+    return frame
+
+
+def misfit(site: Parameters, machine: Machine) -> BadInput | None:
+    """Why the site does not fit the machine, with the numbers; None where it does."""
+    if not machine.long_mode:
+        return BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
+    if site.guest_type == "pvh" and not machine.hvm:
+        return BadInput(
+            "pvh guests need a processor with VMX or SVM, and this machine shows neither",
+            hint="switch it on in the firmware, or use guest_type: pv",
+        )
+    if not machine.disk_mib:
+        return BadInput(
+            f"there is no disk {site.disk}",
+            hint=f"the disks there are: {machine.disks or 'none'}; name one with the key disk",
+        )
+    try:
+        disk_fits(site, machine.disk_mib)
+    except BadInput as error:
+        return error
+    needed = needed_memory_mib(site)
+    if needed > machine.memory_mib:
+        parts = ", ".join(f"{name} {size}" for name, size in memory_plan(site))
+        return BadInput(
+            f"the machine has {machine.memory_mib} MiB of memory and the site needs "
+            f"{needed} MiB: {parts}",
+            hint="lower dom0_mem_mib or memory_mib of domains, or take fewer domains",
+        )
+    if machine.missing_tools:
+        return BadInput(
+            f"the running system lacks {', '.join(machine.missing_tools)}",
+            hint="install them there, or boot another rescue system",
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Fits(Resource):
+    """The site fits the machine: processor, memory, disk and tools suffice."""
+
+    site: Parameters
+
+    def probe(self, host: Host) -> Difference | None:
+        """None if it fits; raises BadInput, with the numbers, for the first thing that does not."""
+        error = misfit(self.site, look(host, self.site.disk))
+        if error is not None:
+            raise error
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing can be done from here: raises BadInput as `probe` does."""
+        self.probe(host)
+
+
+@dataclass(frozen=True)
+class Brought(Resource):
+    """The controller has what the site names: a stage that is whole, and the kernel source."""
+
+    site: Parameters
+
+    def probe(self, host: Host) -> Difference | None:
+        """None if both are there; raises BadInput for what is missing or has a wrong checksum."""
+        site = self.site
+        wanted = read_checksum(site.stage_checksums, site.stage)
+        require_checksum(Path(site.stage).expanduser(), wanted)
+        if not Path(site.kernel_source).expanduser().is_file():
+            raise BadInput(f"there is no kernel source {site.kernel_source} on the controller")
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing can be done from here: raises BadInput as `probe` does."""
+        self.probe(host)

@@ -1,0 +1,161 @@
+"""Chapters 03 and 08: dom0's kernel and the guests', from one source tree.
+
+Howto: „Domain0-Kernel“, „DomainU-Kernel“.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import BadInput, StepFailed
+from xenlab.host import Host
+from xenlab.parameters import Parameters
+from xenlab.recipes.base_system import kernel_source, kernel_tarball
+from xenlab.resources.base import Resource
+from xenlab.resources.condition import Condition
+from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources
+from xenlab.resources.kernel_built import KernelBuilt
+from xenlab.resources.kernel_config import DOM0, DOMU, honoured
+from xenlab.resources.kernel_installed import GUEST_KERNELS, KernelInstalled
+from xenlab.resources.programs import Programs
+
+COMPILER = (
+    "gcc", "ld", "make", "flex", "bison", "bc", "perl", "tar", "xz", "readelf", "cmp", "flock",
+    "setsid", "/usr/include/libelf.h",
+)  # fmt: skip
+"""What compiling a kernel takes: programs and one header (Linux' Documentation/process/changes)."""
+
+COMPILER_PACKAGES = {
+    "debian": ("gcc", "make", "flex", "bison", "bc", "perl", "xz-utils", "libelf-dev", "libc6-dev"),
+}
+"""The packages they come in; a platform that is not named brings them along."""
+
+
+def builder(book: Chapter) -> Host:
+    """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
+    return book.controller if book.site.build_on == "controller" else book.target
+
+
+def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
+    """The kernel of this site, ``dom0`` or ``domU``, and where its builder keeps it."""
+    if site.build_on == "controller":
+        store = str(_cache() / "kernel")
+        archive = str(Path(site.kernel_source).expanduser())
+        return KernelBuild(flavour, archive, f"{store}/source", store, _own(site, flavour))
+    store, trees = f"{site.share}/build", f"{site.share}/src"
+    return KernelBuild(flavour, kernel_tarball(site), trees, store, _own(site, flavour))
+
+
+def wanted(book: Chapter, flavour: str) -> pd.DataFrame:
+    """The howto's list: each statement with the kernel options that it means today."""
+    rows = honoured(kernel_build(book.site, flavour).options(), {})
+    return pd.DataFrame(rows)[["howto", "symbol", "wanted"]]
+
+
+def tools(book: Chapter) -> tuple[Resource, ...]:
+    """What the builder must have: installed on the target, asked for on the controller."""
+    if book.site.build_on == "controller":
+        return (Programs(COMPILER, "`make bootstrap` installs what a controller needs"),)
+    packages = COMPILER_PACKAGES.get(book.site.platform, ())
+    return (
+        *((book.packages.installed(*packages),) if packages else ()),
+        kernel_source(book.site),
+    )
+
+
+def sources(book: Chapter) -> Resource:
+    """The unpacked source tree."""
+    return Sources(kernel_build(book.site, DOM0))
+
+
+def configured(book: Chapter, flavour: str) -> Resource:
+    """The kernel's .config, with every option of the list in it."""
+    return KernelConfigured(kernel_build(book.site, flavour))
+
+
+def option_table(book: Chapter, flavour: str) -> pd.DataFrame:
+    """The list again, beside what the finished .config says."""
+    build = kernel_build(book.site, flavour)
+    config = KernelConfigured(build).config(builder(book))
+    return pd.DataFrame(honoured(build.options(), config or {}))
+
+
+def built(book: Chapter, flavour: str) -> Resource:
+    """The compiled kernel."""
+    return KernelBuilt(kernel_build(book.site, flavour))
+
+
+def installed(book: Chapter, flavour: str) -> KernelInstalled:
+    """The kernel where it is booted from."""
+    return KernelInstalled(kernel_build(book.site, flavour), builder(book))
+
+
+def kernel_installed(book: Chapter) -> Resource:
+    """What chapter 03 leaves: dom0's kernel in /boot."""
+    return installed(book, DOM0)
+
+
+def domu_kernel_installed(book: Chapter) -> Resource:
+    """What chapter 08 leaves: the guests' kernel in /xenboot."""
+    return installed(book, DOMU)
+
+
+def result_table(book: Chapter, flavour: str) -> pd.DataFrame:
+    """What was built: release, size, seconds, notes for Xen, checksum."""
+    manifest = kernel_build(book.site, flavour).manifest(builder(book)) or {}
+    names = {
+        "release": "release (uname -r)",
+        "bytes": "image, bytes",
+        "seconds": "compiled in, seconds",
+        "notes": "ELF notes for Xen",
+        "vmlinuz": "sha256 of the image",
+    }
+    rows = [{"what": what, "is": manifest.get(name, "-")} for name, what in names.items()]
+    return pd.DataFrame(rows)
+
+
+def release(book: Chapter, flavour: str = DOM0) -> str:
+    """``uname -r`` of the built kernel.
+
+    Raises StepFailed where it is not built; a plan goes on with a word in its place.
+    """
+    manifest = kernel_build(book.site, flavour).manifest(builder(book))
+    if manifest is not None:
+        return manifest["release"]
+    if book.mode == "plan":
+        return "RELEASE-OF-CHAPTER-03"
+    raise StepFailed(f"the {flavour} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
+
+
+def no_guest_kernel_in_boot() -> Resource:
+    """GRUB would take a guest's kernel in /boot for the newest native one and boot that."""
+    return Condition(
+        Command.script(
+            """
+            for file in /boot/vmlinuz-*domU*; do [ ! -e "$file" ] || exit 1; done
+            ! grep -qs domU /boot/grub/grub.cfg
+            """
+        ),
+        f"a guests' kernel is in /boot or in GRUB's menu; its place is {GUEST_KERNELS}",
+        hint="remove it, then run chapter 04_grub again",
+    )
+
+
+def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
+    """Options for hardware are dom0's: no guest ever sees it."""
+    return tuple(site.kernel_options) if flavour == DOM0 else ()
+
+
+def _cache() -> Path:
+    """Where things that can be built again are kept: $XENLAB_CACHE, else ~/.cache/xenlab."""
+    own = os.environ.get("XENLAB_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own).expanduser() if own else Path(base or Path.home() / ".cache") / "xenlab"
+    if not folder.is_absolute():
+        raise BadInput(f"the cache folder must be an absolute path, not {folder}")
+    return folder

@@ -1,0 +1,110 @@
+"""The report of a run: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from xenlab import runs
+from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment
+from xenlab.errors import BadInput, JournalDamaged
+from xenlab.journal import FIRST, Journal, verify
+from xenlab.resources.base import Difference
+from xenlab.runs import StepState
+
+FACTS = ("site", "started", "mode", "file")
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` into a run's folder, from its journal, and return its path.
+
+    Raises BadInput where there is no journal.
+    """
+    journal = Journal(folder)
+    if not journal.path.exists():
+        raise BadInput("this run has no journal yet", where=str(folder))
+    facts = _facts(folder)
+    chapters = [
+        (chapter, [Markup(_card(folder, step).html()) for step in chapter.steps])
+        for chapter in runs.states(folder)
+    ]
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            name=folder.name,
+            facts=facts,
+            chapters=chapters,
+            colours=_colours(),
+            duration=duration,
+            total=sum(chapter.seconds for chapter, _ in chapters),
+        )
+    )
+    place = folder / "report.html"
+    fresh = folder / ".report.html.new"
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(page)
+    fresh.rename(place)
+    return place
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if (folder / "run.json").exists():
+        record = runs.read(folder)
+        facts = {key: str(record[key]) for key in FACTS}
+        versions = record["versions"]
+        facts["xenlab"] = versions["xenlab"]
+        facts["python"] = versions["python"]
+        facts["git revision"] = versions["git"]
+    journal = Journal(folder)
+    try:
+        facts["journal"] = f"{verify(journal.path)} records, the chain holds"
+    except JournalDamaged as error:
+        facts["journal"] = error.message
+    facts["head of the journal"] = journal.head()
+    return {key: value for key, value in facts.items() if value and value != FIRST}
+
+
+def _card(folder: Path, step: StepState) -> Card:
+    record = step.record
+    card = Card(step.title, step.status, step.seconds, step.message)
+    for label, difference in (record.get("difference") or {}).items():
+        card.differences.append((label, _difference(difference)))
+    for attachment in record.get("attachments") or ():
+        _attach(card, folder / attachment["path"])
+    if record.get("output"):
+        card.kept = str(record["output"])
+        place = folder / card.kept
+        if place.exists():
+            card.add_output(place.read_bytes().decode("utf-8", "replace"))
+    return card
+
+
+def _attach(card: Card, path: Path) -> None:
+    if not path.exists():
+        return
+    if path.suffix == ".png":
+        card.add_picture(path.read_bytes())
+    elif path.suffix == ".csv" and path.stat().st_size:
+        card.add_table(pd.read_csv(path, dtype=str, keep_default_na=False))
+    elif path.stat().st_size <= SHOWN_BYTES:
+        card.add_output(path.read_bytes().decode("utf-8", "replace"))
+
+
+def _difference(record: Mapping[str, Any]) -> Difference:
+    rows = tuple({str(k): str(v) for k, v in row.items()} for row in record.get("rows") or ())
+    return Difference(str(record["summary"]), str(record.get("diff", "")), rows)
+
+
+def _colours() -> dict[str, str]:
+    return COLOURS | {
+        runs.DONE: COLOURS["changed"],
+        runs.UNFINISHED: COLOURS["unknown"],
+        runs.NOT_RUN: COLOURS["ok"],
+    }

@@ -1,0 +1,143 @@
+"""A guest's console: its log as xenconsoled keeps it, and a visit with ``xl console``.
+
+xenconsoled writes ``/var/log/xen/console/guest-NAME.log`` when it runs with ``--log=all`` (chapter
+07). Reading the log takes nothing away from the person who has the console open, which two
+consoles on one guest would do (xenconsole(1) locks the second out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+
+LOGS = "/var/log/xen/console"
+LOGIN = " login:"
+PANIC = "Kernel panic - not syncing"
+BOOT_SECONDS = 900
+VISIT_SECONDS = 180
+
+REFUSALS = {
+    51: ("the console of {name} showed no login prompt in time", "read the console's output above"),
+    52: ("the kernel of {name} panicked", "read the console's output above"),
+    53: ("{name} ended before its console showed a login prompt", "xl list; see /var/log/xen"),
+    54: ("xenconsoled keeps no log of {name}", "run chapter 07_dom0_configuration"),
+    55: ("the console of {name} could not be opened", "is it open elsewhere?"),
+    56: ("{name} does not run", "create it first"),
+}
+
+# `follow` prints what a log gains beyond a size until a text stands in it; reads the whole rest
+# each time, as a prompt has no end of line and may come in two pieces. The domain is asked for
+# rarely: xl is slow to start on an emulated machine.
+FOLLOW = """
+log_size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
+uptime_seconds() { read -r up rest < /proc/uptime; now=${up%.*}; }
+follow() {
+    log=$1 from=$2 wanted=$3 panic=$4 domain=$5
+    uptime_seconds; end=$((now + $6)) seen=$from round=0
+    while :; do
+        size=$(log_size "$log")
+        if [ "$size" -lt "$from" ]; then from=0 seen=0; fi
+        if [ "$size" -gt "$seen" ]; then
+            tail -c "+$((seen + 1))" -- "$log" | head -c "$((size - seen))"
+            seen=$size
+            new=$(tail -c "+$((from + 1))" -- "$log" | tr -d '\\000')
+            case $new in *"$wanted"*) return 0 ;; *"$panic"*) return 52 ;; esac
+        fi
+        uptime_seconds
+        if [ "$now" -ge "$end" ]; then [ -e "$log" ] && return 51 || return 54; fi
+        round=$((round + 1))
+        if [ $((round % 10)) = 0 ]; then xl domid "$domain" > /dev/null 2>&1 || return 53; fi
+        sleep 1
+    done
+}
+"""
+
+# A terminal of its own is what makes xenconsole listen to its keyboard; script(1) gives it one.
+# The answer is looked for in the log, where nothing old can be taken for it; a key that is pressed
+# before the terminal is ready may be lost, so return is pressed again.
+_VISIT = """
+name=$1 log=$2 wanted=$3 panic=$4 seconds=$5
+xl domid "$name" > /dev/null || exit 56
+folder=$(mktemp -d)
+visit=
+trap '[ -z "$visit" ] || kill "$visit" 2>/dev/null || :; rm -rf -- "$folder"' EXIT
+mkfifo "$folder/keys"
+from=$(log_size "$log")
+NAME=$name script -qefc 'exec xl console "$NAME"' "$folder/screen" \\
+    < "$folder/keys" > "$folder/out" 2>&1 &
+visit=$!
+exec 3> "$folder/keys"
+trap '' PIPE
+uptime_seconds; give_up=$((now + seconds))
+while :; do
+    printf '\\r' >&3 || exit 55
+    status=0
+    follow "$log" "$from" "$wanted" "$panic" "$name" 10 > /dev/null || status=$?
+    [ "$status" = 51 ] && [ "$now" -lt "$give_up" ] || break
+done
+uptime_seconds; end=$((now + 30))
+until grep -aqF -- "$wanted" "$folder/out" || [ "$status" != 0 ]; do
+    kill -0 "$visit" 2>/dev/null || { status=55; break; }
+    uptime_seconds
+    [ "$now" -lt "$end" ] || status=55
+    sleep 1
+done
+cat -- "$folder/out"
+[ "$status" = 0 ] || exit "$status"
+printf '\\035' >&3 || exit 55
+uptime_seconds; end=$((now + 30))
+while kill -0 "$visit" 2>/dev/null; do
+    uptime_seconds
+    [ "$now" -lt "$end" ] || exit 55
+    sleep 1
+done
+echo
+echo "left with Ctrl-]; $name goes on running as domain $(xl domid "$name")"
+"""
+
+
+def log_path(name: str) -> str:
+    """Where xenconsoled keeps the console log of a guest."""
+    return f"{LOGS}/guest-{name}.log"
+
+
+def refuse(host: Host, command: Command, name: str, *, timeout: float) -> None:
+    """Run a console script; turn its own exit statuses into sentences.
+
+    Raises StepFailed for those, CommandFailed for any other status but 0.
+    """
+    result = host.run(command, timeout=timeout, check=False)
+    if result.status in REFUSALS:
+        message, hint = REFUSALS[result.status]
+        raise StepFailed(message.format(name=name), hint=hint, where=host.name)
+    if not result.ok:
+        raise CommandFailed(result)
+
+
+@dataclass(frozen=True)
+class ConsoleAnswers(Resource):
+    """An action: open a running guest's console, press return, see the prompt, leave (Ctrl-]).
+
+    The howto's „Konsole“; xl(1), "console".
+    """
+
+    name: str
+    seconds: int = VISIT_SECONDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """What will be done."""
+        return Difference(f"open the console of {self.name}, press return, leave with Ctrl-]")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Visit the console; what it showed is the step's output."""
+        report(f"visiting the console of {self.name}")
+        values = (self.name, log_path(self.name), LOGIN, PANIC, self.seconds)
+        command = Command.script(FOLLOW + _VISIT, *values)
+        refuse(host, command, self.name, timeout=self.seconds + 120)
+
+    def verify(self, host: Host) -> None:
+        """Nothing is left behind that could be looked at; apply has seen the answer."""

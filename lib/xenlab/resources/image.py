@@ -1,0 +1,268 @@
+"""Image: a tar archive of a root file system that any machine can be made from.
+
+Howto: „Imaging“; tar(1), file capabilities in capabilities(7).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files as package_files
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+
+TAKE_SECONDS = 3600.0
+"""Deadline of taking or reading an image, in seconds: an emulated host packs 10 MB a second."""
+
+_CAPABILITY = "security.capability"
+_REFUSED = {
+    46: "the image would lie on the very file system it is taken of: the share is not mounted",
+    47: "a folder of the root is a file system of its own and would be missing in the image",
+    48: "tar could not write the image",
+}
+
+
+@dataclass(frozen=True)
+class Image(Resource):
+    """An archive of a root file system; ``.sha256`` (sha256sum format) and ``.info`` beside it.
+
+    ``base`` names what the root was made from; an image of another base is taken anew. What
+    becomes of the machine afterwards does not matter: the image is what it was.
+    ``device`` empty: the running root ``source`` is archived through a bind mount.
+    """
+
+    path: str
+    base: str
+    source: str = "/"
+    device: str = ""
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether a finished image is there: its record, its checksum and its size agree.
+
+        The image is read whole only where somebody has touched it since (its time differs).
+        """
+        script = """
+            cat -- "$1.info" 2> /dev/null || exit 44
+            cut -c 1-64 < "$1.sha256" | sed 's/^/listed=/'
+            stat --printf 'bytes_now=%s\\nmodified_now=%.9Y\\n' -- "$1"
+            modified=$(stat -c %.9Y -- "$1")
+            grep -qx "modified=$modified" "$1.info" && exit 0
+            sha256sum < "$1" | cut -c 1-64 | sed 's/^/sha256_now=/'
+        """
+        result = host.run(Command.script(script, self.path), check=False, timeout=TAKE_SECONDS)
+        record = parse_record(result.stdout) if result.ok else {}
+        reason = self._missing(record)
+        return Difference(f"take the image {self.path}: {reason}") if reason else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Archive the root and write checksum and record; raises StepFailed with the reason."""
+        report(f"packing {self.device or self.source}")
+        folder = package_files("xenlab").joinpath("templates")
+        way, source = ("device", self.device) if self.device else ("bind", self.source)
+        command = Command.script(
+            'exec unshare --mount --propagation private -- /bin/sh -c "$@"',
+            folder.joinpath("take-image.sh").read_text(),
+            "take-image",
+            self.path,
+            way,
+            source,
+            self.base,
+        )
+        patterns = folder.joinpath("leave-out.txt").read_bytes()
+        result = host.run(command, input=patterns, check=False, timeout=TAKE_SECONDS)
+        if result.status in _REFUSED:
+            tail = result.stderr.strip().splitlines()[-1:]
+            raise StepFailed(f"{self.path}: {_REFUSED[result.status]}", hint="; ".join(tail))
+        if not result.ok:
+            raise CommandFailed(result)
+
+    def _missing(self, record: Mapping[str, str]) -> str:
+        if not record:
+            return "there is none"
+        if record.get("base") != self.base:
+            return "the one there was taken of another base"
+        if record.get("sha256") != record.get("listed"):
+            return "its checksum file belongs to another one"
+        if record.get("bytes") != record.get("bytes_now"):
+            return "it has not the recorded size"
+        if record.get("sha256_now", record["sha256"]) != record["sha256"]:
+            return "it has not the recorded checksum"
+        return ""
+
+
+def parse_record(text: str) -> dict[str, str]:
+    """Lines of ``key=value`` as a dict; other lines are passed over."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key: value for key, sign, value in pairs if sign}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One entry of an archive: type and permissions as ls(1) writes them, name, xattrs."""
+
+    mode: str
+    size: str
+    name: str
+    xattrs: tuple[str, ...] = ()
+
+
+_LINE = re.compile(
+    r"(?P<mode>[-a-zA-Z]{10})[.+* ]? +\S+/\S+ +(?P<size>\d+(?:,\d+)?) +"
+    r"\d{4}-\d\d-\d\d \d\d:\d\d (?P<name>.*)"
+)
+
+
+def parse_listing(text: str) -> list[Member]:
+    """The members in the output of ``tar --list --verbose --verbose --xattrs``.
+
+    A name is as tar escapes it; what a link points at is cut off.
+    """
+    members: list[Member] = []
+    for line in text.splitlines():
+        found = _LINE.fullmatch(line)
+        if found:
+            name, mode = found["name"], found["mode"]
+            if mode[0] in "lh":
+                name = re.split(r" -> | link to ", name, maxsplit=1)[0]
+            members.append(Member(mode, found["size"], name))
+        elif members and line.startswith("  x:"):
+            last = members[-1]
+            members[-1] = replace(last, xattrs=(*last.xattrs, line.split(maxsplit=2)[2]))
+    return members
+
+
+@dataclass(frozen=True)
+class ImageProof(Resource):
+    """Proof that an image holds what a root needs, and nothing that belongs to one machine.
+
+    The proof is kept beside the image (``.proof``) and names the image's checksum: a proof of
+    another image is none. ``source`` is where the image was taken of; its file capabilities are
+    compared with those in the archive.
+    """
+
+    image: str
+    source: str = "/"
+    empty: tuple[str, ...] = ("./proc/", "./sys/", "./run/")
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the image with this very checksum was proven."""
+        script = """
+            read -r digest rest < "$1.sha256"
+            grep -qx "sha256=$digest" "$1.proof"
+        """
+        if host.test(Command.script(script, self.image)):
+            return None
+        return Difference(f"prove what is in {self.image}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Check the checksum, read the whole archive, compare; raises StepFailed if it fails."""
+        report("reading the image")
+        quiet = replace(host, on_output=None)
+        script = """
+            export LC_ALL=C
+            cd -- "${1%/*}"
+            sha256sum --check --status -- "${1##*/}.sha256" || exit 44
+            cut -c 1-64 < "$1.sha256" | sed 's/^/sha256=/'
+            echo "capabilities:"
+            cd -- "$2"
+            find . -xdev -type f -print0 | xargs -0 -r getcap -- || exit 45
+            echo "archive:"
+            tar --list --verbose --verbose --xattrs --xattrs-include='*' --numeric-owner \\
+                --quoting-style=escape --use-compress-program "zstd -q" --file "$1"
+        """
+        result = quiet.run(
+            Command.script(script, self.image, self.source), check=False, timeout=TAKE_SECONDS
+        )
+        if result.status == 44:
+            raise StepFailed(f"{self.image} does not match its checksum file")
+        if result.status == 45:
+            raise StepFailed("getcap does not run on this machine", hint="install libcap2-bin")
+        if not result.ok:
+            raise CommandFailed(replace(result, out=result.out[-2000:]))
+        head, _, listing = result.stdout.partition("archive:\n")
+        digest, _, capabilities = head.partition("capabilities:\n")
+        members = parse_listing(listing)
+        files = [re.split(r" (?=cap_|=)", line)[0] for line in capabilities.splitlines()]
+        rows = statements(members, files, self.empty)
+        wrong = [row for row in rows if row["holds"] != "yes"]
+        if wrong:
+            what = "; ".join(f"{row['statement']}: {row['seen']}" for row in wrong)
+            raise StepFailed(f"{self.image} is no generic image: {what}")
+        self._round_trip(quiet)
+        rows.append(_row("file capabilities survive packing and unpacking", True, "tried"))
+        text = digest + "".join(f"{row['statement']}\t{row['seen']}\n" for row in rows)
+        host.write(f"{self.image}.proof", text)
+
+    def _round_trip(self, host: Host) -> None:
+        script = """
+            umask 077
+            scratch=$(mktemp -d -- "$2/var/tmp/xenlab-proof-XXXXXX")
+            trap 'rm -rf -- "$scratch"' EXIT
+            mkdir "$scratch/in" "$scratch/out"
+            cp -- /bin/true "$scratch/in/probe"
+            setcap cap_net_raw+ep "$scratch/in/probe" || exit 44
+            tar -C "$scratch/in" --create --xattrs --xattrs-include='*' . \\
+                | tar -C "$scratch/out" --extract --preserve-permissions --xattrs \\
+                    --xattrs-include='*'
+            getcap "$scratch/out/probe" | grep -q cap_net_raw
+        """
+        result = host.run(Command.script(script, self.image, self.source.rstrip("/")), check=False)
+        if result.status == 44:
+            raise StepFailed(
+                f"the running kernel keeps no file capabilities: {result.stderr.strip()}",
+                hint="build the kernel with CONFIG_EXT4_FS_SECURITY=y",
+            )
+        if not result.ok:
+            raise StepFailed(f"file capabilities are lost by tar: {result.stderr.strip()}")
+
+
+_PRIVATE = (
+    ("no host keys of sshd", re.compile(r"\./etc/ssh/ssh_host_.*")),
+    ("no processes under ./proc", re.compile(r"\./proc/.+")),
+    ("no devices under ./sys", re.compile(r"\./sys/.+")),
+    ("no hostname", re.compile(r"\./etc/hostname")),
+    ("no private key of root", re.compile(r"\./root/\.ssh/id_.*")),
+    ("no history of root", re.compile(r"\./root/\.\w*history")),
+    ("no random seed", re.compile(r"\./var/lib/systemd/random-seed")),
+    ("no downloaded packages", re.compile(r"\./var/cache/apt/archives/.*\.deb")),
+    ("no kernel of dom0 or of guests", re.compile(r"\./(boot|xenboot)/.+")),
+)
+
+
+def statements(
+    members: list[Member], with_capabilities: list[str], empty: tuple[str, ...]
+) -> list[dict[str, str]]:
+    """What a generic image must hold and must not, each with whether it holds and what was seen."""
+    by_name = {member.name: member for member in members}
+    rows = [_row("entries", len(members) > 0, str(len(members)))]
+    for name in ("./dev/console", "./dev/null"):
+        node = by_name.get(name)
+        seen = f"{node.mode} {node.size}" if node else "missing"
+        rows.append(_row(f"device node {name}", node is not None and node.mode[0] == "c", seen))
+    for name in empty:
+        inside = sum(1 for other in by_name if other.startswith(name) and other != name)
+        there = name in by_name
+        seen = f"{inside} entries" if there else "missing"
+        rows.append(_row(f"mount point {name} is there, and empty", there and not inside, seen))
+    machine = by_name.get("./etc/machine-id")
+    rows.append(_row("an empty ./etc/machine-id", machine is not None and machine.size == "0",
+                     f"{machine.size} bytes" if machine else "missing"))  # fmt: skip
+    for statement, pattern in _PRIVATE:
+        found = [name for name in by_name if pattern.fullmatch(name)]
+        rows.append(_row(statement, not found, ", ".join(found[:3]) or "none"))
+    lost = [
+        name
+        for name in with_capabilities
+        if name in by_name and _CAPABILITY not in by_name[name].xattrs
+    ]
+    kept = [name for name in with_capabilities if name in by_name and name not in lost]
+    rows.append(_row("file capabilities", not lost, ", ".join(lost or kept) or "none in the root"))
+    return rows
+
+
+def _row(statement: str, holds: bool, seen: str) -> dict[str, str]:
+    return {"statement": statement, "holds": "yes" if holds else "no", "seen": seen}

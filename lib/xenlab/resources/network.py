@@ -1,0 +1,241 @@
+"""Bridge: dom0's network as xend's network-bridge made it, switched over without a lock-out.
+
+Howto: „Xen NIC-Layout“, „Physikalische Devices“; ip-link(8), ip-address(8).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from typing import Any
+
+from xenlab.command import Command
+from xenlab.errors import (
+    CommandFailed,
+    CommandTimeout,
+    ConnectionLost,
+    ConnectionRefused,
+    HostKeyRefused,
+    StepFailed,
+)
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+
+DUMB_MAC = "fe:ff:ff:ff:ff:ff"
+"""The MAC address of ports that must not be talked to: the highest one that is unicast."""
+
+MEETING = "/run/xenlab-bridge"
+"""Where the switch-over and its confirmation meet, on the target; gone after a reboot."""
+
+_START_SECONDS = 120.0
+_ASK_SECONDS = 30.0
+_AFTER_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Bridge(Resource):
+    """The uplink is a port of a bridge; dom0's address is beside it, or on it.
+
+    ``address_on_bridge`` false: the layout of xend's network-bridge (ethX ↔ vif0.X, pethX), with no
+    address on the bridge. ``program`` switches (templates/xenlab-bridge.sh) as ``settings`` says. A
+    switch that is not confirmed over a new connection within ``rollback_seconds`` is undone by the
+    target itself.
+    """
+
+    uplink: str
+    bridge: str
+    address: str
+    gateway: str
+    address_on_bridge: bool = False
+    rollback_seconds: int = 120
+    program: str = "/usr/local/sbin/xenlab-bridge"
+    settings: str = "/etc/default/xenlab-bridge"
+    meeting: str = MEETING
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of what differs: devices, their bridge, MAC addresses, addresses, the route."""
+        script = """
+            state=decided
+            [ ! -e "$1/pending" ] || [ -d "$1/decided" ] || state=pending
+            echo "$state"
+            ip -details -json address show
+            echo
+            ip -json route show default
+        """
+        result = host.run(Command.script(script, self.meeting), check=False)
+        wanted = f"make {self.uplink} a port of the bridge {self.bridge}"
+        if result.status in (125, 126, 127):
+            return Difference(wanted)
+        if not result.ok:
+            raise CommandFailed(result)
+        state, devices, routes = parse_network(result.stdout)
+        rows = self._differences(devices, routes)
+        if rows:
+            return Difference(wanted, rows=tuple(rows))
+        if state == "pending":
+            return Difference(f"confirm the switch-over to the bridge {self.bridge}")
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Switch over, connect anew, confirm; raises StepFailed when the former network is back."""
+        # first what an interrupted run may have left behind: it is confirmed, or runs out
+        if self._until_decided(host, self._confirm) == "kept" and self.probe(host) is None:
+            return
+        report(f"switching over; without an answer the way back comes in {self.rollback_seconds} s")
+        self._start(host)
+        if self._until_decided(host, self._confirm) == "kept":
+            report("confirmed over a new connection")
+            return
+        report("not confirmed; waiting for the former network")
+        outcome = self._until_decided(host, self._outcome, _AFTER_SECONDS)
+        log = host.read(f"{self.meeting}/log") if outcome in ("rolled back", "failed") else ""
+        said = "\n  ".join(["", *(log or "").strip().splitlines()[-5:]]) if log else ""
+        if outcome == "failed":
+            raise StepFailed(
+                f"the bridge {self.bridge} could not be made; the former network is back{said}"
+            )
+        if outcome == "rolled back":
+            raise StepFailed(
+                f"nobody could connect over the bridge {self.bridge} within "
+                f"{self.rollback_seconds} s; it was rolled back, the former network is back{said}",
+                hint="does the switch port allow a second MAC address?",
+            )
+        raise StepFailed(
+            "the host does not answer after the switch-over, though it should have rolled it back",
+            hint="look at its console; a reboot brings the former network back as well",
+        )
+
+    def _start(self, host: Host) -> None:
+        script = """
+            rm -rf -- "$1"
+            mkdir -m 700 -- "$1"
+            : > "$1/pending"
+            # its own session and no mark: neither a lost connection nor a stopped step ends it
+            env -u XENLAB_STEP setsid --fork /bin/sh -c "$2" switch-network "$1" "$3" "$4" "$5" \\
+                > "$1/log" 2>&1 < /dev/null
+        """
+        text = package_files("xenlab").joinpath("templates", "switch-network.sh").read_text()
+        seconds, program, settings = self.rollback_seconds, self.program, self.settings
+        command = Command.script(script, self.meeting, text, seconds, program, settings)
+        try:
+            host.run(command, timeout=_START_SECONDS)
+        except (ConnectionLost, CommandTimeout):
+            # the switch-over may be quicker than the answer; a new connection will tell
+            return
+
+    def _confirm(self, host: Host) -> str:
+        script = """
+            [ ! -e "$1/outcome" ] || { cat -- "$1/outcome"; exit 0; }
+            [ -e "$1/pending" ] || { echo none; exit 0; }
+            [ -e "$1/switched" ] || { echo switching; exit 0; }
+            if mkdir -- "$1/decided" 2> /dev/null; then
+                echo kept > "$1/outcome"
+                echo kept
+            else
+                echo "too late"
+            fi
+        """
+        return host.run(Command.script(script, self.meeting), timeout=_ASK_SECONDS).stdout.strip()
+
+    def _outcome(self, host: Host) -> str:
+        command = Command.script('cat -- "$1/outcome" 2> /dev/null || echo undecided', self.meeting)
+        return host.run(command, timeout=_ASK_SECONDS).stdout.strip()
+
+    def _until_decided(self, host: Host, ask: Callable[[Host], str], more: float = 0.0) -> str:
+        """Ask over new connections until there is an answer, or nobody waits for one any more."""
+        deadline = time.monotonic() + (more or self.rollback_seconds)
+        while True:
+            answer = "silent"
+            try:
+                # An old connection proves nothing: it may live on where no new one can be made.
+                host.transport.close()
+                answer = ask(host)
+            except HostKeyRefused:
+                raise
+            except (ConnectionRefused, ConnectionLost, CommandTimeout):
+                pass
+            if (
+                answer not in ("", "silent", "switching", "undecided")
+                or time.monotonic() > deadline
+            ):
+                return answer
+            time.sleep(0.5)
+
+    def _differences(
+        self, devices: Mapping[str, Mapping[str, Any]], routes: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, str]]:
+        holder = self.bridge if self.address_on_bridge else self.uplink
+        wanted = {self.bridge: {"kind": "bridge", "STP": "off", "forward delay": "0", "up": "yes"}}
+        if self.address_on_bridge:
+            wanted[self.uplink] = {"bridge": self.bridge, "addresses": "none", "up": "yes"}
+            wanted[self.bridge]["address"] = self.address
+        else:
+            port = {"bridge": self.bridge, "MAC": DUMB_MAC, "addresses": "none", "up": "yes"}
+            wanted[physical(self.uplink)] = port
+            wanted[vif(self.uplink)] = {**port, "kind": "veth"}
+            wanted[self.bridge]["addresses"] = "none"
+            wanted[self.uplink] = {
+                "kind": "veth", "pair": vif(self.uplink), "address": self.address, "up": "yes",
+            }  # fmt: skip
+        rows = []
+        for name, properties in wanted.items():
+            now = describe(devices[name], self.address) if name in devices else {}
+            rows += [
+                {"device": name, "what": what, "now": now.get(what, "missing"), "wanted": value}
+                for what, value in properties.items()
+                if now.get(what) != value
+            ]
+        over = [f"{r.get('gateway', '-')} over {r.get('dev', '-')}" for r in routes]
+        route = f"{self.gateway} over {holder}"
+        if route not in over:
+            now_over = ", ".join(over) or "none"
+            rows.append({"device": holder, "what": "gateway", "now": now_over, "wanted": route})
+        return rows
+
+
+def physical(uplink: str) -> str:
+    """The name that xend's network-bridge gives to the physical interface: peth0 for eth0."""
+    return f"p{uplink}"
+
+
+def vif(uplink: str) -> str:
+    """The bridge's end of dom0's own pair, numbered like the interface: vif0.0 for eth0."""
+    number = uplink[len(uplink.rstrip("0123456789")) :]
+    return f"vif0.{int(number or '0')}"
+
+
+def describe(device: Mapping[str, Any], address: str) -> dict[str, str]:
+    """An interface of ``ip -details -json address`` in the words of a difference's table."""
+    info = device.get("linkinfo", {})
+    data = info.get("info_data", {})
+    found = [f"{a['local']}/{a['prefixlen']}" for a in device.get("addr_info", [])]
+    return {
+        "kind": info.get("info_kind", "physical"),
+        "STP": "off" if data.get("stp_state") == 0 else "on",
+        "forward delay": str(data.get("forward_delay", "-")),
+        "up": "yes" if "UP" in device.get("flags", []) else "no",
+        "bridge": device.get("master", "none"),
+        "MAC": device.get("address", "none"),
+        "pair": device.get("link", "none"),
+        "address": address if address in found else ", ".join(found) or "none",
+        "addresses": ", ".join(found) or "none",
+    }
+
+
+def parse_network(
+    text: str,
+) -> tuple[str, dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """A probe's output: state of a switch-over, devices by name, default routes.
+
+    Raises StepFailed where ip(8) said something else than JSON.
+    """
+    state, _, rest = text.partition("\n")
+    devices, _, routes = rest.strip().partition("\n")
+    try:
+        found = [d for d in json.loads(devices or "[]") if "ifname" in d]
+        return state, {d["ifname"]: d for d in found}, json.loads(routes.strip() or "[]")
+    except (ValueError, TypeError) as error:
+        raise StepFailed(f"ip(8) gave no JSON: {rest[:200]!r}", hint="install iproute2") from error

@@ -1,0 +1,133 @@
+"""Reaching dom0 over SSH after its first boot: its host keys, who may log in, the pinned key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xenlab import hostkeys
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.target import SSH_PORT, Target, resolve
+
+PUBLIC_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
+AUTHORIZED = "/root/.ssh/authorized_keys"
+
+_NO_ROOT = (125, 126, 127)
+_NOBODY = 45
+_KEYGEN_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class SshHostKeys(Resource):
+    """A system has host keys of its own (ssh-keygen(1), -A)."""
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the ed25519 key, the one that is pinned, is missing."""
+        script = '[ -s "$1" ] && [ -s "${1%.pub}" ]'
+        if host.test(Command.script(script, PUBLIC_KEY)):
+            return None
+        return Difference("make SSH host keys")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Make those that are missing."""
+        report("making SSH host keys")
+        host.run("mkdir -p /etc/ssh && ssh-keygen -A && sync", timeout=_KEYGEN_SECONDS)
+
+
+@dataclass(frozen=True)
+class AuthorizedKeys(Resource):
+    """Whoever may log in to the rescue system as root may log in to the installed one.
+
+    ``root`` is the installed root as the machine sees it; ``/`` once it is booted.
+    """
+
+    root: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """How many of the keys are missing."""
+        script = """
+            [ -s "$1" ] || exit 45
+            there=$2
+            [ -e "$there" ] || there=/dev/null
+            grep -vxF -f "$there" -- "$1" || :
+        """
+        result = host.inside("/").run(self._command(script), check=False)
+        if result.status == _NOBODY:
+            return Difference(f"nobody is authorized to log in by key: {AUTHORIZED} is empty")
+        if not result.ok:
+            raise CommandFailed(result)
+        missing = [line for line in result.stdout.splitlines() if line.strip()]
+        if not missing:
+            return None
+        return Difference(f"authorize {len(missing)} key(s) to log in to dom0 as root")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Add the keys; those that are there stay. Raises StepFailed where there is none."""
+        script = """
+            [ -s "$1" ] || exit 45
+            umask 077
+            mkdir -p -- "${2%/*}"
+            { [ ! -e "$2" ] || cat -- "$2"; cat -- "$1"; } | awk '!seen[$0]++' > "$2.new"
+            chmod 600 -- "$2.new"
+            mv -f -- "$2.new" "$2"
+        """
+        result = host.inside("/").run(self._command(script), check=False)
+        if result.status == _NOBODY:
+            raise StepFailed(
+                f"{AUTHORIZED} is empty, so nobody could log in to dom0 after its boot",
+                hint="log in to the rescue system as root by key, not by password",
+            )
+        if not result.ok:
+            raise CommandFailed(result)
+
+    def _command(self, script: str) -> Command:
+        installed = AUTHORIZED if self.root == "/" else f"{self.root}{AUTHORIZED}"
+        return Command.script(script, AUTHORIZED, installed)
+
+
+@dataclass(frozen=True)
+class OwnKeyPinned(Resource):
+    """A system's own host key is among those pinned on this machine for the way to it.
+
+    ``target`` is that way. The key is read over the connection there is, which is authenticated;
+    keys that are pinned already (the rescue system's) stay.
+    """
+
+    target: Target
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the key is not pinned yet."""
+        key = host.read(PUBLIC_KEY)
+        if not key:
+            return Difference("pin dom0's host key, once it is made")
+        file, name, port = self._place()
+        words = key.split()[:2]
+        if any(
+            [known.get_name(), known.get_base64()] == words
+            for known in hostkeys.known_keys([file], name, port)
+        ):
+            return None
+        row = {"host": hostkeys.host_name(name, port), "key": " ".join(words), "file": str(file)}
+        return Difference(f"pin dom0's host key in {file}", rows=(row,))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Add the key to the known_hosts file that the ssh_config names."""
+        key = host.read(PUBLIC_KEY)
+        if not key:
+            raise StepFailed(f"there is no {PUBLIC_KEY} yet")
+        file, name, port = self._place()
+        hostkeys.pin(file, name, port, key)
+
+    def _place(self) -> tuple[Path, str, int]:
+        route = resolve(self.target)
+        if not route.known_hosts:
+            raise StepFailed(
+                f"no known_hosts file is named for {self.target.host}",
+                hint="name one in the ssh_config (UserKnownHostsFile) or in ssh.known_hosts",
+            )
+        if route.key_alias:
+            return route.known_hosts[0], route.key_alias, SSH_PORT
+        return route.known_hosts[0], route.host, route.port

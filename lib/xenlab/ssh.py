@@ -1,0 +1,282 @@
+"""SSH: run commands on and copy files to a machine, over one connection that is kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from xenlab.connection import FAILURES, Connection, SessionRefused, connect
+from xenlab.copying import download, upload
+from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused
+from xenlab.pump import POLL_SECONDS, Source, pump
+from xenlab.target import Target, hops, resolve
+
+__all__ = ["SSH", "Target"]
+
+SESSIONS = 8
+"""Commands at once over one connection; sshd's MaxSessions is 10, further ones wait."""
+
+LONGEST_COMMAND = 120_000
+"""Bytes; the kernel takes 128 KiB for one argument, and sshd passes the command as one."""
+
+MAX_HOPS = 8
+
+Output = Callable[[str, bytes], None]
+Progress = Callable[[int, int], None]
+
+
+class SSH:
+    """A machine reached over SSH; the transport behind `xenlab.host.Host`.
+
+    Connects at the first use and again where the connection has died between two commands; a
+    command that was sent is never sent twice. May be used by several threads at once.
+
+    ``connect_timeout`` seconds cover everything up to the login; ``keepalive`` seconds of
+    silence are followed by a question, ``patience`` seconds without any answer end the
+    connection.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        via: SSH | None = None,
+        connect_timeout: float = 20.0,
+        keepalive: float = 5.0,
+        patience: float = 30.0,
+    ) -> None:
+        self.target = target
+        self.name = target.host
+        self._via = via
+        self._jump: SSH | None = None
+        self._depth = 0
+        self._timing = {
+            "connect_timeout": connect_timeout,
+            "keepalive": keepalive,
+            "patience": patience,
+        }
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._slots = threading.BoundedSemaphore(SESSIONS)
+        self._busy = 0
+
+    def connect(self) -> None:
+        """Connect if not connected.
+
+        Raises BadInput for a file or setting that is missing, ConnectionRefused where the host
+        does not answer or lets nobody in, HostKeyRefused for a key that is not pinned.
+        """
+        self._connected()
+
+    def close(self) -> None:
+        """End the connection; a later call connects again. Commands in flight are lost."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            if self._jump is not None:
+                self._jump.close()
+                self._jump = None
+
+    def execute(
+        self,
+        text: str,
+        *,
+        input: bytes = b"",
+        timeout: float,
+        on_output: Output | None = None,
+        stop: threading.Event | None = None,
+    ) -> tuple[int, bytes, bytes]:
+        """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
+
+        ``timeout`` seconds count from the moment when a session was free. Raises TimeoutError
+        past them and KeyboardInterrupt when ``stop`` is set, both leaving the remote processes
+        to the caller; ConnectionLost when the connection broke after the command was sent;
+        ConnectionRefused when it could not be sent.
+        """
+        return self._execute(text, input, timeout, on_output, stop)
+
+    def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
+        """Copy a file to the machine, whole or not at all.
+
+        Raises BadInput for a local file that cannot be read, CommandFailed where the machine
+        refuses the file, ConnectionLost when the connection broke; the old file then stays.
+        """
+        upload(self._stream, self.name, local, remote, progress)
+
+    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
+        """Copy a file from the machine, whole or not at all; raises as `upload` does."""
+        download(self._stream, self.name, remote, local, progress)
+
+    def _execute(
+        self,
+        text: str,
+        data: bytes | Source,
+        timeout: float,
+        on_output: Output | None,
+        stop: threading.Event | None,
+        keep: bool = True,
+    ) -> tuple[int, bytes, bytes]:
+        if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
+            raise BadInput(
+                f"the command is longer than {LONGEST_COMMAND} bytes",
+                where=self.name,
+                hint="pass data through its input",
+            )
+        with self._slot(stop):
+            deadline = time.monotonic() + timeout
+            connection, channel = self._session(deadline, timeout, stop)
+            try:
+                connection.start(channel, text)
+                out, err = pump(
+                    channel,
+                    data,
+                    timeout=deadline - time.monotonic(),
+                    on_output=on_output,
+                    stop=stop,
+                    writable=connection.wire.writable,
+                    keep=keep,
+                )
+                return self._status(connection, channel), out, err
+            except FAILURES as error:
+                if connection.alive:
+                    raise
+                raise self._lost(connection) from error
+            finally:
+                channel.close()
+
+    def _status(self, connection: Connection, channel: Any) -> int:
+        status = int(channel.exit_status)
+        if status >= 0 and (channel.eof_received or not channel.closed):
+            return status
+        # A dying connection closes its channels a moment before it says that it is dead.
+        if not _within(0.5, lambda: not connection.alive):
+            if status >= 0:
+                return status
+            if not connection.started(channel):
+                raise ConnectionRefused(
+                    "the server does not run commands for this user",
+                    where=self.name,
+                    hint="look at ForceCommand and the login shell",
+                )
+        raise self._lost(connection)
+
+    def _lost(self, connection: Connection) -> ConnectionLost:
+        patience = self._timing["patience"]
+        why = f" (no sign of life for {patience:.0f} s)" if connection.wire.silent else ""
+        return ConnectionLost(
+            f"the connection broke while a command ran{why}: whether it finished is unknown",
+            where=self.name,
+            hint="look at the machine, then repeat the step: it probes before it acts",
+        )
+
+    def _session(
+        self, deadline: float, timeout: float, stop: threading.Event | None
+    ) -> tuple[Connection, Any]:
+        """A channel on which nothing was sent yet, so everything up to here may be repeated."""
+        fresh = False
+        while True:
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            connection = self._connected()
+            remaining = deadline - time.monotonic()
+            if fresh:
+                remaining = max(remaining, 1.0)
+            if remaining <= 0:
+                raise TimeoutError(timeout)
+            try:
+                return connection, connection.session(remaining)
+            except SessionRefused as error:
+                if self._busy > 1:
+                    time.sleep(POLL_SECONDS / 2)
+                    continue
+                reason = str(error)
+            except EOFError:
+                reason = "it closed the connection"
+            if fresh:
+                raise ConnectionRefused(
+                    f"the server opens no session: {reason}",
+                    where=self.name,
+                    hint="look at MaxSessions and the log of its sshd",
+                )
+            # Processes that outlive their command occupy sessions; a new connection has none.
+            self._drop(connection)
+            fresh = True
+
+    def _connected(self) -> Connection:
+        with self._lock:
+            if self._connection is not None:
+                if self._connection.alive:
+                    return self._connection
+                self._connection.close()
+                self._connection = None
+            route = resolve(self.target)
+            via = self._via or self._jump_over(route.jump)
+            self._connection = connect(
+                self.target,
+                route,
+                via._connected() if via is not None else None,
+                timeout=self._timing["connect_timeout"],
+                keepalive=self._timing["keepalive"],
+                patience=self._timing["patience"],
+            )
+            return self._connection
+
+    def _jump_over(self, jump: str) -> SSH | None:
+        if self._jump is not None or not jump:
+            return self._jump
+        for hop in hops(jump):
+            # `Host *` gives the jump host itself the same ProxyJump.
+            if hop.host == self.target.host:
+                continue
+            if self._depth >= MAX_HOPS:
+                raise BadInput(f"ProxyJump {jump} goes in circles", where=self.name)
+            target = Target(
+                hop.host,
+                config=self.target.config,
+                port=hop.port,
+                user=hop.user,
+                known_hosts=self.target.known_hosts,
+            )
+            self._jump = SSH(target, via=self._jump, **self._timing)
+            self._jump._depth = self._depth + 1
+        return self._jump
+
+    def _drop(self, connection: Connection) -> None:
+        with self._lock:
+            connection.close()
+            if self._connection is connection:
+                self._connection = None
+
+    @contextmanager
+    def _slot(self, stop: threading.Event | None) -> Iterator[None]:
+        while not self._slots.acquire(timeout=POLL_SECONDS):
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+            self._slots.release()
+
+    def _stream(
+        self, text: str, source: Source | bytes, take: Output | None, timeout: float
+    ) -> tuple[int, bytes]:
+        status, _, err = self._execute(text, source, timeout, take, None, keep=False)
+        return status, err
+
+
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,204 @@
+"""Target: where an SSH host is and who logs in; aliases resolved by OpenSSH's own reader."""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from xenlab.errors import BadInput, ConnectionRefused
+
+SSH_PORT = 22
+DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+DEFAULT_KNOWN_HOSTS = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
+FORBIDDEN = re.compile(r"^-|[\s\0'\"`$\\;&<>|(){}*?!#~]")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a person says about a host.
+
+    ``host`` is a host name, an address, or an alias of the ssh_config file ``config``. A field
+    that is not empty wins over that file. No ssh_config is read unless ``config`` names one
+    (``~`` is expanded): a run must not change its meaning with the account it runs in.
+    """
+
+    host: str
+    config: str = ""
+    port: int = 0
+    user: str = ""
+    identity: str = ""
+    known_hosts: str = ""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A target with everything resolved: what it takes to connect."""
+
+    host: str
+    port: int
+    user: str
+    identities: tuple[Path, ...]
+    identities_only: bool
+    known_hosts: tuple[Path, ...]
+    key_alias: str = ""
+    jump: str = ""
+    proxy_command: str = ""
+
+    @property
+    def address(self) -> str:
+        """``host:port`` for messages."""
+        return f"{self.host}:{self.port}"
+
+
+def resolve(target: Target) -> Route:
+    """Everything needed to connect to a target.
+
+    Raises BadInput where a named file is missing or the ssh_config cannot be read.
+    """
+    # A ProxyCommand is a shell's line, into which OpenSSH puts both as they are.
+    if not target.host or FORBIDDEN.search(target.host):
+        raise BadInput(f"{target.host!r} is no host name", hint="give a name, address or alias")
+    if FORBIDDEN.search(target.user):
+        raise BadInput(f"{target.user!r} is no user name", where=target.host)
+    settings = _read_config(target) if target.config else {}
+
+    def one(key: str, default: str = "") -> str:
+        value = settings.get(key, [default])[0]
+        return "" if value.lower() == "none" else value
+
+    host = one("hostname", target.host)
+    port = target.port or int(one("port", str(SSH_PORT)))
+    user = target.user or one("user") or getpass.getuser()
+
+    def expand(text: str) -> str:
+        tokens = {"%": "%", "h": host, "n": target.host, "p": str(port), "r": user}
+        tokens |= {"d": str(Path.home()), "u": getpass.getuser()}
+        return re.sub(r"%(.)", lambda found: tokens.get(found[1], found[0]), text)
+
+    def path(text: str) -> Path:
+        return Path(expand(text)).expanduser()
+
+    if target.identity:
+        identities: tuple[Path, ...] = (_existing(target.identity, "identity file", target.host),)
+    else:
+        named = settings.get("identityfile", list(DEFAULT_KEYS))
+        identities = tuple(path(name) for name in named if name.lower() != "none")
+    if target.known_hosts:
+        known: tuple[Path, ...] = (_existing(target.known_hosts, "known_hosts file", target.host),)
+    elif settings:
+        lists = (one("userknownhostsfile"), one("globalknownhostsfile"))
+        known = tuple(path(name) for text in lists for name in _split_paths(text))
+    else:
+        known = tuple(path(name) for name in DEFAULT_KNOWN_HOSTS)
+    return Route(
+        host=host,
+        port=port,
+        user=user,
+        identities=identities,
+        identities_only=bool(target.identity) or one("identitiesonly") == "yes",
+        known_hosts=known,
+        key_alias=one("hostkeyalias"),
+        jump=one("proxyjump"),
+        proxy_command=expand(one("proxycommand")),
+    )
+
+
+def hops(jump: str) -> list[Target]:
+    """The hosts of a ProxyJump value, in the order in which they are passed.
+
+    Raises BadInput for a hop that is no ``[user@]host[:port]``.
+    """
+    found = []
+    for word in jump.split(","):
+        match = re.fullmatch(
+            r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]+))"
+            r"(?::(?P<port>\d+))?/?",
+            word.strip(),
+        )
+        if not match:
+            raise BadInput(f"ProxyJump {jump!r} is not [user@]host[:port]")
+        host = match["six"] or match["host"]
+        found.append(Target(host, port=int(match["port"] or 0), user=match["user"] or ""))
+    return found
+
+
+def unknown_name(target: Target, route: Route) -> ConnectionRefused:
+    """The error for a name that neither the resolver nor the ssh_config knows."""
+    if not target.config:
+        return ConnectionRefused(
+            f"the name {route.host} is not known", where=target.host, hint="check ssh.host"
+        )
+    aliases = config_aliases(Path(target.config).expanduser())
+    near = difflib.get_close_matches(target.host, aliases, 1, 0.5)
+    named = f"{near[0]}?" if near else "one of " + ", ".join(aliases) if aliases else ""
+    return ConnectionRefused(
+        f"{route.host} is neither an alias of {target.config} nor a name that resolves",
+        where=target.host,
+        hint=f"did you mean {named}" if named else "",
+    )
+
+
+def config_aliases(config: Path) -> list[str]:
+    """The literal aliases that an ssh_config file itself names, for suggestions."""
+    try:
+        text = config.read_text(errors="replace")
+    except OSError:
+        return []
+    lines = re.findall(r"^\s*host[\s=]+(.+)$", text, re.IGNORECASE | re.MULTILINE)
+    words = [word.strip('"') for line in lines for word in line.split()]
+    return list(dict.fromkeys(w for w in words if not set(w) & set("*?!")))
+
+
+def _read_config(target: Target) -> dict[str, list[str]]:
+    config = _existing(target.config, "ssh_config file", target.host)
+    # OpenSSH's own reader knows Include, Match and every other rule that people's files use.
+    command = ["ssh", "-G", "-T", "-F", str(config)]
+    command += ["-p", str(target.port)] if target.port else []
+    command += ["-l", target.user] if target.user else []
+    try:
+        done = subprocess.run(
+            [*command, "--", target.host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except FileNotFoundError:
+        raise BadInput(
+            "the program ssh, which reads ssh_config files, is missing",
+            hint="apt-get install openssh-client",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise BadInput(
+            f"{config} was not read within 30 s", hint="look at its Match exec"
+        ) from None
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines() or ["ssh -G failed"]
+        raise BadInput(f"{config} cannot be used for {target.host}: {reason[0]}")
+    settings: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition(" ")
+        settings.setdefault(key, []).append(value)
+    return settings
+
+
+def _existing(name: str, what: str, where: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir() or not path.exists():
+        raise BadInput(f"the {what} {path} does not exist", where=where, hint="check the path")
+    return path
+
+
+def _split_paths(text: str) -> list[str]:
+    """Paths out of ``ssh -G``, which prints them unquoted: a path that exists may hold spaces."""
+    words, found = text.split(), []
+    while words:
+        lengths = range(len(words), 1, -1)
+        taken = next((n for n in lengths if Path(" ".join(words[:n])).exists()), 1)
+        found.append(" ".join(words[:taken]))
+        del words[:taken]
+    return found

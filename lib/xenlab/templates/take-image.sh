@@ -1,0 +1,74 @@
+# Take an image of a root file system: archive, checksum and record, each whole or not there.
+# $1 image   $2 "bind" (a mounted root) or "device"   $3 that root or device   $4 what shaped it
+# Standard input: patterns of what is left out. Runs in a mount namespace of its own (unshare):
+# whatever ends it ends its mounts.
+set -eu
+image=$1 way=$2 source=$3 base=$4
+export LC_ALL=C
+
+scratch=$(mktemp -d /run/xenlab-image-XXXXXX)
+root=$scratch/root own=$scratch/own
+trap 'cd /; umount -- "$root" 2> /dev/null || :; rm -rf -- "$own" "$scratch/leave-out"
+    rmdir -- "$root" "$scratch"; rm -f -- "$image.new"' EXIT
+trap 'exit 143' HUP INT TERM
+mkdir "$root" "$own" "$own/etc" "$own/dev"
+cat > "$scratch/leave-out"
+
+# A bind mount that is not recursive shows the root below everything that is mounted on it: the
+# static device nodes under /dev, and /proc, /sys and the share as the empty folders they are.
+if [ "$way" = bind ]; then
+    for part in usr var etc home; do
+        [ ! -d "$source/$part" ] \
+            || [ "$(stat -c %d -- "$source/$part")" = "$(stat -c %d -- "$source")" ] || exit 47
+    done
+    mount --bind -- "$source" "$root"
+    mount -o remount,bind,ro -- "$root"
+else
+    mount -o ro -- "$source" "$root"
+fi
+mkdir -p -- "${image%/*}"
+[ "$(stat -c %d -- "${image%/*}")" != "$(stat -c %d -- "$root")" ] || exit 46
+
+# Log files go, their folders stay: a daemon that finds no folder does not start.
+cd -- "$root"
+find ./var/log -xdev ! -type d >> "$scratch/leave-out" 2> /dev/null || :
+
+# What every machine has with content of its own. An empty machine-id is filled in at the first
+# boot; the hosts file names no machine; the kernel opens /dev/console before any devtmpfs is there.
+: > "$own/etc/machine-id"
+printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$own/etc/hosts"
+set -- etc/machine-id etc/hosts
+for node in console:5:1:600 null:1:3:666; do
+    IFS=: read -r name major minor mode << END
+$node
+END
+    [ ! -c "dev/$name" ] || continue
+    mknod -m "$mode" "$own/dev/$name" c "$major" "$minor"
+    set -- "$@" "dev/$name"
+done
+
+# --anchored comes first: it rules the patterns after it. Status 1 says that a file changed while
+# it was read, as log files and databases of a running system do.
+status=0
+tar --create --file "$image.new" --use-compress-program "zstd -q -1 -T0" --format=posix \
+    --one-file-system --sparse --numeric-owner --acls --xattrs --xattrs-include='*' \
+    --transform='flags=rSH;s,^\(etc\|dev\)/,./\1/,' --checkpoint=4000 \
+    --anchored --exclude-from "$scratch/leave-out" . --directory "$own" "$@" || status=$?
+[ "$status" -le 1 ] || exit 48
+
+# The record comes last; without it there is no image.
+digest=$(sha256sum < "$image.new")
+digest=${digest%% *}
+packages=$(sha256sum < "$root/var/lib/dpkg/status" 2> /dev/null) || packages=
+sync -- "$image.new"
+rm -f -- "$image.info"
+printf '%s  %s\n' "$digest" "${image##*/}" > "$image.sha256.new"
+mv -f -- "$image.sha256.new" "$image.sha256"
+mv -f -- "$image.new" "$image"
+{
+    printf 'base=%s\nway=%s\nsha256=%s\n' "$base" "$way" "$digest"
+    stat --printf 'bytes=%s\nmodified=%.9Y\n' -- "$image"
+    printf 'packages=%s\ntaken=%s\n' "${packages%% *}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+} > "$image.info.new"
+sync -- "$image.info.new"
+mv -f -- "$image.info.new" "$image.info"

@@ -1,0 +1,152 @@
+#!/bin/sh
+# xenlab-bridge start|stop [SETTINGS]: the network of dom0 as xend's network-bridge made it.
+#
+#   eth0 -- vif0.0 -|                 eth0 is dom0's end of a veth pair, with the real MAC address
+#                   |- xenbr0 - peth0 peth0 is the physical interface under its new name
+#   guests' vifN.0 -|                 xenbr0 has no address: it glues, no more
+#
+# With ADDRESS_ON=bridge: eth0 is a port of xenbr0, and dom0's address is on xenbr0.
+# "start" may be repeated; where it fails it undoes what it did. Addresses and routes move along.
+set -eu
+verb=$1
+. "${2:-/etc/default/xenlab-bridge}"
+physical=p$UPLINK
+# The highest MAC address there is: a bridge takes the lowest of its ports for its own.
+dumb=fe:ff:ff:ff:ff:ff
+addresses= routes=
+
+exists() { ip link show dev "$1" > /dev/null 2>&1; }
+has_master() { ip -o link show dev "$1" | grep -q " master $2 "; }
+mac_of() { ip -o link show dev "$1" | sed -n 's|.* link/ether \([0-9a-f:]*\).*|\1|p'; }
+burnt_in_mac_of() { ip -o link show dev "$1" | sed -n 's|.* permaddr \([0-9a-f:]*\).*|\1|p'; }
+
+# An interface that is up gets an IPv6 address by itself, unless it is told not to before.
+no_own_address() { [ ! -d /proc/sys/net/ipv6 ] || ip link set dev "$1" addrgenmode none; }
+own_address() { [ ! -d /proc/sys/net/ipv6 ] || ip link set dev "$1" addrgenmode eui64; }
+
+remember() {
+    found=$(ip -o -4 address show dev "$1" scope global \
+        | sed -n 's/.* inet \([^ ]*\) \(brd [^ ]*\)\{0,1\}.*/\1 \2/p')
+    [ -n "$found" ] || return 0
+    addresses=$found
+    routes=$(ip -4 route show dev "$1" | grep -v ' proto kernel ' | sed 's/ linkdown//') || :
+}
+
+put() {
+    printf '%s\n' "$addresses" | while read -r address broadcast; do
+        # unquoted: "brd 192.0.2.255" is two words
+        [ -z "$address" ] || ip address replace "$address" $broadcast dev "$1"
+    done
+    printf '%s\n' "$routes" | while read -r route; do
+        [ -z "$route" ] || ip route replace $route dev "$1"
+    done
+}
+
+make_bridge() {
+    exists "$BRIDGE" || ip link add dev "$BRIDGE" address "$1" type bridge
+    # A bridge takes packets for its own MAC address itself: dom0's must not stay on it.
+    ip link set dev "$BRIDGE" address "$1"
+    ip link set dev "$BRIDGE" type bridge stp_state 0 forward_delay 0
+}
+
+drop_bridge() {
+    if exists "$BRIDGE" && [ -z "$(ip -o link show master "$BRIDGE")" ]; then
+        ip link delete dev "$BRIDGE"
+    fi
+}
+
+build_pair() {
+    if ! exists "$physical"; then
+        remember "$UPLINK"
+        ip link set dev "$UPLINK" down
+        ip link set dev "$UPLINK" name "$physical"
+    fi
+    ip address flush dev "$physical"
+    mac=$(mac_of "$physical")
+    [ "$mac" != "$dumb" ] || mac=$(burnt_in_mac_of "$physical")
+    # Both MAC addresses are given here, or udev would choose them a moment later.
+    exists "$UPLINK" \
+        || ip link add dev "$UPLINK" address "$mac" type veth peer name "$VIF" address "$dumb"
+    make_bridge "$dumb"
+    no_own_address "$BRIDGE"
+    ip address flush dev "$BRIDGE"
+    for port in "$physical" "$VIF"; do
+        no_own_address "$port"
+        # With dom0's own MAC address on the physical port the bridge would drop its packets.
+        ip link set dev "$port" address "$dumb" arp off
+        ip link set dev "$port" master "$BRIDGE"
+        ip link set dev "$port" up
+    done
+    ip link set dev "$BRIDGE" up
+    ip link set dev "$UPLINK" up
+    put "$UPLINK"
+}
+
+undo_pair() {
+    exists "$physical" || return 0
+    mac=$(burnt_in_mac_of "$physical")
+    if exists "$UPLINK"; then
+        remember "$UPLINK"
+        mac=$(mac_of "$UPLINK")
+        ip link delete dev "$UPLINK"
+    fi
+    ip link set dev "$physical" nomaster
+    ip link set dev "$physical" down
+    [ "$(mac_of "$physical")" != "$dumb" ] || ip link set dev "$physical" address "$mac"
+    ip link set dev "$physical" arp on
+    own_address "$physical"
+    ip link set dev "$physical" name "$UPLINK"
+}
+
+build_flat() {
+    remember "$UPLINK"
+    exists "$BRIDGE" && remember "$BRIDGE"
+    make_bridge "$(mac_of "$UPLINK")"
+    own_address "$BRIDGE"
+    no_own_address "$UPLINK"
+    ip address flush dev "$UPLINK"
+    ip link set dev "$UPLINK" master "$BRIDGE"
+    ip link set dev "$UPLINK" up
+    ip link set dev "$BRIDGE" up
+    put "$BRIDGE"
+}
+
+undo_flat() {
+    exists "$physical" && return 0
+    has_master "$UPLINK" "$BRIDGE" || return 0
+    remember "$BRIDGE"
+    ip address flush dev "$BRIDGE"
+    ip link set dev "$UPLINK" nomaster
+    own_address "$UPLINK"
+}
+
+plain() {
+    set +e
+    undo_pair
+    undo_flat
+    drop_bridge
+    ip link set dev "$UPLINK" up
+    put "$UPLINK"
+}
+
+case $verb in
+start)
+    tries=0
+    until exists "$UPLINK" || exists "$physical"; do
+        tries=$((tries + 1))
+        [ "$tries" -le 150 ] || { echo "there is no interface $UPLINK" >&2; exit 1; }
+        sleep 0.2
+    done
+    trap 'echo "the bridge could not be made; the plain network comes back" >&2; plain' EXIT
+    if [ "$ADDRESS_ON" = bridge ]; then
+        undo_pair
+        build_flat
+    else
+        undo_flat
+        build_pair
+    fi
+    trap - EXIT
+    ;;
+stop) plain ;;
+*) echo "usage: xenlab-bridge start|stop [SETTINGS]" >&2; exit 64 ;;
+esac

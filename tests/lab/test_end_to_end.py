@@ -1,0 +1,223 @@
+"""The whole way, on the real hypervisor: empty disk, plan, killed run, resume, guests, power cycle.
+
+The tests of this module build on each other and run in the order in which they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.lab.conftest import HOUR, NAME, ROOT, Site, wait_until
+
+from xenlab.journal import Journal, verify
+from xenlab.lab import Lab
+
+GUESTS = ("domu1", "domu2", "domu3")
+CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks").glob("[01]?_*.ipynb"))
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finals(journal: Journal) -> list[dict[str, object]]:
+    return [r for r in journal.records() if r["phase"] == "final"]
+
+
+def processes_of(run: Path) -> list[int]:
+    """Every process that works for a run: the command itself and the notebooks' kernels."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"XENLAB_RUNS={run.parent}".encode() in environment.split(b"\0"):
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_plan_says_what_it_would_do_and_leaves_the_disk_bit_identical(site: Site) -> None:
+    disk = Lab(NAME).status().disk
+    before = digest(disk)
+    plan = site.xenlab("plan", "-f", str(site.parameters))
+    assert plan.returncode == 0, plan.stdout + plan.stderr
+    assert "would change" in plan.stdout
+    assert digest(disk) == before
+    states = Counter(str(r["status"]) for r in finals(site.journals()[-1]))
+    assert states["would change"] > 30
+    assert set(states) == {"ok", "would change"}
+
+
+def test_a_disk_whose_serial_nobody_named_is_not_wiped(site: Site) -> None:
+    disk = Lab(NAME).status().disk
+    before = digest(disk)
+    run = site.xenlab("run", "01", "-f", str(site.changed(may_wipe=["SOME-OTHER-DISK"])))
+    assert run.returncode == 1
+    assert "serial XENLAB-TEST" in run.stdout + run.stderr
+    assert "may_wipe allows only: SOME-OTHER-DISK" in run.stdout + run.stderr
+    assert digest(disk) == before
+
+
+def test_a_stage_with_a_wrong_checksum_is_refused(site: Site, tmp_path: Path) -> None:
+    sums = tmp_path / "stage.sha256"
+    sums.write_text(f"{'0' * 64}  stage.tar.zst\n")
+    disk = Lab(NAME).status().disk
+    before = digest(disk)
+    run = site.xenlab("run", "00", "-f", str(site.changed(stage_checksums=str(sums))))
+    assert run.returncode != 0
+    assert "checksum" in run.stdout + run.stderr
+    assert digest(disk) == before
+
+
+def test_a_site_that_does_not_fit_is_refused_in_chapter_00(site: Site) -> None:
+    run = site.xenlab("run", "00", "-f", str(site.changed(share_mib=900_000)))
+    assert run.returncode == 1
+    assert "MiB" in run.stdout + run.stderr
+
+
+def test_a_chapter_names_the_one_it_needs_first(site: Site) -> None:
+    run = site.xenlab("run", "02", "-f", str(site.parameters))
+    assert run.returncode == 1
+    assert "chapter 02_base_system needs chapter 01_partitions first" in run.stdout + run.stderr
+
+
+def test_a_run_killed_in_chapter_09_is_taken_up_again(site: Site) -> None:
+    known = set(site.runs.glob("*"))
+    log = (site.runs / "killed.log").open("w")
+    run = subprocess.Popen(
+        site.argv("run", "-f", str(site.parameters)),
+        cwd=ROOT,
+        env=site.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+
+    def folder() -> Path | None:
+        new = [p for p in site.runs.glob("*/journal.jsonl") if p.parent not in known]
+        return new[0].parent if new else None
+
+    def unpacking() -> bool:
+        assert run.poll() is None, Path(log.name).read_text()[-3000:]
+        place = folder()
+        return place is not None and any(
+            r["phase"] == "running" and str(r["step"]).startswith("09.")
+            for r in Journal(place).records()
+        )
+
+    wait_until(unpacking, seconds=HOUR, what="a step of chapter 09 is running")
+    place = folder()
+    assert place is not None
+    while processes := processes_of(place):
+        for process in processes:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        run.wait(60)
+    before = (place / "journal.jsonl").read_bytes()
+    done = {str(r["chapter"]) for r in Journal(place).records() if r["phase"] == "close"}
+    assert done == set(CHAPTERS[:9])
+
+    resumed = site.xenlab("run", "-f", str(site.parameters), "--resume", str(place))
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    after = (place / "journal.jsonl").read_bytes()
+    assert after.startswith(before[: before.rindex(b"\n") + 1])
+    verify(place / "journal.jsonl")
+    records = Journal(place).records()
+    opened = Counter(str(r["chapter"]) for r in records if r["phase"] == "open")
+    assert opened == {c: 2 if c.startswith("09") else 1 for c in CHAPTERS}
+    changed = Counter(str(r["step"]) for r in records if r.get("status") == "changed")
+    assert {step: n for step, n in changed.items() if n > 1} == {}
+    assert [r["step"] for r in records if r.get("status") == "aborted"]
+
+
+def test_the_guests_run_on_the_kernels_that_were_built(site: Site) -> None:
+    listing = site.ssh("", "xl", "list")
+    assert {line.split()[0] for line in listing.splitlines()[1:]} == {"Domain-0", *GUESTS}
+    for guest in GUESTS:
+        assert site.ssh(guest, "uname", "-r").strip().endswith("-domU")
+        assert site.ssh(guest, "hostname").strip() == guest
+    assert site.ssh("", "uname", "-r").strip().endswith("-xen0")
+    assert "dom0_mem=1024M" in site.ssh("", "xl", "info")
+    assert "console=hvc0" in site.ssh("", "cat", "/proc/cmdline")
+
+
+def test_the_guests_have_keys_and_identities_of_their_own(site: Site) -> None:
+    for file in ("/etc/ssh/ssh_host_ed25519_key.pub", "/etc/machine-id"):
+        contents = {site.ssh(guest, "cat", file) for guest in ("dom0", *GUESTS)}
+        assert len(contents) == 4, file
+
+
+def test_the_bridge_has_no_address_and_dom0_keeps_its_own(site: Site) -> None:
+    assert site.ssh("", "ip", "-o", "addr", "show", "dev", "xenbr0") == ""
+    assert "10.0.2.15/24" in site.ssh("", "ip", "-o", "-4", "addr", "show", "dev", "eth0")
+    ports = site.ssh("", "ls", "/sys/class/net/xenbr0/brif").split()
+    assert {"peth0", "vif0.0"} <= set(ports)
+    assert len([p for p in ports if p.startswith("vif") and p != "vif0.0"]) == 3
+
+
+def test_file_capabilities_and_empty_mount_points_survive_into_the_guests(site: Site) -> None:
+    assert site.ssh("domu1", "ls", "-A", "/mnt/share").strip() == ""
+    assert "domu1" in site.ssh("domu1", "cat", "/etc/hosts")
+
+
+def test_a_second_run_finds_everything_done(site: Site) -> None:
+    again = site.xenlab("run", *CHAPTERS[:11], "-f", str(site.parameters))
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    records = finals(site.journals()[-1])
+    assert len(records) > 40
+    others = [(r["step"], r["title"], r["status"]) for r in records if r["status"] != "ok"]
+    assert others == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS[:11])
+def test_plain_papermill_runs_a_chapter(site: Site, chapter: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [
+            str(Path(site.argv()[0]).parent / "papermill"),
+            f"notebooks/{chapter}.ipynb",
+            str(tmp_path / "out.ipynb"),
+            "-f",
+            str(site.parameters),
+        ],
+        cwd=ROOT,
+        env=site.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=HOUR,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "ok" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_the_machine_boots_into_xen_by_itself(site: Site) -> None:
+    assert site.xenlab("lab", "down", "--name", NAME).returncode == 0
+    assert processes_named(NAME) == []
+    up = site.xenlab("lab", "up", "--name", NAME, "-f", str(site.parameters))
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "xen_version" in site.ssh("", "xl", "info")
+    assert site.ssh("", "uname", "-r").strip().endswith("-xen0")
+
+
+def processes_named(name: str) -> list[str]:
+    """QEMU processes whose command line names a lab's folder."""
+    folder = str(Lab(name).folder).encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"qemu-system" in words and folder in words:
+            found.append(process.name)
+    return found

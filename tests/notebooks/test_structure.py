@@ -1,0 +1,178 @@
+"""Every chapter reads the same way, holds no logic, and is committed as nobody has run it."""
+
+import ast
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import nbformat
+import pytest
+from tests.notebooks.chapters import NOTEBOOKS, cells, code_cells, parameters_cell, read
+
+from xenlab.parameters import Parameters
+
+CHAPTERS = [
+    "00_ingredients",
+    "01_partitions",
+    "02_base_system",
+    "03_dom0_kernel",
+    "04_grub",
+    "05_base_configuration",
+    "06_imaging",
+    "07_dom0_configuration",
+    "08_domu_kernel",
+    "09_domu_root",
+    "10_domain_configuration",
+    "11_action",
+    "12_autostart",
+    "13_network",
+    "14_shared_filesystems",
+    "15_shared_usr",
+]
+FIRST_SLICE = 12
+
+LOGIC = (
+    ast.For,
+    ast.While,
+    ast.If,
+    ast.IfExp,
+    ast.Match,
+    ast.Try,
+    ast.With,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
+
+every_chapter = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_the_chapters_are_the_howto_s_in_its_order() -> None:
+    names = [path.stem for path in NOTEBOOKS]
+    assert len(names) >= FIRST_SLICE
+    assert names == CHAPTERS[: len(names)]
+
+
+@every_chapter
+def test_it_is_a_valid_notebook_of_the_present_format(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+@every_chapter
+def test_nobody_has_run_it(path: Path) -> None:
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
+    assert [cell.id for cell in code if set(cell.metadata) - {"tags"}] == []
+
+
+@every_chapter
+def test_it_begins_with_its_number_and_the_howto_s_heading(path: Path) -> None:
+    first = cells(path)[0]
+    assert first.kind == "markdown"
+    assert re.match(rf"# {path.stem[:2]} \S", first.source)
+    assert re.search(r"Howto: „[^“]+“", first.source)
+
+
+@every_chapter
+def test_the_parameters_are_the_first_code_cell_and_typed_literals_with_a_comment(
+    path: Path,
+) -> None:
+    cell = parameters_cell(path)
+    assert cell.id == code_cells(path)[0].id
+    lines = cell.source.splitlines()
+    for statement in cell.tree.body:
+        assert isinstance(statement, ast.AnnAssign), f"line {statement.lineno} has no type"
+        assert isinstance(statement.target, ast.Name)
+        assert statement.value is not None
+        ast.literal_eval(statement.value)
+        own = lines[statement.lineno - 1 : statement.end_lineno]
+        assert re.search(r"  # \S", "\n".join(own)), f"line {statement.lineno} has no comment"
+
+
+@every_chapter
+def test_it_opens_its_own_chapter_and_says_what_it_needs(path: Path) -> None:
+    opening = code_cells(path)[1]
+    body = [s for s in opening.tree.body if not isinstance(s, ast.Import | ast.ImportFrom)]
+    assert ast.unparse(body[0]) == f"book = open_chapter({path.stem!r}, globals())"
+    assert all(ast.unparse(statement).startswith("book.needs(") for statement in body[1:])
+
+
+@every_chapter
+def test_each_cell_asks_the_book_for_one_thing(path: Path) -> None:
+    for cell in code_cells(path)[2:]:
+        assert len(cell.book_calls()) == 1, cell.id
+        *values, last = cell.tree.body
+        assert all(isinstance(statement, ast.Assign) for statement in values), cell.id
+        assert isinstance(last, ast.Expr | ast.Assign), cell.id
+        assert last.value == cell.book_calls()[0], cell.id
+
+
+@every_chapter
+def test_no_cell_holds_logic(path: Path) -> None:
+    found = {
+        f"{cell.id}: {type(node).__name__}"
+        for cell in code_cells(path)
+        for node in ast.walk(cell.tree)
+        if isinstance(node, LOGIC)
+    }
+    assert found == set()
+
+
+@every_chapter
+def test_each_step_stands_under_a_heading_of_its_number(path: Path) -> None:
+    all_cells = cells(path)
+    for above, cell in pairwise(all_cells):
+        title = cell.step()
+        if title is None:
+            continue
+        number = title.split()[0]
+        assert above.kind == "markdown", cell.id
+        assert above.source.startswith(f"## {number} "), f"{cell.id}: {title}"
+
+
+@every_chapter
+def test_the_steps_are_numbered_in_order(path: Path) -> None:
+    titles = [title for cell in code_cells(path) if (title := cell.step()) is not None]
+    numbers = [re.match(r"(\d\d)\.(\d+) \S", title) for title in titles]
+    assert all(numbers), titles
+    pairs = [(match[1], int(match[2])) for match in numbers if match]
+    assert {chapter for chapter, _ in pairs} == {path.stem[:2]}
+    steps = [step for _, step in pairs]
+    assert steps == sorted(set(steps)), titles
+
+
+@every_chapter
+def test_it_closes_the_book_at_its_end(path: Path) -> None:
+    last = cells(path)[-1]
+    assert last.kind == "code"
+    assert ast.unparse(last.tree) == "book.close()"
+    closing = [cell.id for cell in code_cells(path) if "book.close(" in cell.source]
+    assert closing == [last.id]
+
+
+@every_chapter
+def test_papermill_can_format_its_path(path: Path) -> None:
+    # papermill passes every path through str.format
+    assert re.fullmatch(r"[0-9a-z_]+\.ipynb", path.name)
+
+
+@every_chapter
+def test_no_import_hides_a_parameter(path: Path) -> None:
+    imported = {
+        alias.asname or alias.name
+        for cell in code_cells(path)
+        for node in ast.walk(cell.tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported.isdisjoint(Parameters.model_fields)

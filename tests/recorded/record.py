@@ -1,0 +1,36 @@
+"""Record what xl prints on a running lab, for the tests of its parsers.
+
+Usage: python tests/recorded/record.py SSH_CONFIG [HOST]      (HOST is dom0 unless given)
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from xenlab.command import Command
+from xenlab.host import Host
+from xenlab.ssh import SSH, Target
+
+COMMANDS = {
+    "list.txt": Command.argv("xl", "list"),
+    "list-long.json": Command.argv("xl", "list", "-l"),
+    "info.txt": Command.argv("xl", "info"),
+}
+
+
+def main(config: str, name: str = "dom0") -> None:
+    """Replace the files in ``tests/recorded/xl`` by what the host prints now."""
+    host = Host(SSH(Target(name, config)))
+    folder = Path(__file__).parent / "xl"
+    for file, command in COMMANDS.items():
+        (folder / file).write_bytes(host.run(command).out)
+    version = host.run("dpkg-query -W xen-utils-common || true").stdout.strip()
+    today = datetime.now(UTC).date()
+    (folder / "ORIGIN").write_text(f"Recorded on a running lab, {today}: {version}\n")
+    host.transport.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

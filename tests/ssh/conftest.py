@@ -1,0 +1,256 @@
+"""A real sshd on a free port of the loopback interface, without privileges and without a trace."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xenlab.ssh import SSH, Target
+
+MARK = "XENLAB_TEST_SSHD"
+
+
+class Sshd:
+    """One sshd with its own folder, keys, known_hosts and ssh_config (alias ``box``)."""
+
+    def __init__(self, folder: Path, *extra: str, alias: str = "box") -> None:
+        self.folder = folder
+        self.alias = alias
+        self.extra = extra
+        self.token = secrets.token_hex(8)
+        self.port = 0
+        self.config = folder / "ssh_config"
+        self.known_hosts = folder / "known_hosts"
+        self.identity = folder / "id_ed25519"
+        self.host_key = folder / "host_key"
+        self.log = folder / "sshd.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        keygen(self.identity)
+        keygen(self.host_key)
+        shutil.copy(f"{self.identity}.pub", folder / "authorized_keys")
+        self.start()
+        self.pin()
+        self.write_config()
+
+    @property
+    def target(self) -> Target:
+        """The alias in this server's own ssh_config."""
+        return Target(self.alias, config=str(self.config))
+
+    @property
+    def public_key(self) -> str:
+        """Type and key of the host, as known_hosts holds them."""
+        return " ".join(Path(f"{self.host_key}.pub").read_text().split()[:2])
+
+    @property
+    def fingerprint(self) -> str:
+        """The host key's fingerprint as OpenSSH prints it."""
+        return keygen_fingerprint(self.host_key)
+
+    def pin(self) -> None:
+        """Make the current host key the only one pinned."""
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {self.public_key}\n")
+
+    def write_config(self, *lines: str) -> None:
+        """Write the ssh_config anew, with further lines for the alias."""
+        settings = (
+            "HostName 127.0.0.1",
+            f"Port {self.port}",
+            f"User {getpass.getuser()}",
+            f'IdentityFile "{self.identity}"',
+            "IdentitiesOnly yes",
+            f'UserKnownHostsFile "{self.known_hosts}"',
+            "StrictHostKeyChecking yes",
+            *lines,
+        )
+        self.config.write_text(f"Host {self.alias}\n" + "".join(f"  {s}\n" for s in settings))
+
+    def start(self) -> None:
+        """Start the server and wait until it greets."""
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ["PATH"])
+        assert program, "sshd is missing: apt-get install openssh-server"
+        for _ in range(5):
+            if not self.port:
+                self.port = free_port()
+            self._write_settings()
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [program, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            if self._greets():
+                return
+            self.port = 0
+        raise AssertionError(f"sshd does not start: {self.log.read_text()}")
+
+    def stop(self) -> None:
+        """Kill the server, its sessions and everything that they started."""
+        if self.process is not None:
+            doomed = {self.process.pid, *descendants(self.process.pid), *self.marked()}
+            for process in doomed:
+                kill(process)
+            self.process.wait()
+            self.process = None
+        for process in self.marked():
+            kill(process)
+
+    def restart(self, *, new_key: bool = False) -> None:
+        """Start again on the same port, like a rebooted (or reinstalled) machine."""
+        self.stop()
+        if new_key:
+            keygen(self.host_key)
+        self.start()
+
+    def sessions(self) -> list[int]:
+        """The server's own processes for the connections it has."""
+        assert self.process is not None
+        return descendants(self.process.pid, name="sshd")
+
+    def marked(self) -> list[int]:
+        """Every process that a session of this server started."""
+        return processes_with(f"{MARK}={self.token}")
+
+    def _write_settings(self) -> None:
+        settings = (
+            *self.extra,
+            f"Port {self.port}",
+            "ListenAddress 127.0.0.1",
+            f'HostKey "{self.host_key}"',
+            f'AuthorizedKeysFile "{self.folder}/authorized_keys"',
+            "PidFile none",
+            "StrictModes no",
+            "UsePAM no",
+            "UseDNS no",
+            "PermitRootLogin yes",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PrintMotd no",
+            "MaxStartups 100",
+            "Subsystem sftp internal-sftp",
+            # The account's own start-up files would slow each command down, or change it.
+            f'SetEnv {MARK}={self.token} HOME="{self.folder}"',
+        )
+        (self.folder / "sshd_config").write_text("".join(f"{s}\n" for s in settings))
+
+    def _greets(self) -> bool:
+        assert self.process is not None
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=30) as link:
+                    if link.recv(4) == b"SSH-":
+                        return True
+            except OSError:
+                time.sleep(0.01)
+        return False
+
+
+def keygen(path: Path, kind: str = "ed25519", passphrase: str = "") -> None:
+    """Make a key pair, replacing an old one."""
+    path.unlink(missing_ok=True)
+    command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "test", "-f", str(path)]
+    subprocess.run(command, check=True)
+
+
+def keygen_fingerprint(path: Path) -> str:
+    """The fingerprint of a key as ssh-keygen prints it."""
+    command = ["ssh-keygen", "-lf", str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1]
+
+
+def free_port() -> int:
+    """A port that nobody used a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def processes_with(variable: str) -> list[int]:
+    """The processes that have ``NAME=value`` in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def descendants(root: int, name: str = "") -> list[int]:
+    """All processes below one, only those of a program if ``name`` is given."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, tail = stat.read_text(errors="replace").rpartition(")")
+        except OSError:
+            continue
+        number, _, program = head.partition(" (")
+        children.setdefault(int(tail.split()[1]), []).append((int(number), program))
+    found, todo = [], [root]
+    while todo:
+        for process, program in children.get(todo.pop(), []):
+            todo.append(process)
+            if not name or program.startswith(name):
+                found.append(process)
+    return found
+
+
+def kill(process: int) -> None:
+    """End one process for good."""
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
+    """Wait for a condition; fail the test if it does not come to hold."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
+    """Start servers with settings of one's own: ``make_sshd("MaxSessions 2")``."""
+    servers: list[Sshd] = []
+
+    def make(*extra: str, alias: str = "box") -> Sshd:
+        servers.append(Sshd(tmp_path / f"sshd{len(servers)}", *extra, alias=alias))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
+    """A running server with the usual settings."""
+    return make_sshd()
+
+
+@pytest.fixture
+def ssh(sshd: Sshd) -> Iterator[SSH]:
+    """A transport to that server."""
+    transport = SSH(sshd.target)
+    yield transport
+    transport.close()

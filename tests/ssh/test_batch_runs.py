@@ -1,0 +1,444 @@
+"""Whole runs of small notebooks over a real sshd: what ends well, and all that does not."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from tests.ssh.conftest import Sshd, processes_with, wait_until
+
+from xenlab.cli import main
+from xenlab.journal import Journal, verify
+from xenlab.report import write
+
+PARTS = '''
+"""States for the chapters under test."""
+import os, signal, time
+from dataclasses import dataclass
+from xenlab.command import Command
+from xenlab.resources.base import Difference, Resource
+from xenlab.errors import StepFailed
+
+@dataclass(frozen=True)
+class Made(Resource):
+    path: str
+    script: str = 'echo made | tee -a -- "$1"'
+
+    def probe(self, host):
+        made = host.test(Command.argv("test", "-s", self.path))
+        return None if made else Difference(f"make {self.path}")
+
+    def apply(self, host, report):
+        report("making", 0.5)
+        host.run(Command.script(self.script, self.path), timeout=120)
+
+@dataclass(frozen=True)
+class KernelKilled(Made):
+    def apply(self, host, report):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@dataclass(frozen=True)
+class Impossible(Made):
+    def apply(self, host, report):
+        raise StepFailed("the moon is not full", hint="wait for it")
+'''
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Site:
+    """A folder with chapters, a parameters file and run folders."""
+
+    folder: Path
+    sshd: Sshd
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "site.yaml"
+
+    def write(self, **keys: object) -> None:
+        values = {
+            "site": "test",
+            "ssh": {"host": self.sshd.alias, "config": str(self.sshd.config)},
+            "power": "manual",
+        }
+        self.file.write_text(yaml.safe_dump(values | keys))
+
+    def chapter(self, name: str, *cells: str, close: str = "book.close()") -> None:
+        parameters = 'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name'
+        first = new_code_cell(parameters)
+        first.metadata["tags"] = ["parameters"]
+        opening = (
+            "from parts import *\nfrom xenlab.notebook import open_chapter\n"
+            f'book = open_chapter("{name}", globals())'
+        )
+        notebook = new_notebook(
+            cells=[new_markdown_cell(f"# {name}"), first]
+            + [new_code_cell(text) for text in (opening, *cells, close)],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        )
+        place = self.folder / "notebooks"
+        place.mkdir(exist_ok=True)
+        (place / "parts.py").write_text(PARTS)
+        nbformat.write(notebook, place / f"{name}.ipynb")
+
+    def made(self, number: str, what: str = "Made", **more: str) -> str:
+        words = "".join(f", {key}={value!r}" for key, value in more.items())
+        path = str(self.path(number))
+        return f'book.ensure("{number} Make {number}", {what}({path!r}{words}), on=book.host)'
+
+    def path(self, number: str) -> Path:
+        return self.folder / f"made-{number}"
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "xenlab", *words]
+
+    def xenlab(self, *words: str) -> Done:
+        """Run the command line here and now."""
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
+            main(list(words))
+        return Done(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.argv(*words),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def processes(self) -> list[int]:
+        """Every process of a command that was started here, kernels included."""
+        return processes_with(f"XENLAB_TEST={self.folder}")
+
+    def run_folders(self) -> list[Path]:
+        return sorted(self.runs.glob("*/"))
+
+    def journal(self) -> Journal:
+        return Journal(self.run_folders()[-1])
+
+    def steps(self) -> list[tuple[str, str]]:
+        finals = [r for r in self.journal().records() if r["phase"] == "final"]
+        return [(r["step"], r["status"]) for r in finals]
+
+
+@pytest.fixture
+def site(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XENLAB_TEST", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.delenv("XENLAB_RUNS", raising=False)
+    site = Site(tmp_path, sshd)
+    site.write()
+    yield site
+    for process in site.processes():
+        os.kill(process, signal.SIGKILL)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_chapters_run_in_order_and_leave_a_folder_that_tells_all(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"), site.made("01.2"))
+    site.chapter("02_second", site.made("02.1"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert site.steps() == [("01.1", "changed"), ("01.2", "changed"), ("02.1", "changed")]
+    lines = [one_line(line) for line in done.stdout.splitlines()]
+    assert any(line.startswith("changed 01.2 Make 01.2 0.") for line in lines)
+    assert any(line.startswith("2 of 2 chapters, 3 steps 3 changed") for line in lines)
+    (folder,) = site.run_folders()
+    assert f"run folder: {folder}" in done.stdout
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    kept = {path.name for path in folder.iterdir()}
+    wanted = {"run.json", "journal.jsonl", "01_first.ipynb", "02_second.ipynb", "report.html"}
+    assert wanted <= kept
+    record = json.loads((folder / "run.json").read_text())
+    assert record["chapters"] == ["01_first", "02_second"] and record["mode"] == "apply"
+    assert record["parameters"]["ssh"]["host"] == site.sshd.alias
+    assert record["versions"]["packages"]["papermill"]
+    assert verify(folder / "journal.jsonl") == len(site.journal().records())
+    page = (folder / "report.html").read_text()
+    assert "Make 01.2" in page and site.journal().head() in page
+    assert site.processes() == []
+
+
+def test_a_second_run_finds_everything_done(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"), site.made("01.2"))
+    assert site.xenlab("run", "-f", "site.yaml").returncode == 0
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 0
+    assert site.steps() == [("01.1", "ok"), ("01.2", "ok")]
+    assert len(site.run_folders()) == 2
+    listed = site.xenlab("runs").stdout
+    rows = [one_line(line).split() for line in listed.splitlines()[1:]]
+    assert [row[2:4] for row in rows] == [["1/1", "done"]] * 2
+    shown = site.xenlab("show", "last").stdout
+    assert "1 of 1 chapters, 2 steps" in one_line(shown) and "2 ok" in shown
+
+
+def test_plan_touches_nothing(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"))
+    done = site.xenlab("plan", "-f", "site.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert site.steps() == [("01.1", "would change")]
+    assert not site.path("01.1").exists()
+
+
+def test_a_failed_step_ends_the_run_with_its_sentence(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"), site.made("01.2", "Impossible"), site.made("01.3"))
+    site.chapter("02_second", site.made("02.1"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 1
+    assert "the moon is not full\nTry: wait for it" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert site.steps() == [("01.1", "changed"), ("01.2", "failed")]
+    table = [one_line(line) for line in done.stdout.splitlines()]
+    assert any(line.startswith("01_first failed") for line in table)
+    assert any(line.startswith("02_second not run") for line in table)
+    assert f"xenlab run --resume {site.run_folders()[0].name}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("import sys\nsys.exit(0)", "without its end"),
+        ("raise RuntimeError('lost my head')", "RuntimeError: lost my head"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "kernel died"),
+    ],
+    ids=["sys.exit", "exception", "killed"],
+)
+def test_a_chapter_without_its_end_has_failed(site: Site, cell: str, said: str) -> None:
+    site.chapter("01_first", site.made("01.1"), cell, site.made("01.2"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 1, done.stdout
+    assert said in done.stderr
+    assert any(one_line(x).startswith("01_first unfinished") for x in done.stdout.splitlines())
+    wait_until(lambda: site.processes() == [])
+
+
+def test_a_missing_end_of_chapter_is_no_success(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"), close="'forgotten'")
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 1
+    assert "without its end" in done.stderr
+
+
+def test_a_kernel_killed_inside_a_step_is_resumed(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"))
+    site.chapter("02_second", site.made("02.1"), site.made("02.2", "KernelKilled"))
+    site.chapter("03_third", site.made("03.1"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 1
+    assert "kernel died" in done.stderr
+    assert site.journal().unfinished("02_second", "02.2")
+    # what killed the kernel is mended, as a person would
+    site.chapter("02_second", site.made("02.1"), site.made("02.2"))
+    again = site.xenlab("run", "--resume", "last")
+    assert again.returncode == 0, again.stdout + again.stderr
+    (folder,) = site.run_folders()
+    assert site.steps() == [
+        ("01.1", "changed"),
+        ("02.1", "changed"),
+        ("02.1", "ok"),
+        ("02.2", "aborted"),
+        ("02.2", "changed"),
+        ("03.1", "changed"),
+    ]
+    assert {"02_second.ipynb", "02_second.2.ipynb"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "01_first.2.ipynb").exists()
+    verify(folder / "journal.jsonl")
+    assert "3 of 3 chapters" in one_line(again.stdout)
+
+
+def test_the_whole_run_killed_inside_a_step_is_resumed_and_nothing_done_twice(site: Site) -> None:
+    slow = 'echo once >> "$1.count"; sleep 2; echo made > "$1"'
+    site.chapter("01_first", site.made("01.1"), site.made("01.2", script=slow), site.made("01.3"))
+    process = site.start("run", "-f", "site.yaml")
+    count = Path(f"{site.path('01.2')}.count")
+    wait_until(count.exists, 150)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = site.xenlab("run", "--resume", str(site.run_folders()[0]))
+    assert again.returncode == 0, again.stdout + again.stderr
+    states = dict(site.steps())
+    assert states["01.3"] == "changed" and states["01.1"] == "ok"
+    assert site.path("01.1").read_text() == "made\n"
+    verify(site.journal().path)
+    wait_until(lambda: site.processes() == [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_process(site: Site, number: signal.Signals) -> None:
+    long = 'echo $$ > "$1.pid"; exec sleep 300'
+    site.chapter("01_first", site.made("01.1"), site.made("01.2", script=long), site.made("01.3"))
+    process = site.start("run", "-f", "site.yaml")
+    pid = Path(f"{site.path('01.2')}.pid")
+    wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"), 150)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 128 + number, output
+    assert site.steps() == [("01.1", "changed"), ("01.2", "aborted")]
+    assert any(one_line(line).startswith("01_first aborted") for line in output.splitlines())
+    assert "Traceback" not in output
+    assert not Path("/proc", pid.read_text().strip()).exists()
+    assert site.processes() == []
+    site.chapter("01_first", site.made("01.1"), site.made("01.2"), site.made("01.3"))
+    assert site.xenlab("run", "--resume", "last").returncode == 0
+
+
+def test_an_interruption_between_two_steps_is_heard(site: Site) -> None:
+    idle = f"open({str(site.folder / 'idle')!r}, 'w').close()\nimport time\ntime.sleep(300)"
+    site.chapter("01_first", site.made("01.1"), idle, site.made("01.2"))
+    process = site.start("run", "-f", "site.yaml")
+    wait_until((site.folder / "idle").exists, 150)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 130, output
+    assert site.steps() == [("01.1", "changed")]
+    assert site.processes() == []
+
+
+def test_a_host_that_does_not_answer(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"))
+    site.sshd.stop()
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 1
+    assert "01_first unreachable" in one_line(done.stdout)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_run_is_taken_up_only_with_the_parameters_it_began_with(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1", "Impossible"))
+    assert site.xenlab("run", "-f", "site.yaml").returncode == 1
+    site.write(hostname="other")
+    done = site.xenlab("run", "--resume", "last")
+    assert done.returncode == 2
+    assert "began with: hostname differ" in one_line(done.stderr)
+    site.write()
+    assert site.xenlab("run", "--resume", "last").returncode == 1
+    site.file.unlink()
+    site.chapter("01_first", site.made("01.1"))
+    assert site.xenlab("run", "--resume", "last").returncode == 0
+
+
+def test_two_processes_do_not_work_on_one_run(site: Site) -> None:
+    slow = 'echo > "$1.begun"; while [ ! -e "$1.go" ]; do sleep 0.1; done; echo made > "$1"'
+    site.chapter("01_first", site.made("01.1", script=slow))
+    process = site.start("run", "-f", "site.yaml")
+    wait_until(Path(f"{site.path('01.1')}.begun").exists, 150)
+    second = site.xenlab("run", "--resume", "last")
+    assert second.returncode == 2
+    assert "another process works on the run" in second.stderr
+    Path(f"{site.path('01.1')}.go").touch()
+    process.communicate(timeout=150)
+    assert process.returncode == 0
+
+
+def test_only_some_chapters(site: Site) -> None:
+    for number in ("01", "02", "03"):
+        site.chapter(f"{number}_part", site.made(f"{number}.1"))
+    assert site.xenlab("run", "03", "01_part", "-f", "site.yaml").returncode == 0
+    assert [number for number, _ in site.steps()] == ["01.1", "03.1"]
+    time.sleep(1)
+    assert site.xenlab("run", "--from", "02", "-f", "site.yaml").returncode == 0
+    assert site.steps() == [("02.1", "changed"), ("03.1", "ok")]
+
+
+def test_hostile_text_arrives_as_it_was_written(site: Site) -> None:
+    text = "a'b\"; touch /tmp/xenlab-owned; $(id) `id` <script>alert(1)</script> {curly} ${x} ünï"
+    site.write(dom0_options=text)
+    site.chapter("01_first", site.made("01.1"))
+    place = site.folder / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(place, as_version=4)  # type: ignore[no-untyped-call]
+    notebook.cells[1].source += '\ndom0_options: str = ""  # kernel command line'
+    seen = f"assert book.site.dom0_options == {text!r}"
+    notebook.cells.insert(3, new_code_cell(seen))
+    show = 'import pandas as pd\nbook.facts("01.2 Seen", pd.DataFrame([[book.site.dom0_options]]))'
+    notebook.cells.insert(4, new_code_cell(show))
+    nbformat.write(notebook, place)
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = write(site.run_folders()[0]).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_a_folder_with_braces_and_spaces(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"))
+    runs = site.folder / "my {runs} here"
+    done = site.xenlab("run", "-f", "site.yaml", "--runs", str(runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = runs.iterdir()
+    assert (folder / "01_first.ipynb").exists()
+
+
+def test_progress_on_a_terminal(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1"), site.made("01.2", script='sleep 2; echo > "$1"'))
+    screen = on_a_terminal(site, "run", "-f", "site.yaml")
+    assert "2/2" in screen and "01.2 Make 01.2" in screen
+    assert "\x1b[" in screen
+
+
+def on_a_terminal(site: Site, *words: str) -> str:
+    """What a command writes to a terminal of its own."""
+    leader, follower = os.openpty()
+    process = subprocess.Popen(
+        site.argv(*words),
+        cwd=site.folder,
+        env={**site.environment(), "TERM": "xterm-256color"},
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    written = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:
+                return
+            if not piece:
+                return
+            written.extend(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert process.wait(250) == 0
+    reader.join()
+    os.close(leader)
+    return written.decode()

@@ -1,0 +1,103 @@
+"""Copies to and from a machine: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.ssh.conftest import Sshd, kill, wait_until
+
+from xenlab.errors import BadInput, CommandFailed, ConnectionLost
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.ssh import SSH
+
+NASTY = 'it\'s "a" $(file) ü\n&.bin'
+MIB = 1 << 20
+
+
+@pytest.fixture(params=["ssh", "local"])
+def host(request: pytest.FixtureRequest) -> Host:
+    if request.param == "local":
+        return Host(Local())
+    return Host(request.getfixturevalue("ssh"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * MIB + 1])
+def test_there_and_back(host: Host, tmp_path: Path, size: int) -> None:
+    there, back, here = tmp_path / NASTY, tmp_path / "back", tmp_path / "here"
+    here.write_bytes(os.urandom(size))
+    up: list[tuple[int, int]] = []
+    down: list[tuple[int, int]] = []
+    host.upload(here, str(there), lambda *done: up.append(done))
+    host.download(str(there), back, lambda *done: down.append(done))
+    assert there.read_bytes() == here.read_bytes() == back.read_bytes()
+    assert up[-1] == down[-1] == (size, size)
+    assert up == sorted(up)
+    assert sorted(path.name for path in tmp_path.iterdir() if "xenlab-" in path.name) == []
+
+
+def test_a_file_that_cannot_be_read(ssh: SSH, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="none cannot be read: No such file"):
+        ssh.upload(tmp_path / "none", "/tmp/x")
+    with pytest.raises(BadInput, match="there cannot be written: No such file"):
+        ssh.download("/etc/passwd", tmp_path / "none" / "there")
+
+
+def test_what_the_machine_refuses(ssh: SSH, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.write_bytes(b"x")
+    with pytest.raises(
+        CommandFailed, match=r"upload .*here to .*(?s:.)*(No such file|nonexistent)"
+    ):
+        ssh.upload(here, str(tmp_path / "none" / "there"))
+    with pytest.raises(CommandFailed, match="is a folder"):
+        ssh.upload(here, str(tmp_path))
+    with pytest.raises(CommandFailed, match=r"No such file|cannot open"):
+        ssh.download(str(tmp_path / "none"), tmp_path / "back")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "sshd0"]
+
+
+def test_a_lost_connection_leaves_the_old_file(ssh: SSH, sshd: Sshd, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    with here.open("wb") as file:
+        file.truncate(512 * MIB)
+    there.write_text("old")
+
+    def cut(done: int, total: int) -> None:
+        if 8 * MIB < done < total:
+            for session in sshd.sessions():
+                kill(session)
+
+    with pytest.raises(ConnectionLost):
+        ssh.upload(here, str(there), cut)
+    wait_until(lambda: not sshd.marked())
+    assert there.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "sshd0", "there"]
+
+
+def test_a_download_that_fails_leaves_the_old_file(ssh: SSH, sshd: Sshd, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_text("old")
+    with there.open("wb") as file:
+        file.truncate(512 * MIB)
+
+    def cut(done: int, total: int) -> None:
+        if 8 * MIB < done < total:
+            for session in sshd.sessions():
+                kill(session)
+
+    with pytest.raises(ConnectionLost):
+        ssh.download(str(there), here, cut)
+    assert here.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "sshd0", "there"]
+
+
+def test_several_at_once(ssh: SSH, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.write_bytes(os.urandom(MIB))
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda n: ssh.upload(here, str(tmp_path / f"to{n}")), range(12)))
+    assert {(tmp_path / f"to{n}").read_bytes() for n in range(12)} == {here.read_bytes()}

@@ -1,0 +1,459 @@
+"""The SSH transport against real servers: commands, streams, deadlines, lost connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.ssh.conftest import Sshd, free_port, keygen, kill, wait_until
+
+from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused
+from xenlab.ssh import SSH, Target
+
+MakeSshd = Callable[..., Sshd]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., SSH]]:
+    """Transports that are closed at the end."""
+    transports: list[SSH] = []
+
+    def make(target: Target, **settings: float) -> SSH:
+        transports.append(SSH(target, **settings))  # type: ignore[arg-type]
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+def refusal(target: Target, **settings: float) -> str:
+    """What a person reads when the target cannot be connected to."""
+    with pytest.raises((ConnectionRefused, BadInput)) as refused:
+        SSH(target, **settings).connect()  # type: ignore[arg-type]
+    return str(refused.value)
+
+
+# --- commands ------------------------------------------------------------------------------
+
+
+def test_status_and_both_streams(ssh: SSH) -> None:
+    seen: list[tuple[str, bytes]] = []
+    result = ssh.execute(
+        "cat; echo err >&2; exit 3",
+        input=b"in\0\xff",
+        timeout=60,
+        on_output=lambda stream, piece: seen.append((stream, piece)),
+    )
+    assert result == (3, b"in\0\xff", b"err\n")
+    assert sorted(seen) == [("stderr", b"err\n"), ("stdout", b"in\0\xff")]
+
+
+def test_many_mebibytes_both_ways_at_once(ssh: SSH) -> None:
+    data = os.urandom(8 * MIB)
+    # Errors first: a client that reads one stream to its end before the other never gets here.
+    script = f"head -c {8 * MIB} /dev/zero >&2 & cat; wait"
+    status, out, err = ssh.execute(script, input=data, timeout=120)
+    assert (status, out == data, err == bytes(8 * MIB)) == (0, True, True)
+
+
+def test_input_that_nobody_wants(ssh: SSH) -> None:
+    assert ssh.execute("exec <&-; echo done", input=bytes(8 * MIB), timeout=60)[:2] == (
+        0,
+        b"done\n",
+    )
+
+
+def test_a_quiet_command_outlives_the_watchdog(sshd: Sshd, opened: Callable[..., SSH]) -> None:
+    ssh = opened(sshd.target, keepalive=0.2, patience=1.0)
+    assert ssh.execute("sleep 3; echo alive", timeout=60)[1] == b"alive\n"
+
+
+def test_closed_streams_do_not_end_a_command(ssh: SSH) -> None:
+    start = time.process_time()
+    assert ssh.execute("exec >&- 2>&-; sleep 2; exit 5", timeout=60) == (5, b"", b"")
+    assert time.process_time() - start < 1, "waiting must not spin"
+
+
+def test_a_process_left_in_the_background_does_not_hang(ssh: SSH) -> None:
+    start = time.monotonic()
+    assert ssh.execute("sleep 600 & echo started", timeout=300)[:2] == (0, b"started\n")
+    assert time.monotonic() - start < 60
+
+
+def test_a_signal_is_told_apart_from_a_lost_connection(ssh: SSH) -> None:
+    assert ssh.execute("kill -KILL $$", timeout=60)[0] == 128 + signal.SIGKILL
+    assert ssh.execute("kill -TERM $$", timeout=60)[0] == 128 + signal.SIGTERM
+
+
+def test_a_command_that_no_kernel_would_take(ssh: SSH) -> None:
+    with pytest.raises(BadInput, match="the command is longer than 120000 bytes"):
+        ssh.execute(": " + "x" * 130_000, timeout=60)
+    assert ssh.execute(": " + "x" * 100_000, timeout=60)[0] == 0
+
+
+def test_a_deadline_ends_the_wait(ssh: SSH) -> None:
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        ssh.execute("sleep 600", timeout=0.5)
+    assert 0.5 <= time.monotonic() - start < 60
+    assert ssh.execute("echo on", timeout=60)[1] == b"on\n"
+
+
+def test_a_stop_is_heard_while_nothing_moves(ssh: SSH, sshd: Sshd) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ssh.execute, "exec sleep 600", timeout=500, stop=stop)
+        wait_until(sshd.marked)
+        set_at = time.monotonic()
+        stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            running.result(60)
+        assert time.monotonic() - set_at < 5
+
+
+def test_a_stop_is_heard_while_output_pours(ssh: SSH) -> None:
+    stop = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        ssh.execute("yes", timeout=500, stop=stop, on_output=lambda *_: stop.set())
+
+
+def test_what_a_listener_raises_comes_through(ssh: SSH) -> None:
+    def full(stream: str, piece: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        ssh.execute("echo", timeout=60, on_output=full)
+    assert ssh.execute("echo on", timeout=60)[1] == b"on\n"
+
+
+# --- lost connections ------------------------------------------------------------------------
+
+
+def test_a_killed_session_is_a_lost_connection(ssh: SSH, sshd: Sshd, tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ssh.execute, f"echo x >> {count}; exec sleep 600", timeout=500)
+        wait_until(lambda: count.exists() and count.read_text())
+        for session in sshd.sessions():
+            kill(session)
+        with pytest.raises(ConnectionLost) as lost:
+            running.result(60)
+    assert str(lost.value) == (
+        "box: the connection broke while a command ran: whether it finished is unknown\n"
+        "Try: look at the machine, then repeat the step: it probes before it acts"
+    )
+    assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
+    assert count.read_text() == "x\n", "a command that was sent is never sent twice"
+
+
+@pytest.mark.parametrize("data", [b"", bytes(32 * MIB)], ids=["idle", "sending"])
+def test_a_dead_peer_is_noticed(sshd: Sshd, opened: Callable[..., SSH], data: bytes) -> None:
+    ssh = opened(sshd.target, keepalive=0.2, patience=1.0)
+    ssh.connect()
+    stopped = sshd.sessions()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ssh.execute, "exec sleep 600", timeout=500, input=data)
+        wait_until(sshd.marked)
+        stopped = sshd.sessions()
+        for session in stopped:
+            os.kill(session, signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        with pytest.raises(ConnectionLost, match=r"\(no sign of life for 1 s\)"):
+            running.result(60)
+    assert time.monotonic() - stopped_at < 30
+    for session in stopped:
+        kill(session)
+    assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
+
+
+def test_an_idle_connection_that_broke_is_made_anew(ssh: SSH, sshd: Sshd) -> None:
+    assert ssh.execute("echo 1", timeout=60)[1] == b"1\n"
+    sshd.restart()
+    assert ssh.execute("echo 2", timeout=60)[1] == b"2\n"
+
+
+def test_a_reinstalled_machine_is_refused_in_between(ssh: SSH, sshd: Sshd) -> None:
+    ssh.execute("true", timeout=60)
+    sshd.restart(new_key=True)
+    with pytest.raises(HostKeyRefused):
+        ssh.execute("true", timeout=60)
+
+
+def test_close_is_final_only_until_the_next_use(ssh: SSH) -> None:
+    ssh.close()
+    assert ssh.execute("echo on", timeout=60)[1] == b"on\n"
+    ssh.close()
+    ssh.close()
+
+
+# --- several at once -------------------------------------------------------------------------
+
+
+def test_more_commands_at_once_than_the_server_has_sessions(ssh: SSH) -> None:
+    with ThreadPoolExecutor(24) as pool:
+        results = pool.map(lambda n: ssh.execute(f"sleep 0.2; echo {n}", timeout=120)[1], range(24))
+        assert list(results) == [f"{n}\n".encode() for n in range(24)]
+
+
+def test_a_server_with_few_sessions(make_sshd: MakeSshd, opened: Callable[..., SSH]) -> None:
+    ssh = opened(make_sshd("MaxSessions 2").target)
+    with ThreadPoolExecutor(6) as pool:
+        results = pool.map(lambda n: ssh.execute(f"sleep 0.2; echo {n}", timeout=120)[1], range(6))
+        assert list(results) == [f"{n}\n".encode() for n in range(6)]
+
+
+def test_sessions_held_by_abandoned_processes(
+    make_sshd: MakeSshd, opened: Callable[..., SSH]
+) -> None:
+    ssh = opened(make_sshd("MaxSessions 1").target)
+    with pytest.raises(TimeoutError):
+        ssh.execute("sleep 600", timeout=0.5)
+    assert ssh.execute("echo on", timeout=60)[1] == b"on\n"
+
+
+def test_a_stop_is_heard_in_the_queue(ssh: SSH) -> None:
+    stop, never = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(9) as pool:
+        busy = [pool.submit(ssh.execute, "sleep 600", timeout=500, stop=stop) for _ in range(8)]
+        wait_until(lambda: ssh._busy == 8)
+        never.set()
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(ssh.execute, "echo", timeout=60, stop=never).result(60)
+        stop.set()
+        for running in busy:
+            with pytest.raises(KeyboardInterrupt):
+                running.result(60)
+
+
+# --- ways to a host --------------------------------------------------------------------------
+
+
+def test_a_proxy_command(sshd: Sshd, opened: Callable[..., SSH]) -> None:
+    relay = (
+        "import socket,sys,threading,os\n"
+        "s=socket.create_connection((sys.argv[1],int(sys.argv[2])))\n"
+        "def up():\n"
+        " while d:=os.read(0,65536): s.sendall(d)\n"
+        "threading.Thread(target=up,daemon=True).start()\n"
+        "while d:=s.recv(65536): os.write(1,d)\n"
+    )
+    script = sshd.folder / "relay.py"
+    script.write_text(relay)
+    sshd.write_config(f"ProxyCommand python3 {script} %h %p")
+    ssh = opened(sshd.target)
+    assert ssh.execute("cat", input=bytes(MIB), timeout=60)[1] == bytes(MIB)
+
+
+def test_a_proxy_command_that_fails_says_why(sshd: Sshd) -> None:
+    sshd.write_config("ProxyCommand echo 'no way there' >&2; exit 1")
+    assert refusal(sshd.target).startswith(
+        f"box: 127.0.0.1:{sshd.port} closed the connection before its SSH greeting (no way there)"
+    )
+
+
+@pytest.fixture
+def bastion(make_sshd: MakeSshd, sshd: Sshd) -> Sshd:
+    """A second server, by which ``sshd`` is reached from now on."""
+    bastion = make_sshd(alias="bastion")
+    both = sshd.known_hosts.read_text() + bastion.known_hosts.read_text()
+    sshd.known_hosts.write_text(both)
+    sshd.write_config("ProxyJump bastion")
+    with sshd.config.open("a") as config:
+        config.write(bastion.config.read_text())
+    return bastion
+
+
+def test_a_jump_host(sshd: Sshd, bastion: Sshd, opened: Callable[..., SSH]) -> None:
+    ssh = opened(sshd.target)
+    assert ssh.execute("cat", input=bytes(4 * MIB), timeout=60)[1] == bytes(4 * MIB)
+    bastion.restart()
+    assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
+    sshd.stop()
+    wait_until(lambda: ssh._connection is None or not ssh._connection.alive)
+    assert refusal(sshd.target).startswith("box: the jump host cannot reach 127.0.0.1:")
+
+
+def test_a_jump_host_that_is_down_is_named(sshd: Sshd, bastion: Sshd) -> None:
+    bastion.stop()
+    assert refusal(sshd.target).startswith("bastion: nobody listens on 127.0.0.1:")
+
+
+def test_a_lost_jump_host_is_a_lost_connection(
+    sshd: Sshd, bastion: Sshd, opened: Callable[..., SSH]
+) -> None:
+    ssh = opened(sshd.target)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ssh.execute, "exec sleep 600", timeout=500)
+        wait_until(sshd.marked)
+        bastion.stop()
+        with pytest.raises(ConnectionLost):
+            running.result(60)
+
+
+def test_jump_hosts_in_a_circle(sshd: Sshd) -> None:
+    sshd.write_config("ProxyJump other")
+    with sshd.config.open("a") as config:
+        config.write("Host other\n  ProxyJump box\n")
+    assert "ProxyJump other goes in circles" in refusal(sshd.target)
+
+
+# --- refusals: each one sentence and what to try ----------------------------------------------
+
+
+def test_an_unknown_key(sshd: Sshd) -> None:
+    sshd.known_hosts.write_text("")
+    assert refusal(sshd.target).startswith(
+        f"box: [127.0.0.1]:{sshd.port} is unknown: it offers ssh-ed25519 {sshd.fingerprint}, and "
+        f"no key of it stands in {sshd.known_hosts}\n"
+    )
+
+
+def test_a_changed_key(sshd: Sshd) -> None:
+    old = sshd.fingerprint
+    sshd.restart(new_key=True)
+    assert refusal(sshd.target).startswith(
+        f"box: the key of [127.0.0.1]:{sshd.port} has changed: it offers ssh-ed25519 "
+        f"{sshd.fingerprint}, pinned is ssh-ed25519 {old} ({sshd.known_hosts}:1)"
+    )
+
+
+def test_a_malformed_line_and_two_pinned_keys(sshd: Sshd, opened: Callable[..., SSH]) -> None:
+    pinned = sshd.known_hosts.read_text()
+    sshd.known_hosts.write_text("box ssh-ed25519 AAAA\nrubbish\n" + pinned)
+    sshd.restart(new_key=True)
+    with sshd.known_hosts.open("a") as known:
+        known.write(f"[127.0.0.1]:{sshd.port} {sshd.public_key}\n")
+    opened(sshd.target).connect()
+
+
+def test_a_server_with_many_keys_shows_the_pinned_one(
+    make_sshd: MakeSshd, tmp_path: Path, opened: Callable[..., SSH]
+) -> None:
+    keygen(tmp_path / "rsa", "rsa")
+    sshd = make_sshd(f"HostKey {tmp_path / 'rsa'}")
+    key = " ".join((tmp_path / "rsa.pub").read_text().split()[:2])
+    sshd.known_hosts.write_text(f"[127.0.0.1]:{sshd.port} {key}\n")
+    opened(sshd.target).connect()
+
+
+def test_a_key_alias_stands_for_the_address(sshd: Sshd, opened: Callable[..., SSH]) -> None:
+    sshd.known_hosts.write_text(f"the-lab {sshd.public_key}\n")
+    sshd.write_config("HostKeyAlias the-lab")
+    opened(sshd.target).connect()
+
+
+def test_a_password_only_server(make_sshd: MakeSshd) -> None:
+    sshd = make_sshd("PubkeyAuthentication no", "PasswordAuthentication yes")
+    text = refusal(Target("box", config=str(sshd.config), user="somebody"))
+    assert text.splitlines()[0] == (
+        f"box: somebody@127.0.0.1:{sshd.port} asks for a password; only keys and agents are used"
+    )
+    assert "~somebody/.ssh/authorized_keys" in text
+
+
+def test_a_key_that_the_server_does_not_know(sshd: Sshd, tmp_path: Path) -> None:
+    keygen(tmp_path / "other")
+    target = Target("box", config=str(sshd.config), user="me", identity=str(tmp_path / "other"))
+    assert refusal(target).splitlines() == [
+        f"box: me@127.0.0.1:{sshd.port} accepts none of the keys offered: {tmp_path / 'other'}",
+        "Try: add the public key to ~me/.ssh/authorized_keys there, or name another key in "
+        "ssh.identity",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("", "holds no private key"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n", "holds no private key"),
+        (None, "is protected by a passphrase: ssh-add"),
+    ],
+)
+def test_a_key_file_that_is_of_no_use(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch, content: str | None, note: str
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    if content is None:
+        keygen(sshd.identity, passphrase="secret words")
+    else:
+        sshd.identity.write_text(content)
+    text = refusal(sshd.target)
+    assert "there is no key to log in as" in text
+    assert f"{sshd.identity} {note}" in text
+
+
+def test_an_agent_holds_the_key(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[..., SSH]
+) -> None:
+    listening = tmp_path / "agent"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(listening)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(listening.exists)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(listening))
+        subprocess.run(["ssh-add", "-q", str(sshd.identity)], check=True)
+        sshd.identity.unlink()
+        opened(sshd.target).connect()
+        Path(f"{sshd.identity}.pub").unlink()
+        assert "there is no key to log in as" in refusal(sshd.target), "IdentitiesOnly"
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def test_nobody_listens() -> None:
+    port = free_port()
+    assert refusal(Target("127.0.0.1", port=port)) == (
+        f"127.0.0.1: nobody listens on 127.0.0.1:{port}\nTry: is sshd running there?"
+    )
+
+
+def test_somebody_listens_who_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        start = time.monotonic()
+        text = refusal(Target("127.0.0.1", port=port), connect_timeout=1.0)
+    assert f"127.0.0.1:{port} does not answer as an SSH server within 1 s" in text
+    assert time.monotonic() - start < 30
+
+
+def test_somebody_listens_who_hangs_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as rude, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: rude.accept()[0].close())
+        text = refusal(Target("127.0.0.1", port=rude.getsockname()[1]))
+    assert "closed the connection before its SSH greeting\nTry: is it still booting" in text
+
+
+def test_a_name_that_nobody_knows(sshd: Sshd) -> None:
+    text = refusal(Target("boxx", config=str(sshd.config)))
+    assert text == (
+        f"boxx: boxx is neither an alias of {sshd.config} nor a name that resolves\n"
+        "Try: did you mean box?"
+    )
+
+
+def test_a_shell_that_nobody_may_have(make_sshd: MakeSshd) -> None:
+    sshd = make_sshd("ForceCommand internal-sftp", "MaxSessions 0")
+    ssh = SSH(sshd.target)
+    with pytest.raises(ConnectionRefused, match="the server opens no session"):
+        ssh.execute("echo", timeout=60)
+    ssh.close()
+
+
+def test_nothing_is_written_to_the_terminal(sshd: Sshd, capfd: pytest.CaptureFixture[str]) -> None:
+    refusal(Target("127.0.0.1", port=free_port()))
+    sshd.known_hosts.write_text("")
+    refusal(sshd.target)
+    with socket.create_server(("127.0.0.1", 0)) as rude, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: rude.accept()[0].close())
+        refusal(Target("127.0.0.1", port=rude.getsockname()[1]))
+    assert capfd.readouterr() == ("", "")

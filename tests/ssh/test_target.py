@@ -1,0 +1,125 @@
+"""Targets: what an ssh_config, a person and the defaults say about a host."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+import pytest
+
+from xenlab.errors import BadInput
+from xenlab.target import Target, config_aliases, hops, resolve
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    spaced = tmp_path / "a folder" / "known hosts"
+    spaced.parent.mkdir()
+    spaced.touch()
+    (tmp_path / "more").write_text("Host guest*\n  ProxyJump admin@dom0:2200,[::1]:22\n")
+    path = tmp_path / "ssh_config"
+    path.write_text(f"""
+Include {tmp_path}/more
+Host dom0 alias-of-dom0
+  HostName 127.0.0.1
+  Port 2201
+  User admin
+  IdentityFile "{tmp_path}/a folder/%h key"
+  UserKnownHostsFile "{spaced}" ~/second
+  GlobalKnownHostsFile none
+  HostKeyAlias the-lab
+Host behind
+  ProxyCommand nc %h %p %%
+Match host guest1
+  User root
+""")
+    return path
+
+
+def test_an_alias_brings_everything(config: Path) -> None:
+    route = resolve(Target("dom0", config=str(config)))
+    folder = config.parent / "a folder"
+    assert (route.host, route.port, route.user) == ("127.0.0.1", 2201, "admin")
+    assert route.identities == (folder / "127.0.0.1 key",)
+    assert route.known_hosts == (folder / "known hosts", Path("~/second").expanduser())
+    assert (route.key_alias, route.jump, route.proxy_command) == ("the-lab", "", "")
+
+
+def test_what_the_person_says_wins(config: Path, tmp_path: Path) -> None:
+    for name in ("key", "hosts"):
+        (tmp_path / name).touch()
+    target = Target(
+        "dom0",
+        config=str(config),
+        port=7,
+        user="me",
+        identity=str(tmp_path / "key"),
+        known_hosts=str(tmp_path / "hosts"),
+    )
+    route = resolve(target)
+    assert (route.host, route.port, route.user) == ("127.0.0.1", 7, "me")
+    assert route.identities == (tmp_path / "key",)
+    assert route.identities_only
+    assert route.known_hosts == (tmp_path / "hosts",)
+
+
+def test_include_match_and_both_kinds_of_proxy(config: Path) -> None:
+    guest = resolve(Target("guest1", config=str(config)))
+    assert (guest.user, guest.jump) == ("root", "admin@dom0:2200,[::1]:22")
+    assert resolve(Target("behind", config=str(config))).proxy_command == "nc behind 22 %"
+
+
+def test_no_ssh_config_is_read_unless_named(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    home = config.parent / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "config").write_text("Host dom0\n  Port 99\n")
+    monkeypatch.setenv("HOME", str(home))
+    route = resolve(Target("dom0"))
+    assert (route.host, route.port, route.user) == ("dom0", 22, getpass.getuser())
+    assert route.known_hosts[0] == home / ".ssh" / "known_hosts"
+    tilde = resolve(Target("dom0", config="~/.ssh/config"))
+    assert tilde.port == 99
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Target("dom0", config="/nowhere/config"), "the ssh_config file /nowhere/config does not"),
+        (Target("dom0", identity="/nowhere/key"), "the identity file /nowhere/key does not exist"),
+        (
+            Target("dom0", known_hosts="/nowhere/k"),
+            "the known_hosts file /nowhere/k does not exist",
+        ),
+        (Target(""), "'' is no host name"),
+        (Target("-oProxyCommand=true"), "'-oProxyCommand=true' is no host name"),
+        (Target("two words"), "'two words' is no host name"),
+        (Target("a;reboot"), "'a;reboot' is no host name"),
+        (Target("$(reboot)"), "'$(reboot)' is no host name"),
+        (Target("dom0", user="me;reboot"), "'me;reboot' is no user name"),
+    ],
+)
+def test_bad_input_gets_one_sentence(target: Target, message: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        resolve(target)
+    assert refused.value.message.startswith(message)
+
+
+def test_a_damaged_config_is_named_with_its_line(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host dom0\n  Hostnam x\n")
+    with pytest.raises(BadInput, match=r"line 2: Bad configuration option: hostnam"):
+        resolve(Target("dom0", config=str(config)))
+
+
+def test_aliases_for_suggestions(config: Path) -> None:
+    assert config_aliases(config) == ["dom0", "alias-of-dom0", "behind"]
+
+
+def test_hops() -> None:
+    assert hops("a, me@b:22,ssh://[::1]:2200") == [
+        Target("a"),
+        Target("b", port=22, user="me"),
+        Target("::1", port=2200),
+    ]
+    with pytest.raises(BadInput, match=r"ProxyJump 'a:b:c' is not \[user@\]host\[:port\]"):
+        hops("a:b:c")

@@ -1,0 +1,78 @@
+"""The base system's states: where they lie, and the texts that other programs read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.parameters import Parameters
+from xenlab.platform.packages import Apt
+from xenlab.recipes import base_system, disk
+
+HOST = Host(Local())
+
+
+def fstab(folder: Path, site: Parameters) -> dict[str, dict[str, str]]:
+    """The fstab as libmount reads it."""
+    file = base_system.fstab(site)
+    path = folder / "fstab"
+    path.write_text(file.text())
+    shown = HOST.run(f"findmnt --fstab --tab-file '{path}' -J -o SOURCE,TARGET,FSTYPE,OPTIONS")
+    return {row["source"]: row for row in json.loads(shown.stdout)["filesystems"]}
+
+
+def test_fstab_names_partitions(tmp_path: Path) -> None:
+    rows = fstab(tmp_path, Parameters())
+    assert {source: row["target"] for source, row in rows.items()} == {
+        "PARTLABEL=dom0root": "/",
+        "PARTLABEL=boot": "/boot",
+        "PARTLABEL=dom0swap": "none",
+        "PARTLABEL=share": "/mnt/share",
+        "PARTLABEL=domuswap": "/mnt/domuswap",
+    }
+    assert rows["PARTLABEL=share"]["options"] == "noatime"
+
+
+@pytest.mark.parametrize("share", ["/srv/all of it", "/srv/back\\slash", "/srv/a#b"])
+def test_fstab_keeps_a_strange_path_whole(tmp_path: Path, share: str) -> None:
+    assert fstab(tmp_path, Parameters(share=share))["PARTLABEL=share"]["target"] == share
+
+
+def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:
+    site = Parameters(share="/srv/all")
+    now = {Path(m.source).name: m.target for m in disk.mounts(site, "/")}
+    then = {k.removeprefix("PARTLABEL="): v["target"] for k, v in fstab(tmp_path, site).items()}
+    assert now == {name: target for name, target in then.items() if target != "none"}
+
+
+def test_the_tls_problem_does_not_arise_on_a_64_bit_system() -> None:
+    tls = base_system.tls_settled()
+    assert tls.probe(HOST) is None
+    assert tls.probe(HOST.inside("/nowhere")) is not None
+
+
+def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
+    sums = tmp_path / "sums"
+    site = Parameters(stage="/a/stage.tar.zst", stage_checksums=str(sums))
+    with pytest.raises(BadInput, match="sums cannot be read"):
+        base_system.stage(site, "/")
+    sums.write_text(f"{'a' * 64}  stage.tar.zst\n")
+    archive = base_system.stage(site, "/mnt/dom0")
+    assert (archive.into, archive.store) == ("/mnt/dom0", "/mnt/dom0/mnt/share/stage")
+    assert base_system.stage(site, "/").store == "/mnt/share/stage"
+
+
+def test_the_kernel_source_lies_where_usr_src_leads() -> None:
+    site = Parameters(share="/srv/all")
+    assert base_system.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"
+    assert base_system.sources_moved(site).to == "/srv/all/src"
+
+
+def test_a_root_that_is_not_there_is_no_base_system() -> None:
+    found = base_system.installed(Apt()).probe(HOST.inside("/nowhere"))
+    assert found is not None and found.summary == "there is no base system"

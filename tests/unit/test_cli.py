@@ -1,0 +1,143 @@
+"""The command line: one clear sentence for bad input, exit statuses, words passed on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from xenlab.cli import main
+from xenlab.errors import BadInput
+from xenlab.journal import Journal
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def xenlab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs the command line in an empty folder, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("XENLAB_RUNS", raising=False)
+
+    def run(*words: str) -> Done:
+        with pytest.raises(SystemExit) as caught:
+            main(list(words))
+        return Done(int(caught.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def refused(done: Done, said: str, status: int = 2) -> None:
+    assert done.returncode == status, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_without_words_it_says_what_it_can_do(xenlab: Run) -> None:
+    done = xenlab("--help")
+    assert done.returncode == 0
+    for word in ("run", "plan", "runs", "show", "report", "lab"):
+        assert word in done.stdout
+    for word in ("up", "down", "reset", "status", "ssh", "console", "snapshot", "restore", "boot"):
+        assert word in xenlab("lab", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run"], "there is no folder notebooks in"),
+        (["run", "--mode", "dry", "--notebooks", "."], "there is no mode dry"),
+        (["run", "-f", "gone.yaml", "--notebooks", "."], "there is no such parameters file"),
+        (["run", "--resume", "last", "--notebooks", "."], "there is no run in"),
+        (["run", "--resume", "last", "04"], "has its own chapters, mode and lab"),
+        (["run", "--resume", "last", "--mode", "plan"], "has its own chapters, mode and lab"),
+        (["run", "--lab", "Über", "--notebooks", "."], "cannot be a lab's name"),
+        (["show", "20260101T000000-x"], "there is no run 20260101T000000-x"),
+        (["report"], "there is no run in"),
+        (["lab", "up", "-f", "gone.yaml"], "there is no such parameters file"),
+        (["lab", "status", "--name", "a/b"], "cannot be a lab's name"),
+        (["lab", "boot", "floppy"], "'floppy' is not one of 'disk', 'rescue'"),
+        (["lab", "snapshot", "a/b"], "cannot be a snapshot's name"),
+        (["lab", "restore", "gone"], "there is no snapshot 'gone'"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["run", "--frm", "08"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_sentence(xenlab: Run, words: list[str], said: str) -> None:
+    refused(xenlab(*words), said)
+
+
+@pytest.mark.parametrize(
+    "words", [["ssh"], ["ssh", "--", "xl", "list"], ["ssh", "domu2", "--", "uname", "-r"]]
+)
+def test_a_lab_that_is_not_running(xenlab: Run, words: list[str]) -> None:
+    refused(xenlab("lab", *words), "the lab 'lab' is not running", status=1)
+
+
+def test_a_command_for_a_guest_stands_after_two_dashes(xenlab: Run) -> None:
+    refused(xenlab("lab", "ssh", "domu2", "uname", "-r"), "No such option: -r")
+    refused(xenlab("lab", "ssh", "domu2", "uname"), "unexpected extra argument")
+
+
+def test_debug_shows_the_traceback(xenlab: Run) -> None:
+    with pytest.raises(BadInput, match="there is no run gone"):
+        xenlab("--debug", "show", "gone")
+
+
+def test_the_program_of_its_own_shows_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "xenlab", "lab", "status", "--name", "a/b"],
+        env={**os.environ, "XENLAB_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("'a/b' cannot be a lab's name\nTry: ")
+
+
+def test_an_option_of_the_other_command_is_not_ours(xenlab: Run) -> None:
+    refused(xenlab("lab", "ssh", "--", "grep", "--debug"), "is not running", status=1)
+
+
+def test_the_status_of_a_lab_that_never_ran(xenlab: Run) -> None:
+    done = xenlab("lab", "status", "--name", "other")
+    assert done.returncode == 0
+    assert "off" in done.stdout and "XENLAB-OTHER" in done.stdout
+    found = json.loads(xenlab("lab", "status", "--json").stdout)
+    assert found["name"] == "lab" and found["running"] is False
+
+
+def test_runs_are_listed_and_shown(xenlab: Run, tmp_path: Path) -> None:
+    assert "no run in" in xenlab("runs").stdout
+    journal = Journal(tmp_path / "kept" / "20260101T000000-x")
+    journal.append(chapter="01_x", phase="open", status="apply")
+    fields = {"chapter": "01_x", "step": "01.1", "title": "01.1 [b]Title", "phase": "final"}
+    journal.append(**fields, status="failed", seconds=2.0, message="no space left")
+    listed = xenlab("runs", "--runs", "kept").stdout
+    assert "20260101T000000-x" in listed and "failed" in listed and "0/1" in listed
+    shown = xenlab("show", "--runs", "kept").stdout
+    assert "01.1 [b]Title" in shown and "01_x: no space left" in shown
+    page = xenlab("report", "last", "--runs", "kept").stdout.strip()
+    assert "no space left" in (tmp_path / page).read_text()

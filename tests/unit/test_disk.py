@@ -1,0 +1,262 @@
+"""Partition tables and file systems, made by the real tools on image files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.disklayout import needed_mib, partitions
+from xenlab.errors import BadInput, CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.parameters import Domain, Parameters
+from xenlab.recipes import disk as recipe
+from xenlab.resources.disk import (
+    LINUX_DATA,
+    DeviceFacts,
+    Filesystem,
+    Partition,
+    PartitionTable,
+    device_facts,
+    installed_root,
+    parse_facts,
+)
+from xenlab.resources.mount import SwapFile
+
+HOST = Host(Local())
+RECORDED = Path(__file__).parent.parent / "recorded"
+
+
+def quiet(what: str, done: float | None = None) -> None:
+    pass
+
+
+def image(path: Path, mib: int) -> str:
+    with path.open("wb") as handle:
+        handle.truncate(mib << 20)
+    return str(path)
+
+
+def domain(number: int) -> Domain:
+    return Domain(
+        name=f"domu{number}",
+        memory_mib=320,
+        mac=f"00:16:3e:66:01:{number:02x}",
+        address=f"10.0.2.{20 + number}/24",
+    )
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    """What sfdisk said of the lab's disk after chapter 01."""
+    recorded: dict[str, Any] = json.loads((RECORDED / "sfdisk-lab.json").read_text())
+    return {**recorded["partitiontable"], **changes}
+
+
+def lab_table() -> PartitionTable:
+    return recipe.partition_table(Parameters())
+
+
+class TestPartitionTable:
+    def test_the_labs_own_table_is_no_difference(self) -> None:
+        assert lab_table().compare(table()) is None
+
+    def test_a_disk_without_a_table_shows_every_partition(self) -> None:
+        difference = lab_table().compare({})
+        assert difference is not None
+        assert [row["wanted"] for row in difference.rows] == [
+            "biosboot, 1 MiB",
+            "boot, 512 MiB",
+            "dom0swap, 512 MiB",
+            "dom0root, 3072 MiB",
+            "share, 4096 MiB",
+            "domu1, 1536 MiB",
+            "domu2, 1536 MiB",
+            "domu3, 1536 MiB",
+            "domuswap, what is left",
+        ]
+        assert {row["found"] for row in difference.rows} == {"none"}
+
+    def test_another_label_is_a_difference(self) -> None:
+        assert lab_table().compare(table(label="dos")) is not None
+
+    @given(number=st.integers(0, 8), what=st.sampled_from(["name", "size", "type"]))
+    def test_a_partition_that_differs_is_the_one_that_is_named(
+        self, number: int, what: str
+    ) -> None:
+        parts = [dict(part) for part in table()["partitions"]]
+        changed = {"name": "other", "size": 4096, "type": "E6D6D379-F507-44C2-A23C-238F2A3DF928"}
+        parts[number][what] = changed[what]
+        difference = lab_table().compare(table(partitions=parts))
+        if number == 8 and what == "size":
+            assert difference is None, "the last partition takes what is left"
+            return
+        assert difference is not None
+        assert [row["same"] for row in difference.rows].index("no") == number
+
+    def test_one_partition_more_or_less_is_a_difference(self) -> None:
+        parts = table()["partitions"]
+        fewer = lab_table().compare(table(partitions=parts[:-1]))
+        more = lab_table().compare(table(partitions=[*parts, parts[0]]))
+        assert fewer is not None and fewer.rows[-1]["found"] == "none"
+        assert more is not None and more.rows[-1]["wanted"] == "none"
+
+    def test_a_larger_sector_counts(self) -> None:
+        parts = [dict(part, size=part["size"] // 8) for part in table()["partitions"]]
+        assert lab_table().compare(table(partitions=parts, sectorsize=4096)) is None
+
+    def test_a_real_table_is_made_once(self, tmp_path: Path) -> None:
+        site = Parameters(disk=image(tmp_path / "disk 'a", needed_mib(Parameters())))
+        wanted = recipe.partition_table(site)
+        assert wanted.wipes() == site.disk
+        assert wanted.probe(HOST) is not None
+        wanted.apply(HOST, quiet)
+        wanted.verify(HOST)
+        assert "No errors detected" in HOST.run(f"sfdisk --verify '{tmp_path}/disk '\\''a'").stdout
+
+    @given(count=st.integers(1, 40), swap=st.integers(1, 4096))
+    def test_a_disk_of_the_size_that_is_asked_for_suffices(self, count: int, swap: int) -> None:
+        site = Parameters(domains=[domain(n) for n in range(1, count + 1)], domu_swap_mib=swap)
+        sizes = [p.size_mib for p in recipe.partition_table(site).partitions]
+        left = needed_mib(site) - 2 - sum(sizes)
+        assert left >= count * swap
+        assert sizes[-1] == 0
+
+    def test_a_missing_disk_is_refused_with_those_there_are(self) -> None:
+        with pytest.raises(
+            BadInput, match="there is no disk /dev/nowhere\nTry: the disks there are"
+        ):
+            PartitionTable("/dev/nowhere", ()).probe(HOST)
+
+    @pytest.mark.parametrize("name", ["", "a b", 'x", size=1', "a\nb", "x" * 37, "ü"])
+    def test_a_name_that_sfdisk_could_misread_is_refused(self, name: str) -> None:
+        with pytest.raises(BadInput, match="cannot name a partition"):
+            Partition(name, 1, LINUX_DATA)
+
+
+class TestFilesystem:
+    @pytest.mark.parametrize(("kind", "options"), [("ext4", ("-m", "0")), ("swap", ())])
+    def test_made_once(self, tmp_path: Path, kind: str, options: tuple[str, ...]) -> None:
+        device = image(tmp_path / "part; x", 20)
+        wanted = Filesystem(device, "share", kind, options)
+        found = wanted.probe(HOST)
+        assert found is not None and found.summary == f"make {kind} “share” on {device}"
+        assert wanted.wipes() == device
+        wanted.apply(HOST, quiet)
+        wanted.verify(HOST)
+
+    def test_another_one_is_named_before_it_goes(self, tmp_path: Path) -> None:
+        device = image(tmp_path / "part", 20)
+        Filesystem(device, "old").apply(HOST, quiet)
+        difference = Filesystem(device, "boot").probe(HOST)
+        assert difference is not None
+        assert difference.summary.endswith("where ext4 “old” is now")
+
+    def test_no_device_yet_is_a_difference_and_then_a_failure(self, tmp_path: Path) -> None:
+        wanted = Filesystem(f"{tmp_path}/none", "boot")
+        assert wanted.probe(HOST) is not None
+        with pytest.raises(StepFailed, match="there is no device"):
+            wanted.apply(HOST, quiet)
+
+    def test_a_tool_that_fails_is_an_error(self, tmp_path: Path) -> None:
+        wanted = Filesystem(image(tmp_path / "part", 1), "boot", options=("-b", "nonsense"))
+        with pytest.raises(CommandFailed, match="nonsense"):
+            wanted.apply(HOST, quiet)
+
+    def test_a_label_that_ext4_would_cut_is_refused(self) -> None:
+        with pytest.raises(BadInput, match="cannot label"):
+            Filesystem("/dev/x", "x" * 17)
+
+
+class TestSwapFile:
+    def test_made_once_and_anew_for_another_size(self, tmp_path: Path) -> None:
+        path = tmp_path / "guest one.swap"
+        SwapFile(str(path), 4).apply(HOST, quiet)
+        SwapFile(str(path), 4).verify(HOST)
+        assert path.stat().st_mode & 0o777 == 0o600
+        larger = SwapFile(str(path), 6)
+        assert larger.probe(HOST) is not None
+        larger.apply(HOST, quiet)
+        larger.verify(HOST)
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+    @pytest.mark.parametrize(
+        "damage", ["chmod 644", "truncate -s 5M", "shred -n 1", "fallocate -p -l 4M"]
+    )
+    def test_what_is_not_right_is_seen(self, tmp_path: Path, damage: str) -> None:
+        wanted = SwapFile(f"{tmp_path}/guest.swap", 4)
+        wanted.apply(HOST, quiet)
+        HOST.run(f"{damage} {tmp_path}/guest.swap")
+        assert wanted.probe(HOST) is not None
+
+
+class TestFacts:
+    def lab(self, device: str) -> DeviceFacts:
+        """What the lab's machine said of a device, after chapter 01."""
+        recorded = (RECORDED / "device-facts-lab.txt").read_text()
+        return parse_facts(recorded.replace("/dev/vda6\n", f"{device}\n", 1))
+
+    def test_a_partition_has_its_disks_serial(self) -> None:
+        assert self.lab("/dev/vda6") == DeviceFacts("XENLAB-CH02", (), 1536)
+        assert self.lab("/dev/vda4").mounted_on == ("/mnt/dom0",)
+
+    def test_a_disk_is_mounted_where_its_partitions_are(self) -> None:
+        facts = self.lab("/dev/vda")
+        assert facts.size_mib == 16384
+        assert facts.mounted_on == (
+            "/mnt/dom0/boot",
+            "/mnt/dom0",
+            "/mnt/dom0/mnt/share",
+            "/mnt/dom0/mnt/domuswap",
+        )
+
+    def test_without_udev_the_serial_comes_from_sysfs(self) -> None:
+        recorded = (RECORDED / "device-facts-lab.txt").read_text()
+        text = recorded.replace('"serial": "XENLAB-CH02"', '"serial": null')
+        assert parse_facts(text).serial == "XENLAB-CH02"
+
+    def test_a_device_that_lsblk_does_not_know(self) -> None:
+        with pytest.raises(BadInput, match="no disk or partition"):
+            self.lab("/dev/vdb")
+
+    def test_no_such_device(self) -> None:
+        with pytest.raises(BadInput, match="no block device /dev/nowhere"):
+            device_facts(HOST, "/dev/nowhere")
+
+    def test_a_machine_without_our_disk_is_taken_for_a_rescue_system(self) -> None:
+        assert installed_root(HOST) == "/mnt/dom0"
+        assert installed_root(HOST.inside("/mnt/dom0")) == "/mnt/dom0"
+
+
+class TestRecipe:
+    def test_every_partition_but_grubs_has_a_file_system_with_its_name(self) -> None:
+        made = {f.label: f.kind for f in recipe.file_systems(Parameters())}
+        assert made == {
+            "boot": "ext4",
+            "dom0swap": "swap",
+            "dom0root": "ext4",
+            "share": "ext4",
+            "domu1": "ext4",
+            "domu2": "ext4",
+            "domu3": "ext4",
+            "domuswap": "ext4",
+        }
+
+    @pytest.mark.parametrize("root", ["/", "/mnt/dom0"])
+    def test_mounts_begin_with_the_root(self, root: str) -> None:
+        targets = [m.target for m in recipe.mounts(Parameters(), root)]
+        prefix = root.rstrip("/")
+        assert targets == [root, f"{prefix}/boot", f"{prefix}/mnt/share", f"{prefix}/mnt/domuswap"]
+
+    def test_swap_files_fit_their_partition(self, tmp_path: Path) -> None:
+        site = Parameters()
+        device = image(tmp_path / "domuswap", partitions(site)[-1].mib)
+        swap = recipe.file_systems(site)[-1]
+        Filesystem(device, swap.label, swap.kind, swap.options).apply(HOST, quiet)
+        shown = HOST.run(f"dumpe2fs -h {device}", timeout=60).stdout
+        free = next(line for line in shown.splitlines() if line.startswith("Free blocks"))
+        assert int(free.split()[-1]) * 4096 >= len(site.domains) * site.domu_swap_mib << 20

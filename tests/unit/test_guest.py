@@ -1,0 +1,331 @@
+"""A guest's root and its configuration, on loop devices; its host key on the controller."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab import hostkeys
+from xenlab.errors import StepFailed, XenlabError
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.platform.guestsystem import OFF, DebianGuest, GuestSettings
+from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
+from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.target import Target
+
+HOST = Host(Local())
+SETTINGS = GuestSettings(
+    name="domu1",
+    domain="lab.internal",
+    address="10.0.2.21/24",
+    gateway="10.0.2.2",
+    nameserver="10.0.2.3",
+    dom0="dom0",
+    dom0_address="10.0.2.15/24",
+)
+
+
+def silent(what: str, done: float | None = None) -> None:
+    """A report that nobody reads."""
+
+
+def run(*words: str | Path) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[str]:
+    """A small block device with an empty file system."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as out:
+        out.truncate(64 << 20)
+    run("mkfs.ext4", "-q", "-F", "-L", "domu1", image)
+    name = run("losetup", "--find", "--show", image)
+    yield name
+    run("losetup", "--detach", name)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A tiny image with what a guest's root must have, and its checksum."""
+    root = tmp_path / "root"
+    for folder in ("etc/ssh", "sbin", "dev"):
+        (root / folder).mkdir(parents=True)
+    (root / "sbin/poweroff").symlink_to("/bin/systemctl")
+    (root / "etc/hostname").write_text("image\n")
+    (root / "etc/machine-id").touch()
+    (root / "etc/ssh/ssh_host_rsa_key").write_text("of the image\n")
+    capable = root / "sbin/ping"
+    capable.write_bytes(b"")
+    os.setxattr(capable, "security.capability", bytes.fromhex("0100000200200000" + "00" * 12))
+    path = tmp_path / "base image.tar.zst"
+    run("tar", "-C", root, "--xattrs", "--xattrs-include=*", "--zstd", "-cf", path, ".")
+    checksum = run("sha256sum", path)
+    Path(f"{path}.sha256").write_text(checksum + "\n")
+    return path
+
+
+Guest = tuple[GuestRoot, GuestConfigured]
+
+
+@pytest.fixture
+def guest(tmp_path: Path, device: str, image: Path) -> Guest:
+    """The two resources that make domu1."""
+    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    root = GuestRoot("domu1", device, str(image), "domu1", mounts, records)
+    files = DebianGuest().files(SETTINGS)
+    return root, GuestConfigured("domu1", device, files, mounts, records)
+
+
+def look(device: str, tmp_path: Path, inside: Callable[[Path], None]) -> None:
+    """Mount the device, let ``inside`` look or change, unmount it."""
+    place = tmp_path / "look"
+    place.mkdir(exist_ok=True)
+    run("mount", device, place)
+    try:
+        inside(place)
+    finally:
+        run("umount", place)
+
+
+def make(guest: Guest) -> None:
+    for resource in guest:
+        resource.apply(HOST, silent)
+        resource.verify(HOST)
+
+
+def test_a_guest_is_made_once(guest: Guest, tmp_path: Path, device: str, image: Path) -> None:
+    uuid = run("blkid", "-p", "-s", "UUID", "-o", "value", device)
+    assert all(resource.probe(HOST) is not None for resource in guest)
+    assert guest[0].wipes() == device
+    make(guest)
+    assert all(resource.probe(HOST) is None for resource in guest)
+    assert run("blkid", "-p", "-s", "UUID", "-o", "value", device) == uuid, "it was empty: kept"
+
+    def inside(root: Path) -> None:
+        generation = Path(f"{image}.sha256").read_text().split()[0]
+        assert (root / "etc/xenlab-generation").read_text() == f"{generation}\n"
+        assert (root / "etc/hostname").read_text() == "domu1\n"
+        assert len((root / "etc/machine-id").read_text().strip()) == 32
+        assert (root / "etc/systemd/system/getty@.service").readlink() == Path("/dev/null")
+        assert os.getxattr(root / "sbin/ping", "security.capability")
+        keys = sorted(path.name for path in (root / "etc/ssh").glob("ssh_host_*"))
+        assert keys == ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
+        assert (root / "etc/ssh/ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
+
+    look(device, tmp_path, inside)
+    assert list((tmp_path / "mnt").iterdir()) == []
+
+
+def test_another_configuration_keeps_the_guests_identity(guest: Guest, tmp_path: Path) -> None:
+    make(guest)
+    records = str(tmp_path / "records")
+    key = host_keys(HOST, ("domu1",), records)["domu1"]
+    moved = replace(guest[1], files=DebianGuest().files(replace(SETTINGS, address="10.0.2.99/24")))
+    difference = moved.probe(HOST)
+    assert difference is not None
+    assert "-    address 10.0.2.21/24" in difference.diff
+    assert "+    address 10.0.2.99/24" in difference.diff
+    moved.apply(HOST, silent)
+    moved.verify(HOST)
+    assert host_keys(HOST, ("domu1",), records)["domu1"] == key
+
+
+def test_a_fresh_file_system_or_another_image_is_seen(guest: Guest, device: str) -> None:
+    make(guest)
+    run("mkfs.ext4", "-q", "-F", device)
+    assert all(resource.probe(HOST) is not None for resource in guest)
+    with pytest.raises(StepFailed, match="no completely unpacked root"):
+        guest[1].apply(HOST, silent)
+    make(guest)
+    checksum = Path(f"{guest[0].image}.sha256")
+    checksum.write_text("0" * 64 + "  another\n")
+    assert guest[0].probe(HOST) is not None
+
+
+def test_what_is_left_of_an_interrupted_one_is_made_anew(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    def leave(root: Path) -> None:
+        (root / "half").write_text("unpacked\n")
+
+    look(device, tmp_path, leave)
+    make(guest)
+    look(device, tmp_path, lambda root: _absent(root / "half"))
+
+
+def _absent(path: Path) -> None:
+    assert not path.exists()
+
+
+def test_a_damaged_image_leaves_no_record(guest: Guest) -> None:
+    path = Path(guest[0].image)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(XenlabError):
+        guest[0].apply(HOST, silent)
+    assert guest[0].probe(HOST) is not None
+
+
+def test_a_mounted_partition_is_refused(guest: Guest, tmp_path: Path, device: str) -> None:
+    def try_it(root: Path) -> None:
+        for resource in guest:
+            with pytest.raises(StepFailed, match="is mounted"):
+                resource.apply(HOST, silent)
+        assert [path.name for path in root.iterdir()] == ["lost+found"]
+
+    look(device, tmp_path, try_it)
+
+
+def test_two_never_work_on_one_guest(guest: Guest) -> None:
+    outcomes: list[str] = []
+
+    def attempt() -> None:
+        try:
+            guest[0].apply(HOST, silent)
+            outcomes.append("made")
+        except StepFailed as error:
+            outcomes.append(error.message)
+
+    threads = [threading.Thread(target=attempt) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "made" in outcomes
+    assert set(outcomes) <= {"made", "another process is working on this guest"}
+    guest[0].verify(HOST)
+
+
+def test_nothing_is_written_through_links_that_a_guest_planted(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    make(guest)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+
+    def plant(root: Path) -> None:
+        for name in ("ssh", "network"):
+            run("rm", "-rf", root / "etc" / name)
+            (root / "etc" / name).symlink_to(outside)
+        (root / "etc/hostname").unlink()
+        (root / "etc/hostname").symlink_to(outside / "hostname")
+
+    look(device, tmp_path, plant)
+    (tmp_path / "records/domu1/identity").unlink()
+    guest[1].apply(HOST, silent)
+    guest[1].verify(HOST)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_root_without_poweroff_is_refused(guest: Guest, tmp_path: Path, device: str) -> None:
+    guest[0].apply(HOST, silent)
+    look(device, tmp_path, lambda root: (root / "sbin/poweroff").unlink())
+    with pytest.raises(StepFailed, match="poweroff"):
+        guest[1].apply(HOST, silent)
+
+
+def test_a_missing_device_or_image_is_named(guest: Guest, tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="no device /dev/no such"):
+        replace(guest[0], device="/dev/no such").apply(HOST, silent)
+    with pytest.raises(StepFailed, match="no image /no such"):
+        replace(guest[0], image="/no such").apply(HOST, silent)
+    empty = HOST.inside(str(tmp_path))
+    assert all(resource.probe(empty) is not None for resource in guest)
+
+
+def test_the_key_is_pinned_and_replaced(guest: Guest, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        f"Host domu1\n  HostName 10.0.2.21\n  UserKnownHostsFile {known}\n"
+        "  GlobalKnownHostsFile /dev/null\n"
+    )
+    records = str(tmp_path / "records")
+    pin = HostKeyPinned("domu1", Target("domu1", str(config)), records)
+    assert pin.probe(HOST) is not None
+    with pytest.raises(StepFailed, match="no host key yet"):
+        pin.apply(HOST, silent)
+    make(guest)
+    old = "10.0.2.21 " + " ".join(_other_key(tmp_path).split()[:2]) + "\n"
+    known.write_text("10.0.2.22 " + old.partition(" ")[2] + old)
+    pin.apply(HOST, silent)
+    pin.verify(HOST)
+    keys = hostkeys.known_keys([known], "10.0.2.21")
+    wanted = fingerprint(host_keys(HOST, ("domu1",), records)["domu1"])
+    assert [hostkeys.describe(key) for key in keys] == [wanted]
+    assert len(hostkeys.known_keys([known], "10.0.2.22")) == 1, "other guests' keys stay"
+
+
+def _other_key(folder: Path) -> str:
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "other")
+    return (folder / "other.pub").read_text()
+
+
+def test_guests_with_one_key_are_found(guest: Guest, tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    check = HostKeysDiffer(("domu1", "domu2"), str(records))
+    missing = check.probe(HOST)
+    assert missing is not None
+    assert missing.summary == "no host key yet: domu1, domu2"
+    for name, key in (("domu1", "ssh-ed25519 AAAA a"), ("domu2", "ssh-ed25519 AAAA b")):
+        (records / name).mkdir(parents=True)
+        (records / name / "host_key.pub").write_text(f"{key}\n")
+    shared = check.probe(HOST)
+    assert shared is not None
+    assert shared.summary == "these share a host key: domu1, domu2"
+    (records / "domu2/host_key.pub").write_text("ssh-ed25519 BBBB b\n")
+    assert check.probe(HOST) is None
+
+
+def test_what_a_debian_guest_gets() -> None:
+    files = {file.path: file for file in DebianGuest().files(SETTINGS)}
+    assert "/dev/xvda1\t/\text4" in files["/etc/fstab"].text
+    assert "10.0.2.21\tdomu1.lab.internal domu1\n" in files["/etc/hosts"].text
+    assert "    address 10.0.2.21/24\n    gateway 10.0.2.2\n" in (
+        files["/etc/network/interfaces"].text
+    )
+    assert {f"/etc/systemd/system/{unit}" for unit in OFF} <= files.keys()
+
+
+paths = st.from_regex(r"/etc/[a-z]{1,8}(/[a-z]{1,8}){0,2}\.x", fullmatch=True)
+
+
+@given(st.dictionaries(paths, st.text(), max_size=5))
+def test_an_archive_holds_each_file_below_its_folders(contents: dict[str, str]) -> None:
+    files = tuple(GuestFile(path, text) for path, text in contents.items())
+    seen: set[str] = set()
+    with tarfile.open(fileobj=io.BytesIO(archive(files))) as tar:
+        for entry in tar:
+            assert not entry.name.startswith("/")
+            parent = entry.name.rpartition("/")[0]
+            assert not parent or parent in seen
+            seen.add(entry.name)
+            if entry.isfile():
+                data = tar.extractfile(entry)
+                assert data is not None
+                assert data.read().decode() == contents[f"/{entry.name}"]
+    assert {path.lstrip("/") for path in contents} <= seen
+
+
+@given(st.dictionaries(paths, st.text(), min_size=1, max_size=5))
+def test_a_manifest_is_the_same_in_any_order(contents: dict[str, str]) -> None:
+    files = tuple(GuestFile(path, text) for path, text in contents.items())
+    assert manifest(files) == manifest(files[::-1])
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_a_fingerprint(text: str) -> None:
+    fingerprint(text)

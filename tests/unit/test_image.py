@@ -1,0 +1,268 @@
+"""Images, taken of a real file system on a loop device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.errors import StepFailed
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.recipes.imaging import parse_proof
+from xenlab.resources.image import Image, ImageProof, parse_listing, parse_record, statements
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+HERE = Host(Local())
+FOLDERS = (
+    "proc", "sys", "run", "dev", "tmp", "usr/bin", "mnt/share", "etc/ssh", "etc/xen", "root/.ssh",
+    "var/tmp", "var/log/apt", "var/log/journal/0a1b", "var/lib/systemd", "var/cache/apt/archives",
+    "xenboot", "boot",
+)  # fmt: skip
+EMPTY = ("./proc/", "./sys/", "./run/", "./mnt/share/")
+
+
+def silent(what: str, done: float | None = None) -> None:
+    """A report nobody reads."""
+
+
+def sh(*words: str | Path) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@dataclass
+class Machine:
+    """A root on a loop device with things mounted over it, and the share in it."""
+
+    device: Path
+    root: Path
+    image: Image
+    proof: ImageProof
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    root = tmp_path / "root"
+    root.mkdir()
+    mounts: list[Path] = []
+
+    def mount(*words: str | Path) -> None:
+        sh("mount", *words)
+        mounts.append(Path(words[-1]))
+
+    device = tmp_path / "disk"
+    with device.open("wb") as file:
+        file.truncate(64 << 20)
+    sh("mkfs.ext4", "-q", "-F", device)
+    try:
+        mount("-o", "loop", device, root)
+        fill(root)
+        for name in ("proc", "sys", "run", "dev"):
+            mount("--bind", f"/{name}", root / name)
+        mount("-t", "tmpfs", "share", root / "mnt/share")
+        path = str(root / "mnt/share/images/base.tar.zst")
+        image = Image(path, "a base", source=str(root))
+        yield Machine(device, root, image, ImageProof(path, str(root), EMPTY))
+    finally:
+        for target in reversed(mounts):
+            sh("umount", target)
+
+
+def fill(root: Path) -> None:
+    for name in FOLDERS:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    files = {
+        "etc/machine-id": "0a1b2c\n",
+        "etc/hostname": "dom0\n",
+        "etc/hosts": "127.0.1.1 dom0.lab.internal dom0\n",
+        "etc/ssh/ssh_host_ed25519_key": "secret\n",
+        "etc/ssh/sshd_config": "# here\n",
+        "etc/xen/domu1.cfg": 'name = "domu1"\n',
+        "root/.ssh/authorized_keys": "a key\n",
+        "root/.ssh/id_ed25519": "secret\n",
+        "root/.bash_history": "passwd\n",
+        "var/log/apt/history.log": "apt\n",
+        "var/log/syslog": "log\n",
+        "var/log/journal/0a1b/system.journal": "log\n",
+        "var/lib/systemd/random-seed": "seed\n",
+        "var/cache/apt/archives/vim.deb": "deb\n",
+        "xenboot/vmlinuz-domU": "kernel\n",
+        "boot/vmlinuz": "kernel\n",
+        "usr/bin/a file\nwith a newline": "x\n",
+        "usr/bin/[odd]*name": "x\n",
+    }
+    for name, text in files.items():
+        (root / name).write_text(text)
+    shutil.copy("/bin/true", root / "usr/bin/pinger")
+    # a change of owner takes capabilities away
+    os.chown(root / "usr/bin/pinger", 4242, 4343)
+    sh("setcap", "cap_net_raw=ep", root / "usr/bin/pinger")
+    os.mknod(root / "dev/console", 0o600 | 0o020000, os.makedev(5, 1))
+    (root / "usr/bin/link").symlink_to("etc/elsewhere")
+
+
+def taken(machine: Machine) -> Path:
+    machine.image.apply(HERE, silent)
+    machine.image.verify(HERE)
+    return Path(machine.image.path)
+
+
+def test_an_image_is_taken_proven_and_found_again(machine: Machine, tmp_path: Path) -> None:
+    assert machine.image.probe(HERE) is not None
+    path = taken(machine)
+    assert machine.proof.probe(HERE) is not None
+    machine.proof.apply(HERE, silent)
+    machine.proof.verify(HERE)
+    table = parse_proof(path.with_name(path.name + ".proof").read_text())
+    seen = dict(zip(table["statement"], table["seen"], strict=True))
+    assert seen["device node ./dev/console"] == "crw------- 5,1"
+    assert seen["device node ./dev/null"] == "crw-rw-rw- 1,3"
+    assert "./usr/bin/pinger" in seen["file capabilities"]
+    subprocess.run(
+        ["sha256sum", "--check", "--status", path.name + ".sha256"], cwd=path.parent, check=True
+    )
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    options = ("--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*")
+    sh("tar", "-C", copy, *options, "-xpf", path)
+    assert sh("getcap", copy / "usr/bin/pinger").split()[1] == "cap_net_raw=ep"
+    assert (copy / "usr/bin/pinger").stat().st_uid == 4242
+    assert (copy / "etc/machine-id").read_bytes() == b""
+    assert "dom0" not in (copy / "etc/hosts").read_text()
+    assert os.readlink(copy / "usr/bin/link") == "etc/elsewhere"
+    assert (copy / "root/.ssh/authorized_keys").exists()
+    assert (copy / "usr/bin/a file\nwith a newline").exists()
+    assert (copy / "usr/bin/[odd]*name").exists()
+    assert [p.name for p in (copy / "var/log/apt").iterdir()] == []
+    gone = ("etc/hostname", "xenboot", "boot/vmlinuz", "root/.ssh/id_ed25519", "etc/xen/domu1.cfg")
+    assert [name for name in gone if (copy / name).exists()] == []
+    assert list((copy / "var/log/journal").iterdir()) == []
+
+
+def test_nothing_stays_mounted(machine: Machine) -> None:
+    before = Path("/proc/self/mounts").read_text()
+    left = set(Path("/run").glob("xenlab-image-*"))
+    taken(machine)
+    assert Path("/proc/self/mounts").read_text() == before
+    assert set(Path("/run").glob("xenlab-image-*")) == left
+
+
+def test_dom0_may_change_afterwards_but_another_base_is_another_image(machine: Machine) -> None:
+    taken(machine)
+    (machine.root / "etc/xenbr0").write_text("new\n")
+    assert machine.image.probe(HERE) is None
+    other = replace(machine.image, base="other")
+    difference = other.probe(HERE)
+    assert difference is not None and "another base" in difference.summary
+
+
+def test_an_image_that_is_touched_is_read_and_a_damaged_one_is_seen(machine: Machine) -> None:
+    path = taken(machine)
+    os.utime(path, (1, 1))
+    assert machine.image.probe(HERE) is None
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    difference = machine.image.probe(HERE)
+    assert difference is not None and "recorded checksum" in difference.summary
+    with pytest.raises(StepFailed, match="does not match its checksum file"):
+        machine.proof.apply(HERE, silent)
+
+
+@pytest.mark.parametrize("missing", ["", ".sha256", ".info"])
+def test_an_unfinished_image_is_none(machine: Machine, missing: str) -> None:
+    path = taken(machine)
+    path.with_name(path.name + missing).unlink()
+    assert machine.image.probe(HERE) is not None
+    machine.image.apply(HERE, silent)
+    machine.image.verify(HERE)
+
+
+def test_a_new_image_needs_a_new_proof(machine: Machine) -> None:
+    taken(machine)
+    machine.proof.apply(HERE, silent)
+    (machine.root / "etc/new").write_text("new\n")
+    taken(machine)
+    assert machine.proof.probe(HERE) is not None
+
+
+def test_a_host_key_in_the_image_fails_the_proof(machine: Machine, tmp_path: Path) -> None:
+    path = Path(taken(machine))
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    options = ("--numeric-owner", "--xattrs", "--xattrs-include=*")
+    sh("tar", "-C", unpacked, *options, "-xpf", path)
+    (unpacked / "etc/ssh/ssh_host_rsa_key").write_text("secret\n")
+    sh("tar", "-C", unpacked, "--zstd", "-cf", path, ".")
+    digest = sh("sha256sum", path).split()[0]
+    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    with pytest.raises(StepFailed) as caught:
+        machine.proof.apply(HERE, silent)
+    assert "no host keys of sshd: ./etc/ssh/ssh_host_rsa_key" in caught.value.message
+    assert "file capabilities: ./usr/bin/pinger" in caught.value.message
+    assert machine.proof.probe(HERE) is not None
+
+
+def test_a_share_that_is_not_mounted_is_refused(machine: Machine) -> None:
+    path = str(machine.root / "var/images/base.tar.zst")
+    with pytest.raises(StepFailed, match="the share is not mounted"):
+        replace(machine.image, path=path).apply(HERE, silent)
+    assert not Path(path).exists()
+
+
+def test_a_separate_usr_is_refused(machine: Machine) -> None:
+    sh("mount", "-t", "tmpfs", "usr", machine.root / "usr")
+    try:
+        with pytest.raises(StepFailed, match="a file system of its own"):
+            machine.image.apply(HERE, silent)
+    finally:
+        sh("umount", machine.root / "usr")
+
+
+def test_a_root_at_rest(machine: Machine, tmp_path: Path) -> None:
+    sh("sync", "--file-system", machine.root)
+    resting = tmp_path / "resting"
+    shutil.copy(machine.device, resting)
+    loop = sh("losetup", "--find", "--show", resting).strip()
+    try:
+        image = replace(machine.image, device=loop)
+        image.apply(HERE, silent)
+        image.verify(HERE)
+        machine.proof.apply(HERE, silent)
+    finally:
+        sh("losetup", "--detach", loop)
+
+
+def test_recorded_listing() -> None:
+    members = parse_listing((RECORDED / "tar-listing.txt").read_text())
+    by_name = {member.name: member for member in members}
+    assert by_name["./usr/bin/ping"].xattrs == ("security.capability",)
+    assert by_name["./dev/console"].mode == "crw-rw-rw-"
+    assert by_name["./dev/console"].size == "5,1"
+    assert by_name["./usr/bin/ping4"].mode[0] == "l"
+    assert "./mnt/share/" in by_name
+    rows = statements(members, ["./usr/bin/ping"], ("./mnt/share/",))
+    assert {row["statement"] for row in rows if row["holds"] == "no"} == set()
+
+
+@given(st.text())
+def test_any_text_is_no_listing_or_a_listing(text: str) -> None:
+    for member in parse_listing(text):
+        assert member.name is not None
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_]+", fullmatch=True), st.from_regex(r"[!-~]*", fullmatch=True)
+    )
+)
+def test_records_are_read_back(values: dict[str, str]) -> None:
+    assert parse_record("".join(f"{k}={v}\n" for k, v in values.items())) == values

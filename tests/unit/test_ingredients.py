@@ -1,0 +1,182 @@
+"""What a machine has against what a site asks for; facts as the lab's machine gave them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.parameters import Parameters
+from xenlab.recipes.ingredients import (
+    TOOLS,
+    Brought,
+    Machine,
+    compare,
+    controller_software,
+    look,
+    misfit,
+    needed_memory_mib,
+    parse,
+)
+from xenlab.recipes.plan_figure import disk_parts, memory_parts, plan_figure
+from xenlab.resources.checksum import checksum_of
+
+RECORDED = Path(__file__).parent.parent / "recorded"
+HOST = Host(Local())
+SITE = Parameters(may_wipe=["XENLAB-CH02"])
+
+XEN = """
+==> xl <==
+host                   : dom0
+nr_cpus                : 4
+virt_caps              : hvm hap
+total_memory           : 16383
+free_memory            : 200
+
+==> missing <==
+"""
+
+
+def rescue() -> str:
+    """What the lab's rescue system said."""
+    return (RECORDED / "machine-rescue.txt").read_text()
+
+
+def lab(**changes: Any) -> Machine:
+    return dataclasses.replace(parse(rescue(), "/dev/vda"), **changes)
+
+
+class TestMachine:
+    def test_the_labs_rescue_system(self) -> None:
+        machine = lab()
+        assert machine.long_mode
+        assert machine.processors == 2
+        assert 3800 < machine.memory_mib <= 4096
+        assert (machine.disk_mib, machine.disk_serial) == (16384, "XENLAB-CH02")
+        assert machine.system == "xenlab rescue system"
+        assert not machine.under_xen
+        assert machine.missing_tools == ()
+
+    def test_under_xen_the_machines_memory_counts_and_not_dom0s(self) -> None:
+        machine = parse(rescue().replace("\n==> missing <==\n", XEN), "/dev/vda")
+        assert machine.under_xen
+        assert (machine.memory_mib, machine.processors) == (16383, 4)
+        assert machine.virtualisation == "hvm hap"
+
+    def test_a_disk_that_is_not_there(self) -> None:
+        assert parse(rescue(), "/dev/vdb").disk_mib == 0
+
+    def test_programs_that_are_missing(self) -> None:
+        assert parse(rescue() + "sfdisk\nzstd\n", "/dev/vda").missing_tools == ("sfdisk", "zstd")
+
+    def test_this_machine(self) -> None:
+        machine = look(HOST, "/dev/no'where; $(exit 1)")
+        assert machine.memory_mib > 0
+        assert machine.disk_mib == 0
+        assert set(machine.missing_tools) <= set(TOOLS)
+
+
+class TestFits:
+    def test_the_lab_fits(self) -> None:
+        assert misfit(SITE, lab()) is None
+
+    def test_a_disk_that_is_too_small(self) -> None:
+        error = misfit(SITE, lab(disk_mib=13649))
+        assert "/dev/vda has 13649 MiB and the site needs 13650 MiB: biosboot 1, boot 512" in str(
+            error
+        )
+        assert misfit(SITE, lab(disk_mib=13650)) is None
+
+    def test_too_little_memory(self) -> None:
+        assert needed_memory_mib(SITE) == 128 + 1024 + 3 * 320 + 3 * 8
+        error = misfit(SITE, lab(memory_mib=2135))
+        assert "has 2135 MiB of memory and the site needs 2136 MiB: Xen 128, dom0 1024" in str(
+            error
+        )
+        assert misfit(SITE, lab(memory_mib=2136)) is None
+
+    def test_no_such_disk(self) -> None:
+        error = misfit(Parameters(disk="/dev/vdb"), parse(rescue(), "/dev/vdb"))
+        assert str(error).startswith(
+            "there is no disk /dev/vdb\nTry: the disks there are: /dev/vda"
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"long_mode": False}, "no 64 bit processor"),
+            ({"missing_tools": ("tar", "xz")}, "lacks tar, xz"),
+        ],
+    )
+    def test_what_else_is_wrong(self, changes: dict[str, Any], message: str) -> None:
+        assert message in str(misfit(SITE, lab(**changes)))
+
+    def test_pvh_guests_need_the_processors_help(self) -> None:
+        site = Parameters(guest_type="pvh")
+        assert "VMX or SVM" in str(misfit(site, lab(virtualisation="none")))
+        assert misfit(site, lab(virtualisation="svm")) is None
+        assert misfit(SITE, lab(virtualisation="none")) is None
+
+
+class TestTables:
+    def test_one_row_for_each_thing(self) -> None:
+        frame = compare(SITE, lab())
+        assert list(frame.columns) == ["what", "wanted", "found", "fits"]
+        assert set(frame["fits"]) == {"yes"}
+
+    def test_a_disk_that_nobody_consented_to(self) -> None:
+        frame = compare(Parameters(may_wipe=[]), lab(memory_mib=100)).set_index("what")
+        assert frame.loc["disk serial", "fits"] == "asks for consent"
+        assert frame.loc["memory", "fits"] == "no"
+
+    def test_what_the_controller_brings(self, tmp_path: Path) -> None:
+        site = brought(tmp_path)
+        assert list(controller_software(site)["fits"])[:3] == ["yes", "yes", "yes"]
+        assert Brought(site).probe(HOST) is None
+        (tmp_path / "stage.tar").write_text("damaged")
+        assert list(controller_software(site)["fits"])[:3] == ["yes", "yes", "no"]
+        with pytest.raises(BadInput, match="wrong checksum"):
+            Brought(site).probe(HOST)
+
+    def test_without_a_kernel_source(self, tmp_path: Path) -> None:
+        site = brought(tmp_path)
+        (tmp_path / "linux.tar").unlink()
+        assert list(controller_software(site)["fits"])[1] == "no"
+        with pytest.raises(BadInput, match=r"no kernel source .*linux\.tar"):
+            Brought(site).probe(HOST)
+
+
+class TestPlan:
+    def test_the_last_partition_takes_what_is_left(self) -> None:
+        parts = disk_parts(SITE, 16384)
+        assert sum(mib for _, mib, _ in parts) == 16384 - 2
+        assert parts[-1][0] == "domuswap"
+
+    def test_memory_adds_up_to_the_machines(self) -> None:
+        parts = memory_parts(SITE, 4096)
+        assert sum(mib for _, mib, _ in parts) == 4096
+        assert parts[-1][0] == "free"
+        assert memory_parts(SITE, 100)[-1][0] != "free"
+
+    def test_each_part_has_its_name_and_size_in_the_picture(self) -> None:
+        figure = plan_figure(SITE, lab())
+        upper, lower = figure.axes
+        names = [label.get_text() for label in upper.get_yticklabels()]
+        assert names[:2] == ["biosboot", "boot"] and names[-1] == "domuswap"
+        assert "1,024 MiB" in {text.get_text() for text in lower.texts}
+
+
+def brought(folder: Path) -> Parameters:
+    (folder / "stage.tar").write_text("stage")
+    (folder / "linux.tar").write_text("linux")
+    (folder / "sums").write_text(f"{checksum_of(folder / 'stage.tar')}  stage.tar\n")
+    return Parameters(
+        stage=f"{folder}/stage.tar",
+        stage_checksums=f"{folder}/sums",
+        kernel_source=f"{folder}/linux.tar",
+    )

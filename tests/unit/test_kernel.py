@@ -1,0 +1,467 @@
+"""Kernels: the howto's lists as options, and builds on a real shell with a tree in miniature."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.rootdir import root_with
+
+from xenlab.errors import BadInput, ConnectionLost, StepFailed
+from xenlab.host import Host, Output
+from xenlab.local import Local
+from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources, parse_facts
+from xenlab.resources.kernel_built import KernelBuilt
+from xenlab.resources.kernel_config import (
+    OWN_GROUP,
+    Option,
+    fragment,
+    honoured,
+    options,
+    parse_config,
+    parse_fragment,
+)
+from xenlab.resources.kernel_installed import KernelInstalled, parse_checksums
+
+LIB = Path(__file__).parents[2] / "lib"
+RECORDED = Path(__file__).parents[1] / "recorded"
+FLAVOURS = ["dom0", "domU"]
+
+
+def silent(what: str, done: float | None = None) -> None:
+    """A report nobody reads."""
+
+
+# -- options
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_every_option_stands_for_a_statement_and_is_named_once(flavour: str) -> None:
+    found = options(flavour)
+    assert all(option.statement for option in found)
+    symbols = [option.symbol for option in found]
+    assert len(symbols) == len(set(symbols))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_real_config_honours_every_option(flavour: str) -> None:
+    config = parse_config((RECORDED / f"kernel-{flavour.lower()}.config").read_text())
+    assert [row for row in honoured(options(flavour), config) if row["ok"] == "no"] == []
+
+
+def test_the_two_kernels_are_mirror_images() -> None:
+    wanted = {
+        flavour: {option.symbol: option.wanted for option in options(flavour)}
+        for flavour in FLAVOURS
+    }
+    for symbol in ("XEN_DOM0", "XEN_BACKEND", "PCI"):
+        assert wanted["dom0"][symbol] == "y"
+        assert wanted["domU"][symbol] == "n"
+    assert wanted["domU"]["XEN_BLKDEV_FRONTEND"] == "y"
+    assert wanted["dom0"]["LOCALVERSION"] == '"-xen0"'
+    assert wanted["domU"]["LOCALVERSION"] == '"-domU"'
+
+
+def test_an_option_that_kconfig_dropped_is_seen() -> None:
+    text = (RECORDED / "kernel-dom0.config").read_text()
+    config = parse_config(text.replace("CONFIG_BRIDGE=y", "# CONFIG_BRIDGE is not set"))
+    lost = [row for row in honoured(options("dom0"), config) if row["ok"] == "no"]
+    assert lost == [
+        {
+            "howto": "Support für Ethernet Bridging",
+            "symbol": "BRIDGE",
+            "wanted": "y",
+            "found": "n",
+            "ok": "no",
+        }
+    ]
+
+
+def test_an_option_that_must_be_off_and_is_on_is_seen() -> None:
+    config = parse_config("CONFIG_PCI=y\n")
+    assert honoured([Option("", "PCI", "n")], config)[0]["ok"] == "no"
+
+
+def test_a_site_s_own_option_wins() -> None:
+    found = {o.symbol: o for o in options("dom0", ["CONFIG_VT=n", "CONFIG_NVME_CORE=y"])}
+    assert found["VT"] == Option(OWN_GROUP, "VT", "n")
+    assert found["VT"].line == "# CONFIG_VT is not set"
+    assert found["NVME_CORE"].line == "CONFIG_NVME_CORE=y"
+
+
+def test_a_line_that_is_no_option_is_refused() -> None:
+    with pytest.raises(BadInput, match="line 2"):
+        parse_fragment("CONFIG_PCI=y\nPCI=y\n")
+
+
+symbols = st.from_regex(r"[A-Z][A-Z0-9_]{0,20}", fullmatch=True)
+values = st.one_of(
+    st.sampled_from(["y", "n"]),
+    st.integers().map(str),
+    st.from_regex(r'"[ -!#-\[\]-~]*"', fullmatch=True),
+)
+
+
+@given(st.dictionaries(symbols, values))
+def test_what_is_asked_for_is_what_is_read(wanted: dict[str, str]) -> None:
+    asked = [Option("", symbol, value) for symbol, value in wanted.items()]
+    text = fragment(asked)
+    assert [(o.symbol, o.wanted) for o in parse_fragment(text)] == list(wanted.items())
+    assert all(row["ok"] == "yes" for row in honoured(asked, parse_config(text)))
+
+
+@given(st.text())
+def test_any_text_can_be_read_as_a_config(text: str) -> None:
+    assert all(value != "n" for value in parse_config(text).values())
+
+
+def test_checksums_are_read() -> None:
+    text = "aa  /boot/vmlinuz-6.1\nbb  /boot/with  blanks\n"
+    assert parse_checksums(text) == {"/boot/vmlinuz-6.1": "aa", "/boot/with  blanks": "bb"}
+
+
+def test_what_a_builder_answers_is_read() -> None:
+    facts = parse_facts(
+        "138009412 1763251234\ngcc (Debian 12.2.0-14+deb12u1) 12.2.0\n\n"
+        "key dom0-0123\nrelease 6.1.192-xen0\nvmlinuz abc\nkey domu-4567\nrelease 6.1.192-domU\n"
+    )
+    assert facts.stamp == 1763251234
+    assert facts.compiler == "gcc (Debian 12.2.0-14+deb12u1) 12.2.0"
+    assert facts.manifests["dom0-0123"] == {"release": "6.1.192-xen0", "vmlinuz": "abc"}
+    assert facts.manifests["domu-4567"] == {"release": "6.1.192-domU"}
+
+
+# -- builds: the real scripts, on a source tree that compiles one file
+
+
+MAKEFILE = r"""
+# A kernel tree in miniature: the targets that our scripts use, and files at the same places.
+image := $(O)/arch/x86/boot/bzImage
+tinyconfig:
+	echo '# CONFIG_NOTHING is not set' > $(O)/.config
+olddefconfig:
+	grep -v DROPPED $(O)/.config > $(O)/.config.new; mv $(O)/.config.new $(O)/.config
+bzImage:
+	echo started >> $(O)/../../started
+	@for file in a b c; do echo "  CC      $$file.o"; sleep $${SLOWNESS:-0.1}; done
+	@! grep -q BROKEN $(O)/.config || { echo "a.c:1: no such thing"; exit 1; }
+	mkdir -p $(O)/arch/x86/boot $(O)/include/config
+	echo 6.1.0-tiny > $(O)/include/config/kernel.release
+	gcc -nostdlib -static -Wl,-e,0 -o $(O)/vmlinux notes.S
+	{ date -d "$(KBUILD_BUILD_TIMESTAMP)" +%s; cat $(O)/.config; } > $(image)
+	touch $(O)/modules.builtin $(O)/modules.builtin.modinfo
+"""
+MERGE = '#!/bin/sh\n[ "$1 $2" = "-m -O" ]\ncat "$5" >> "$4"\n'
+EXTRACT = '#!/bin/sh\ntail -n +2 "$1"\n'
+NOTE = """
+.section .note.Xen{n}, "a", @note
+.balign 4
+.long 4, 4, {kind}
+.asciz "Xen"
+.long 0
+"""
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    tree = tmp_path / "pack" / "linux-tiny"
+    (tree / "scripts" / "kconfig").mkdir(parents=True)
+    (tree / "Makefile").write_text(MAKEFILE)
+    (tree / "Kconfig").write_text("")
+    kinds = [1, 2, 3, 4, 5, 6, 7, 8, 9, 18]
+    (tree / "notes.S").write_text("".join(NOTE.format(n=k, kind=k) for k in kinds))
+    for name, text in (("kconfig/merge_config.sh", MERGE), ("extract-ikconfig", EXTRACT)):
+        (tree / "scripts" / name).write_text(text)
+        (tree / "scripts" / name).chmod(0o755)
+    path = tmp_path / "linux-tiny.tar.xz"
+    with tarfile.open(path, "w:xz") as tar:
+        tar.add(tree, "linux-tiny")
+    return path
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host(Local())
+
+
+def kernel(archive: Path, flavour: str = "dom0", *own: str) -> KernelBuild:
+    store = archive.parent / "store"
+    return KernelBuild(flavour, str(archive), str(store / "source"), str(store), own)
+
+
+def make(build: KernelBuild, host: Host) -> dict[str, str]:
+    for resource in (Sources(build), KernelConfigured(build), KernelBuilt(build)):
+        if resource.probe(host) is not None:
+            resource.apply(host, silent)
+        resource.verify(host)
+    manifest = build.manifest(host)
+    assert manifest is not None
+    return manifest
+
+
+def started(archive: Path) -> int:
+    path = archive.parent / "store" / "started"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_kernel_is_unpacked_configured_and_compiled_once(archive: Path, host: Host) -> None:
+    build = kernel(archive)
+    manifest = make(build, host)
+    assert manifest["release"] == "6.1.0-tiny"
+    assert manifest["notes"] == "10"
+    config = KernelConfigured(build).config(host)
+    assert config is not None
+    assert config["XEN_DOM0"] == "y"
+    assert make(build, host) == manifest
+    assert started(archive) == 1
+
+
+def test_the_same_inputs_give_the_same_image(archive: Path, host: Host) -> None:
+    first = make(kernel(archive), host)
+    elsewhere = replace(kernel(archive), store=str(archive.parent / "other"))
+    assert make(elsewhere, host)["vmlinuz"] == first["vmlinuz"]
+
+
+def test_another_option_is_another_kernel(archive: Path, host: Host) -> None:
+    make(kernel(archive), host)
+    other = kernel(archive, "dom0", "CONFIG_IGB=y")
+    assert KernelBuilt(other).probe(host) is not None
+    make(other, host)
+    assert started(archive) == 2
+    assert KernelBuilt(kernel(archive)).probe(host) is None
+
+
+def test_an_option_that_is_dropped_fails_with_its_name(archive: Path, host: Host) -> None:
+    build = kernel(archive, "dom0", "CONFIG_DROPPED=y")
+    Sources(build).apply(host, silent)
+    configured = KernelConfigured(build)
+    configured.apply(host, silent)
+    with pytest.raises(StepFailed, match="does not honour DROPPED=y"):
+        configured.verify(host)
+
+
+def test_a_build_that_fails_says_why_and_leaves_no_kernel(archive: Path, host: Host) -> None:
+    build = kernel(archive, "dom0", "CONFIG_BROKEN=y")
+    with pytest.raises(StepFailed, match=r"a\.c:1: no such thing"):
+        make(build, host)
+    assert build.manifest(host) is None
+
+
+def test_two_that_ask_at_once_get_one_build(archive: Path, host: Host) -> None:
+    build = kernel(archive)
+    Sources(build).apply(host, silent)
+    KernelConfigured(build).apply(host, silent)
+    threads = [
+        threading.Thread(target=KernelBuilt(build).apply, args=(host, silent)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert build.manifest(host) is not None
+    assert started(archive) == 1
+
+
+def test_a_lost_connection_finds_its_build_again(archive: Path) -> None:
+    class Lossy(Local):
+        """Loses the first connection that has brought a line of the build."""
+
+        lost = False
+
+        def execute(
+            self,
+            text: str,
+            *,
+            input: bytes = b"",
+            timeout: float,
+            on_output: Output | None = None,
+            stop: threading.Event | None = None,
+        ) -> tuple[int, bytes, bytes]:
+            def seen(stream: str, piece: bytes) -> None:
+                if on_output is not None:
+                    on_output(stream, piece)
+                if b"  CC  " in piece and not self.lost:
+                    self.lost = True
+                    raise ConnectionLost("the cable was pulled", where=self.name)
+
+            return super().execute(text, input=input, timeout=timeout, on_output=seen, stop=stop)
+
+    transport = Lossy()
+    host = Host(transport)
+    said: list[tuple[str, float | None]] = []
+    build = kernel(archive)
+    Sources(build).apply(host, silent)
+    KernelConfigured(build).apply(host, silent)
+    KernelBuilt(build).apply(host, lambda what, done=None: said.append((what, done)))
+    assert transport.lost
+    assert build.manifest(host) is not None
+    assert started(archive) == 1
+    assert any("lost" in what for what, _ in said)
+    assert any(done for _, done in said)
+
+
+def test_a_build_whose_follower_was_killed_goes_on(
+    archive: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOWNESS", "1")
+    build = kernel(archive)
+    Sources(build).apply(host, silent)
+    KernelConfigured(build).apply(host, silent)
+    program = (
+        "import sys\n"
+        "from xenlab.host import Host\n"
+        "from xenlab.local import Local\n"
+        "from xenlab.resources.kernel import KernelBuild\n"
+        "from xenlab.resources.kernel_built import KernelBuilt\n"
+        "build = KernelBuild('dom0', *sys.argv[1:])\n"
+        "KernelBuilt(build).apply(Host(Local()), lambda what, done=None: None)\n"
+    )
+    words = ["-c", program, build.archive, build.trees, build.store]
+    environment = {**os.environ, "PYTHONPATH": str(LIB)}
+    follower = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not started(archive) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    follower.send_signal(signal.SIGKILL)
+    follower.wait()
+    KernelBuilt(build).apply(host, silent)
+    assert build.manifest(host) is not None
+    assert started(archive) == 1
+
+
+def test_a_stopped_step_ends_its_build(
+    archive: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOWNESS", "30")
+    build = kernel(archive)
+    Sources(build).apply(host, silent)
+    KernelConfigured(build).apply(host, silent)
+    stop = threading.Event()
+    marked = host.marked(f"test/{archive}").watched(stop=stop)
+
+    def report(what: str, done: float | None = None) -> None:
+        stop.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        KernelBuilt(build).apply(marked, report)
+    assert not host.has_marked(marked.mark)
+    assert build.manifest(host) is None
+    monkeypatch.setenv("SLOWNESS", "0")
+    KernelBuilt(build).apply(host, silent)
+    KernelBuilt(build).verify(host)
+
+
+def test_a_missing_archive_is_said_before_anything_is_done(tmp_path: Path, host: Host) -> None:
+    build = KernelBuild("dom0", str(tmp_path / "none.tar.xz"), str(tmp_path), str(tmp_path))
+    assert Sources(build).probe(host) is not None
+    assert KernelBuilt(build).probe(host) is not None
+    with pytest.raises(StepFailed, match="no kernel source archive"):
+        Sources(build).apply(host, silent)
+
+
+def test_a_folder_that_make_cannot_build_in_is_refused(archive: Path, host: Host) -> None:
+    build = replace(kernel(archive), store=f"{archive.parent}/with blank")
+    with pytest.raises(BadInput, match="blank"):
+        KernelConfigured(build).apply(host, silent)
+
+
+# -- installing, into a root directory (chroot)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Host:
+    """A root directory with the programs that installing uses, seen from inside."""
+    programs = ["mkdir", "cp", "mv", "chmod", "cmp", "sha256sum", "sync", "depmod", "stat"]
+    host = root_with(tmp_path / "root", *programs)
+    on_target(host, "/boot").mkdir()
+    on_target(host, "/lib/modules").mkdir(parents=True)
+    return host
+
+
+def on_target(target: Host, path: str) -> Path:
+    return Path(target.path(path))
+
+
+def install(build: KernelBuild, builder: Host, target: Host) -> KernelInstalled:
+    make(build, builder)
+    resource = KernelInstalled(build, builder)
+    assert resource.probe(target) is not None
+    resource.apply(target, silent)
+    resource.verify(target)
+    assert resource.probe(target) is None
+    return resource
+
+
+def test_dom0_s_kernel_is_installed_with_its_config(
+    archive: Path, host: Host, target: Host
+) -> None:
+    build = kernel(archive)
+    install(build, host, target)
+    config = on_target(target, "/boot/config-6.1.0-tiny").read_text()
+    assert "CONFIG_XEN_DOM0=y" in config
+    assert on_target(target, "/boot/vmlinuz-6.1.0-tiny").stat().st_mode & 0o777 == 0o644
+    assert on_target(target, "/lib/modules/6.1.0-tiny/modules.builtin.bin").exists()
+    assert sorted(p.name for p in on_target(target, "/boot").iterdir()) == [
+        "config-6.1.0-tiny",
+        "vmlinuz-6.1.0-tiny",
+    ]
+
+
+def test_the_guests_kernel_keeps_the_one_before_and_leaves_dom0_s_alone(
+    archive: Path, host: Host, target: Host
+) -> None:
+    install(kernel(archive), host, target)
+    before = on_target(target, "/boot/vmlinuz-6.1.0-tiny").read_bytes()
+    install(kernel(archive, "domU"), host, target)
+    place = on_target(target, "/xenboot")
+    assert sorted(p.name for p in place.iterdir()) == ["config-domU", "vmlinuz-domU"]
+    first = (place / "vmlinuz-domU").read_bytes()
+    install(kernel(archive, "domU", "CONFIG_MORE=y"), host, target)
+    assert (place / "vmlinuz-domU.old").read_bytes() == first
+    assert (place / "vmlinuz-domU").read_bytes() != first
+    assert (place / "config-domU.old").exists()
+    assert on_target(target, "/boot/vmlinuz-6.1.0-tiny").read_bytes() == before
+    assert not list(on_target(target, "/boot").glob("*domU*"))
+
+
+def test_the_same_kernel_again_makes_no_old_one(archive: Path, host: Host, target: Host) -> None:
+    resource = install(kernel(archive, "domU"), host, target)
+    on_target(target, "/xenboot/config-domU").unlink()
+    resource.apply(target, silent)
+    resource.verify(target)
+    assert not list(on_target(target, "/xenboot").glob("*.old"))
+
+
+def test_a_copy_that_differs_is_seen(archive: Path, host: Host, target: Host) -> None:
+    resource = install(kernel(archive), host, target)
+    on_target(target, "/boot/vmlinuz-6.1.0-tiny").write_text("something else")
+    difference = resource.probe(target)
+    assert difference is not None
+    assert [row["file"] for row in difference.rows] == ["/boot/vmlinuz-6.1.0-tiny"]
+
+
+def test_a_root_that_is_not_there_yet_is_a_difference(
+    archive: Path, host: Host, tmp_path: Path
+) -> None:
+    make(kernel(archive), host)
+    empty = host.inside(str(tmp_path / "nowhere"))
+    assert KernelInstalled(kernel(archive), host).probe(empty) is not None
+
+
+def test_nothing_is_installed_before_it_is_compiled(archive: Path, host: Host) -> None:
+    resource = KernelInstalled(kernel(archive), host)
+    difference = resource.probe(host)
+    assert difference is not None
+    assert "once it is compiled" in difference.summary
+    with pytest.raises(StepFailed, match="not compiled yet"):
+        resource.apply(host, silent)

@@ -1,0 +1,135 @@
+"""What the lab writes and reads as text: package sources, pins, ssh_config, archives, state."""
+
+from __future__ import annotations
+
+import io
+import stat
+import subprocess
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from xenlab.errors import LabError
+from xenlab.lab import access, cpio, kvm, machine, sources, state
+
+LISTING = """\
+Packages|Debian|Debian|bookworm|http://mirror.example/debian/|main
+Packages|Debian|Debian|bookworm|http://mirror.example/debian/|contrib
+Translations|Debian|Debian|bookworm|http://mirror.example/debian/|main
+Packages|Debian|Debian-Security|bookworm-security|http://mirror.example/security/|main
+Packages|Debian Backports|Debian Backports|bookworm-backports|http://mirror.example/debian/|main
+Packages|. nodistro|. nodistro|nodistro|https://elsewhere.example/|main
+Packages|cloud|cloud|bookworm|https://cloud.example/apt/|main
+"""
+
+
+def test_only_debian_entries_of_the_suite_are_taken() -> None:
+    assert sources.sources_from(LISTING) == [
+        "deb http://mirror.example/debian/ bookworm main",
+        "deb http://mirror.example/security/ bookworm-security main",
+    ]
+
+
+def test_another_release_lends_its_mirrors() -> None:
+    listing = LISTING.replace("bookworm", "trixie")
+    assert sources.sources_from(listing) == [
+        "deb http://mirror.example/debian/ bookworm main",
+        "deb http://mirror.example/debian/ bookworm-updates main",
+        "deb http://mirror.example/security/ bookworm-security main",
+    ]
+
+
+def test_no_debian_entry_gives_none() -> None:
+    assert sources.sources_from("Packages|Ubuntu|Ubuntu|noble|http://u.example/|main\n") == []
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> access.Access:
+    folder = tmp_path / "a lab"
+    folder.mkdir()
+    it = access.Access(folder)
+    it.create_keys()
+    return it
+
+
+def test_pins_follow_the_port_and_others_stay(own: access.Access) -> None:
+    own.pin(1111)
+    with own.known_hosts.open("a") as handle:
+        handle.write("[127.0.0.1]:1111 ssh-ed25519 DOM0\n10.66.0.11 ssh-ed25519 GUEST\n")
+    own.pin(2222)
+    own.pin(2222)
+    lines = own.known_hosts.read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "[127.0.0.1]:2222",
+        "[127.0.0.1]:2222",
+        "10.66.0.11",
+    ]
+    assert lines[1].endswith("DOM0")
+
+
+def test_config_is_understood_by_openssh_and_paramiko(own: access.Access) -> None:
+    own.write_config(2222, {"domu1": "10.66.0.11"})
+    for host, name, port in (("dom0", "127.0.0.1", "2222"), ("domu1", "10.66.0.11", "22")):
+        said = subprocess.run(
+            ["ssh", "-G", "-F", own.config, host], capture_output=True, text=True, check=True
+        ).stdout
+        read = dict(line.partition(" ")[::2] for line in said.splitlines())
+        assert (read["hostname"], read["port"], read["user"]) == (name, port, "root")
+        assert read["stricthostkeychecking"] == "true"
+        assert read["identityfile"] == str(own.identity)
+    config = paramiko.SSHConfig.from_path(str(own.config))
+    found = config.lookup("domu1")
+    assert found["hostname"] == "10.66.0.11"
+    assert found["proxycommand"].endswith("-W 10.66.0.11:22 dom0")
+    assert config.lookup("dom0")["port"] == "2222"
+
+
+def test_keys_are_private_and_kept(own: access.Access) -> None:
+    before = own.public_key
+    assert stat.S_IMODE(own.identity.stat().st_mode) == 0o600
+    own.create_keys()
+    assert own.public_key == before
+    own.identity.with_suffix(".pub").unlink()
+    own.create_keys()
+    assert own.public_key != before
+
+
+def test_archive_is_read_by_cpio(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    archive = cpio.Writer(out)
+    archive.folder("root/.ssh", mode=0o700)
+    archive.file("root/.ssh/file", b"odd", mode=0o600)
+    archive.symlink("link", "root")
+    archive.close()
+    assert len(out.getvalue()) % 512 == 0
+    subprocess.run(
+        ["cpio", "--quiet", "-idm", "--no-absolute-filenames"],
+        input=out.getvalue(),
+        cwd=tmp_path,
+        check=True,
+    )
+    assert (tmp_path / "root/.ssh/file").read_bytes() == b"odd"
+    assert stat.S_IMODE((tmp_path / "root/.ssh").stat().st_mode) == 0o700
+    assert (tmp_path / "link").readlink() == Path("root")
+
+
+def test_state_survives_and_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    assert state.load(path) == state.State()
+    state.save(path, state.State(boot="disk", port=7, guests={"domu1": "10.66.0.11"}))
+    assert state.load(path).guests == {"domu1": "10.66.0.11"}
+    path.write_text('{"boot": "tape"}')
+    with pytest.raises(LabError, match="damaged"):
+        state.load(path)
+
+
+def test_serial_is_derived_and_bounded() -> None:
+    assert machine.serial_for("lab") == "XENLAB-LAB"
+    with pytest.raises(LabError, match="too long"):
+        machine.serial_for("x" * 14)
+
+
+def test_no_kvm_device_means_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "DEVICE", tmp_path / "kvm")
+    assert kvm.usable() is False

@@ -1,0 +1,354 @@
+"""The bridge of dom0, on the real kernel: a network namespace with a real sshd plays dom0."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.resources import files as package_files
+from pathlib import Path
+
+import pytest
+
+from xenlab.errors import StepFailed
+from xenlab.host import Host
+from xenlab.resources.network import Bridge, describe, parse_network, physical, vif
+from xenlab.ssh import SSH, Target
+
+ADDRESS, GATEWAY = "192.0.2.2", "192.0.2.1"
+PORT = 2222
+RECORDED = Path(__file__).parents[1] / "recorded"
+
+
+def sh(*words: str, check: bool = True) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+def silent(what: str, done: float | None = None) -> None:
+    """A report nobody reads."""
+
+
+@dataclass
+class Dom0:
+    """A namespace whose only way out is eth0; the outer end of the cable is `cable`."""
+
+    space: str
+    cable: str
+    folder: Path
+    host: Host
+
+    def ip(self, *words: str) -> str:
+        return sh("ip", "-n", self.space, *words)
+
+    def reachable(self) -> bool:
+        try:
+            socket.create_connection((ADDRESS, PORT), timeout=3).close()
+        except OSError:
+            return False
+        return True
+
+    def bridge(self, *, on_bridge: bool = False, seconds: int = 30, name: str = "xenbr0") -> Bridge:
+        settings = self.folder / "settings"
+        values = {
+            "UPLINK": "eth0",
+            "BRIDGE": name,
+            "VIF": "vif0.0",
+            "ADDRESS_ON": "bridge" if on_bridge else "uplink",
+        }
+        settings.write_text("".join(f"{k}={shlex.quote(v)}\n" for k, v in values.items()))
+        return Bridge(
+            uplink="eth0",
+            bridge=name,
+            address=f"{ADDRESS}/24",
+            gateway=GATEWAY,
+            address_on_bridge=on_bridge,
+            rollback_seconds=seconds,
+            program=str(self.program()),
+            settings=str(settings),
+            meeting=str(self.folder / "meeting"),
+        )
+
+    def program(self, then: str = "") -> Path:
+        """The real program; ``then`` is shell text that runs after a start, as a fault."""
+        path = self.folder / "xenlab-bridge"
+        text = package_files("xenlab").joinpath("templates", "xenlab-bridge.sh").read_text()
+        path.write_text(text)
+        path.chmod(0o755)
+        if not then:
+            return path
+        faulty = self.folder / "faulty"
+        faulty.write_text(f'#!/bin/sh\n{path} "$@" || exit 1\n[ "$1" != start ] || {then}\n')
+        faulty.chmod(0o755)
+        return faulty
+
+
+@pytest.fixture
+def dom0(tmp_path: Path) -> Iterator[Dom0]:
+    """dom0 with its plain network: eth0 with address and gateway, and an sshd."""
+    space, world, cable = f"xlt{os.getpid()}", f"xlw{os.getpid()}", "cable"
+    sshd = None
+    sh("ip", "netns", "add", space)
+    sh("ip", "netns", "add", world)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        # the test itself moves into the world outside: this machine's own network is not touched
+        enter(world)
+        sh("ip", "link", "set", "lo", "up")
+        words = ("type", "veth", "peer", "name", "eth0", "netns", space)
+        sh("ip", "link", "add", "dev", cable, *words)
+        sh("ip", "address", "add", f"{GATEWAY}/24", "dev", cable)
+        sh("ip", "link", "set", cable, "up")
+        for command in (
+            "link set lo up",
+            "link set eth0 up",
+            f"address add {ADDRESS}/24 brd 192.0.2.255 dev eth0",
+            f"route add default via {GATEWAY} dev eth0 onlink",
+        ):
+            sh("ip", "-n", space, *command.split())
+        sshd, target = start_sshd(space, tmp_path)
+        host = Host(SSH(target, connect_timeout=3.0))
+        yield Dom0(space, cable, tmp_path, host)
+        host.transport.close()
+    finally:
+        if sshd is not None:
+            sshd.terminate()
+            sshd.wait(5)
+        set_namespace(home)
+        os.close(home)
+        sh("ip", "netns", "delete", world)
+        sh("ip", "netns", "delete", space)
+
+
+def enter(space: str) -> None:
+    handle = os.open(f"/run/netns/{space}", os.O_RDONLY)
+    set_namespace(handle)
+    os.close(handle)
+
+
+def set_namespace(handle: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.setns(handle, 0) == 0, os.strerror(ctypes.get_errno())
+
+
+def start_sshd(space: str, folder: Path) -> tuple[subprocess.Popen[bytes], Target]:
+    for name in ("hostkey", "userkey"):
+        sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
+    public = (folder / "hostkey.pub").read_text().split()
+    (folder / "known_hosts").write_text(f"[{ADDRESS}]:{PORT} {public[0]} {public[1]}\n")
+    config = folder / "sshd_config"
+    config.write_text(
+        f"Port {PORT}\nHostKey {folder}/hostkey\nAuthorizedKeysFile {folder}/userkey.pub\n"
+        "StrictModes no\nUsePAM no\nUseDNS no\nPidFile none\nPasswordAuthentication no\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    sshd = subprocess.Popen(
+        ["ip", "netns", "exec", space, "/usr/sbin/sshd", "-D", "-e", "-f", str(config)],
+        stderr=subprocess.DEVNULL,
+    )
+    target = Target(
+        ADDRESS,
+        port=PORT,
+        user="root",
+        identity=str(folder / "userkey"),
+        known_hosts=str(folder / "known_hosts"),
+    )
+    for _ in range(100):
+        if sh("ip", "netns", "exec", space, "ss", "-Htln", f"sport = :{PORT}"):
+            return sshd, target
+        time.sleep(0.05)
+    raise AssertionError("sshd did not start")
+
+
+def test_switch_over_is_confirmed_and_lasts(dom0: Dom0) -> None:
+    bridge = dom0.bridge(seconds=60)
+    mac = dom0.ip("-o", "link", "show", "eth0").split("link/ether ")[1].split()[0]
+    difference = bridge.probe(dom0.host)
+    assert difference is not None and difference.rows
+    assert {row["device"] for row in difference.rows} == {"xenbr0", "peth0", "vif0.0", "eth0"}
+    bridge.apply(dom0.host, silent)
+    bridge.verify(dom0.host)
+    wait_for(lambda: not watchers(bridge))
+    assert bridge.probe(dom0.host) is None
+    assert dom0.reachable()
+    words = ("-json", "route", "show", "default")
+    text = "decided\n" + dom0.ip("-details", "-json", "address") + "\n" + dom0.ip(*words)
+    _, devices, routes = parse_network(text)
+    seen = {name: describe(device, f"{ADDRESS}/24") for name, device in devices.items()}
+    assert seen["eth0"]["MAC"] == mac
+    assert seen["eth0"]["pair"] == "vif0.0"
+    assert seen["peth0"]["MAC"] == seen["vif0.0"]["MAC"] == "fe:ff:ff:ff:ff:ff"
+    assert [seen[name]["addresses"] for name in ("xenbr0", "peth0", "vif0.0")] == ["none"] * 3
+    assert (seen["xenbr0"]["STP"], seen["xenbr0"]["forward delay"]) == ("off", "0")
+    assert [(r["gateway"], r["dev"]) for r in routes] == [(GATEWAY, "eth0")]
+
+
+def test_a_second_start_changes_nothing(dom0: Dom0) -> None:
+    bridge = dom0.bridge()
+    bridge.apply(dom0.host, silent)
+    before = dom0.ip("-d", "-o", "address")
+    dom0.host.run(f"{bridge.program} start {bridge.settings}")
+    assert bridge.probe(dom0.host) is None
+    assert dom0.ip("-d", "-o", "address") == before
+
+
+def test_nobody_confirms_and_the_former_network_comes_back(dom0: Dom0) -> None:
+    before = plain_state(dom0)
+    bridge = replace(
+        dom0.bridge(seconds=4),
+        program=str(dom0.program("ip link set peth0 nomaster")),
+    )
+    with pytest.raises(StepFailed, match="rolled back, the former network is back"):
+        bridge.apply(dom0.host, silent)
+    assert plain_state(dom0) == before
+    assert dom0.reachable()
+    assert dom0.host.run("echo here").stdout == "here\n"
+
+
+def test_a_bridge_that_cannot_be_made_is_undone_at_once(dom0: Dom0) -> None:
+    before = plain_state(dom0)
+    bridge = dom0.bridge(name="no/name", seconds=100)
+    start = time.monotonic()
+    with pytest.raises(StepFailed, match="could not be made; the former network is back"):
+        bridge.apply(dom0.host, silent)
+    assert time.monotonic() - start < 90
+    assert plain_state(dom0) == before
+
+
+def test_a_killed_controller_does_not_lock_anybody_out(dom0: Dom0) -> None:
+    before = plain_state(dom0)
+    bridge = dom0.bridge(seconds=3)
+    bridge._start(dom0.host)
+    dom0.host.transport.close()
+    outcome = Path(bridge.meeting, "outcome")
+    wait_for(lambda: outcome.exists() and outcome.read_text())
+    assert outcome.read_text() == "rolled back\n"
+    assert plain_state(dom0) == before
+    assert bridge.probe(dom0.host) is not None
+
+
+def test_an_unconfirmed_switch_over_is_no_finished_one(dom0: Dom0) -> None:
+    bridge = dom0.bridge(seconds=60)
+    bridge._start(dom0.host)
+    wait_for(lambda: Path(bridge.meeting, "switched").exists())
+    dom0.host.transport.close()
+    difference = bridge.probe(dom0.host)
+    assert difference is not None and difference.summary.startswith("confirm")
+    assert watchers(bridge)
+    bridge.apply(dom0.host, silent)
+    wait_for(lambda: not watchers(bridge))
+    bridge.verify(dom0.host)
+
+
+def test_the_step_that_is_ended_leaves_the_way_back_alive(dom0: Dom0) -> None:
+    bridge = dom0.bridge(seconds=4)
+    marked = dom0.host.marked("abcdef")
+    bridge._start(marked)
+    wait_for(lambda: Path(bridge.meeting, "switched").exists())
+    assert dom0.host.end_marked("abcdef") == 0
+    outcome = Path(bridge.meeting, "outcome")
+    wait_for(lambda: outcome.exists() and outcome.read_text())
+    assert outcome.read_text() == "rolled back\n"
+
+
+def test_address_on_the_bridge_and_from_one_form_to_the_other(dom0: Dom0) -> None:
+    before = plain_state(dom0)
+    flat = dom0.bridge(on_bridge=True)
+    flat.apply(dom0.host, silent)
+    flat.verify(dom0.host)
+    assert dom0.reachable()
+    pair = dom0.bridge()
+    assert pair.probe(dom0.host) is not None
+    pair.apply(dom0.host, silent)
+    pair.verify(dom0.host)
+    flat = dom0.bridge(on_bridge=True)
+    flat.apply(dom0.host, silent)
+    flat.verify(dom0.host)
+    assert dom0.reachable()
+    dom0.host.run(f"{flat.program} stop {flat.settings}", check=False)
+    assert plain_state(dom0) == before
+
+
+def test_at_boot_there_is_no_address_yet(dom0: Dom0) -> None:
+    dom0.ip("address", "flush", "dev", "eth0")
+    dom0.ip("link", "set", "eth0", "down")
+    bridge = dom0.bridge()
+    sh("ip", "netns", "exec", dom0.space, bridge.program, "start", bridge.settings)
+    dom0.ip("address", "add", f"{ADDRESS}/24", "dev", "eth0")
+    dom0.ip("route", "add", "default", "via", GATEWAY, "dev", "eth0")
+    assert bridge.probe(dom0.host) is None
+    assert dom0.reachable()
+
+
+def test_a_guest_behind_the_bridge_reaches_the_world(dom0: Dom0) -> None:
+    dom0.bridge().apply(dom0.host, silent)
+    guest = f"{dom0.space}g"
+    sh("ip", "netns", "add", guest)
+    try:
+        dom0.ip("link", "add", "vif1.0", "type", "veth", "peer", "name", "eth0", "netns", guest)
+        dom0.ip("link", "set", "vif1.0", "address", "fe:ff:ff:ff:ff:ff", "master", "xenbr0", "up")
+        sh("ip", "-n", guest, "address", "add", "192.0.2.21/24", "dev", "eth0")
+        sh("ip", "-n", guest, "link", "set", "eth0", "up")
+        with socket.create_server((GATEWAY, PORT)):
+            for address in (GATEWAY, ADDRESS):
+                connect = f"import socket; socket.create_connection(({address!r}, {PORT}), 5)"
+                sh("ip", "netns", "exec", guest, sys.executable, "-c", connect)
+    finally:
+        sh("ip", "netns", "delete", guest)
+
+
+def test_the_names_of_xend() -> None:
+    assert (physical("eth0"), vif("eth0"), vif("eth12"), vif("lan")) == (
+        "peth0",
+        "vif0.0",
+        "vif0.12",
+        "vif0.0",
+    )
+
+
+def test_recorded_output_of_ip() -> None:
+    state, devices, routes = parse_network((RECORDED / "ip-bridge.txt").read_text())
+    assert state == "decided"
+    assert describe(devices["eth0"], "192.0.2.2/24")["address"] == "192.0.2.2/24"
+    assert describe(devices["peth0"], "")["bridge"] == "xenbr0"
+    assert routes[0]["dev"] == "eth0"
+
+
+def test_no_json_is_a_clear_sentence() -> None:
+    with pytest.raises(StepFailed, match="gave no JSON"):
+        parse_network('decided\nObject "x" is unknown\n')
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def watchers(bridge: Bridge) -> list[str]:
+    """The processes that would still roll a switch-over back."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "switch-network" in words and bridge.meeting in words:
+            found.append(process.parent.name)
+    return found
+
+
+def plain_state(dom0: Dom0) -> list[str]:
+    """Addresses, MAC and routes as a person sees them, without ages and counters."""
+    lines = dom0.ip("-o", "address", "show", "scope", "global").splitlines()
+    lines += dom0.ip("-o", "link").splitlines() + dom0.ip("route").splitlines()
+    words = [" ".join(line.replace("\\", " ").split()) for line in lines]
+    return sorted(line.split(": ", 1)[-1] for line in words)

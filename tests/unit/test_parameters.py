@@ -1,0 +1,509 @@
+"""Bad input gets one clear sentence; each rule of the schema shows its own here."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.disklayout import fits, needed_mib, partitions, swap_files_mib
+from xenlab.errors import BadInput
+from xenlab.parameters import (
+    DOM0_PARTITIONS,
+    Parameters,
+    declared,
+    defaults,
+    for_chapter,
+    from_notebook,
+    load,
+    validate,
+)
+
+FILES = Path(__file__).parents[2] / "parameters"
+LAB = Parameters()
+
+
+def guest(**changes: object) -> dict[str, object]:
+    one: dict[str, object] = {
+        "name": "web",
+        "memory_mib": 64,
+        "mac": "00:16:3e:00:00:01",
+        "address": "10.0.2.50/24",
+    }
+    return one | changes
+
+
+def other(**changes: object) -> dict[str, object]:
+    return guest(name="mail", mac="00:16:3e:00:00:02", address="10.0.2.51/24") | changes
+
+
+def refused(values: dict[str, Any]) -> str:
+    with pytest.raises(BadInput) as caught:
+        validate(values, "site.yaml")
+    assert caught.value.where == "site.yaml"
+    return caught.value.message
+
+
+def refused_file(folder: Path, text: str | bytes) -> str:
+    path = folder / "site.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(BadInput) as caught:
+        load(path)
+    assert caught.value.where == str(path)
+    return caught.value.message
+
+
+# Each rule, and what it says.
+
+PACKAGE = "the name of a Debian package (lower case letters, digits, + - .)"
+HOST_NAME = "a host name (letters, digits and inner hyphens, at most 63; RFC 1123)"
+INTERFACE = "a network interface's name (letters, digits, . _ -; at most 15)"
+LABEL = "a partition name (letters, digits, . _ -; at most 16, as it is the ext4 label too)"
+OPTION = "CONFIG_NAME= with y, n, a number or a quoted text (there are no modules)"
+
+SENTENCES: list[tuple[dict[str, Any], str]] = [
+    # unknown keys
+    ({"dom0_memm_mib": 1}, "unknown parameter dom0_memm_mib; did you mean dom0_mem_mib?"),
+    ({"colour": "red"}, "unknown parameter colour"),
+    ({"ssh": {"host": "x", "prt": 1}}, "unknown parameter ssh.prt; did you mean port?"),
+    ({"domains": [guest(macc=1)]}, "unknown parameter domains[0].macc; did you mean mac?"),
+    # wrong types
+    ({"share_mib": "4 GB"}, "share_mib must be a whole number, not '4 GB' (text)"),
+    ({"share_mib": 4.0}, "share_mib must be a whole number, not 4.0 (a number)"),
+    ({"share_mib": True}, "share_mib must be a whole number, not True (true or false)"),
+    ({"share_mib": None}, "share_mib must be a whole number, not nothing"),
+    ({"dom0_ip_on_bridge": "yes"}, "dom0_ip_on_bridge must be true or false, not 'yes' (text)"),
+    ({"may_wipe": "A"}, "may_wipe must be a list, not 'A' (text)"),
+    ({"may_wipe": [12]}, "may_wipe[0] must be text, not 12 (a number); put it in quotes"),
+    ({"domains": ["web"]}, "domains[0] must be a mapping (key: value), not 'web' (text)"),
+    ({"ssh": "web"}, "ssh must be a mapping (key: value), not 'web' (text)"),
+    ({"ssh": {"config": "~/.ssh/config"}}, "ssh.host is missing"),
+    (
+        {"hostname": 4.2},
+        "hostname must be text, not 4.2 (a number); put it in quotes",
+    ),
+    (
+        {"hostname": False},
+        "hostname must be text, not False (true or false): "
+        "YAML reads on, off, yes and no so; put it in quotes",
+    ),
+    # one of a few
+    (
+        {"platform": "suse"},
+        "platform must be 'debian', 'gentoo' or 'gentoo-2006', not 'suse' (text)",
+    ),
+    ({"power": "ups"}, "power must be 'lab', 'ipmi' or 'manual', not 'ups' (text)"),
+    ({"imaging": "tar"}, "imaging must be 'bind' or 'rescue', not 'tar' (text)"),
+    ({"build_on": "dom0"}, "build_on must be 'controller' or 'target', not 'dom0' (text)"),
+    ({"guest_type": "hvm"}, "guest_type must be 'pv' or 'pvh', not 'hvm' (text)"),
+    # numbers
+    ({"share_mib": 0}, "share_mib must be more than 0, not 0 (a number)"),
+    ({"boot_mib": 1 << 40}, "boot_mib must be at most 8589934592, not 1099511627776 (a number)"),
+    ({"rollback_seconds": 1}, "rollback_seconds must be at least 10, not 1 (a number)"),
+    ({"ssh": {"host": "x", "port": 65536}}, "ssh.port must be at most 65535, not 65536 (a number)"),
+    (
+        {"domains": [guest(memory_mib=-1)]},
+        "domains[0].memory_mib must be more than 0, not -1 (a number)",
+    ),
+    # names
+    ({"site": "a/b"}, "site must be a plain name (letters, digits, . _ -), not 'a/b'"),
+    (
+        {"lab": "Lab"},
+        "lab must be a lab's name (lower case letters, digits and inner hyphens, at most 13), "
+        "not 'Lab'",
+    ),
+    ({"hostname": "-x"}, f"hostname must be {HOST_NAME}, not '-x'"),
+    ({"hostname": "a.b"}, f"hostname must be {HOST_NAME}, not 'a.b'"),
+    ({"domain": "lab..x"}, "domain must be a DNS domain such as lab.internal, not 'lab..x'"),
+    (
+        {"ssh": {"host": "-oX"}},
+        "ssh.host must be one word that does not begin with a hyphen, not '-oX'",
+    ),
+    ({"ssh": {"host": ""}}, "ssh.host must not be empty"),
+    ({"may_wipe": [" "]}, "may_wipe[0] must not be empty"),
+    ({"domains": []}, "domains must not be empty"),
+    ({"domains": [guest(name="a_b")]}, f"domains[0].name must be {HOST_NAME}, not 'a_b'"),
+    (
+        {"domains": [guest(name="12", partition="x")]},
+        "domains[0].name must be a name that xl does not take for an id (not digits only), "
+        "not '12'",
+    ),
+    ({"domains": [guest(partition="a b")]}, f"domains[0].partition must be {LABEL}, not 'a b'"),
+    (
+        {"domains": [guest(name="a" * 17)]},
+        f"domains[0].partition must be {LABEL}, not '{'a' * 17}'",
+    ),
+    ({"bridge": "a b"}, f"bridge must be {INTERFACE}, not 'a b'"),
+    ({"uplink": "e" * 16}, f"uplink must be {INTERFACE}, not '{'e' * 16}'"),
+    (
+        {"uplink": "e" * 15},
+        f"uplink must be at most 14 characters, as it is renamed to p{'e' * 15}",
+    ),
+    ({"uplink": "x0", "bridge": "x0"}, "uplink and bridge are the same: x0"),
+    ({"bridge": "peth0"}, "bridge must not be peth0: the uplink is renamed to that"),
+    ({"services": ["a b"]}, "services[0] must be the name of a service, not 'a b'"),
+    ({"software": ["vim; reboot"]}, f"software[0] must be {PACKAGE}, not 'vim; reboot'"),
+    ({"software": ["vim", "cron-"]}, f"software[1] must be {PACKAGE}, not 'cron-'"),
+    (
+        {"platform": "gentoo", "software": ["vim"]},
+        "software[0] must be a Gentoo package as category/name, not 'vim'",
+    ),
+    ({"kernel_options": ["CONFIG_A=m"]}, f"kernel_options[0] must be {OPTION}, not 'CONFIG_A=m'"),
+    # addresses
+    (
+        {"domains": [guest(mac="00:16:3e:00:00")]},
+        "domains[0].mac must be a MAC address such as 00:16:3e:66:01:01, not '00:16:3e:00:00'",
+    ),
+    (
+        {"domains": [guest(mac="01:16:3e:00:00:01")]},
+        "domains[0].mac must be a unicast MAC address (first byte even), not '01:16:3e:00:00:01'",
+    ),
+    (
+        {"domains": [guest(mac="fe:ff:ff:ff:ff:ff")]},
+        "domains[0].mac must be a MAC address that a guest can have, not 'fe:ff:ff:ff:ff:ff'",
+    ),
+    ({"gateway": "10.0.2"}, "gateway must be an IPv4 address such as 10.0.2.2, not '10.0.2'"),
+    (
+        {"address": "10.0.2.15"},
+        "address must be an IPv4 address with its prefix, such as 10.0.2.15/24, not '10.0.2.15'",
+    ),
+    (
+        {"address": "10.0.2.255/24"},
+        "address must be the address of a machine, not of the whole network: '10.0.2.255/24'",
+    ),
+    ({"gateway": "10.0.2.15"}, "gateway and address are the same: 10.0.2.15"),
+    (
+        {"domains": [guest(address="10.9.9.9/24")]},
+        "gateway 10.0.2.2 is not in the network of web: 10.9.9.9/24",
+    ),
+    (
+        {"domains": [guest(address="10.0.2.2/24")]},
+        "the gateway and domain 1 (web) have the same address: 10.0.2.2",
+    ),
+    # paths
+    ({"disk": "vda"}, "disk must be an absolute path, not 'vda'"),
+    ({"share": "/mnt/../x"}, "share must be a plain path: write '/x', not '/mnt/../x'"),
+    ({"share": "/mnt/share/"}, "share must be a plain path: write '/mnt/share', not '/mnt/share/'"),
+    ({"share": "/"}, "share must be a folder to mount the share at, not /"),
+    ({"stage": "stage.tar"}, "stage must begin with / or ~/, not 'stage.tar'"),
+    ({"ssh": {"host": "x", "config": "c"}}, "ssh.config must begin with / or ~/, not 'c'"),
+    (
+        {"image": "/a\nb"},
+        "image must be one line without control characters, not '/a\\nb'",
+    ),
+    # two domains of one …
+    (
+        {"domains": [guest(), other(name="WEB", partition="web2")]},
+        "domain 1 (web) and domain 2 (WEB) have the same name: WEB",
+    ),
+    (
+        {"domains": [guest(), other(mac="00:16:3E:00:00:01")]},
+        "domain 1 (web) and domain 2 (mail) have the same MAC: 00:16:3E:00:00:01",
+    ),
+    (
+        {"domains": [guest(), other(partition="web")]},
+        "domain 1 (web) and domain 2 (mail) have the same partition: web",
+    ),
+    (
+        {"domains": [guest(), other(address="10.0.2.50/25")]},
+        "domain 1 (web) and domain 2 (mail) have the same address: 10.0.2.50",
+    ),
+    ({"domains": [guest(name="dom0")]}, "dom0 and domain 1 (dom0) have the same name: dom0"),
+    (
+        {"domains": [guest(partition="share")]},
+        "dom0 and domain 1 (web) have the same partition: share",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), SENTENCES, ids=[text for _, text in SENTENCES])
+def test_bad_input_gets_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    assert refused(values) == sentence
+
+
+def test_several_problems_are_listed_one_a_line() -> None:
+    assert refused({"site": 1, "dom0_memm_mib": 1, "domains": [guest(mac=1)]}).splitlines() == [
+        "3 parameters cannot be accepted:",
+        "  site must be text, not 1 (a number); put it in quotes",
+        "  domains[0].mac must be text, not 1 (a number); put it in quotes",
+        "  unknown parameter dom0_memm_mib; did you mean dom0_mem_mib?",
+    ]
+
+
+# Files.
+
+
+def test_the_lab_s_file_holds_the_defaults() -> None:
+    assert load(FILES / "lab.yaml") == LAB
+
+
+def test_the_lab_s_file_names_every_parameter_in_the_order_of_the_schema() -> None:
+    assert list(yaml.safe_load((FILES / "lab.yaml").read_text())) == list(Parameters.model_fields)
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_parameters_file_is_accepted(path: Path) -> None:
+    load(path)
+
+
+def test_an_override_replaces_a_value_of_the_file() -> None:
+    assert load(FILES / "lab.yaml", {"share_mib": 77}).share_mib == 77
+
+
+def test_a_bad_override_is_not_blamed_on_a_line_of_the_file() -> None:
+    with pytest.raises(BadInput) as caught:
+        load(FILES / "lab.yaml", {"share_mib": "x"})
+    assert caught.value.message == "share_mib must be a whole number, not 'x' (text)"
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        load(tmp_path / "nowhere.yaml")
+    assert str(caught.value) == f"{tmp_path}/nowhere.yaml: there is no such parameters file"
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be read: Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "this parameters file is empty"),
+        ("# only words\n", "this parameters file is empty"),
+        ("a: [1\nb: 2\n", "line 2 is not YAML: expected ',' or ']', but got ':'"),
+        ("a: 1\n b: 2\n", "line 2 is not YAML: mapping values are not allowed here"),
+        ("a: \x01\n", "this is not YAML: unacceptable character #x0001: "),
+        (b"a: \xff\n", "this parameters file cannot be read: it is not UTF-8 text"),
+        ("a: 2026-13-45\n", "a value cannot be read as YAML: month must be in 1..12"),
+        ("site: !!python/name:os.system\n", "line 1 is not YAML: could not determine a constr"),
+        ("- a\n", "this parameters file must be a list of “key: value” lines, not a list"),
+        ("word\n", "this parameters file must be a list of “key: value” lines, not a single value"),
+        ("site: a\nshare: /s\nsite: b\n", "line 3: site stands here again (first in line 1)"),
+        ("site: a\noff: 1\n", "line 2: the key off is not text to YAML: put it in quotes"),
+        ("a: &a [*a]\n", "line 1: this value contains itself"),
+        ("site: a\n\nshar: /s\n", "line 3: unknown parameter shar; did you mean share?"),
+        ("ssh:\n  user: me\n", "line 2: ssh.host is missing"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+    assert refused_file(tmp_path, text).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("build_on: off", "not False (true or false): YAML reads off so; put it in quotes"),
+        ("hostname: 007", "not 7 (a number): YAML reads 007 so; put it in quotes"),
+        ("hostname: 4.20", "not 4.2 (a number): YAML reads 4.20 so; put it in quotes"),
+        ("hostname: no", "not False (true or false): YAML reads no so; put it in quotes"),
+        (
+            "domains: [{name: a, memory_mib: 1, mac: 52:54:00:12:34:56, address: 10.0.2.9/24}]",
+            "not 41135085296 (a number): YAML reads 52:54:00:12:34:56 so; put it in quotes",
+        ),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_shown_as_written(
+    tmp_path: Path, line: str, sentence: str
+) -> None:
+    message = refused_file(tmp_path, f"site: x\n{line}\n")
+    assert message.startswith("line 2: ")
+    assert message.endswith(sentence)
+
+
+# Notebooks.
+
+
+def test_a_notebook_s_own_variables_are_left_alone() -> None:
+    namespace: dict[str, object] = {
+        "dom0_mem_mib": 2048,
+        "In": [""],
+        "Out": {},
+        "_dh": ["."],
+        "exit": object(),
+        "x": 1,
+        "table": [1],
+        "domainss": object(),
+    }
+    assert from_notebook(namespace) == LAB.model_copy(update={"dom0_mem_mib": 2048})
+
+
+@pytest.mark.parametrize(
+    ("namespace", "sentence"),
+    [
+        ({"dom0_mem": 1}, "unknown parameter dom0_mem; did you mean dom0_mem_mib?"),
+        ({"hostname": 4.2}, "hostname must be text, not 4.2 (a number); put it in quotes"),
+        ({"share_mib": "1"}, "share_mib must be a whole number, not '1' (text)"),
+    ],
+)
+def test_a_notebook_s_parameters_are_validated(namespace: dict[str, object], sentence: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        from_notebook(namespace)
+    assert str(caught.value) == f"this notebook's parameters: {sentence}"
+
+
+CELL = '{"cells": [{"metadata": {"tags": ["parameters"]}, "source": [%s]}]}'
+
+
+def test_what_a_chapter_declares(tmp_path: Path) -> None:
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text(CELL % r'"site: str = \"a=b\"  # words\n", "share_mib = 3\n"')
+    assert declared(notebook) == ["site", "share_mib"]
+    assert defaults(notebook) == {"site": "a=b", "share_mib": 3}
+
+
+def test_a_chapter_is_given_what_it_declares_in_plain_types() -> None:
+    given_to = for_chapter(LAB, ["share_mib", "ssh", "domains"])
+    assert yaml.safe_load(yaml.safe_dump(given_to)) == given_to
+    assert list(given_to) == ["share_mib", "ssh", "domains"]
+    assert given_to["domains"][0]["partition"] == "domu1"
+    assert from_notebook(given_to) == LAB
+
+
+def test_a_notebook_without_parameters_declares_nothing(tmp_path: Path) -> None:
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text('{"cells": []}')
+    assert declared(notebook) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "there is no such notebook"),
+        ("{", "its parameters cannot be read: JSONDecodeError: "),
+        ("{}", "its parameters cannot be read: KeyError: 'cells'"),
+        (CELL % '"x = f()"', "its parameters cannot be read: ValueError: "),
+        (
+            CELL % '"f()"',
+            "its parameters cannot be read: ValueError: line 1 of the parameters cell",
+        ),
+        (CELL % '"x ="', "its parameters cannot be read: SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, sentence: str) -> None:
+    notebook = tmp_path / "a.ipynb"
+    if text is not None:
+        notebook.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        declared(notebook)
+    assert caught.value.where == str(notebook)
+    assert caught.value.message.startswith(sentence)
+
+
+# What is legal stays legal: quoting is the business of Command.
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"share": '/mnt/it\'s a "$(share)"; `x` & <y> | *'},
+        {"stage": "~/my stage's $HOME.tar"},
+        {"xen_options": 'console=vga loglvl=all "a b" $x'},
+        {"kernel_options": ["CONFIG_A=y", "CONFIG_B=-1", "CONFIG_C=0xff", 'CONFIG_D="a b"']},
+        {"software": ["g++", "libstdc++6", "python3.11"]},
+        {"may_wipe": []},
+        {"uplink": "e" * 15, "dom0_ip_on_bridge": True},
+        {"bridge": "peth0", "dom0_ip_on_bridge": True},
+        {"platform": "gentoo", "software": ["app-misc/screen"]},
+        {"ssh": {"host": "10.0.0.1", "port": 2222, "user": "root", "identity": "~/.ssh/a b"}},
+        {
+            "address": "10.0.2.15/31",
+            "gateway": "10.0.2.14",
+            "domains": [guest(address="10.0.2.13/28")],
+        },
+    ],
+)
+def test_unusual_values_that_are_legal(values: dict[str, Any]) -> None:
+    site = validate(values, "site.yaml")
+    assert validate(site.model_dump(), "again") == site
+
+
+def strings(value: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, str):
+        yield place
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from strings(item, (*place, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from strings(item, (*place, number))
+
+
+EVERYTHING = LAB.model_copy(update={"kernel_options": ["CONFIG_A=y"]}).model_dump()
+TEXT = st.one_of(st.text(), st.text(st.characters(categories=["Cc", "L", "P", "Zl", "Zs"])))
+
+
+@given(place=st.sampled_from(list(strings(EVERYTHING))), text=TEXT, keep=st.booleans())
+def test_no_text_passes_with_a_control_character(
+    place: tuple[str | int, ...], text: str, keep: bool
+) -> None:
+    values: Any = Parameters.model_validate(EVERYTHING).model_dump()
+    inner = values
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = inner[place[-1]] + text if keep else text
+    try:
+        site = validate(values, "site.yaml")
+    except BadInput as error:
+        sentences = error.message.splitlines()[1:] or [error.message]
+        assert all(re.fullmatch(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", s) for s in sentences)
+    else:
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
+        assert validate(site.model_dump(), "again") == site
+
+
+# The disk plan (Howto: „Partitionen“).
+
+
+def test_the_disk_plan_has_the_howto_s_six_kinds_in_its_order() -> None:
+    assert [(part.name, part.mib, part.kind) for part in partitions(LAB)] == [
+        ("biosboot", 1, "biosboot"),
+        ("boot", 512, "boot"),
+        ("dom0swap", 512, "swap"),
+        ("dom0root", 3072, "linux"),
+        ("share", 4096, "linux"),
+        ("domu1", 1536, "linux"),
+        ("domu2", 1536, "linux"),
+        ("domu3", 1536, "linux"),
+        ("domuswap", 847, "linux"),
+    ]
+
+
+def test_no_domain_can_take_the_name_of_a_partition_of_dom0() -> None:
+    names = [part.name for part in partitions(LAB)]
+    assert set(names) - {domain.partition for domain in LAB.domains} == set(DOM0_PARTITIONS)
+
+
+def test_a_disk_fits_to_the_mib() -> None:
+    fits(LAB, needed_mib(LAB))
+    with pytest.raises(BadInput) as caught:
+        fits(LAB, needed_mib(LAB) - 1)
+    assert str(caught.value).splitlines() == [
+        "site lab: /dev/vda has 13649 MiB and the site needs 13650 MiB: biosboot 1, boot 512, "
+        "dom0swap 512, dom0root 3072, share 4096, domu1 1536, domu2 1536, domu3 1536, domuswap 847",
+        "Try: take a larger disk, fewer domains, or smaller sizes (parameters *_mib)",
+    ]
+
+
+@pytest.mark.parametrize("each", [1, 40, 256, 340, 600, 700, 5000, 60_000])
+def test_the_swap_files_fit_into_their_file_system(tmp_path: Path, each: int) -> None:
+    site = LAB.model_copy(update={"domu_swap_mib": each})
+    image = tmp_path / "domuswap"
+    with image.open("wb") as file:
+        file.truncate(swap_files_mib(site) << 20)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", image], check=True, timeout=120)
+    told = subprocess.run(
+        ["/sbin/dumpe2fs", "-h", image], check=True, capture_output=True, text=True, timeout=60
+    )
+    free = re.search(r"^Free blocks: +(\d+)$", told.stdout, re.M)
+    size = re.search(r"^Block size: +(\d+)$", told.stdout, re.M)
+    assert free is not None
+    assert size is not None
+    # an extent block for each hundreds of MiB is all that a file costs beside its own blocks
+    assert int(free[1]) * int(size[1]) >> 20 >= len(site.domains) * each + 4

@@ -1,0 +1,147 @@
+"""Services, asked of a real systemctl: in a root directory that is not booted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.errors import BadInput, StepFailed
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.platform.services import Systemd, parse_states, services
+from xenlab.resources.files import File
+
+UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+SYSV = """#!/bin/sh
+### BEGIN INIT INFO
+# Provides: oldone
+# Required-Start: $remote_fs
+# Required-Stop: $remote_fs
+# Default-Start: 2 3 4 5
+# Default-Stop: 0 1 6
+# Short-Description: a script of the former kind
+### END INIT INFO
+"""
+
+
+def silent(what: str, done: float | None = None) -> None:
+    """A report nobody reads."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Host]:
+    """A root with this machine's programs, and an /etc of its own."""
+    for name in ("usr", "dev", "proc", "tmp"):
+        (tmp_path / name).mkdir()
+    os.mknod(tmp_path / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (tmp_path / name).symlink_to(f"usr/{name}")
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    for name in ("one", "two"):
+        (units / f"{name}.service").write_text(UNIT)
+    for name in ("passwd", "group"):
+        shutil.copy(f"/etc/{name}", tmp_path / "etc")
+    script = tmp_path / "etc/init.d/oldone"
+    script.parent.mkdir()
+    script.write_text(SYSV)
+    script.chmod(0o755)
+    for level in "0123456S":
+        (tmp_path / f"etc/rc{level}.d").mkdir()
+    subprocess.run(["mount", "--bind", "/usr", tmp_path / "usr"], check=True)
+    try:
+        yield Host(Local("testroot")).inside(str(tmp_path))
+    finally:
+        subprocess.run(["umount", tmp_path / "usr"], check=True)
+
+
+def test_enabling_and_disabling(root: Host) -> None:
+    wanted = Systemd().enabled("one", "two")
+    difference = wanted.probe(root)
+    assert difference is not None and difference.summary == "enable one, two"
+    wanted.apply(root, silent)
+    wanted.verify(root)
+    off = Systemd().disabled("two")
+    assert off.probe(root) is not None
+    off.apply(root, silent)
+    off.verify(root)
+    left = wanted.probe(root)
+    assert left is not None and [row["service"] for row in left.rows] == ["two"]
+
+
+def test_a_script_of_the_former_kind_among_units(root: Host) -> None:
+    wanted = Systemd().enabled("one", "oldone")
+    assert wanted.probe(root) is not None
+    wanted.apply(root, silent)
+    wanted.verify(root)
+    off = Systemd().disabled("oldone")
+    off.apply(root, silent)
+    off.verify(root)
+    left = wanted.probe(root)
+    assert left is not None and [row["service"] for row in left.rows] == ["oldone"]
+
+
+def test_a_service_that_does_not_exist(root: Host) -> None:
+    missing = Systemd().enabled("one", "nothing-like-it").probe(root)
+    assert missing is not None
+    assert {row["service"] for row in missing.rows} == {"one", "nothing-like-it"}
+    assert Systemd().disabled("nothing-like-it").probe(root) is None
+
+
+def test_a_root_that_is_not_there_yet(tmp_path: Path) -> None:
+    empty = Host(Local()).inside(str(tmp_path / "nothing"))
+    difference = Systemd().running("ssh").probe(empty)
+    assert difference is not None and difference.summary == "enable and start ssh"
+    assert Systemd().carrying("xen", "xenconsoled", "--log=all").probe(empty) is not None
+
+
+def test_no_service_at_all_is_no_difference() -> None:
+    assert Systemd().running().probe(Host(Local())) is None
+
+
+def test_a_refused_configuration_is_taken_back(root: Host) -> None:
+    path = "/etc/one.conf"
+    test = ("/bin/grep", "-q", "good", path)
+    good = Systemd().configured("one", File(path, "good\n"), *test)
+    good.apply(root, silent)
+    good.verify(root)
+    bad = Systemd().configured("one", File(path, "bad\n"), *test)
+    assert bad.probe(root) is not None
+    with pytest.raises(StepFailed, match="refused by “/bin/grep -q good /etc/one.conf”"):
+        bad.apply(root, silent)
+    assert root.read(path) == "good\n"
+    new = Systemd().configured("one", File("/etc/new.conf", "x\n"), "/bin/false")
+    with pytest.raises(StepFailed):
+        new.apply(root, silent)
+    assert root.read("/etc/new.conf") is None
+
+
+def test_the_argument_of_a_process_that_runs() -> None:
+    process = subprocess.Popen(["/bin/sleep", "61.25"])
+    try:
+        here = Host(Local())
+        assert Systemd().carrying("x", "sleep", "61.25").probe(here) is None
+        assert Systemd().carrying("x", "sleep", "61.26").probe(here) is not None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_platform_is_refused_in_one_sentence() -> None:
+    with pytest.raises(BadInput, match="'gentoo'"):
+        services("gentoo")
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9@.-]{0,20}", fullmatch=True), st.booleans()))
+def test_states_are_read_back(units: dict[str, bool]) -> None:
+    text = "".join(f"{name} {'enabled' if on else 'missing'} -\n" for name, on in units.items())
+    states = parse_states(text)
+    assert {name: at_boot == "enabled" for name, (at_boot, _) in states.items()} == units

@@ -1,0 +1,159 @@
+"""The toolstack: xl's output as tables, a domain as a file that xl can read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.errors import BadInput
+from xenlab.platform.toolstack import (
+    Disk,
+    DomainSpec,
+    Vif,
+    parse_info,
+    parse_list,
+    parse_long_list,
+    toolstack,
+    xl_config,
+    xl_string,
+)
+
+RECORDED = Path(__file__).parents[1] / "recorded" / "xl"
+
+SPEC = DomainSpec(
+    name="domu1",
+    kernel="/xenboot/vmlinuz-domU",
+    cmdline="root=/dev/xvda1 ro console=hvc0 net.ifnames=0",
+    memory_mib=320,
+    disks=(
+        Disk("/dev/disk/by-partlabel/domu1", "xvda1"),
+        Disk("/mnt/domuswap/domu1.swap", "xvda2", writable=False),
+    ),
+    vifs=(Vif("00:16:3e:66:01:01", "xenbr0"),),
+)
+
+names = st.from_regex(r"[A-Za-z0-9(][A-Za-z0-9() .-]{0,38}[A-Za-z0-9)]", fullmatch=True)
+
+
+def test_list_as_recorded() -> None:
+    table = parse_list((RECORDED / "list.txt").read_text())
+    assert list(table["name"]) == ["Domain-0", "domu1", "domu2", "domu3"]
+    assert table["id"].is_unique
+    assert (table["memory_mib"] > 0).all()
+    assert set("".join(table["state"])) <= set("rbpscd-")
+
+
+def test_long_list_as_recorded() -> None:
+    table = parse_long_list((RECORDED / "list-long.json").read_text()).set_index("name")
+    assert list(table.index) == ["Domain-0", "domu1", "domu2", "domu3"]
+    row = table.loc["domu2"]
+    assert row["disks"] == ("xvda1=/dev/disk/by-partlabel/domu2, xvda2=/mnt/domuswap/domu2.swap")
+    assert (row["macs"], row["bridges"]) == ("00:16:3e:66:01:02", "xenbr0")
+    assert row["memory_mib"] == 320
+
+
+def test_info_as_recorded() -> None:
+    info = parse_info((RECORDED / "info.txt").read_text())
+    assert info["xen_version"].startswith("4.")
+    assert "xen-3.0-x86_64" in info["xen_caps"].split()
+    assert "dom0_mem=" in info["xen_commandline"]
+    assert int(info["free_memory"]) < int(info["total_memory"])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            names,
+            st.integers(0, 65535),
+            st.integers(0, 10**7),
+            st.integers(1, 999),
+            st.sampled_from(["r-----", "-b----", "--p---", "---s--", "----c-", "-----d", "------"]),
+            st.floats(0, 10**7).map(lambda s: round(s, 1)),
+        ),
+        max_size=5,
+    )
+)
+def test_every_row_that_xl_prints_is_read(
+    rows: list[tuple[str, int, int, int, str, float]],
+) -> None:
+    printed = "Name                                        ID   Mem VCPUs\tState\tTime(s)\n"
+    for name, number, memory, vcpus, state, seconds in rows:
+        printed += f"{name:<40} {number:5d} {memory:5d} {vcpus:5d}     {state}  {seconds:8.1f}\n"
+    table = parse_list(printed)
+    assert [tuple(row) for row in table.itertuples(index=False)] == rows
+
+
+@given(st.text())
+def test_no_text_breaks_the_parsers(text: str) -> None:
+    parse_list(text)
+    parse_info(text)
+
+
+def test_list_without_domains_still_has_columns() -> None:
+    assert list(parse_list("").columns) == list(parse_list("rubbish\n").columns)
+    assert parse_long_list("").empty
+
+
+def test_long_list_of_a_domain_that_is_just_going() -> None:
+    table = parse_long_list(json.dumps([{"domid": 7, "config": {"c_info": {"type": "pv"}}}]))
+    assert table.iloc[0].tolist() == ["", 7, "pv", 0, "", "", ""]
+
+
+def test_info_keeps_colons_and_passes_over_tables() -> None:
+    text = (
+        "cc_compile_date        : Mon Jan  1 10:11:12 UTC 2024\nnode:    memsize\n  0:     3071\n"
+    )
+    assert parse_info(text)["cc_compile_date"] == "Mon Jan  1 10:11:12 UTC 2024"
+    assert "0" not in parse_info(text)
+
+
+def test_config_says_what_the_site_wants() -> None:
+    values = dict(re.findall(r"^(\w+)\s*= (.*)$", xl_config(SPEC), re.MULTILINE))
+    assert values["name"] == '"domu1"'
+    assert values["type"] == '"pv"'
+    assert values["memory"] == "320"
+    assert values["disk"] == (
+        '[ "/dev/disk/by-partlabel/domu1,raw,xvda1,rw", "/mnt/domuswap/domu1.swap,raw,xvda2,ro" ]'
+    )
+    assert values["vif"] == '[ "mac=00:16:3e:66:01:01,bridge=xenbr0" ]'
+    assert (values["on_poweroff"], values["on_reboot"], values["on_crash"]) == (
+        '"destroy"',
+        '"restart"',
+        '"preserve"',
+    )
+
+
+def test_options_of_a_site_come_last() -> None:
+    spec = DomainSpec("d", "/k", "", 64, (), (), options=(("tsc_mode", "native"),))
+    assert xl_config(spec).endswith('tsc_mode = "native"\n')
+
+
+@pytest.mark.parametrize("path", ["/dev/a,b", "/dev/a b", "relative", "", "/dev/a\nb", "/a=b"])
+def test_a_path_that_xl_would_take_apart_is_refused(path: str) -> None:
+    with pytest.raises(BadInput):
+        xl_config(DomainSpec("d", "/k", "", 64, (Disk(path, "xvda1"),), ()))
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_a_string_comes_back_as_it_was(text: str) -> None:
+    quoted = xl_string(text)
+    assert quoted[0] == quoted[-1] == '"'
+    assert re.sub(r"\\(.)", r"\1", quoted[1:-1]) == text
+    assert not re.search(r'(?<!\\)(\\\\)*"', quoted[1:-1])
+
+
+@pytest.mark.parametrize("text", ["a\nb", "ä", "\t"])
+def test_a_string_that_is_no_plain_line_is_refused(text: str) -> None:
+    with pytest.raises(BadInput):
+        xl_string(text)
+
+
+def test_each_platform_has_its_answer() -> None:
+    assert toolstack("debian").config_path("domu1") == "/etc/xen/domu1.cfg"
+    with pytest.raises(BadInput, match="gentoo-2006"):
+        toolstack("gentoo-2006")
