@@ -100,16 +100,11 @@ def list_runs(runs: Runs = None) -> None:
         table.add_column(name)
     for folder in found:
         states = folders.states(folder)
-        wanted: list[str] = [state.name for state in states]
-        mode = ""
-        if (folder / "run.json").exists():
-            record = folders.read(folder)
-            wanted, mode = record["chapters"], record["mode"]
-        done = sum(1 for state in states if state.status == folders.DONE)
+        mode = folders.read(folder)["mode"] if (folder / "run.json").exists() else ""
         rest = [state.status for state in states if state.status != folders.DONE]
-        status = rest[-1] if rest else folders.DONE if done == len(wanted) else folders.UNFINISHED
+        done = f"{len(states) - len(rest)}/{len(states)}"
         seconds = duration(sum(state.seconds for state in states))
-        table.add_row(folder.name, mode, f"{done}/{len(wanted)}", status, seconds)
+        table.add_row(folder.name, mode, done, rest[0] if rest else folders.DONE, seconds)
     Console().print(table if found else Text(f"no run in {_runs_folder(runs)} yet"))
 
 
@@ -121,10 +116,6 @@ def show(run: RunName = "last", runs: Runs = None) -> None:
 
     folder = folders.find(_runs_folder(runs), run)
     states = folders.states(folder)
-    if (folder / "run.json").exists():
-        opened = {state.name for state in states}
-        names = [name for name in folders.read(folder)["chapters"] if name not in opened]
-        states += [folders.state(folder, name) for name in names]
     console = Console()
     console.print(summary(states))
     for state in states:

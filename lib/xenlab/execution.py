@@ -101,11 +101,15 @@ def _plain(path: Path) -> str:
 def _quiet() -> Iterator[None]:
     """Keep papermill's log lines, which the journal makes superfluous, off the terminal."""
     logger = logging.getLogger("papermill")
-    before = logger.disabled
-    logger.disabled = True
+    silence = logging.NullHandler()
+    before = logger.propagate
+    # its modules log under names below this one, so disabling this one alone is not enough
+    logger.addHandler(silence)
+    logger.propagate = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = before
+        logger.removeHandler(silence)
+        logger.propagate = before

@@ -45,6 +45,7 @@ class Journal:
         self._size = -1
         self._seq = 0
         self._head = FIRST
+        self._running: dict[tuple[str, str], dict[str, Any]] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "output").mkdir(mode=0o700, exist_ok=True)
 
@@ -63,6 +64,7 @@ class Journal:
             line = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
             os.write(file, line + b"\n")
             os.fsync(file)
+            self._note(record)
             self._seq += 1
             self._head = hashlib.sha256(line).hexdigest()
             self._size += len(line) + 1
@@ -98,8 +100,9 @@ class Journal:
 
     def unfinished(self, chapter: str, step: str) -> dict[str, Any] | None:
         """The last record of a step if it says that the step was running, else None."""
-        own = [r for r in self.records() if r.get("chapter") == chapter and r.get("step") == step]
-        return own[-1] if own and own[-1].get("phase") == "running" else None
+        with self._lock, self._open() as file:
+            self._catch_up(file)
+            return self._running.get((chapter, step))
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -126,6 +129,17 @@ class Journal:
         self._seq = len(lines)
         self._head = hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
         self._size = len(whole) + len(newline)
+        self._running.clear()
+        for _, record in _records(self.path):
+            self._note(record)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        """Keep in mind which steps are running, so that nobody reads the journal for each step."""
+        place = (record.get("chapter", ""), record.get("step", ""))
+        if record.get("phase") == "running":
+            self._running[place] = record
+        else:
+            self._running.pop(place, None)
 
 
 def verify(path: Path) -> int:

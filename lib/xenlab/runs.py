@@ -112,9 +112,11 @@ def find(runs: Path, name: str) -> Path:
 
 
 def states(folder: Path) -> list[ChapterState]:
-    """What the journal of a run says of each of its chapters, in the order they were opened."""
+    """What the journal of a run says of each of its chapters, those that were not run included."""
     records = Journal(folder).records()
-    names = dict.fromkeys(str(r["chapter"]) for r in records if r.get("phase") == "open")
+    wanted = read(folder)["chapters"] if (folder / "run.json").exists() else []
+    opened = (str(r["chapter"]) for r in records if r.get("phase") == "open")
+    names = dict.fromkeys([*wanted, *opened])
     return [_state(name, records) for name in names]
 
 

@@ -136,6 +136,8 @@ class Site:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # a background job of a shell ignores SIGINT, and so would all that it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def processes(self) -> list[int]:
@@ -383,7 +385,7 @@ def test_hostile_text_arrives_as_it_was_written(site: Site) -> None:
     site.write(dom0_options=text)
     site.chapter("01_first", site.made("01.1"))
     place = site.folder / "notebooks" / "01_first.ipynb"
-    notebook = nbformat.read(place, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(place, as_version=4)
     notebook.cells[1].source += '\ndom0_options: str = ""  # kernel command line'
     seen = f"assert book.site.dom0_options == {text!r}"
     notebook.cells.insert(3, new_code_cell(seen))
@@ -418,7 +420,7 @@ def on_a_terminal(site: Site, *words: str) -> str:
     process = subprocess.Popen(
         site.argv(*words),
         cwd=site.folder,
-        env={**site.environment(), "TERM": "xterm-256color"},
+        env={**os.environ, "TERM": "xterm-256color"},
         stdin=follower,
         stdout=follower,
         stderr=follower,

@@ -237,7 +237,7 @@ def test_a_notebook_keeps_the_final_look_of_each_step(tmp_path: Path) -> None:
             progress_bar=False,
         )
     assert caught.value.ename == "StepFailed"
-    done = nbformat.read(tmp_path / "out.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    done = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     cells = [cell for cell in done.cells if cell.cell_type == "code"]
     assert "runs/x" in cells[0].outputs[0].data["text/html"]
     (busy,) = cells[1].outputs

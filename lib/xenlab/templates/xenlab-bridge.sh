@@ -20,9 +20,18 @@ has_master() { ip -o link show dev "$1" | grep -q " master $2 "; }
 mac_of() { ip -o link show dev "$1" | sed -n 's|.* link/ether \([0-9a-f:]*\).*|\1|p'; }
 burnt_in_mac_of() { ip -o link show dev "$1" | sed -n 's|.* permaddr \([0-9a-f:]*\).*|\1|p'; }
 
-# An interface that is up gets an IPv6 address by itself, unless it is told not to before.
-no_own_address() { [ ! -d /proc/sys/net/ipv6 ] || ip link set dev "$1" addrgenmode none; }
-own_address() { [ ! -d /proc/sys/net/ipv6 ] || ip link set dev "$1" addrgenmode eui64; }
+# An interface that is up gets an IPv6 address by itself, its own or one that a router advertises,
+# unless it is told not to before.
+no_own_address() {
+    [ -d /proc/sys/net/ipv6 ] || return 0
+    ip link set dev "$1" addrgenmode none
+    echo 0 > "/proc/sys/net/ipv6/conf/$1/accept_ra"
+}
+own_address() {
+    [ -d /proc/sys/net/ipv6 ] || return 0
+    ip link set dev "$1" addrgenmode eui64
+    echo 1 > "/proc/sys/net/ipv6/conf/$1/accept_ra"
+}
 
 remember() {
     found=$(ip -o -4 address show dev "$1" scope global \

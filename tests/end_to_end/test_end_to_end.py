@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.lab.conftest import HOUR, NAME, ROOT, Site, wait_until
+from tests.end_to_end.conftest import HOUR, NAME, ROOT, Site, wait_until
 
 from xenlab.journal import Journal, verify
 from xenlab.lab import Lab
