@@ -3,12 +3,13 @@ SHELL := /bin/bash
 bin := .venv/bin
 root := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab jupyter test test-fast lint check clean bootstrap bootstrap-test
+.PHONY: help lab jupyter test test-end-to-end test-fast lint check clean bootstrap bootstrap-test
 
 help:
 	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
 	@echo 'make jupyter    JupyterLab on the chapters, against the running lab'
-	@echo 'make test       everything, the real lab included'
+	@echo 'make test       lint, types, all tests up to the lab and its rescue system'
+	@echo 'make test-end-to-end  from the empty disk to running guests'
 	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff mends what it can and says the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
@@ -21,6 +22,9 @@ jupyter: bootstrap
 
 test: check
 	@$(bin)/pytest tests/unit tests/ssh tests/notebooks tests/lab
+
+test-end-to-end: bootstrap-test
+	@$(bin)/pytest --timeout 5400 tests/end_to_end
 
 test-fast: check
 	@$(bin)/pytest tests/unit tests/ssh tests/notebooks

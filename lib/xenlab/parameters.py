@@ -106,7 +106,7 @@ class Parameters(BaseModel):
     kernel_options: list[KernelOption] = []
 
     dom0_mem_mib: Mib = 1024
-    xen_options: Text = "console=com1 com1=115200,8n1 dom0_max_vcpus=2"
+    xen_options: Text = "console=com1 com1=115200,8n1 dom0_max_vcpus=2 spec-ctrl=eager-fpu"
     dom0_options: Text = "console=hvc0 net.ifnames=0"
 
     hostname: HostName = "dom0"

@@ -30,7 +30,7 @@ from xenlab.resources.hypervisor import link_names, newest_image
 from xenlab.resources.running_xen import XenState, compare, parse_state
 
 RECORDED = Path(__file__).parents[1] / "recorded"
-SITE = Parameters()
+SITE = Parameters(xen_options="console=com1 com1=115200,8n1 dom0_max_vcpus=2")
 ENTRY = XenEntry("6.1.192-xen0", SITE.dom0_mem_mib, SITE.xen_options, SITE.dom0_options)
 
 words = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))), max_size=5)
