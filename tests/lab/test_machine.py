@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -234,7 +235,11 @@ def test_an_interrupted_up_leaves_no_process(lab: Lab, number: signal.Signals) -
     try:
         code = f"from xenlab.lab import Lab; Lab({OTHER!r}, memory={MEMORY}, disk_gib=2).up()"
         with subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            # A test run started in the background hands an ignored SIGINT down.
+            preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
+            args=[sys.executable, "-c", code],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as child:
             limit = time.monotonic() + DEADLINE
             while not processes_of(other):
