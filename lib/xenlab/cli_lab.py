@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,12 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from xenlab import parameters
-from xenlab.lab import Lab, Report, Status
+from xenlab.errors import BadInput, ConnectionRefused
+from xenlab.host import Host
+from xenlab.lab import Lab, Status
+from xenlab.local import Local
 from xenlab.parameters import Parameters
+from xenlab.resources.base import Report
 
 DEFAULT_FILE = Path("parameters/lab.yaml")
 DOM0 = "dom0"
@@ -89,6 +93,7 @@ def status(
         print(json.dumps(found.as_dict(), indent=2))
     else:
         _print_status(found)
+        _print_overview(found)
 
 
 @app.command(cls=WithCommand)
@@ -118,6 +123,18 @@ def restore(tag: str, name: Name = "lab") -> None:
     with _reporting() as report:
         status = Lab(name, report=report).restore(tag)
     _print_status(status)
+
+
+@app.command()
+def kernels(file: File = None) -> None:
+    """Compile dom0's and the guests' kernel, ahead of the chapters that ask for them."""
+    from xenlab.recipes import kernel
+
+    site = parameters.load(file or DEFAULT_FILE)
+    if site.build_on != "controller":
+        raise BadInput(f"build_on: {site.build_on}: this machine is not the one that compiles")
+    with _reporting() as report:
+        kernel.made(site, Host(Local()), report)
 
 
 @app.command()
@@ -183,22 +200,40 @@ def _addresses(site: Parameters) -> dict[str, str]:
     return {domain.name: domain.address.partition("/")[0] for domain in site.domains}
 
 
+def _print_overview(status: Status) -> None:
+    """What the Xen host has, where the lab runs one."""
+    if not status.running or status.boot != "disk":
+        return
+    # pandas takes a second to import, which `xenlab lab ssh` should not wait for
+    from xenlab.recipes.overview import overview
+    from xenlab.ssh import SSH, Target
+
+    with suppress(ConnectionRefused):
+        host = Host(SSH(Target(DOM0, str(status.ssh_config))))
+        _print_facts(overview(host) or {})
+
+
 def _print_status(status: Status) -> None:
+    _print_facts(
+        {
+            "lab": status.name,
+            "state": f"running (pid {status.pid})" if status.running else "off",
+            "booted from": status.boot,
+            "acceleration": status.accel or "",
+            "ssh": f"127.0.0.1:{status.port}" if status.port else "",
+            "disk": f"{status.disk} (serial {status.serial})",
+            "console log": str(status.console_log),
+            "ssh config": str(status.ssh_config),
+            "guests": ", ".join(f"{name} {address}" for name, address in status.guests.items()),
+            "snapshots": ", ".join(status.snapshots),
+        }
+    )
+
+
+def _print_facts(facts: Mapping[str, str]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
+    table.add_column(style="dim", min_width=16)
     table.add_column(overflow="fold")
-    facts = {
-        "lab": status.name,
-        "state": f"running (pid {status.pid})" if status.running else "off",
-        "booted from": status.boot,
-        "acceleration": status.accel or "",
-        "ssh": f"127.0.0.1:{status.port}" if status.port else "",
-        "disk": f"{status.disk} (serial {status.serial})",
-        "console log": str(status.console_log),
-        "ssh config": str(status.ssh_config),
-        "guests": ", ".join(f"{name} {address}" for name, address in status.guests.items()),
-        "snapshots": ", ".join(status.snapshots),
-    }
     for key, value in facts.items():
         if value:
             table.add_row(key, Text(value))
@@ -220,7 +255,7 @@ def _reporting() -> Iterator[Report]:
     )
     tasks: dict[str, TaskID] = {}
 
-    def report(what: str, done: float | None) -> None:
+    def report(what: str, done: float | None = None) -> None:
         thing, detail = re.match(r"([^:(]*)[:(]?\s*(.*)", what, re.DOTALL).groups()  # type: ignore[union-attr]
         thing = thing.strip()
         if thing not in tasks:

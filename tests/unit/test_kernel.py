@@ -241,17 +241,6 @@ def test_another_option_is_another_kernel(archive: Path, host: Host) -> None:
     assert KernelBuilt(kernel(archive)).probe(host) is None
 
 
-def test_the_second_kernel_begins_with_what_the_first_compiled(archive: Path, host: Host) -> None:
-    make(kernel(archive), host)
-    guests = kernel(archive, "domU")
-    KernelConfigured(guests).apply(host, silent)
-    facts = guests.require(host)
-    assert (Path(guests.work(facts)) / "vmlinux").exists()
-    assert not (Path(guests.work(facts)) / "log").exists()
-    alone = replace(guests, store=str(archive.parent / "other"))
-    assert make(guests, host)["vmlinuz"] == make(alone, host)["vmlinuz"]
-
-
 def test_an_option_that_is_dropped_fails_with_its_name(archive: Path, host: Host) -> None:
     build = kernel(archive, "dom0", "CONFIG_DROPPED=y")
     Sources(build).apply(host, silent)

@@ -64,6 +64,9 @@ class Lab:
             source: Boot = boot or remembered.boot
             if self.machine.pid() is not None and remembered.boot != source:
                 self._stop()
+            if source == "rescue":
+                # what a rescue system is booted for: to unpack this onto the disk
+                media.stage(self._report)
             self._run(source, seconds)
             return self.status()
 

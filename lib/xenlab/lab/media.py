@@ -23,7 +23,7 @@ RESCUE_PACKAGES = (
 )  # fmt: skip
 STAGE_PACKAGES = (
     "cpio", "e2fsprogs", "fdisk", "ifupdown", "iproute2", "iputils-ping", "isc-dhcp-client",
-    "kmod", "libcap2-bin", "netbase", "openssh-client", "openssh-server",
+    "kmod", "libcap2-bin", "netbase", "nfs-common", "openssh-client", "openssh-server",
     "openssh-sftp-server", "procps", "rsync", "systemd-sysv", "udev", "xz-utils", "zstd",
 )  # fmt: skip
 

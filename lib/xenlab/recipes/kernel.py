@@ -16,7 +16,7 @@ from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.parameters import Parameters
 from xenlab.recipes.base_system import kernel_source, kernel_tarball
-from xenlab.resources.base import Resource
+from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition
 from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources
 from xenlab.resources.kernel_built import KernelBuilt
@@ -103,6 +103,19 @@ def kernel_installed(book: Chapter) -> Resource:
 def domu_kernel_installed(book: Chapter) -> Resource:
     """What chapter 08 leaves: the guests' kernel in /xenboot."""
     return installed(book, DOMU)
+
+
+def made(site: Parameters, host: Host, report: Report) -> None:
+    """Compile both kernels on this host, ahead of the chapters that ask for them.
+
+    A chapter that comes to its kernel meanwhile follows the build that it finds.
+    """
+    for flavour in (DOM0, DOMU):
+        build = kernel_build(site, flavour)
+        for resource in (Sources(build), KernelConfigured(build), KernelBuilt(build)):
+            if resource.probe(host) is not None:
+                resource.apply(host, report)
+                resource.verify(host)
 
 
 def result_table(book: Chapter, flavour: str) -> pd.DataFrame:

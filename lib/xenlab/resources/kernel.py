@@ -16,8 +16,6 @@ from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.kernel_config import (
-    DOM0,
-    DOMU,
     Option,
     fragment,
     honoured,
@@ -95,9 +93,9 @@ class KernelBuild:
         name = PurePosixPath(self.archive).name.partition(".tar")[0]
         return f"{self.trees}/{name}-{_digest(facts.archive)[:8]}"
 
-    def work(self, facts: BuilderFacts, flavour: str = "") -> str:
+    def work(self, facts: BuilderFacts) -> str:
         """The output folder: two configurations of one source tree never meet."""
-        return f"{self.store}/work/{flavour or self.flavour}-{_digest(facts.archive)[:8]}"
+        return f"{self.store}/work/{self.flavour}-{_digest(facts.archive)[:8]}"
 
     def key(self, facts: BuilderFacts) -> str:
         """What went into the kernel, as one word."""
@@ -188,7 +186,6 @@ class KernelConfigured(Resource):
             self.build.tree(facts),
             self.build.work(facts),
             self.build.result(facts),
-            self.build.work(facts, DOM0 if self.build.flavour == DOMU else DOMU),
         )
         text = fragment(self.build.options()).encode()
         host.run(command, input=text, timeout=CONFIGURE_SECONDS)

@@ -1,26 +1,13 @@
 # Make a kernel's .config: nothing but what the fragment on standard input asks for.
 # $1 source tree   $2 output folder of this kernel   $3 where the finished config is kept
-# $4 output folder of the other kernel from the same tree
 set -eu
-tree=$1 work=$2 result=$3 other=$4
+tree=$1 work=$2 result=$3
 # what a make above us, or the person's shell, has set must not decide what is built
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEFILES ARCH SRCARCH CROSS_COMPILE KBUILD_OUTPUT O V \
     KCONFIG_CONFIG KCONFIG_ALLCONFIG LOCALVERSION KCFLAGS LLVM CC
 export LC_ALL=C
 
-mkdir -p "$result" "${work%/*}"
-# What both kernels compile alike is compiled once: make compiles again what an option changes.
-if [ ! -e "$work" ] && [ -e "$other/vmlinux" ]; then
-    exec 8> "$other/lock"
-    if flock -n 8; then
-        rm -rf "$work.new"
-        cp -a "$other" "$work.new"
-        rm -f "$work.new/lock" "$work.new/pid" "$work.new/status" "$work.new/log"
-        mv -T "$work.new" "$work" 2> /dev/null || rm -rf "$work.new"
-    fi
-    exec 8>&-
-fi
-mkdir -p "$work"
+mkdir -p "$result" "$work"
 exec 9> "$work/lock"
 flock 9
 cat > "$work/fragment"
