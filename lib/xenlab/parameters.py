@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ast
 import difflib
-import ipaddress
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xenlab import yamlfile
+from xenlab.consistency import contradictions
 from xenlab.errors import BadInput
 from xenlab.names import (
-    PACKAGE_NAMES,
     ControllerPath,
     DnsDomain,
     DomainName,
@@ -43,9 +42,6 @@ from xenlab.refusals import sentences
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswap")
-"""The partitions that are there whatever the domains are called; no domain's may be one of them."""
-
 
 class Ssh(BaseModel):
     """How to reach the machine. What is empty (port: 0) comes from ssh_config or is the default."""
@@ -72,6 +68,16 @@ class Domain(BaseModel):
     partition: PartitionName = Field(
         default_factory=lambda data: str(data["name"]), validate_default=True
     )
+
+
+class LanGuest(BaseModel):
+    """A guest's second interface, in the internal LAN."""
+
+    model_config = _STRICT
+
+    name: DomainName
+    mac: MacAddress
+    address: IpWithPrefix
 
 
 class Parameters(BaseModel):
@@ -106,7 +112,7 @@ class Parameters(BaseModel):
     kernel_options: list[KernelOption] = []
 
     dom0_mem_mib: Mib = 1024
-    xen_options: Text = "console=com1 com1=115200,8n1 dom0_max_vcpus=2 spec-ctrl=eager-fpu"
+    xen_options: Text = ""
     dom0_options: Text = "console=hvc0 net.ifnames=0"
 
     hostname: HostName = "dom0"
@@ -137,6 +143,7 @@ class Parameters(BaseModel):
     rollback_seconds: Seconds = 120
 
     guest_type: Literal["pv", "pvh"] = "pv"
+    domu_options: Text = ""
     domains: list[Domain] = Field(
         [
             Domain(
@@ -150,9 +157,18 @@ class Parameters(BaseModel):
         min_length=1,
     )
 
+    # What a site selects: nothing, where it does not say. Only the lab's file and cells do.
+    autostart: list[DomainName] = []
+    lan_bridge: Interface = "xenbr1"
+    lan_interface: Interface = "veth1"
+    lan_address: IpWithPrefix = "10.66.0.1/24"
+    lan_guests: list[LanGuest] = []
+    shared_packages: list[Text] = []
+    shared_usr: list[DomainName] = []
+
     @model_validator(mode="after")
     def _holds_together(self) -> Parameters:
-        problems = [*_twice(self), *_network(self), *_names(self)]
+        problems = contradictions(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -242,58 +258,3 @@ def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
         case ast.Assign(targets=[ast.Name(name)], value=value):
             return name, value
     raise ValueError(f"line {statement.lineno} of the parameters cell assigns nothing to a name")
-
-
-def _twice(site: Parameters) -> Iterator[str]:
-    """Domains that share what each must have for itself."""
-    taken: dict[str, dict[str, str]] = {
-        "name": {site.hostname.lower(): "dom0"},
-        "MAC": {},
-        "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
-        "address": {site.gateway: "the gateway", _bare(site.address): "dom0"},
-    }
-    for number, domain in enumerate(site.domains, start=1):
-        own = {
-            "name": domain.name,
-            "MAC": domain.mac,
-            "partition": domain.partition,
-            "address": _bare(domain.address),
-        }
-        for what, value in own.items():
-            me = f"domain {number} ({domain.name})"
-            owner = taken[what].setdefault(value.lower(), me)
-            if owner != me:
-                yield f"{owner} and {me} have the same {what}: {value}"
-
-
-def _network(site: Parameters) -> Iterator[str]:
-    """A gateway that cannot be reached, interfaces that cannot be told apart."""
-    gateway = ipaddress.IPv4Address(site.gateway)
-    machines = {"dom0": site.address} | {d.name: d.address for d in site.domains}
-    for name, address in machines.items():
-        if gateway not in ipaddress.IPv4Interface(address).network:
-            yield f"gateway {site.gateway} is not in the network of {name}: {address}"
-    if site.gateway == _bare(site.address):
-        yield f"gateway and address are the same: {site.gateway}"
-    if site.uplink == site.bridge:
-        yield f"uplink and bridge are the same: {site.bridge}"
-    if not site.dom0_ip_on_bridge and len(site.uplink) > 14:
-        yield f"uplink must be at most 14 characters, as it is renamed to p{site.uplink}"
-    if not site.dom0_ip_on_bridge and site.bridge == f"p{site.uplink}":
-        yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
-
-
-def _names(site: Parameters) -> Iterator[str]:
-    """Names that depend on other parameters."""
-    check = PACKAGE_NAMES[site.platform.partition("-")[0]]
-    for number, package in enumerate(site.software):
-        try:
-            check(package)
-        except ValueError as error:
-            yield f"software[{number}] {error}"
-    if site.share == "/":
-        yield "share must be a folder to mount the share at, not /"
-
-
-def _bare(address: str) -> str:
-    return address.partition("/")[0]

@@ -46,12 +46,17 @@ class Site:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "XENLAB_RUNS": str(self.runs), "COLUMNS": "160"}
 
-    def ssh(self, domain: str, *command: str) -> str:
+    def ssh(self, domain: str, *command: str, seconds: float = 600) -> str:
         """What a command prints on dom0 or on a guest."""
         words = ["lab", "ssh", "--name", NAME, *([domain] if domain else []), "--", *command]
-        result = self.xenlab(*words, timeout=300)
+        result = self.xenlab(*words, timeout=seconds)
         assert result.returncode == 0, result.stderr
         return result.stdout
+
+    def answers(self, domain: str) -> bool:
+        """Whether dom0 or a guest lets us in now."""
+        words = ["lab", "ssh", "--name", NAME, domain, "--", "true"]
+        return self.xenlab(*words, timeout=300).returncode == 0
 
     def journals(self) -> list[Journal]:
         """The journals of all runs, oldest first."""

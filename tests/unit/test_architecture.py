@@ -18,7 +18,14 @@ MOST_LINES = 300
 FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"errors": ("errors", "command")},
     {
-        "parameters": ("parameters", "disklayout", "names", "refusals", "yamlfile"),
+        "parameters": (
+            "parameters",
+            "consistency",
+            "disklayout",
+            "names",
+            "refusals",
+            "yamlfile",
+        ),
         "journal": ("journal",),
         "ssh": ("ssh", "hostkeys", "connection", "copying", "login", "pump", "target", "wire"),
         "local": ("local",),

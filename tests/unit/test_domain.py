@@ -14,7 +14,8 @@ from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.toolstack import Xl
 from xenlab.resources.console import FOLLOW, LOGIN, PANIC, log_path
-from xenlab.resources.domain import DomainConfig, DomainRebooted, DomainStopped, domain_id
+from xenlab.resources.domain import DomainRebooted, DomainStopped, domain_id
+from xenlab.resources.domain_config import DomainConfig
 from xenlab.resources.present import PathsExist
 
 HOST = Host(Local())

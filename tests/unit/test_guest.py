@@ -22,6 +22,7 @@ from xenlab.local import Local
 from xenlab.platform.guestsystem import OFF, DebianGuest, GuestSettings
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.resources.shared_usr import UsrOnShare, UsrSwapped, generation
 from xenlab.target import Target
 
 HOST = Host(Local())
@@ -329,3 +330,62 @@ def test_a_manifest_is_the_same_in_any_order(contents: dict[str, str]) -> None:
 @given(st.text(max_size=60))
 def test_no_text_breaks_a_fingerprint(text: str) -> None:
     fingerprint(text)
+
+
+def test_usr_is_set_aside_and_put_back(guest: Guest, tmp_path: Path, device: str) -> None:
+    make(guest)
+
+    def own(place: Path) -> None:
+        (place / "usr/bin").mkdir(parents=True)
+        (place / "usr/bin/own").write_text("of the guest\n")
+
+    look(device, tmp_path, own)
+    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    busybox = tmp_path / "busybox"
+    busybox.write_text("static\n")
+    aside, back = (
+        UsrSwapped("domu1", device, shared, str(busybox), mounts, records)
+        for shared in (True, False)
+    )
+    assert back.probe(HOST) is None
+    for _ in range(2):
+        assert aside.probe(HOST) is not None
+        aside.apply(HOST, silent)
+        aside.verify(HOST)
+
+        def is_aside(place: Path) -> None:
+            assert (place / "usr.old/bin/own").read_text() == "of the guest\n"
+            assert list((place / "usr").iterdir()) == []
+            assert (place / ".xenlab/init").read_text().startswith("#!/.xenlab/busybox sh\n")
+            assert os.access(place / ".xenlab/busybox", os.X_OK)
+
+        look(device, tmp_path, is_aside)
+        # a second time, as after a kill before the record was written
+        aside.apply(HOST, silent)
+        look(device, tmp_path, is_aside)
+        assert back.probe(HOST) is not None
+        back.apply(HOST, silent)
+        back.verify(HOST)
+
+        def is_back(place: Path) -> None:
+            assert (place / "usr/bin/own").read_text() == "of the guest\n"
+            assert not (place / "usr.old").exists()
+            assert not (place / ".xenlab").exists()
+
+        look(device, tmp_path, is_back)
+
+
+def test_the_image_s_usr_goes_to_the_share_whole(image: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/tool").write_text("#!/bin/sh\n")
+    run("tar", "-C", root, "--zstd", "-cf", image, ".")
+    Path(f"{image}.sha256").write_text(run("sha256sum", image) + "\n")
+    share = tmp_path / "the share"
+    usr = UsrOnShare(str(image), str(share))
+    assert usr.probe(HOST) is not None
+    usr.apply(HOST, silent)
+    usr.verify(HOST)
+    name = generation(HOST, str(image))
+    assert (share / name / "bin/tool").read_text() == "#!/bin/sh\n"
+    assert sorted(path.name for path in share.iterdir()) == [name, f"{name}.complete"]

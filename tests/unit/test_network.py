@@ -73,6 +73,7 @@ class Dom0:
             rollback_seconds=seconds,
             program=str(self.program()),
             settings=str(settings),
+            kept=str(self.folder / "kept"),
             meeting=str(self.folder / "meeting"),
         )
 
@@ -219,6 +220,20 @@ def test_nobody_confirms_and_the_former_network_comes_back(dom0: Dom0) -> None:
     assert plain_state(dom0) == before
     assert dom0.reachable()
     assert dom0.host.run("echo here").stdout == "here\n"
+
+
+def test_a_layout_that_was_confirmed_before_comes_back(dom0: Dom0) -> None:
+    pair = dom0.bridge()
+    pair.apply(dom0.host, silent)
+    Path(pair.kept).write_text(Path(pair.settings).read_text())
+    before = settled(dom0)
+    fault = '{ case "$2" in */kept) ;; *) ip link set eth0 nomaster ;; esac; }'
+    flat = replace(dom0.bridge(on_bridge=True, seconds=4), program=str(dom0.program(fault)))
+    with pytest.raises(StepFailed, match="rolled back, the former network is back"):
+        flat.apply(dom0.host, silent)
+    assert pair.probe(dom0.host) is None
+    assert settled(dom0).splitlines()[0] == before.splitlines()[0]
+    assert dom0.reachable()
 
 
 def test_a_bridge_that_cannot_be_made_is_undone_at_once(dom0: Dom0) -> None:

@@ -51,6 +51,7 @@ def test_a_name_that_apt_could_misread_is_refused(name: str) -> None:
 def test_the_store_goes_to_the_share() -> None:
     assert Apt().store("/srv/all") == (
         Relocated("/var/cache/apt/archives", "/srv/all/apt/archives"),
+        Relocated("/var/lib/apt/lists", "/srv/all/apt/lists"),
     )
 
 

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xenlab.consistency import DOM0_PARTITIONS
 from xenlab.disklayout import fits, needed_mib, partitions, swap_files_mib
 from xenlab.errors import BadInput
 from xenlab.parameters import (
-    DOM0_PARTITIONS,
     Parameters,
     declared,
     defaults,
@@ -34,6 +34,15 @@ def guest(**changes: object) -> dict[str, object]:
         "memory_mib": 64,
         "mac": "00:16:3e:00:00:01",
         "address": "10.0.2.50/24",
+    }
+    return one | changes
+
+
+def lan_guest(**changes: object) -> dict[str, object]:
+    one: dict[str, object] = {
+        "name": "domu1",
+        "mac": "00:16:3e:66:02:01",
+        "address": "10.66.0.11/24",
     }
     return one | changes
 
@@ -213,6 +222,48 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(), other(address="10.0.2.50/25")]},
         "domain 1 (web) and domain 2 (mail) have the same address: 10.0.2.50",
     ),
+    # the internal LAN, and what is selected
+    (
+        {"lan_guests": [lan_guest(name="ftp")]},
+        "lan_guests names ftp, which is no domain; there are domu1, domu2, domu3",
+    ),
+    (
+        {"autostart": ["domu1", "domu1"]},
+        "autostart names domu1 twice",
+    ),
+    (
+        {"lan_guests": [lan_guest()], "shared_usr": ["domu2"]},
+        "shared_usr names domu2, which is not in the internal LAN (lan_guests)",
+    ),
+    (
+        {"lan_guests": [lan_guest(address="10.67.0.11/24")]},
+        "lan_guests 1 (domu1): 10.67.0.11/24 is not in the internal LAN 10.66.0.0/24",
+    ),
+    (
+        {"lan_guests": [lan_guest(address="10.66.0.1/24")]},
+        "dom0 and lan_guests 1 (domu1) both have 10.66.0.1",
+    ),
+    (
+        {"lan_guests": [lan_guest(mac="00:16:3e:66:01:02")]},
+        "domu2 and lan_guests 1 (domu1) both have 00:16:3e:66:01:02",
+    ),
+    (
+        {"lan_guests": [lan_guest(address="10.0.2.99/24")], "lan_address": "10.0.2.98/24"},
+        "the internal LAN 10.0.2.0/24 must not overlap the network of dom0, 10.0.2.0/24",
+    ),
+    (
+        {"lan_guests": [lan_guest()], "lan_interface": "veth0"},
+        "lan_interface must have another number than eth0: the other ends are called vif0.0",
+    ),
+    (
+        {"lan_guests": [lan_guest()], "lan_interface": "lan"},
+        "lan_interface must end in a number, as veth1 does, not lan",
+    ),
+    (
+        {"lan_guests": [lan_guest()], "lan_bridge": "xenbr0"},
+        "lan_bridge and lan_interface must be names of their own, not xenbr0",
+    ),
+    ({"shared_packages": ["a b"]}, f"shared_packages[0] must be {PACKAGE}, not 'a b'"),
     ({"domains": [guest(name="dom0")]}, "dom0 and domain 1 (dom0) have the same name: dom0"),
     (
         {"domains": [guest(partition="share")]},
@@ -238,8 +289,17 @@ def test_several_problems_are_listed_one_a_line() -> None:
 # Files.
 
 
-def test_the_lab_s_file_holds_the_defaults() -> None:
-    assert load(FILES / "lab.yaml") == LAB
+# A site that does not select anything gets nothing; the lab does.
+SELECTIONS = {"autostart", "lan_guests", "shared_packages", "shared_usr"}
+# What is right for an emulated processor alone.
+EMULATED = {"xen_options", "dom0_options", "domu_options"}
+
+
+def test_the_lab_s_file_holds_the_defaults_but_for_what_is_the_lab_s_alone() -> None:
+    schema, lab = LAB.model_dump(), load(FILES / "lab.yaml").model_dump()
+    assert {key for key in schema if schema[key] != lab[key]} == SELECTIONS | EMULATED
+    assert [schema[key] for key in SELECTIONS] == [[], [], [], []]
+    assert not any("mitigations" in schema[key] or "spec-ctrl" in schema[key] for key in EMULATED)
 
 
 def test_the_lab_s_file_names_every_parameter_in_the_order_of_the_schema() -> None:

@@ -24,8 +24,9 @@ _PORT_TRIES = 20
 _PORT_TAKEN = "could not set up host forwarding"
 _DISK_NODE = "disk0"
 
-# Under emulation Xen's dom0 dies at once if the CPU offers SMAP. Without XSAVE, and with Xen's
-# spec-ctrl=eager-fpu, no vector register leaks from one vCPU to another.
+# Under emulation Xen's dom0 dies at once if the CPU offers SMAP. And XSAVE does not heed CR0.TS, by
+# which Xen notices that a vCPU wants its registers back: one vCPU would save another one's. FXSAVE
+# does heed it, and is what is used where there is no XSAVE.
 ACCELERATION = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
     "tcg": ("-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-smap,-xsave"),

@@ -17,10 +17,16 @@ OFF = (
     "xenlab-bridge.service",
     "nfs-server.service",
     "distcc.service",
+    "rpcbind.service",
+    "rpcbind.socket",
+    "modprobe@.service",
+    "systemd-modules-load.service",
+    "e2scrub_reap.service",
     "getty@.service",
 )
-"""Units that the image brings along from dom0 and that a guest must not start, and all terminals
-but the Xen console (for which systemd-getty-generator starts serial-getty@hvc0 by itself)."""
+"""What the image brings along from dom0 and a guest must not start, or cannot use: servers, what
+loads modules into a kernel without any, what looks after LVM; and all terminals but the Xen console
+(for which systemd-getty-generator starts serial-getty@hvc0 by itself)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class GuestSystem(Protocol):
 
     def files(self, guest: GuestSettings) -> tuple[GuestFile, ...]:
         """The files of a guest."""
+
+    def lan(self, interface: str, address: str) -> tuple[GuestFile, ...]:
+        """The files of an interface in the internal LAN."""
 
 
 class DebianGuest:
@@ -68,6 +77,11 @@ class DebianGuest:
             ),
         ]
         return (*own, *(GuestFile(f"{UNITS}/{unit}", target="/dev/null") for unit in OFF))
+
+    def lan(self, interface: str, address: str) -> tuple[GuestFile, ...]:
+        """A stanza of its own, which /etc/network/interfaces takes in."""
+        text = render("guest-lan.j2", interface=interface, address=address)
+        return (GuestFile("/etc/network/interfaces.d/xenlab-lan", text),)
 
 
 def guest_system(platform: str) -> GuestSystem:

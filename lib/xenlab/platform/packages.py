@@ -35,11 +35,23 @@ class Packages(Protocol):
     def installed(self, *names: str) -> Resource:
         """These packages are installed."""
 
+    def from_store(self, *names: str) -> Resource:
+        """These packages are installed; what is not in the store is not fetched."""
+
     def hypervisor(self) -> Resource:
         """Xen, its tools and the boot loader are installed."""
 
+    nfs_client: tuple[str, ...]
+    """What mounts something over NFS."""
+
+    nfs_server: tuple[str, ...]
+    """What exports something over NFS."""
+
+    static_shell: tuple[str, ...]
+    """A shell with mount and the like that needs no library."""
+
     def store(self, share: str) -> tuple[Resource, ...]:
-        """What was fetched is kept on the share, where every domain can use it."""
+        """What was fetched, packages and index, is kept on the share for every domain."""
 
 
 def packages(platform: str) -> Packages:
@@ -55,6 +67,10 @@ def packages(platform: str) -> Packages:
 class Apt:
     """Debian's answer: apt-get(8) and dpkg-query(1)."""
 
+    nfs_client: tuple[str, ...] = ("nfs-common",)
+    nfs_server: tuple[str, ...] = ("nfs-kernel-server",)
+    static_shell: tuple[str, ...] = ("busybox-static",)
+
     def updated(self) -> Resource:
         """The lists are younger than `INDEX_DAYS`."""
         return AptIndex()
@@ -63,14 +79,21 @@ class Apt:
         """These packages are installed, without what they merely recommend."""
         return AptPackages(names)
 
+    def from_store(self, *names: str) -> Resource:
+        """``apt-get --no-download``."""
+        return AptPackages(names, fetch=False)
+
     def hypervisor(self) -> Resource:
         """xen-system-amd64 and GRUB for BIOS machines, which is not put on a disk yet."""
         answers = ("grub-pc grub-pc/install_devices_empty boolean true",)
         return AptPackages(("xen-system-amd64", "grub-pc"), answers)
 
     def store(self, share: str) -> tuple[Resource, ...]:
-        """The folder of fetched packages lies on the share and is linked back."""
-        return (Relocated("/var/cache/apt/archives", f"{share}/apt/archives"),)
+        """The folders of fetched packages and of the index lie on the share, linked back."""
+        return (
+            Relocated("/var/cache/apt/archives", f"{share}/apt/archives"),
+            Relocated("/var/lib/apt/lists", f"{share}/apt/lists"),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +107,7 @@ class AptIndex(Resource):
         script = """
             set -- /var/lib/apt/lists/*_Packages*
             [ -e "$1" ] || exit 44
-            stat -c %Y /var/lib/apt/lists
+            stat -L -c %Y /var/lib/apt/lists
             date +%s
         """
         result = host.run(Command.script(script), check=False)
@@ -122,10 +145,14 @@ exit 0
 
 @dataclass(frozen=True)
 class AptPackages(Resource):
-    """Debian packages that are installed; ``answers`` are lines for debconf-set-selections(1)."""
+    """Debian packages that are installed; ``answers`` are lines for debconf-set-selections(1).
+
+    ``fetch`` false: what is not in the folder of fetched packages is not fetched.
+    """
 
     names: tuple[str, ...]
     answers: tuple[str, ...] = ()
+    fetch: bool = True
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -169,9 +196,10 @@ class AptPackages(Resource):
                 trap 'exit 143' TERM INT HUP
             fi
             if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
-            shift 2
+            option=$3
+            shift 3
             dpkg --force-unsafe-io --force-confdef --force-confold --configure -a
-            apt-get -q -y --no-install-recommends \\
+            apt-get -q -y --no-install-recommends $option \\
                 -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \\
                 -o Dpkg::Options::=--force-unsafe-io \\
                 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
@@ -180,5 +208,6 @@ class AptPackages(Resource):
             sync
         """
         answers = "\n".join(self.answers)
-        command = Command.script(script, _POLICY, answers, *self.names)
+        option = "" if self.fetch else "--no-download"
+        command = Command.script(script, _POLICY, answers, option, *self.names)
         host.run(command, timeout=INSTALL_SECONDS)

@@ -33,6 +33,9 @@ class Services(Protocol):
     def disabled(self, *names: str) -> Resource:
         """These services are not started at boot, and do not run now."""
 
+    def masked(self, *names: str) -> Resource:
+        """These services do not run, and nothing can start them."""
+
     def configured(self, name: str, file: File, *test: str) -> Resource:
         """A service's configuration file; it is tested, and the service reads it again."""
 
@@ -64,6 +67,10 @@ class Systemd:
     def disabled(self, *names: str) -> Resource:
         """These units are neither enabled nor active."""
         return Units(names, enabled=False, running=False)
+
+    def masked(self, *names: str) -> Resource:
+        """These units are masked: also a unit that wants them cannot start them."""
+        return Masked(names)
 
     def configured(self, name: str, file: File, *test: str) -> Resource:
         """A unit's configuration file, tested by a command, then `systemctl reload`."""
@@ -184,6 +191,31 @@ def parse_states(text: str) -> dict[str, tuple[str, str]]:
         if len(words) == 3:
             found[words[0]] = (words[1], words[2])
     return found
+
+
+@dataclass(frozen=True)
+class Masked(Resource):
+    """Units that are masked (systemctl(1)) and do not run."""
+
+    names: tuple[str, ...]
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which of them could still be started, or run."""
+        script = """
+            for name do
+                [ "$(systemctl is-enabled -- "$name" 2> /dev/null)" = masked ] \\
+                    && ! systemctl -q is-active -- "$name" || printf '%s\\n' "$name"
+            done
+        """
+        result = host.run(Command.script(script, *self.names), check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        found = result.stdout.split() if result.ok else list(self.names)
+        return Difference(f"stop and mask {', '.join(found)}") if found else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Mask them and stop them."""
+        host.run(Command.argv("systemctl", "mask", "--now", *self.names), timeout=START_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ import pandas as pd
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.resources.autostart import AutoLinks
 from xenlab.resources.base import Resource
 from xenlab.resources.console import ConsoleAnswers
 from xenlab.resources.domain import (
-    DomainConfig,
     DomainDestroyed,
     DomainRebooted,
     DomainRunning,
     DomainStopped,
 )
+from xenlab.resources.domain_config import DomainAddition, DomainConfig
 from xenlab.resources.files import render
 
 COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
@@ -68,6 +69,11 @@ class Toolstack(Protocol):
     def configured(self, domain: DomainSpec) -> Resource:
         """A domain's configuration file, accepted by the toolstack."""
 
+    def extended(
+        self, name: str, chapter: str, *, vifs: tuple[Vif, ...] = (), cmdline: str = ""
+    ) -> Resource:
+        """What a later chapter adds to a domain's configuration; nothing takes it away again."""
+
     def running(self, name: str, *, console: bool = False) -> Resource:
         """A domain that runs; with ``console``, its boot is followed up to the login prompt."""
 
@@ -82,6 +88,9 @@ class Toolstack(Protocol):
 
     def destroyed(self, name: str) -> Resource:
         """A domain that was ended without asking the guest."""
+
+    def autostarted(self, names: tuple[str, ...]) -> Resource:
+        """Just these guests start with dom0, in this order."""
 
     def domains(self, host: Host) -> pd.DataFrame:
         """The running domains: name, id, memory_mib, vcpus, state, seconds of CPU time."""
@@ -104,6 +113,17 @@ class Xl:
         """The file, checked by ``xl create -n`` before it takes its place."""
         return DomainConfig(self.config_path(domain.name), xl_config(domain))
 
+    def extended(
+        self, name: str, chapter: str, *, vifs: tuple[Vif, ...] = (), cmdline: str = ""
+    ) -> Resource:
+        """A block at the file's end; ``+=`` adds to the lists and texts above it."""
+        lines = []
+        if vifs:
+            lines.append(f"vif += [ {', '.join(_vif(vif) for vif in vifs)} ]\n")
+        if cmdline:
+            lines.append(f"cmdline += {xl_string(' ' + cmdline)}\n")
+        return DomainAddition(self.config_path(name), chapter, "".join(lines))
+
     def running(self, name: str, *, console: bool = False) -> Resource:
         """``xl create``, with what ``-c`` would show read from xenconsoled's log."""
         return DomainRunning(name, self.config_path(name), console)
@@ -123,6 +143,10 @@ class Xl:
     def destroyed(self, name: str) -> Resource:
         """``xl destroy``."""
         return DomainDestroyed(name)
+
+    def autostarted(self, names: tuple[str, ...]) -> Resource:
+        """Links in ``/etc/xen/auto``, which xendomains goes through."""
+        return AutoLinks(names)
 
     def domains(self, host: Host) -> pd.DataFrame:
         """``xl list``."""
@@ -220,7 +244,7 @@ def xl_config(domain: DomainSpec) -> str:
         memory=domain.memory_mib,
         vcpus=domain.vcpus,
         disks=[xl_string(text) for text in disks],
-        vifs=[xl_string(f"mac={vif.mac},bridge={vif.bridge}") for vif in domain.vifs],
+        vifs=[_vif(vif) for vif in domain.vifs],
         on_poweroff=xl_string("destroy"),
         on_reboot=xl_string("restart"),
         on_crash=xl_string("preserve"),
@@ -233,3 +257,7 @@ def xl_string(text: str) -> str:
     if re.search(r"[^ -~]", text):
         raise BadInput(f"{text!r} cannot stand in a domain's configuration: plain ASCII only")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _vif(vif: Vif) -> str:
+    return xl_string(f"mac={vif.mac},bridge={vif.bridge}")

@@ -13,6 +13,7 @@ from xenlab.chapter import Chapter
 from xenlab.resources.base import Resource
 from xenlab.resources.guestaccess import GuestAnswers
 from xenlab.resources.present import PathsExist
+from xenlab.resources.shown import Shown
 
 
 def configurations_written(book: Chapter) -> Resource:
@@ -26,18 +27,18 @@ def booted(book: Chapter) -> Resource:
 
 
 def visited(book: Chapter) -> Resource:
-    """An action: the first domain's console is opened and left."""
-    return book.toolstack.console(_first(book))
+    """The first domain's console was opened and left."""
+    return _shown(book, "console", book.toolstack.console(_first(book)))
 
 
 def rebooted(book: Chapter) -> Resource:
-    """An action: the first domain is rebooted."""
-    return book.toolstack.rebooted(_first(book))
+    """The first domain was rebooted."""
+    return _shown(book, "reboot", book.toolstack.rebooted(_first(book)))
 
 
 def stopped(book: Chapter) -> Resource:
-    """The first domain, shut down."""
-    return book.toolstack.stopped(_first(book))
+    """The first domain was shut down."""
+    return _shown(book, "shutdown", book.toolstack.stopped(_first(book)))
 
 
 def running(book: Chapter) -> Resource:
@@ -46,17 +47,17 @@ def running(book: Chapter) -> Resource:
 
 
 def destroyed(book: Chapter) -> Resource:
-    """The first domain, destroyed."""
-    return book.toolstack.destroyed(_first(book))
+    """The first domain was destroyed."""
+    return _shown(book, "destroy", book.toolstack.destroyed(_first(book)))
 
 
 def all_running(book: Chapter) -> list[Resource]:
-    """Every domain, created one after the other.
+    """Every domain, created one after the other, each when the one before shows its login prompt.
 
-    The hotplug scripts of all domains share a lock and have 40 seconds each, fixed in libxl: so
-    the creations queue here, where no clock runs, and the guests then boot side by side.
+    A creation runs scripts in dom0 that have 40 seconds each, fixed in libxl; guests that boot
+    meanwhile would take dom0 the processor.
     """
-    return [book.toolstack.running(d.name) for d in book.site.domains]
+    return [book.toolstack.running(d.name, console=True) for d in book.site.domains]
 
 
 def all_answer(book: Chapter) -> dict[str, Resource]:
@@ -78,3 +79,8 @@ def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
 
 def _first(book: Chapter) -> str:
     return book.site.domains[0].name
+
+
+def _shown(book: Chapter, what: str, action: Resource) -> Resource:
+    """Once for the domain as the site wants it."""
+    return Shown(f"{what}-{_first(book)}", action, repr(book.site.domains[0]))

@@ -31,8 +31,9 @@ def xen_runs() -> Resource:
 
 
 def software_installed(book: Chapter) -> tuple[Resource, ...]:
-    """The site's software list, from an index that is not too old."""
-    return book.packages.updated(), book.packages.installed(*book.site.software)
+    """The site's software list and what mounts the share, from an index that is not too old."""
+    names = dict.fromkeys((*book.site.software, *book.packages.nfs_client))
+    return book.packages.updated(), book.packages.installed(*names)
 
 
 def named(book: Chapter) -> tuple[Resource, ...]:

@@ -23,6 +23,8 @@ from xenlab.resources.uplink import Uplink
 
 PROGRAM = "/usr/local/sbin/xenlab-bridge"
 SETTINGS = "/etc/default/xenlab-bridge"
+TRIED = f"{SETTINGS}.new"
+"""Settings that nobody has confirmed yet: no boot reads them."""
 UNIT = "xenlab-bridge.service"
 CONSOLE_LOGS = "/var/log/xen/console"
 
@@ -86,8 +88,8 @@ def daemons(book: Chapter) -> tuple[Resource, ...]:
     return book.services.running("xen"), book.services.enabled("xendomains")
 
 
-def bridge_program(site: Parameters) -> tuple[Resource, ...]:
-    """The program that makes the bridge, its settings and its unit; nothing of it runs yet."""
+def bridge_settings(site: Parameters) -> str:
+    """What the program is told."""
     values = {
         "UPLINK": site.uplink,
         "BRIDGE": site.bridge,
@@ -95,10 +97,15 @@ def bridge_program(site: Parameters) -> tuple[Resource, ...]:
         "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
     }
     settings = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
+    return f"# written by xenlab, chapter 07\n{settings}"
+
+
+def bridge_program(site: Parameters) -> tuple[Resource, ...]:
+    """The program that makes the bridge, settings to try, its unit; nothing of it runs yet."""
     program = package_files("xenlab").joinpath("templates", "xenlab-bridge.sh").read_text()
     return (
         File(PROGRAM, program, mode=0o755),
-        File(SETTINGS, f"# written by xenlab, chapter 07\n{settings}"),
+        File(TRIED, bridge_settings(site)),
         File(
             f"/etc/systemd/system/{UNIT}",
             template="xenlab-bridge.service",
@@ -117,7 +124,8 @@ def bridge_made(site: Parameters) -> Bridge:
         address_on_bridge=site.dom0_ip_on_bridge,
         rollback_seconds=site.rollback_seconds,
         program=PROGRAM,
-        settings=SETTINGS,
+        settings=TRIED,
+        kept=SETTINGS,
     )
 
 
@@ -128,12 +136,13 @@ def bridge_kept(book: Chapter) -> tuple[Resource, ...]:
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
     site = book.site
+    kept = File(SETTINGS, bridge_settings(site))
     service = book.services.running("xenlab-bridge")
     if not site.dom0_ip_on_bridge:
         plain = Uplink(site.uplink, site.address, site.gateway, site.bridge)
-        return File(UPLINK_FILE, plain.text()), service
+        return kept, File(UPLINK_FILE, plain.text()), service
     values = {"bridge": site.bridge, "address": site.address, "gateway": site.gateway}
-    return File(UPLINK_FILE, template="uplink-bridge.j2", values=values), service
+    return kept, File(UPLINK_FILE, template="uplink-bridge.j2", values=values), service
 
 
 def unfiltered() -> tuple[Resource, ...]:

@@ -23,7 +23,7 @@ def spec(site: Parameters, domain: Domain) -> DomainSpec:
         name=domain.name,
         type=site.guest_type,
         kernel=KERNEL,
-        cmdline=f"root=/dev/{ROOT_NAME} ro console=hvc0 net.ifnames=0",
+        cmdline=f"root=/dev/{ROOT_NAME} ro console=hvc0 net.ifnames=0 {site.domu_options}".strip(),
         memory_mib=domain.memory_mib,
         disks=(Disk(by_name(domain.partition), ROOT_NAME), Disk(swap_file(domain), SWAP_NAME)),
         vifs=(Vif(domain.mac, site.bridge),),

@@ -1,4 +1,4 @@
-"""Domains: their configuration files, and their life from create to destroy (howto: „Und Action!“).
+"""Domains: their life from create to destroy (howto: „Und Action!“).
 
 xl(1) is the reference. What creates a domain runs without the step's mark and writes to a file,
 not to the connection: xl leaves a process behind that looks after the domain, and neither a lost
@@ -14,11 +14,10 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.console import BOOT_SECONDS, FOLLOW, LOGIN, PANIC, log_path, refuse
-from xenlab.resources.files import File
 
 CREATE_SECONDS = 300
 END_SECONDS = 600
-UNKNOWN_DOMAIN = "invalid domain identifier"
+UNKNOWN_DOMAIN = "maybe this domain does not exist"
 
 # The hotplug scripts never get their lock without a standard input.
 _CREATE = """
@@ -71,33 +70,6 @@ def _looked_up(host: Host, name: str) -> int | None:
         return domain_id(host, name)
     except CommandFailed:
         return None
-
-
-@dataclass(frozen=True)
-class DomainConfig(File):
-    """A domain's configuration file; xl must accept it before it takes its place.
-
-    ``xl create -n`` reads and checks without creating; xl does not even do this off Xen.
-    """
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Write the file beside its place, check it there, move it into place."""
-        draft = f"{self.path}.draft"
-        host.write(draft, self.text(), mode=self.mode, owner=self.owner)
-        script = """
-            if xl create -n "$1" < /dev/null > /dev/null; then
-                mv -f -- "$1" "$2"
-            else
-                rm -f -- "$1"
-                exit 1
-            fi
-        """
-        result = host.run(Command.script(script, draft, self.path), check=False)
-        if not result.ok:
-            raise StepFailed(
-                f"xl refuses the configuration for {self.path}: {result.stderr.strip()}",
-                where=host.name,
-            )
 
 
 @dataclass(frozen=True)

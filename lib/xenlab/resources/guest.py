@@ -46,7 +46,7 @@ REFUSALS = {
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.
 # A private mount namespace takes its mounts along when it is killed: nothing stays mounted.
-_GUARD = """
+GUARD = """
 name=$1 device=$2 records=$3/$1 mount=$4/$1
 exec 9> "/run/xenlab-guest-$name.lock"
 flock -n 9 || exit 41
@@ -155,9 +155,9 @@ class GuestRoot(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Unpack the image; the record is written last."""
         report(f"unpacking into {self.device}")
-        _in_namespace(
+        in_namespace(
             host,
-            _GUARD + _UNPACK,
+            GUARD + _UNPACK,
             (self.name, self.device, self.records, self.mounts, self.image, self.label),
             timeout=UNPACK_SECONDS,
         )
@@ -194,9 +194,9 @@ class GuestConfigured(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Write everything while the root is mounted once; the record is written last."""
         report("writing the guest's configuration")
-        _in_namespace(
+        in_namespace(
             host,
-            _GUARD + _CONFIGURE,
+            GUARD + _CONFIGURE,
             (self.name, self.device, self.records, self.mounts, manifest(self.files)),
             input=archive(self.files),
             timeout=CONFIGURE_SECONDS,
@@ -239,9 +239,14 @@ def archive(files: tuple[GuestFile, ...]) -> bytes:
     return data.getvalue()
 
 
-def _in_namespace(
+def in_namespace(
     host: Host, script: str, values: tuple[str, ...], *, timeout: float, input: bytes = b""
 ) -> None:
+    """Run a script that begins with `GUARD` in a mount namespace of its own.
+
+    The values begin with the guest's name, its device, the folder of records, that of mounts and,
+    where an image is unpacked, the image. Raises StepFailed for the guard's refusals.
+    """
     command = Command.argv("unshare", "--mount", "/bin/sh", "-euc", script, "xenlab", *values)
     result = host.run(command, input=input, timeout=timeout, check=False)
     if result.status in REFUSALS:

@@ -42,7 +42,7 @@ class Bridge(Resource):
     ``address_on_bridge`` false: the layout of xend's network-bridge (ethX ↔ vif0.X, pethX), with no
     address on the bridge. ``program`` switches (templates/xenlab-bridge.sh) as ``settings`` says. A
     switch that is not confirmed over a new connection within ``rollback_seconds`` is undone by the
-    target itself.
+    target itself, which goes back to the layout of ``kept``, where an earlier one was confirmed.
     """
 
     uplink: str
@@ -52,7 +52,8 @@ class Bridge(Resource):
     address_on_bridge: bool = False
     rollback_seconds: int = 120
     program: str = "/usr/local/sbin/xenlab-bridge"
-    settings: str = "/etc/default/xenlab-bridge"
+    settings: str = "/etc/default/xenlab-bridge.new"
+    kept: str = "/etc/default/xenlab-bridge"
     meeting: str = MEETING
 
     def probe(self, host: Host) -> Difference | None:
@@ -114,12 +115,13 @@ class Bridge(Resource):
             mkdir -m 700 -- "$1"
             : > "$1/pending"
             # its own session and no mark: neither a lost connection nor a stopped step ends it
-            env -u XENLAB_STEP setsid --fork /bin/sh -c "$2" switch-network "$1" "$3" "$4" "$5" \\
-                > "$1/log" 2>&1 < /dev/null
+            meeting=$1; shift
+            env -u XENLAB_STEP setsid --fork /bin/sh -c "$1" switch-network "$meeting" "$2" "$3" \\
+                "$4" "$5" > "$meeting/log" 2>&1 < /dev/null
         """
         text = package_files("xenlab").joinpath("templates", "switch-network.sh").read_text()
-        seconds, program, settings = self.rollback_seconds, self.program, self.settings
-        command = Command.script(script, self.meeting, text, seconds, program, settings)
+        values = (self.rollback_seconds, self.program, self.settings, self.kept)
+        command = Command.script(script, self.meeting, text, *values)
         try:
             host.run(command, timeout=_START_SECONDS)
         except (ConnectionLost, CommandTimeout):

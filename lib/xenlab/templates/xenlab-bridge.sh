@@ -122,9 +122,10 @@ build_flat() {
 
 undo_flat() {
     exists "$physical" && return 0
-    has_master "$UPLINK" "$BRIDGE" || return 0
+    exists "$BRIDGE" || return 0
     remember "$BRIDGE"
     ip address flush dev "$BRIDGE"
+    has_master "$UPLINK" "$BRIDGE" || return 0
     ip link set dev "$UPLINK" nomaster
     own_address "$UPLINK"
 }

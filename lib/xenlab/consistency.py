@@ -1,0 +1,130 @@
+"""Whether the parameters of a site go together: what no single value shows to be wrong."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from xenlab.names import PACKAGE_NAMES
+
+if TYPE_CHECKING:
+    from xenlab.parameters import Parameters
+
+DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswap")
+"""The partitions that are there whatever the domains are called; no domain's may be one of them."""
+
+
+def contradictions(site: Parameters) -> list[str]:
+    """A sentence for each pair of parameters that exclude each other."""
+    return [*_twice(site), *_network(site), *_lan(site), *_selections(site), *_names(site)]
+
+
+def _twice(site: Parameters) -> Iterator[str]:
+    """Domains that share what each must have for itself."""
+    taken: dict[str, dict[str, str]] = {
+        "name": {site.hostname.lower(): "dom0"},
+        "MAC": {},
+        "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
+        "address": {site.gateway: "the gateway", _bare(site.address): "dom0"},
+    }
+    for number, domain in enumerate(site.domains, start=1):
+        own = {
+            "name": domain.name,
+            "MAC": domain.mac,
+            "partition": domain.partition,
+            "address": _bare(domain.address),
+        }
+        for what, value in own.items():
+            me = f"domain {number} ({domain.name})"
+            owner = taken[what].setdefault(value.lower(), me)
+            if owner != me:
+                yield f"{owner} and {me} have the same {what}: {value}"
+
+
+def _network(site: Parameters) -> Iterator[str]:
+    """A gateway that cannot be reached, interfaces that cannot be told apart."""
+    gateway = ipaddress.IPv4Address(site.gateway)
+    machines = {"dom0": site.address} | {d.name: d.address for d in site.domains}
+    for name, address in machines.items():
+        if gateway not in ipaddress.IPv4Interface(address).network:
+            yield f"gateway {site.gateway} is not in the network of {name}: {address}"
+    if site.gateway == _bare(site.address):
+        yield f"gateway and address are the same: {site.gateway}"
+    if site.uplink == site.bridge:
+        yield f"uplink and bridge are the same: {site.bridge}"
+    if not site.dom0_ip_on_bridge and len(site.uplink) > 14:
+        yield f"uplink must be at most 14 characters, as it is renamed to p{site.uplink}"
+    if not site.dom0_ip_on_bridge and site.bridge == f"p{site.uplink}":
+        yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
+
+
+def _lan(site: Parameters) -> Iterator[str]:
+    """An internal LAN that is not one, or whose devices cannot be told apart from others."""
+    if not site.lan_guests:
+        return
+    devices = [site.uplink, site.bridge, f"p{site.uplink}", site.lan_bridge, site.lan_interface]
+    for name in (site.lan_bridge, site.lan_interface):
+        if devices.count(name) > 1:
+            yield f"lan_bridge and lan_interface must be names of their own, not {name}"
+    if not site.lan_interface[-1].isdigit():
+        yield f"lan_interface must end in a number, as veth1 does, not {site.lan_interface}"
+    elif _number(site.lan_interface) == _number(site.uplink) and not site.dom0_ip_on_bridge:
+        yield (
+            f"lan_interface must have another number than {site.uplink}: "
+            f"the other ends are called vif0.{_number(site.uplink)}"
+        )
+    lan = ipaddress.IPv4Interface(site.lan_address).network
+    outside = ipaddress.IPv4Interface(site.address).network
+    if lan.overlaps(outside):
+        yield f"the internal LAN {lan} must not overlap the network of dom0, {outside}"
+    taken = {_bare(site.lan_address): "dom0"} | {d.mac.lower(): d.name for d in site.domains}
+    for number, guest in enumerate(site.lan_guests, start=1):
+        me = f"lan_guests {number} ({guest.name})"
+        if ipaddress.IPv4Interface(guest.address).network != lan:
+            yield f"{me}: {guest.address} is not in the internal LAN {lan}"
+        for value in (_bare(guest.address), guest.mac.lower()):
+            owner = taken.setdefault(value, me)
+            if owner != me:
+                yield f"{owner} and {me} both have {value}"
+
+
+def _selections(site: Parameters) -> Iterator[str]:
+    """Guests that are selected for something and do not exist, or are named twice."""
+    known = [d.name for d in site.domains]
+    selected = {
+        "autostart": site.autostart,
+        "lan_guests": [guest.name for guest in site.lan_guests],
+        "shared_usr": site.shared_usr,
+    }
+    for key, names in selected.items():
+        for name in dict.fromkeys(names):
+            if name not in known:
+                yield f"{key} names {name}, which is no domain; there are {', '.join(known)}"
+            if names.count(name) > 1:
+                yield f"{key} names {name} twice"
+    for name in site.shared_usr:
+        if name not in selected["lan_guests"]:
+            yield f"shared_usr names {name}, which is not in the internal LAN (lan_guests)"
+
+
+def _names(site: Parameters) -> Iterator[str]:
+    """Names that depend on other parameters."""
+    check = PACKAGE_NAMES[site.platform.partition("-")[0]]
+    for key, packages in (("software", site.software), ("shared_packages", site.shared_packages)):
+        for number, package in enumerate(packages):
+            try:
+                check(package)
+            except ValueError as error:
+                yield f"{key}[{number}] {error}"
+    if site.share == "/":
+        yield "share must be a folder to mount the share at, not /"
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def _number(interface: str) -> int:
+    """The number at an interface's end, 0 where it has none."""
+    return int(interface[len(interface.rstrip("0123456789")) :] or "0")

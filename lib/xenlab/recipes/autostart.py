@@ -1,0 +1,121 @@
+"""Chapter 12: guests that start together with dom0, proven by a power cycle.
+
+Howto: „Auto-DomainU-Boot“.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import StepFailed
+from xenlab.host import Host
+from xenlab.platform.power import Power, reboot
+from xenlab.platform.toolstack import Toolstack
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import File
+from xenlab.resources.running_xen import wait_for_toolstack
+from xenlab.resources.shown import Shown
+
+BACK_SECONDS = 1800.0
+"""How long the guests may take to be there again after a boot, in seconds."""
+
+SAVED = "/var/lib/xen/save"
+
+
+def links(book: Chapter) -> Resource:
+    """The selected guests' configurations, linked where xendomains looks."""
+    return book.toolstack.autostarted(tuple(book.site.autostart))
+
+
+def service(book: Chapter) -> tuple[Resource, ...]:
+    """xendomains at every boot, with time enough, dom0 served first."""
+    settings = File(
+        "/etc/systemd/system/xendomains.service.d/xenlab.conf", template="xendomains.conf"
+    )
+    return settings, book.services.enabled("xendomains")
+
+
+def power_cycled(book: Chapter) -> Resource:
+    """The machine was switched off and on; exactly the selected guests came back."""
+    names = tuple(book.site.autostart)
+    cycle = PowerCycled(names, book.toolstack, book.power, book.controller)
+    return Shown("power-cycle", cycle, repr(names))
+
+
+def selected(book: Chapter) -> pd.DataFrame:
+    """Every guest of the site, with its place in the order of starting."""
+    order = {name: place for place, name in enumerate(book.site.autostart, 1)}
+    rows = [
+        {
+            "guest": d.name,
+            "starts with dom0": "yes" if d.name in order else "no",
+            "place": str(order.get(d.name, "-")),
+        }
+        for d in book.site.domains
+    ]
+    return pd.DataFrame(rows)
+
+
+def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """The domains that run, read when the step runs."""
+
+    def table() -> pd.DataFrame:
+        if book.mode == "plan":
+            return pd.DataFrame({"name": book.site.autostart, "state": "would run"})
+        return book.toolstack.domains(book.target)
+
+    return table
+
+
+@dataclass(frozen=True)
+class PowerCycled(Resource):
+    """An action: the machine is switched off and on; then just these guests run, in this order.
+
+    Guests are shut down with dom0, not saved: no memory image is left behind.
+    """
+
+    names: tuple[str, ...]
+    toolstack: Toolstack = field(compare=False)
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """What will be done."""
+        who = ", ".join(self.names) or "dom0 alone"
+        return Difference(f"switch the machine off and on, and see {who} come back")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Restart the machine and wait until the last of the guests was created."""
+        machine = host.inside("/")
+        machine.run("sync")
+        reboot(self.power, "disk", machine, self.controller, report)
+        report("waiting for Xen's services")
+        wait_for_toolstack(machine)
+        deadline = time.monotonic() + BACK_SECONDS
+        while not set(self.names) <= set(self._running(machine)):
+            if time.monotonic() > deadline:
+                break
+            report(f"running: {', '.join(self._running(machine)) or 'no guest yet'}")
+            time.sleep(2)
+
+    def verify(self, host: Host) -> None:
+        """Raise StepFailed unless these guests run, no other, created in this order."""
+        running = self._running(host)
+        if running != list(self.names):
+            raise StepFailed(
+                f"{', '.join(running) or 'no guest'} came back, wanted: {', '.join(self.names)}",
+                hint="systemctl status xendomains; xl list",
+            )
+        saved = host.run(Command.script('ls -A -- "$1" 2> /dev/null || :', SAVED)).stdout.split()
+        if saved:
+            raise StepFailed(f"guests were saved and not shut down: {', '.join(saved)} in {SAVED}")
+
+    def _running(self, host: Host) -> list[str]:
+        table = self.toolstack.domains(host)
+        return [str(name) for name in table.sort_values("id")["name"] if name != "Domain-0"]

@@ -1,0 +1,53 @@
+"""The finished host at a glance: domains, bridges, addresses, exports, who starts with dom0."""
+
+from __future__ import annotations
+
+import json
+
+from xenlab.command import Command
+from xenlab.host import Host
+from xenlab.platform.toolstack import parse_list
+from xenlab.resources.nfs import parse_exports
+
+_SECTION = "----"
+_LOOK = f"""
+xl list
+echo {_SECTION}
+ip -json address show
+echo {_SECTION}
+exportfs -s 2> /dev/null || :
+echo {_SECTION}
+for link in /etc/xen/auto/*; do [ ! -e "$link" ] || readlink -f -- "$link"; done
+"""
+
+
+def overview(host: Host) -> dict[str, str] | None:
+    """What a host has, in words by heading; None where it runs no Xen."""
+    result = host.run(Command(f"set -e\n{_LOOK}"), check=False)
+    return parse(result.stdout) if result.ok else None
+
+
+def parse(text: str) -> dict[str, str]:
+    """The answer of the look: four sections."""
+    domains, addresses, exports, started = (text.split(f"{_SECTION}\n") + [""] * 4)[:4]
+    table = parse_list(domains)
+    devices = [d for d in json.loads(addresses or "[]") if "ifname" in d]
+    masters = sorted({d["master"] for d in devices if "master" in d})
+    ports = {m: [d["ifname"] for d in devices if d.get("master") == m] for m in masters}
+    own = [
+        f"{d['ifname']} {a['local']}/{a['prefixlen']}"
+        for d in devices
+        for a in d.get("addr_info", [])
+        if a.get("family") == "inet" and d["ifname"] != "lo"
+    ]
+    names = (path.rpartition("/")[2].removesuffix(".cfg") for path in started.split())
+    found = {
+        "domains": ", ".join(
+            f"{row.name} ({row.memory_mib} MiB)" for row in table.itertuples(index=False)
+        ),
+        "bridges": "; ".join(f"{bridge}: {', '.join(ports[bridge])}" for bridge in masters),
+        "dom0's addresses": ", ".join(own),
+        "exports": ", ".join(f"{path} to {client}" for path, client in parse_exports(exports)),
+        "start with dom0": ", ".join(names),
+    }
+    return {heading: words for heading, words in found.items() if words}

@@ -1,0 +1,146 @@
+"""Chapter 14: the share over NFS, in the internal LAN alone; a package fetched once for all.
+
+Howto: „Extreme Dateisystem-Sharing“, Partitionen 4.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.parameters import LanGuest, Parameters
+from xenlab.recipes.network import bare
+from xenlab.resources.base import Resource
+from xenlab.resources.condition import Condition, Together
+from xenlab.resources.elsewhere import Elsewhere
+from xenlab.resources.files import File
+from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount
+from xenlab.resources.present import PathsExist
+
+STORE = "/srv/packages"
+"""Where dom0 shows the store of packages a second time, to be exported writable."""
+
+READ = "ro,no_subtree_check,no_root_squash"
+WRITE = "rw,no_subtree_check,no_root_squash"
+OPTIONS = "vers=4.2,_netdev,x-systemd.mount-timeout=120"
+
+
+def network(site: Parameters) -> str:
+    """The internal LAN as exports(5) writes it."""
+    return str(ipaddress.IPv4Interface(site.lan_address).network)
+
+
+def server_installed(book: Chapter) -> Resource:
+    """The NFS server's programs."""
+    return book.packages.installed(*book.packages.nfs_server)
+
+
+def server_configured(site: Parameters) -> tuple[Resource, ...]:
+    """NFS 4 alone, on dom0's address in the LAN alone; the exports; the writable store."""
+    lan = network(site)
+    exports = f"{site.share} {lan}({READ})\n{STORE} {lan}({WRITE})\n"
+    unit = "/etc/systemd/system/srv-packages.mount"
+    return (
+        File(
+            "/etc/nfs.conf.d/xenlab.conf",
+            template="nfs.conf",
+            values={"address": bare(site.lan_address)},
+        ),
+        File("/etc/exports.d/xenlab.exports", f"# written by xenlab, chapter 14\n{exports}"),
+        File(
+            unit,
+            template="srv-packages.mount",
+            values={"what": f"{site.share}/apt", "where": STORE},
+        ),
+    )
+
+
+def old_protocols_off(book: Chapter) -> Resource:
+    """What only NFS 3 needs does not run: it would listen on every address."""
+    return book.services.masked("rpcbind.socket", "rpcbind", "rpc-statd", "rpc-statd-notify")
+
+
+def served(book: Chapter) -> tuple[Resource, ...]:
+    """The server runs, now and after every boot; the share is exported to the LAN."""
+    return (
+        book.services.running("srv-packages.mount"),
+        book.services.running("nfs-server"),
+        exported(book),
+    )
+
+
+def exported(book: Chapter) -> Resource:
+    """What chapter 14 leaves: the share, exported to the LAN."""
+    return Exported((book.site.share, STORE), network(book.site))
+
+
+def unreachable(site: Parameters) -> Resource:
+    """The condition that over the uplink nothing is to be had but ssh."""
+    return ListensOnlyOn((bare(site.lan_address),), ("22",))
+
+
+def mounted(book: Chapter) -> dict[str, Resource]:
+    """Every guest has the share, and in it the store of packages, writable."""
+    site, server = book.site, bare(book.site.lan_address)
+    parts = (
+        NfsMount(f"{server}:{site.share}", site.share, f"ro,{OPTIONS}"),
+        NfsMount(f"{server}:{STORE}", f"{site.share}/apt", f"rw,{OPTIONS}"),
+    )
+    return _on_guests(book, lambda _: Together(parts))
+
+
+def sources_seen(book: Chapter) -> dict[str, Resource]:
+    """The condition that every guest sees the kernel sources in /usr/src."""
+    name = book.site.kernel_source.rpartition("/")[2]
+    return _on_guests(book, lambda _: PathsExist((f"/usr/src/{name}",)))
+
+
+def fetched_once(book: Chapter) -> Resource:
+    """The first guest installs the packages; what it fetches lies on the share."""
+    first = book.site.lan_guests[0]
+    wanted = book.packages.installed(*book.site.shared_packages)
+    return Elsewhere(first.name, book.guest(first.name), wanted)
+
+
+def installed_from_share(book: Chapter) -> dict[str, Resource]:
+    """All others install them from the share; nothing is fetched again."""
+    wanted = book.packages.from_store(*book.site.shared_packages)
+    first = book.site.lan_guests[0]
+    return _on_guests(book, lambda guest: None if guest == first else wanted)
+
+
+def swapping(book: Chapter) -> dict[str, Resource]:
+    """The condition that every guest uses its swap file."""
+    script = "awk '$1 == \"/dev/xvda2\" { found = 1 } END { exit !found }' /proc/swaps"
+    used = Condition(Command(script), "the swap file is not in use", "swapon --show; /etc/fstab")
+    return _on_guests(book, lambda _: used)
+
+
+def shares(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """What each guest has of the share, read when the step runs."""
+    columns = ["guest", "mounted", "from", "options"]
+
+    def table() -> pd.DataFrame:
+        rows = []
+        for guest in book.site.lan_guests if book.mode == "apply" else []:
+            result = book.guest(guest.name).run("findmnt -n -r -t nfs4 -o TARGET,SOURCE,OPTIONS")
+            for line in result.stdout.splitlines():
+                target, source, options = line.split()
+                kept = [w for w in options.split(",") if w in ("ro", "rw") or w.startswith("vers")]
+                rows.append([guest.name, target, source, ", ".join(kept)])
+        return pd.DataFrame(rows, columns=columns)
+
+    return table
+
+
+def _on_guests(book: Chapter, wanted: Callable[[LanGuest], Resource | None]) -> dict[str, Resource]:
+    found = ((guest, wanted(guest)) for guest in book.site.lan_guests)
+    return {
+        guest.name: Elsewhere(guest.name, book.guest(guest.name), resource)
+        for guest, resource in found
+        if resource is not None
+    }

@@ -1,0 +1,254 @@
+"""Chapter 15: a guest that runs from the share's /usr, and what that takes.
+
+Howto: „/usr sharing“.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import ConnectionLost, ConnectionRefused, HostKeyRefused, StepFailed
+from xenlab.host import Host
+from xenlab.parameters import LanGuest, Parameters
+from xenlab.recipes.network import GUEST_INTERFACE, bare
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.condition import Condition, Together
+from xenlab.resources.disk import by_name
+from xenlab.resources.early_boot import needed_before
+from xenlab.resources.elsewhere import Elsewhere
+from xenlab.resources.files import File
+from xenlab.resources.shared_usr import (
+    UsrOnShare,
+    UsrSwapped,
+    generation,
+    layout,
+    own_usr_mib,
+)
+
+FOLDER = "usr"
+ANSWER_SECONDS = 1800.0
+
+
+def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """What the boot of the first guest needs before the share is mounted."""
+    columns = ["started by", "program", "in /usr", "libraries in /usr"]
+
+    def table() -> pd.DataFrame:
+        if book.mode == "plan" or not book.site.lan_guests:
+            return pd.DataFrame(columns=columns)
+        guest = book.site.lan_guests[0]
+        rows = [
+            [
+                one.unit,
+                one.program,
+                "yes" if one.path.startswith("/usr/") else "no",
+                str(sum(1 for library in one.libraries if library.startswith("/usr/"))),
+            ]
+            for one in needed_before(book.guest(guest.name), book.site.share)
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    return table
+
+
+def methods(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """The ways to a shared /usr, and which of them the guests' layout allows."""
+
+    def table() -> pd.DataFrame:
+        now = "merged" if book.mode == "plan" else layout(book.target)
+        rows = [
+            ["split", "the howto's: /usr is a link to the share, a few programs copied to /bin"],
+            ["merged", "/usr mounted before the first process, the network made by the kernel"],
+        ]
+        return pd.DataFrame(
+            [[kind, way, "here" if kind == now else ""] for kind, way in rows],
+            columns=["layout", "way", ""],
+        )
+
+    return table
+
+
+def usr_on_share(site: Parameters) -> Resource:
+    """The image's /usr on the share."""
+    return UsrOnShare(site.image, f"{site.share}/{FOLDER}")
+
+
+def tools(book: Chapter) -> Resource:
+    """The static program that mounts /usr."""
+    return book.packages.installed(*book.packages.static_shell)
+
+
+def late(book: Chapter) -> dict[str, Resource]:
+    """In each such guest: its services wait for the share, all but sshd."""
+    services = [name for name in book.site.services if name != "ssh"]
+    text = f"# written by xenlab, chapter 15\n[Unit]\nRequiresMountsFor={book.site.share}\n"
+    parts = [
+        File(f"/etc/systemd/system/{name}.service.d/xenlab-usr.conf", text) for name in services
+    ]
+    return {
+        guest.name: Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts)))
+        for guest in _sharing(book)
+    }
+
+
+def swapped(book: Chapter) -> list[Resource]:
+    """Every guest's own /usr set aside or back in its place, as the site says."""
+    found: list[Resource] = []
+    for guest in book.site.lan_guests:
+        shared = guest.name in book.site.shared_usr
+        swap = UsrSwapped(guest.name, by_name(_partition(book, guest.name)), shared)
+        found.append(WhileDown(book.toolstack.stopped(guest.name), swap))
+    return found
+
+
+def configured(book: Chapter) -> dict[str, Resource]:
+    """Each guest's configuration with what its first process needs, or without it."""
+    found = {}
+    for guest in book.site.lan_guests:
+        words = _words(book, guest) if guest.name in book.site.shared_usr else ""
+        found[guest.name] = book.toolstack.extended(guest.name, book.name, cmdline=words)
+    return found
+
+
+def running(book: Chapter) -> list[Resource]:
+    """Every guest runs from the /usr that the site says."""
+    found: list[Resource] = []
+    for guest in book.site.lan_guests:
+        condition = Elsewhere(guest.name, book.guest(guest.name), _usr(book, guest))
+        found.append(
+            Restarted(
+                condition,
+                book.toolstack.stopped(guest.name),
+                book.toolstack.running(guest.name, console=True),
+            )
+        )
+    return found
+
+
+def late_ones_waited(book: Chapter) -> dict[str, Resource]:
+    """The condition that those services started after the share was mounted."""
+    script = """
+        mount=$(systemd-escape --path --suffix=mount -- "$1"); shift
+        mounted=$(systemctl show -P ActiveEnterTimestampMonotonic -- "$mount")
+        [ "$mounted" -gt 0 ]
+        for name do
+            [ "$(systemctl show -P ExecMainStartTimestampMonotonic -- "$name")" -gt "$mounted" ]
+        done
+    """
+    services = [name for name in book.site.services if name != "ssh"]
+    waited = Condition(
+        Command.script(script, book.site.share, *services),
+        "a service was started before the share was mounted",
+        "systemctl list-dependencies --after",
+    )
+    return {
+        guest.name: Elsewhere(guest.name, book.guest(guest.name), waited)
+        for guest in _sharing(book)
+    }
+
+
+def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """MiB that each guest's own /usr takes, and could give back."""
+    columns = ["guest", "/usr from", "own /usr set aside (MiB)"]
+
+    def table() -> pd.DataFrame:
+        rows = []
+        for guest in book.site.lan_guests if book.mode == "apply" else []:
+            host = book.guest(guest.name)
+            where = host.run("findmnt -n -o SOURCE /usr", check=False).stdout.strip()
+            mib = own_usr_mib(host)
+            rows.append([guest.name, where or "its own disk", "-" if mib is None else str(mib)])
+        return pd.DataFrame(rows, columns=columns)
+
+    return table
+
+
+def _sharing(book: Chapter) -> list[LanGuest]:
+    return [guest for guest in book.site.lan_guests if guest.name in book.site.shared_usr]
+
+
+def _partition(book: Chapter, name: str) -> str:
+    return next(d.partition for d in book.site.domains if d.name == name)
+
+
+def _source(book: Chapter) -> str:
+    name = generation(book.target, book.site.image) or "GENERATION"
+    return f"{bare(book.site.lan_address)}:{book.site.share}/{FOLDER}/{name}"
+
+
+def _words(book: Chapter, guest: LanGuest) -> str:
+    """The kernel's own network configuration (nfsroot.rst), the first process, its /usr."""
+    address, _, prefix = guest.address.partition("/")
+    bits = (0xFFFFFFFF << (32 - int(prefix))) & 0xFFFFFFFF
+    mask = ".".join(str(bits >> shift & 255) for shift in (24, 16, 8, 0))
+    network = f"ip={address}:::{mask}:{guest.name}:{GUEST_INTERFACE}:off"
+    return f"{network} init=/.xenlab/init xenlab.usr={_source(book)}"
+
+
+def _usr(book: Chapter, guest: LanGuest) -> Resource:
+    if guest.name in book.site.shared_usr:
+        script = """
+            [ "$(findmnt -n -o SOURCE /usr)" = "$1" ]
+            findmnt -n -o OPTIONS /usr | grep -q '^ro,'
+        """
+        command = Command.script(script, _source(book))
+        return Condition(command, f"{guest.name} does not run from the share's /usr")
+    return Condition(Command("! findmnt -n /usr"), f"{guest.name} does not run from its own /usr")
+
+
+@dataclass(frozen=True)
+class WhileDown(Resource):
+    """A state that can only be brought about while a guest is down; it is left down."""
+
+    stopped: Resource
+    wanted: Resource
+
+    def probe(self, host: Host) -> Difference | None:
+        """The wanted state's difference."""
+        return self.wanted.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Shut the guest down if it runs, then bring the state about."""
+        if self.stopped.probe(host) is not None:
+            self.stopped.apply(host, report)
+            self.stopped.verify(host)
+        self.wanted.apply(host, report)
+
+
+@dataclass(frozen=True)
+class Restarted(Resource):
+    """A guest that was created anew unless a condition holds in it as it runs."""
+
+    condition: Elsewhere
+    stopped: Resource
+    running: Resource
+    seconds: float = field(default=ANSWER_SECONDS, compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """That it does not run, or what does not hold in it."""
+        return self.running.probe(host) or self.condition.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Shut it down if it runs, create it, wait until it answers."""
+        if self.stopped.probe(host) is not None:
+            self.stopped.apply(host, report)
+            self.stopped.verify(host)
+        self.running.apply(host, report)
+        report(f"waiting until {self.condition.name} answers")
+        deadline = time.monotonic() + self.seconds
+        while True:
+            try:
+                self.condition.host.transport.connect()
+                return
+            except HostKeyRefused:
+                raise
+            except (ConnectionRefused, ConnectionLost) as error:
+                if time.monotonic() > deadline:
+                    raise StepFailed(f"{self.condition.name} does not answer") from error
+            time.sleep(1)

@@ -1,0 +1,69 @@
+"""What a boot needs before a file system is mounted, worked out from units and libraries.
+
+Howto: „/usr sharing“: „Zudem hängt der Spass davon ab, welche dieser Systemtools beim Booten des
+Systems bis nach dem Mounten des NFS-Shares benötigt werden.“
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xenlab.command import Command
+from xenlab.host import Host
+
+LOOK_SECONDS = 600.0
+
+# Units that are ordered before the mount, with the programs that they start; then each program's
+# real path and the libraries that the loader would load with it.
+_LOOK = """
+mount=$(systemd-escape --path --suffix=mount -- "$1")
+before=$(systemctl list-dependencies --after --all --plain --no-legend -- "$mount" \\
+    | tr -d ' ' | grep '\\.service$' | sort -u)
+{
+    echo "PID 1	/sbin/init"
+    echo "$mount	/usr/bin/mount"
+    echo "$mount	/usr/sbin/mount.nfs4"
+    for unit in $before; do
+        [ "$(systemctl show -P InactiveExitTimestampMonotonic -- "$unit")" != 0 ] || continue
+        systemctl show -p ExecCondition -p ExecStartPre -p ExecStart -- "$unit" \\
+            | sed -n "s|^[A-Za-z]*={ path=\\([^ ;]*\\) .*|$unit\\t\\1|p"
+    done
+} | sort -u | while IFS="$(printf '\\t')" read -r unit program; do
+    [ -e "$program" ] || continue
+    real=$(readlink -f -- "$program")
+    libraries=$(ldd "$real" 2> /dev/null | sed -n 's|.*\\(/[^ ]*\\) (0x.*|\\1|p' \\
+        | while read -r library; do readlink -f -- "$library"; done | sort -u | tr '\\n' ' ')
+    printf '%s\\t%s\\t%s\\t%s\\n' "$unit" "$program" "$real" "$libraries"
+done
+"""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A program that the boot needs: who starts it, its path, where that leads, its libraries."""
+
+    unit: str
+    program: str
+    path: str
+    libraries: tuple[str, ...] = field(default=())
+
+    @property
+    def in_usr(self) -> bool:
+        """Whether it, or a library of it, lies in /usr."""
+        return any(path.startswith("/usr/") for path in (self.path, *self.libraries))
+
+
+def needed_before(host: Host, path: str) -> list[Needed]:
+    """What a guest's boot needs before ``path`` is mounted; raises CommandFailed."""
+    result = host.run(Command.script(_LOOK, path), timeout=LOOK_SECONDS)
+    return parse(result.stdout)
+
+
+def parse(text: str) -> list[Needed]:
+    """The lines of the look: unit, program, real path, libraries, separated by tabs."""
+    found = []
+    for line in text.splitlines():
+        words = line.split("\t")
+        if len(words) == 4:
+            found.append(Needed(words[0], words[1], words[2], tuple(words[3].split())))
+    return found

@@ -1,0 +1,134 @@
+"""Files over NFS: what a server exports, and what its clients have mounted (howto: „NFS“)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+
+MOUNT_SECONDS = 300.0
+
+_NO_EXPORTFS = (125, 126, 127)
+
+
+@dataclass(frozen=True)
+class Exported(Resource):
+    """What the files in /etc/exports.d say is exported now (exportfs(8)), to this network alone."""
+
+    paths: tuple[str, ...]
+    network: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which paths are not exported to the network, or are to somebody else."""
+        result = host.run("exportfs -s", check=False)
+        if not result.ok and result.status not in _NO_EXPORTFS:
+            raise CommandFailed(result)
+        found = parse_exports(result.stdout)
+        missing = [path for path in self.paths if (path, self.network) not in found]
+        strangers = [f"{path} to {client}" for path, client in found if client != self.network]
+        if not missing and not strangers:
+            return None
+        words = [f"export {', '.join(missing)} to {self.network}"] if missing else []
+        words += [f"export no more: {', '.join(strangers)}"] if strangers else []
+        return Difference("; ".join(words))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Have the export files read again."""
+        host.run("exportfs -ra", timeout=MOUNT_SECONDS)
+
+
+def parse_exports(text: str) -> list[tuple[str, str]]:
+    """Paths and clients in the output of ``exportfs -s``."""
+    found = []
+    for line in text.splitlines():
+        path, _, rest = line.partition(" ")
+        client = rest.strip().partition("(")[0]
+        if path and client:
+            found.append((path, client))
+    return found
+
+
+@dataclass(frozen=True)
+class NfsMount(Resource):
+    """Something of a server's, mounted now and at every boot by a line in /etc/fstab.
+
+    ``source`` is ``server:/path``; ``options`` are those of nfs(5) and systemd.mount(5).
+    """
+
+    source: str
+    path: str
+    options: str
+
+    @property
+    def line(self) -> str:
+        """The line in /etc/fstab."""
+        return f"{self.source}\t{self.path}\tnfs4\t{self.options}\t0\t0"
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the line or the mount is missing."""
+        script = """
+            grep -qxF -- "$1" /etc/fstab || exit 44
+            [ "$(findmnt -n -o SOURCE -- "$2")" = "$3" ] || exit 45
+        """
+        result = host.run(Command.script(script, self.line, self.path, self.source), check=False)
+        if result.ok:
+            return None
+        if result.status not in (2, 44, 45):
+            raise CommandFailed(result)
+        return Difference(f"mount {self.source} on {self.path}", f"+{self.line}\n")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Put the line in the place of another one for that path, then mount it."""
+        report(f"mounting {self.path}")
+        script = """
+            line=$1 path=$2 source=$3
+            new=$(mktemp /etc/fstab.XXXXXX)
+            trap 'rm -f -- "$new"' EXIT
+            awk -v path="$path" '$1 ~ /^#/ || $2 != path' /etc/fstab > "$new"
+            printf '%s\\n' "$line" >> "$new"
+            chmod 644 "$new"
+            mv -f -- "$new" /etc/fstab
+            systemctl daemon-reload
+            now=$(findmnt -n -o SOURCE -- "$path" || :)
+            [ -z "$now" ] || [ "$now" = "$source" ] || umount -- "$path"
+            [ "$now" = "$source" ] || mount -- "$path"
+        """
+        command = Command.script(script, self.line, self.path, self.source)
+        host.run(command, timeout=MOUNT_SECONDS)
+
+
+@dataclass(frozen=True)
+class ListensOnlyOn(Resource):
+    """A condition: nobody listens for TCP but on loopback, on these addresses, or on these ports.
+
+    Ports are those that may be reached over any address.
+    """
+
+    addresses: tuple[str, ...]
+    ports: tuple[str, ...]
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the listeners that the outside can reach."""
+        result = host.run("ss --no-header --tcp --listening --numeric --processes", check=False)
+        if not result.ok:
+            return Difference("nobody can say yet who listens")
+        rows = []
+        for line in result.stdout.splitlines():
+            words = line.split()
+            address, _, port = words[3].rpartition(":")
+            plain = address.strip("[]").partition("%")[0]
+            local = plain.startswith("127.") or plain == "::1"
+            if not local and plain not in self.addresses and port not in self.ports:
+                rows.append({"address": address, "port": port, "who": " ".join(words[5:])})
+        return (
+            Difference("the outside reaches more than it should", rows=tuple(rows))
+            if rows
+            else None
+        )
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Refused: a condition is not made true here."""
+        raise StepFailed("this is a condition, and nothing makes it true here")

@@ -1,0 +1,147 @@
+"""A guest's /usr from the share, mounted before its first process (howto: „/usr sharing“).
+
+The howto moves /usr aside and puts a link to the share in its place; the first process then starts
+from /bin, mounts the share, and finds /usr. Where /bin itself is a link into /usr nothing starts,
+not even ``ln``. There the kernel configures the network by itself, and a static program, the first
+to run, mounts /usr and hands over to the real init.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.guest import GUARD, MOUNTS, RECORDS, UNPACK_SECONDS, in_namespace
+
+BUSYBOX = "/usr/bin/busybox"
+SWAP_SECONDS = 300.0
+
+_NOT_THERE = 44
+
+
+def generation(host: Host, image: str) -> str:
+    """A name for the /usr that an image holds: the beginning of its checksum, "" without image."""
+    return (host.read(f"{image}.sha256") or "")[:12]
+
+
+@dataclass(frozen=True)
+class UsrOnShare(Resource):
+    """The /usr of an image, whole, in a folder of its own on the share.
+
+    Each image has its own folder, so that a guest keeps the one it runs from.
+    """
+
+    image: str
+    folder: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the folder of this image is missing or not whole."""
+        name = generation(host, self.image)
+        if name and host.test(Command.argv("test", "-e", f"{self.folder}/{name}.complete")):
+            return None
+        return Difference(f"put the image's /usr on the share, as {self.folder}/{name or '…'}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Unpack it beside its place and move it there (the howto's rsync, from the image)."""
+        name = generation(host, self.image)
+        if not name:
+            raise StepFailed(f"there is no image {self.image}", hint="run chapter 06_imaging")
+        report(f"unpacking /usr into {self.folder}/{name}")
+        script = """
+            image=$1 folder=$2 name=$3
+            mkdir -p -- "$folder"
+            rm -rf -- "$folder/$name" "$folder/$name.new"
+            mkdir -- "$folder/$name.new"
+            tar -C "$folder/$name.new" -I 'zstd -d' --numeric-owner --acls --xattrs \\
+                --xattrs-include='*' -xpf "$image" ./usr
+            mv -- "$folder/$name.new/usr" "$folder/$name"
+            rmdir -- "$folder/$name.new"
+            sync -f -- "$folder"
+            : > "$folder/$name.complete"
+        """
+        host.run(Command.script(script, self.image, self.folder, name), timeout=UNPACK_SECONDS)
+
+
+@dataclass(frozen=True)
+class UsrSwapped(Resource):
+    """A guest's own /usr set aside, and what mounts the other one; or, not ``shared``, back again.
+
+    Refused while a domain runs from the partition. The guest's own is kept as /usr.old.
+    """
+
+    name: str
+    device: str
+    shared: bool
+    busybox: str = BUSYBOX
+    mounts: str = MOUNTS
+    records: str = RECORDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """What dom0's record of this file system says."""
+        script = 'blkid -p -s UUID -o value -- "$1" 2> /dev/null || echo; cat -- "$2" 2> /dev/null'
+        path = f"{self.records}/{self.name}/usr"
+        found = host.run(Command.script(script, self.device, path), check=False)
+        uuid, _, recorded = found.stdout.partition("\n")
+        aside = bool(uuid) and recorded.strip() == self._record(uuid)
+        if aside == self.shared and (self.shared or not recorded.strip()):
+            return None
+        verb = "set aside the own /usr of" if self.shared else "put back the own /usr of"
+        return Difference(f"{verb} {self.name}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Swap it while the guest is down; can be cut off anywhere and done again."""
+        report("swapping /usr")
+        first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_text()
+        values = (self.name, self.device, self.records, self.mounts, self.busybox, self._record(""))
+        script = GUARD + (_SET_ASIDE if self.shared else _PUT_BACK)
+        in_namespace(host, script, values, input=first.encode(), timeout=SWAP_SECONDS)
+
+    def _record(self, uuid: str) -> str:
+        return f"usr.old {uuid}"
+
+
+_SET_ASIDE = """
+busybox=$5 record=$6
+mount -- "$device" "$mount"
+if [ ! -e "$mount/usr.old" ]; then
+    mv -- "$mount/usr" "$mount/usr.old"
+fi
+mkdir -p -- "$mount/usr" "$mount/.xenlab"
+cp -- "$busybox" "$mount/.xenlab/busybox"
+cat > "$mount/.xenlab/init"
+chmod 755 "$mount/.xenlab/busybox" "$mount/.xenlab/init"
+umount -- "$mount"
+printf '%s%s\\n' "$record" "$(uuid)" > "$records/.new"
+mv -- "$records/.new" "$records/usr"
+"""
+
+_PUT_BACK = """
+mount -- "$device" "$mount"
+if [ -e "$mount/usr.old" ]; then
+    [ ! -d "$mount/usr" ] || rmdir -- "$mount/usr"
+    mv -T -- "$mount/usr.old" "$mount/usr"
+fi
+rm -rf -- "$mount/.xenlab"
+umount -- "$mount"
+rm -f -- "$records/usr"
+"""
+
+
+def layout(host: Host) -> str:
+    """``merged`` where /bin is a link into /usr, ``split`` where it is a folder of its own."""
+    result = host.run("readlink -f /bin")
+    return "merged" if result.stdout.strip() == "/usr/bin" else "split"
+
+
+def own_usr_mib(host: Host) -> int | None:
+    """MiB of the /usr that a guest has set aside, None where it has not."""
+    result = host.run("[ -d /usr.old ] || exit 44; du -sxm /usr.old", check=False, timeout=600)
+    if result.status == _NOT_THERE:
+        return None
+    if not result.ok:
+        raise CommandFailed(result)
+    return int(result.stdout.split()[0])

@@ -1,0 +1,282 @@
+"""The howto's last third, on the finished lab: autostart, the internal LAN, the share, /usr.
+
+These tests run after those of `test_end_to_end`, which bring the lab there.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.conftest import HOUR, NAME, Site, wait_until
+
+from xenlab import runs
+from xenlab.journal import Journal
+from xenlab.lab import Lab, qmp
+
+LAN = bytes((10, 66, 0))
+LAN_MACS = tuple(bytes.fromhex(f"00163e66020{number}") for number in (1, 2, 3))
+AUTOSTARTED = ("domu1", "domu2")
+SHARING = "domu2"
+CHAPTERS = 16
+
+
+def qemu() -> Path:
+    """The socket on which the machine takes commands."""
+    return Lab(NAME).folder / "qmp.sock"
+
+
+def frames(capture: Path) -> list[bytes]:
+    """The frames of a capture as QEMU's filter-dump writes it (pcap, little endian)."""
+    data = capture.read_bytes()
+    assert data[:4] == b"\xd4\xc3\xb2\xa1"
+    place, found = 24, []
+    while place + 16 <= len(data):
+        (size,) = struct.unpack_from("<I", data, place + 8)
+        found.append(data[place + 16 : place + 16 + size])
+        place += 16 + size
+    return found
+
+
+def of_the_lan(frame: bytes, macs: tuple[bytes, ...]) -> bool:
+    """Whether a frame has anything of the internal LAN: its MAC addresses, or its IPv4 addresses.
+
+    The broadcast address is nobody's; IPv4 and ARP carry addresses in their first 64 bytes.
+    """
+    return any(mac in frame[:42] for mac in macs) or LAN in frame[14:64]
+
+
+def test_guests_and_shares_are_as_the_site_says(site: Site) -> None:
+    for number, guest in enumerate(("domu1", "domu2", "domu3"), 1):
+        assert f"10.66.0.1{number}/24" in site.ssh(guest, "ip", "-o", "-4", "addr")
+        mounts = site.ssh(guest, "findmnt", "-rn", "-t", "nfs4", "-o", "TARGET,SOURCE")
+        assert "/mnt/share 10.66.0.1:/mnt/share" in mounts
+        assert "/mnt/share/apt 10.66.0.1:/srv/packages" in mounts
+        assert "/dev/xvda2" in site.ssh(guest, "cat", "/proc/swaps")
+        assert site.ssh(guest, "tree", "--version").startswith("tree ") or guest == SHARING
+    assert site.ssh("", "ip", "-o", "addr", "show", "dev", "xenbr1") == ""
+    ports = site.ssh("", "ls", "/sys/class/net/xenbr1/brif").split()
+    assert "vif0.1" in ports
+    assert all(port.startswith("vif") for port in ports)
+
+
+def test_one_guest_runs_from_the_shared_usr(site: Site) -> None:
+    source, options = site.ssh(SHARING, "findmnt", "-rn", "-o", "SOURCE,OPTIONS", "/usr").split()
+    assert source.startswith("10.66.0.1:/mnt/share/usr/")
+    assert "ro" in options.split(",")
+    assert site.ssh(SHARING, "ls", "-d", "/usr.old").strip() == "/usr.old"
+    assert "Read-only" in site.ssh(SHARING, "touch /usr/x 2>&1 || :")
+    assert site.ssh(SHARING, "readlink", "/proc/1/exe").strip() == "/usr/lib/systemd/systemd"
+
+
+def test_the_status_shows_the_finished_lab(site: Site) -> None:
+    status = site.xenlab("lab", "status", "--name", NAME)
+    assert status.returncode == 0, status.stderr
+    for words in ("Domain-0", "domu3", "xenbr0: ", "xenbr1: ", "/mnt/share to 10.66.0.0/24"):
+        assert words in status.stdout
+    assert "domu1, domu2" in status.stdout
+
+
+def test_no_frame_of_the_internal_lan_leaves_the_machine(site: Site, tmp_path: Path) -> None:
+    capture = tmp_path / "outside.pcap"
+    # the interfaces of the LAN, dom0's own among them
+    own = site.ssh("", "cat", "/sys/class/net/veth1/address").strip()
+    macs = (*LAN_MACS, bytes.fromhex(own.replace(":", "")))
+    dump: dict[str, Any] = {
+        "qom-type": "filter-dump",
+        "id": "outside",
+        "netdev": "net0",
+        "file": str(capture),
+    }
+    qmp.execute(qemu(), "object-add", seconds=60, **dump)
+    try:
+        site.ssh("domu1", "ip neigh flush dev eth1; ping -n -c 5 10.66.0.12")
+        site.ssh("domu3", "ping -n -c 3 10.66.0.1")
+        read = "find /mnt/share/ -maxdepth 3 -type f -size -2000k -exec cat {} + | wc -c"
+        assert int(site.ssh("domu1", read)) > 10_000
+        site.ssh("domu1", "ping -n -c 1 10.0.2.2")
+    finally:
+        qmp.execute(qemu(), "object-del", id="outside")
+    outside = frames(capture)
+    assert len(outside) > 20, "the capture holds nothing"
+    assert any(bytes((10, 0, 2, 2)) in frame for frame in outside)
+    assert [frame.hex() for frame in outside if of_the_lan(frame, macs)] == []
+
+
+# On the guest: which of dom0's ports answer on its outer address.
+SCAN = """
+for port in $(seq 1 10000) 20048 32765 32803 35000 45000 50000; do
+    (exec 3<> "/dev/tcp/10.0.2.15/$port") 2> /dev/null && echo "$port"
+done
+:
+"""
+
+
+def test_the_outside_finds_ssh_and_nothing_else(site: Site) -> None:
+    assert site.ssh("domu1", f"timeout 1500 bash -c '{SCAN}'", seconds=1600).split() == ["22"]
+    # the scan would have found a server: the one that listens inside
+    inside = "(exec 3<> /dev/tcp/10.66.0.1/2049) && echo there"
+    assert site.ssh("domu1", f"bash -c '{inside}'").strip() == "there"
+
+
+TOLD = "xenlab-offline"
+
+# In the guest: wait until the outside is gone, install what another guest has fetched, and say on
+# the console how that went.
+WITHOUT_UPLINK = f"""
+until ! ping -n -q -c 1 -w 2 10.0.2.2 > /dev/null; do sleep 1; done
+export DEBIAN_FRONTEND=noninteractive
+status=0
+apt-get -q -y install hello || status=$?
+! ping -n -q -c 1 -w 2 10.0.2.2 > /dev/null || status="$status, but the outside was there"
+echo "{TOLD} $status" > /dev/console
+"""
+
+# In dom0: repeat that on the machine's own serial line, the one way out that is left.
+REPEAT = f"""
+tail -n 0 -F /var/log/xen/console/guest-domu3.log | grep -m 1 --line-buffered {TOLD} > /dev/console
+"""
+
+
+BACK = "xenlab: the former network is back"
+
+
+def detached(script: str) -> str:
+    return f"setsid --fork sh -c '{script}' < /dev/null > /root/detached.log 2>&1"
+
+
+def test_with_the_uplink_cut_a_guest_installs_what_another_one_fetched(site: Site) -> None:
+    site.ssh("domu1", "DEBIAN_FRONTEND=noninteractive apt-get -q -y install hello")
+    log = Lab(NAME).status().console_log
+    before = log.stat().st_size
+
+    def told() -> str:
+        return log.read_bytes()[before:].decode(errors="replace")
+
+    site.ssh("", detached(REPEAT))
+    site.ssh("domu3", detached(WITHOUT_UPLINK))
+    qmp.execute(qemu(), "set_link", name="net0", up=False)
+    try:
+        wait_until(lambda: TOLD in told(), seconds=900, what="the guest has installed it")
+    finally:
+        qmp.execute(qemu(), "set_link", name="net0", up=True)
+    assert f"{TOLD} 0" in told(), site.ssh("domu3", "cat /root/detached.log")
+    assert site.ssh("domu3", "hello").strip() == "Hello, world!"
+
+
+def test_the_bugfix_takes_dom0_out_of_the_lan_and_back(site: Site) -> None:
+    site.ssh("", "systemctl stop xenlab-vif")
+    try:
+        assert "master" not in site.ssh("", "ip", "-o", "link", "show", "dev", "vif0.1")
+    finally:
+        site.ssh("", "systemctl start xenlab-vif")
+    assert "master xenbr1" in site.ssh("", "ip", "-o", "link", "show", "dev", "vif0.1")
+    assert site.ssh("", "ping -n -c 1 -w 20 10.66.0.11")
+
+
+def test_a_broken_uplink_setting_is_rolled_back_in_time(site: Site) -> None:
+    known = set(site.runs.glob("*"))
+    before = len(site_log())
+    file = site.changed(dom0_ip_on_bridge=True, rollback_seconds=20)
+    outcome: list[str] = []
+
+    def run() -> None:
+        done = site.xenlab("run", "07", "-f", str(file))
+        outcome.append(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
+
+    def switching() -> bool:
+        return any(
+            record["phase"] == "running" and record["step"] == "07.7"
+            for place in set(site.runs.glob("*/journal.jsonl"))
+            if place.parent not in known
+            for record in Journal(place.parent).records()
+        )
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_until(switching, seconds=HOUR, what="the switch-over has begun")
+        # what a port of a switch does that allows one MAC address only
+        qmp.execute(qemu(), "set_link", name="net0", up=False)
+        wait_until(
+            lambda: BACK in site_log()[before:], seconds=600, what="the machine has gone back"
+        )
+    finally:
+        qmp.execute(qemu(), "set_link", name="net0", up=True)
+        thread.join()
+    assert outcome[0].startswith("1\n"), outcome[0]
+    assert "was rolled back, the former network is back" in outcome[0]
+    assert site.ssh("", "ip", "-o", "addr", "show", "dev", "xenbr0") == ""
+    assert "10.0.2.15/24" in site.ssh("", "ip", "-o", "-4", "addr", "show", "dev", "eth0")
+
+
+def site_log() -> str:
+    """What the machine has said on its serial line."""
+    return Lab(NAME).status().console_log.read_text(errors="replace")
+
+
+def test_a_second_run_of_everything_changes_nothing_and_is_five_times_faster(site: Site) -> None:
+    first = next(folder for folder in runs.every(site.runs) if whole(folder))
+    again = site.xenlab("run", "-f", str(site.parameters))
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    second = runs.find(site.runs, "last")
+    finals = [r for r in Journal(second).records() if r["phase"] == "final"]
+    others = [(r["step"], r["title"], r["status"]) for r in finals if r["status"] != "ok"]
+    assert others == []
+    spent = [sum(state.seconds for state in runs.states(folder)) for folder in (first, second)]
+    assert spent[0] > 5 * spent[1]
+
+
+def test_a_power_cycle_brings_everything_back_by_itself(site: Site) -> None:
+    assert site.xenlab("lab", "down", "--hard", "--name", NAME).returncode == 0
+    up = site.xenlab("lab", "up", "--name", NAME, "-f", str(site.parameters))
+    assert up.returncode == 0, up.stdout + up.stderr
+
+    def back() -> bool:
+        listing = site.ssh("", "xl", "list").splitlines()[2:]
+        return [line.split()[0] for line in listing] == list(AUTOSTARTED)
+
+    wait_until(back, seconds=1800, what="exactly the selected guests run, in their order")
+    assert "/srv/packages" in site.ssh("", "exportfs", "-s")
+    for bridge in ("xenbr0", "xenbr1"):
+        assert site.ssh("", "ip", "-o", "addr", "show", "dev", bridge) == ""
+    for guest in AUTOSTARTED:
+        answers, shares = partial(site.answers, guest), partial(has_the_share, site, guest)
+        wait_until(answers, seconds=1800, what=f"{guest} answers")
+        wait_until(shares, seconds=600, what=f"{guest} has the share")
+    assert "10.66.0.1:" in site.ssh(SHARING, "findmnt", "-rn", "-o", "SOURCE", "/usr")
+
+
+def whole(run: Path) -> bool:
+    """Whether a run carried out every chapter."""
+    return runs.read(run)["mode"] == "apply" and len(runs.states(run)) == CHAPTERS
+
+
+def has_the_share(site: Site, guest: str) -> bool:
+    return "/mnt/share/apt" in site.ssh(guest, "findmnt -rn -t nfs4 -o TARGET || :")
+
+
+def test_the_machine_boots_into_xen_by_itself(site: Site) -> None:
+    assert site.xenlab("lab", "down", "--name", NAME).returncode == 0
+    assert processes_named(NAME) == []
+    up = site.xenlab("lab", "up", "--name", NAME, "-f", str(site.parameters))
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "xen_version" in site.ssh("", "xl", "info")
+    assert site.ssh("", "uname", "-r").strip().endswith("-xen0")
+
+
+def processes_named(name: str) -> list[str]:
+    """QEMU processes whose command line names a lab's folder."""
+    folder = str(Lab(name).folder).encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"qemu-system" in words and folder in words:
+            found.append(process.name)
+    return found

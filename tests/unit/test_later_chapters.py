@@ -1,0 +1,254 @@
+"""What chapters 12 to 15 stand on: autostart links, additions, records, exports, the early boot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.errors import ConnectionRefused, StepFailed
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.platform.toolstack import Vif, Xl
+from xenlab.recipes.nic_figure import NOWHERE, Wire, figure, layout
+from xenlab.recipes.overview import parse as parse_overview
+from xenlab.resources.autostart import AutoLinks
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.domain_config import MARK, DomainAddition, DomainConfig, joined, parts
+from xenlab.resources.early_boot import parse as parse_needed
+from xenlab.resources.elsewhere import Elsewhere
+from xenlab.resources.nfs import ListensOnlyOn, parse_exports
+from xenlab.resources.shown import Shown
+
+HOST = Host(Local())
+
+
+def silent(what: str, done: float | None = None) -> None:
+    """A report that nobody reads."""
+
+
+# -- autostart
+
+
+def test_just_the_selected_guests_are_linked_in_their_order(tmp_path: Path) -> None:
+    folder = tmp_path / "auto"
+    links = AutoLinks(("web", "mail"), str(folder))
+    assert links.probe(HOST) is not None
+    links.apply(HOST, silent)
+    links.verify(HOST)
+    assert {path.name: str(path.readlink()) for path in folder.iterdir()} == {
+        "10-web.cfg": "../web.cfg",
+        "20-mail.cfg": "../mail.cfg",
+    }
+    fewer = AutoLinks(("mail",), str(folder))
+    fewer.apply(HOST, silent)
+    fewer.verify(HOST)
+    assert [path.name for path in folder.iterdir()] == ["10-mail.cfg"]
+
+
+def test_a_file_that_xendomains_would_start_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mail.cfg~").touch()
+    links = AutoLinks(("mail",), str(tmp_path))
+    assert links.probe(HOST) is not None
+    with pytest.raises(StepFailed, match=r"holds what is no link: mail\.cfg~"):
+        links.apply(HOST, silent)
+
+
+def test_nobody_starts_where_nobody_is_selected(tmp_path: Path) -> None:
+    assert AutoLinks((), str(tmp_path / "none")).probe(HOST) is None
+
+
+# -- additions to a domain's configuration
+
+
+def test_an_addition_stays_when_the_first_part_is_written_anew() -> None:
+    text = joined({"": 'name = "a"\n', "15_x": "b\n", "13_y": "c\n", "14_z": ""})
+    assert text == f'name = "a"\n{MARK}13_y\nc\n{MARK}15_x\nb\n'
+    assert parts(text) == {"": 'name = "a"\n', "13_y": "c\n", "15_x": "b\n"}
+
+
+LINES = st.text(
+    st.characters(blacklist_characters="\r\n", blacklist_categories=("Cs", "Zl", "Zp", "Cc"))
+)
+
+
+@given(st.lists(LINES), st.dictionaries(st.from_regex(r"1[0-9]_[a-z]+", fullmatch=True), LINES))
+def test_what_is_joined_is_taken_apart_again(lines: list[str], added: dict[str, str]) -> None:
+    first = "".join(f"{line}\n" for line in lines if not line.startswith(MARK))
+    blocks = {name: f"{t}\n" for name, t in added.items() if not t.startswith(MARK)}
+    assert parts(joined({"": first} | blocks)) == {"": first} | blocks
+
+
+def test_the_first_part_does_not_mind_an_addition(tmp_path: Path) -> None:
+    path = tmp_path / "domu1.cfg"
+    path.write_text(f'name = "domu1"\n{MARK}13_network\nvif += [ "x" ]\n')
+    assert DomainConfig(str(path), 'name = "domu1"\n').probe(HOST) is None
+    assert DomainAddition(str(path), "13_network", 'vif += [ "x" ]\n').probe(HOST) is None
+    other = DomainAddition(str(path), "13_network", 'vif += [ "y" ]\n').probe(HOST)
+    assert other is not None and '+vif += [ "y" ]' in other.diff
+    gone = DomainAddition(str(path), "13_network", "").probe(HOST)
+    assert gone is not None and gone.summary.startswith("take from")
+    assert DomainAddition(str(path), "15_shared_usr", "").probe(HOST) is None
+
+
+def test_an_addition_needs_the_file_it_is_added_to(tmp_path: Path) -> None:
+    addition = Xl().extended("domu1", "13_network", vifs=(Vif("00:16:3e:00:00:01", "xenbr1"),))
+    assert isinstance(addition, DomainAddition)
+    assert addition.text == 'vif += [ "mac=00:16:3e:00:00:01,bridge=xenbr1" ]\n'
+    nowhere = DomainAddition(str(tmp_path / "no.cfg"), "13_network", addition.text)
+    with pytest.raises(StepFailed, match=r"there is no .*no\.cfg"):
+        nowhere.apply(HOST, silent)
+
+
+# -- what is shown once, and what is elsewhere
+
+
+@dataclass(frozen=True)
+class Action(Resource):
+    """An action that counts."""
+
+    done: list[str] = field(default_factory=list, compare=False)
+    holds: bool = True
+
+    def probe(self, host: Host) -> Difference | None:
+        return Difference("act")
+
+    def apply(self, host: Host, report: Report) -> None:
+        self.done.append("applied")
+
+    def verify(self, host: Host) -> None:
+        if not self.holds:
+            raise StepFailed("it did not hold")
+
+
+def test_what_was_shown_is_left_alone_until_its_inputs_change(tmp_path: Path) -> None:
+    action = Action()
+    shown = Shown("act", action, "one", str(tmp_path))
+    assert shown.probe(HOST) == Difference("act")
+    shown.apply(HOST, silent)
+    shown.verify(HOST)
+    assert shown.probe(HOST) is None
+    assert Shown("act", action, "two", str(tmp_path)).probe(HOST) is not None
+    assert Shown("other", action, "one", str(tmp_path)).probe(HOST) is not None
+
+
+def test_what_did_not_hold_is_not_on_record(tmp_path: Path) -> None:
+    shown = Shown("act", Action(holds=False), "one", str(tmp_path))
+    shown.apply(HOST, silent)
+    with pytest.raises(StepFailed, match="did not hold"):
+        shown.verify(HOST)
+    assert shown.probe(HOST) is not None
+
+
+class Silent(Local):
+    """A machine that is switched off."""
+
+    def connect(self) -> None:
+        raise ConnectionRefused("nobody listens")
+
+    def execute(self, *_: object, **__: object) -> tuple[int, bytes, bytes]:
+        raise ConnectionRefused("nobody listens")
+
+
+def test_a_guest_that_does_not_answer_is_a_difference_and_no_end_of_a_plan(tmp_path: Path) -> None:
+    links = AutoLinks((), str(tmp_path))
+    assert Elsewhere("web", HOST, links).probe(HOST) is None
+    difference = Elsewhere("web", Host(Silent()), links).probe(HOST)
+    assert difference == Difference("once web answers: nobody listens")
+
+
+# -- exports and listeners
+
+
+def test_exports_as_exportfs_says_them() -> None:
+    text = "/mnt/share  10.66.0.0/24(sync,wdelay,hide,ro)\n/srv/packages\t*(rw)\n"
+    assert parse_exports(text.replace("\t", "  ")) == [
+        ("/mnt/share", "10.66.0.0/24"),
+        ("/srv/packages", "*"),
+    ]
+
+
+@given(st.text())
+def test_any_list_of_exports_is_survived(text: str) -> None:
+    parse_exports(text)
+
+
+def test_a_listener_that_the_outside_reaches_is_named() -> None:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        found = ListensOnlyOn((), ()).probe(HOST)
+        assert found is not None
+        assert {row["port"]: row["address"] for row in found.rows}[port] == "0.0.0.0"
+        others = tuple(row["port"] for row in found.rows)
+        assert ListensOnlyOn((), others).probe(HOST) is None
+
+
+# -- what a boot needs
+
+
+def test_a_program_of_the_boot_and_where_it_lies() -> None:
+    text = (
+        "PID 1\t/sbin/init\t/usr/lib/systemd/systemd\t/usr/lib/x86_64-linux-gnu/libc.so.6 \n"
+        "x.service\t/opt/x\t/opt/x\t\n"
+        "a line that is none\n"
+    )
+    first, second = parse_needed(text)
+    assert (first.unit, first.program, first.in_usr) == ("PID 1", "/sbin/init", True)
+    assert (second.libraries, second.in_usr) == ((), False)
+
+
+@given(st.text())
+def test_any_answer_about_the_boot_is_survived(text: str) -> None:
+    parse_needed(text)
+
+
+# -- pictures and the overview
+
+DEVICES: dict[str, dict[str, Any]] = {
+    "xenbr0": {"addr_info": []},
+    "peth0": {"master": "xenbr0"},
+    "vif0.0": {"master": "xenbr0", "link": "eth0"},
+    "eth0": {"addr_info": [{"local": "10.0.2.15", "prefixlen": 24}]},
+    "vif12.0": {"master": "xenbr0"},
+    "vif3.0": {"master": "xenbr0"},
+    "vif3.1": {"master": "xenbr1"},
+    "xenbr1": {"addr_info": []},
+}
+
+
+def test_the_layout_is_what_the_machine_reports() -> None:
+    outer = layout("xenbr0", DEVICES, {3: "web"})
+    assert outer.uplink == "peth0"
+    assert outer.wires == (
+        Wire("Domain0", "eth0", "vif0.0", "10.0.2.15/24"),
+        Wire("web", "eth0", "vif3.0"),
+        Wire("domain 12", "eth0", "vif12.0"),
+    )
+    inner = layout("xenbr1", DEVICES, {3: "web"})
+    assert (inner.uplink, inner.wires) == (NOWHERE, (Wire("web", "eth1", "vif3.1"),))
+    texts = {text.get_text() for axes in figure([outer, inner]).axes for text in axes.texts}
+    assert {"Domain0", "web", "vif3.1", "xenbr0", "peth0", NOWHERE, "no address"} <= texts
+
+
+def test_the_overview_of_a_host() -> None:
+    recorded = Path(__file__).parents[1] / "recorded" / "xl" / "list.txt"
+    text = (
+        f"{recorded.read_text()}----\n"
+        '[{"ifname": "vif0.1", "master": "xenbr1"}, {"ifname": "veth1", "addr_info": '
+        '[{"family": "inet", "local": "10.66.0.1", "prefixlen": 24}]}]\n----\n'
+        "/mnt/share  10.66.0.0/24(ro)\n----\n/etc/xen/domu1.cfg\n"
+    )
+    found = parse_overview(text)
+    assert found["bridges"] == "xenbr1: vif0.1"
+    assert found["dom0's addresses"] == "veth1 10.66.0.1/24"
+    assert found["exports"] == "/mnt/share to 10.66.0.0/24"
+    assert found["start with dom0"] == "domu1"
+    assert found["domains"].startswith("Domain-0 (")
