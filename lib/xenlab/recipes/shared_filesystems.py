@@ -18,7 +18,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.elsewhere import Elsewhere
 from xenlab.resources.files import File
-from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount
+from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount, ServedOn
 from xenlab.resources.present import PathsExist
 
 STORE = "/srv/packages"
@@ -69,6 +69,7 @@ def served(book: Chapter) -> tuple[Resource, ...]:
     return (
         book.services.running("srv-packages.mount"),
         book.services.running("nfs-server"),
+        ServedOn(bare(book.site.lan_address)),
         exported(book),
     )
 
@@ -106,11 +107,13 @@ def fetched_once(book: Chapter) -> Resource:
     return Elsewhere(first.name, book.guest(first.name), wanted)
 
 
-def installed_from_share(book: Chapter) -> dict[str, Resource]:
-    """All others install them from the share; nothing is fetched again."""
+def installed_from_share(book: Chapter) -> list[Resource]:
+    """All others install them from the share; nothing is fetched again.
+
+    One after the other: each locks the store, for all.
+    """
     wanted = book.packages.from_store(*book.site.shared_packages)
-    first = book.site.lan_guests[0]
-    return _on_guests(book, lambda guest: None if guest == first else wanted)
+    return list(_on_guests(book, lambda _: wanted).values())[1:]
 
 
 def swapping(book: Chapter) -> dict[str, Resource]:

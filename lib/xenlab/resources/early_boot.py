@@ -23,16 +23,26 @@ before=$(systemctl list-dependencies --after --all --plain --no-legend -- "$moun
     echo "PID 1	/sbin/init"
     echo "$mount	/usr/bin/mount"
     echo "$mount	/usr/sbin/mount.nfs4"
-    for unit in $before; do
-        [ "$(systemctl show -P InactiveExitTimestampMonotonic -- "$unit")" != 0 ] || continue
-        systemctl show -p ExecCondition -p ExecStartPre -p ExecStart -- "$unit" \\
-            | sed -n "s|^[A-Za-z]*={ path=\\([^ ;]*\\) .*|$unit\\t\\1|p"
-    done
+    # unquoted: one name a word
+    systemctl show -p Id,InactiveExitTimestampMonotonic,ExecCondition,ExecStartPre,ExecStart \\
+        -- $before | awk '
+        BEGIN { RS = ""; FS = "\\n" }
+        {
+            name = started = ""; count = 0
+            for (i = 1; i <= NF; i++) {
+                value = $i; sub(/^[^=]*=/, "", value)
+                if ($i ~ /^Id=/) name = value
+                else if ($i ~ /^InactiveExitTimestampMonotonic=/) started = value
+                else if (match(value, /path=[^ ;]*/))
+                    path[++count] = substr(value, RSTART + 5, RLENGTH - 5)
+            }
+            if (started + 0 > 0) for (i = 1; i <= count; i++) print name "\\t" path[i]
+        }'
 } | sort -u | while IFS="$(printf '\\t')" read -r unit program; do
     [ -e "$program" ] || continue
     real=$(readlink -f -- "$program")
-    libraries=$(ldd "$real" 2> /dev/null | sed -n 's|.*\\(/[^ ]*\\) (0x.*|\\1|p' \\
-        | while read -r library; do readlink -f -- "$library"; done | sort -u | tr '\\n' ' ')
+    libraries=$(ldd "$real" 2> /dev/null | sed -n 's|.*[[:space:]]\\(/[^ ]*\\) (0x.*|\\1|p' \\
+        | xargs -r readlink -f -- | sort -u | tr '\\n' ' ')
     printf '%s\\t%s\\t%s\\t%s\\n' "$unit" "$program" "$real" "$libraries"
 done
 """

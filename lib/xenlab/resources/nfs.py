@@ -40,6 +40,27 @@ class Exported(Resource):
         host.run("exportfs -ra", timeout=MOUNT_SECONDS)
 
 
+@dataclass(frozen=True)
+class ServedOn(Resource):
+    """The server listens on this address alone, as nfs.conf(5) says; else it is started anew."""
+
+    address: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Where it listens now."""
+        result = host.run("ss --no-header --tcp --listening --numeric 'sport = :2049'", check=False)
+        found = [line.split()[3].rpartition(":")[0] for line in result.stdout.splitlines()]
+        if result.ok and found == [self.address]:
+            return None
+        now = ", ".join(found) or "nowhere"
+        return Difference(f"serve on {self.address}; now on {now}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Start it anew."""
+        report("restarting the NFS server")
+        host.run("systemctl restart nfs-server", timeout=MOUNT_SECONDS)
+
+
 def parse_exports(text: str) -> list[tuple[str, str]]:
     """Paths and clients in the output of ``exportfs -s``."""
     found = []
