@@ -141,3 +141,11 @@ def test_runs_are_listed_and_shown(xenlab: Run, tmp_path: Path) -> None:
     assert "01.1 [b]Title" in shown and "01_x: no space left" in shown
     page = xenlab("report", "last", "--runs", "kept").stdout.strip()
     assert "no space left" in (tmp_path / page).read_text()
+
+
+def test_kernels_are_not_compiled_where_the_target_compiles(xenlab: Run, tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("build_on: target\n")
+    refused(
+        xenlab("lab", "kernels", "-f", str(file)), "build_on: target: this machine is not the one"
+    )

@@ -11,7 +11,6 @@ from importlib.resources import files as package_files
 import pandas as pd
 
 from xenlab.chapter import Chapter
-from xenlab.command import Command
 from xenlab.parameters import Parameters
 from xenlab.resources import network
 from xenlab.resources.base import Resource
@@ -158,12 +157,8 @@ def unfiltered() -> tuple[Resource, ...]:
 
 def interfaces(book: Chapter) -> pd.DataFrame:
     """The interfaces as they hang together now."""
-    script = "echo; ip -details -json address show; echo; echo '[]'"
-    result = book.target.run(Command.script(script), check=False)
     columns = ["interface", "kind", "MAC", "bridge", "addresses", "up"]
-    if not result.ok:
-        return pd.DataFrame(columns=columns)
-    _, devices, _ = network.parse_network(result.stdout)
+    devices = network.reported_devices(book.target) or {}
     rows = [
         {"interface": name, **network.describe(device, "")}
         for name, device in devices.items()

@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xenlab.chapter import Chapter
-from xenlab.command import Command
-from xenlab.resources.network import parse_network
+from xenlab.resources.network import reported_devices
 
 _INK, _LINE, _BRIDGE, _DOM0, _GUEST = "#333333", "#8a8a8a", "#c58b2b", "#3b6ea5", "#5f9e6e"
 NOWHERE = "NIRVANA"
@@ -77,9 +76,7 @@ def figure(layouts: list[Layout]) -> Figure:
 
 def reported(book: Chapter, *bridges: str) -> Figure:
     """The picture of these bridges as they are now; empty bridges where there is no Xen yet."""
-    script = "echo; ip -details -json address show; echo; echo '[]'"
-    result = book.target.run(Command.script(script), check=False)
-    devices = parse_network(result.stdout)[1] if result.ok else {}
+    devices = reported_devices(book.target) or {}
     listed = book.target.run("xl list", check=False)
     domains = {}
     if listed.ok:

@@ -9,7 +9,7 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.network import describe, parse_network, vif
+from xenlab.resources.network import reported_devices, unlike, vif
 
 ATTACH_SECONDS = 300.0
 UP_SECONDS = 300.0
@@ -32,13 +32,9 @@ class LanDevices(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """A table of what differs."""
-        script = "echo; ip -details -json address show; echo; echo '[]'"
-        result = host.run(Command.script(script), check=False)
-        if not result.ok:
-            if result.status in _NOTHING_THERE:
-                return Difference(f"make the bridge {self.bridge}")
-            raise CommandFailed(result)
-        _, devices, _ = parse_network(result.stdout)
+        devices = reported_devices(host)
+        if devices is None:
+            return Difference(f"make the bridge {self.bridge}")
         port = vif(self.interface)
         wanted = {
             self.bridge: {"kind": "bridge", "STP": "off", "addresses": "none", "up": "yes"},
@@ -47,14 +43,7 @@ class LanDevices(Resource):
         }
         if self.address:
             wanted[self.interface] |= {"address": self.address, "up": "yes"}
-        rows = []
-        for name, properties in wanted.items():
-            now = describe(devices[name], self.address) if name in devices else {}
-            rows += [
-                {"device": name, "what": what, "now": now.get(what, "missing"), "wanted": value}
-                for what, value in properties.items()
-                if now.get(what) != value
-            ]
+        rows = unlike(wanted, devices, self.address)
         foreign = [
             name
             for name, device in devices.items()

@@ -182,14 +182,7 @@ class Bridge(Resource):
             wanted[self.uplink] = {
                 "kind": "veth", "pair": vif(self.uplink), "address": self.address, "up": "yes",
             }  # fmt: skip
-        rows = []
-        for name, properties in wanted.items():
-            now = describe(devices[name], self.address) if name in devices else {}
-            rows += [
-                {"device": name, "what": what, "now": now.get(what, "missing"), "wanted": value}
-                for what, value in properties.items()
-                if now.get(what) != value
-            ]
+        rows = unlike(wanted, devices, self.address)
         over = [f"{r.get('gateway', '-')} over {r.get('dev', '-')}" for r in routes]
         route = f"{self.gateway} over {holder}"
         if route not in over:
@@ -225,6 +218,31 @@ def describe(device: Mapping[str, Any], address: str) -> dict[str, str]:
         "address": address if address in found else ", ".join(found) or "none",
         "addresses": ", ".join(found) or "none",
     }
+
+
+def unlike(
+    wanted: Mapping[str, Mapping[str, str]], devices: Mapping[str, Mapping[str, Any]], address: str
+) -> list[dict[str, str]]:
+    """A row for each wanted property, in the words of `describe`, that a device has not."""
+    rows = []
+    for name, properties in wanted.items():
+        now = describe(devices[name], address) if name in devices else {}
+        rows += [
+            {"device": name, "what": what, "now": now.get(what, "missing"), "wanted": value}
+            for what, value in properties.items()
+            if now.get(what) != value
+        ]
+    return rows
+
+
+def reported_devices(host: Host) -> dict[str, dict[str, Any]] | None:
+    """What a machine says of its interfaces, by name; None where it cannot say yet."""
+    result = host.run("echo; ip -details -json address show; echo; echo '[]'", check=False)
+    if result.ok:
+        return parse_network(result.stdout)[1]
+    if result.status in (125, 126, 127):
+        return None
+    raise CommandFailed(result)
 
 
 def parse_network(
