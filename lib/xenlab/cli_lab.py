@@ -20,7 +20,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from xenlab import parameters
-from xenlab.errors import BadInput, ConnectionRefused
+from xenlab.errors import BadInput, XenlabError
 from xenlab.host import Host
 from xenlab.lab import Lab, Status
 from xenlab.local import Local
@@ -208,7 +208,7 @@ def _print_overview(status: Status) -> None:
     from xenlab.recipes.overview import overview
     from xenlab.ssh import SSH, Target
 
-    with suppress(ConnectionRefused):
+    with suppress(XenlabError):
         host = Host(SSH(Target(DOM0, str(status.ssh_config))))
         _print_facts(overview(host) or {})
 

@@ -56,7 +56,8 @@ def test_guests_and_shares_are_as_the_site_says(site: Site) -> None:
         assert "/mnt/share 10.66.0.1:/mnt/share" in mounts
         assert "/mnt/share/apt 10.66.0.1:/srv/packages" in mounts
         assert "/dev/xvda2" in site.ssh(guest, "cat", "/proc/swaps")
-        assert site.ssh(guest, "tree", "--version").startswith("tree ") or guest == SHARING
+        if guest != SHARING:
+            assert site.ssh(guest, "tree", "--version").startswith("tree ")
     assert site.ssh("", "ip", "-o", "addr", "show", "dev", "xenbr1") == ""
     ports = site.ssh("", "ls", "/sys/class/net/xenbr1/brif").split()
     assert "vif0.1" in ports
@@ -141,6 +142,7 @@ tail -n 0 -F /var/log/xen/console/guest-domu3.log | grep -m 1 --line-buffered {T
 """
 
 
+SWITCHING = "xenlab: switching the network over"
 BACK = "xenlab: the former network is back"
 
 
@@ -178,7 +180,6 @@ def test_the_bugfix_takes_dom0_out_of_the_lan_and_back(site: Site) -> None:
 
 
 def test_a_broken_uplink_setting_is_rolled_back_in_time(site: Site) -> None:
-    known = set(site.runs.glob("*"))
     before = len(site_log())
     file = site.changed(dom0_ip_on_bridge=True, rollback_seconds=20)
     outcome: list[str] = []
@@ -187,18 +188,12 @@ def test_a_broken_uplink_setting_is_rolled_back_in_time(site: Site) -> None:
         done = site.xenlab("run", "07", "-f", str(file))
         outcome.append(f"{done.returncode}\n{done.stdout}\n{done.stderr}")
 
-    def switching() -> bool:
-        return any(
-            record["phase"] == "running" and record["step"] == "07.7"
-            for place in set(site.runs.glob("*/journal.jsonl"))
-            if place.parent not in known
-            for record in Journal(place.parent).records()
-        )
-
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        wait_until(switching, seconds=HOUR, what="the switch-over has begun")
+        wait_until(
+            lambda: SWITCHING in site_log()[before:], seconds=HOUR, what="the switch-over has begun"
+        )
         # what a port of a switch does that allows one MAC address only
         qmp.execute(qemu(), "set_link", name="net0", up=False)
         wait_until(
@@ -211,6 +206,8 @@ def test_a_broken_uplink_setting_is_rolled_back_in_time(site: Site) -> None:
     assert "was rolled back, the former network is back" in outcome[0]
     assert site.ssh("", "ip", "-o", "addr", "show", "dev", "xenbr0") == ""
     assert "10.0.2.15/24" in site.ssh("", "ip", "-o", "-4", "addr", "show", "dev", "eth0")
+    # what was tried and never confirmed is forgotten
+    assert site.xenlab("run", "07", "-f", str(site.parameters)).returncode == 0
 
 
 def site_log() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -373,6 +374,16 @@ def test_usr_is_set_aside_and_put_back(guest: Guest, tmp_path: Path, device: str
             assert not (place / ".xenlab").exists()
 
         look(device, tmp_path, is_back)
+    # cut off in the middle: neither state holds
+    record = Path(records, "domu1", "usr")
+    record.write_text("swapping\n")
+    assert aside.probe(HOST) is not None
+    assert back.probe(HOST) is not None
+    # nothing to go back to
+    aside.apply(HOST, silent)
+    look(device, tmp_path, lambda place: shutil.rmtree(place / "usr.old"))
+    with pytest.raises(StepFailed, match="domu1 has no /usr of its own any more"):
+        back.apply(HOST, silent)
 
 
 def test_the_image_s_usr_goes_to_the_share_whole(image: Path, tmp_path: Path) -> None:

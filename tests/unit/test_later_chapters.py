@@ -41,13 +41,13 @@ def test_just_the_selected_guests_are_linked_in_their_order(tmp_path: Path) -> N
     links.apply(HOST, silent)
     links.verify(HOST)
     assert {path.name: str(path.readlink()) for path in folder.iterdir()} == {
-        "10-web.cfg": "../web.cfg",
-        "20-mail.cfg": "../mail.cfg",
+        "0010-web.cfg": "../web.cfg",
+        "0020-mail.cfg": "../mail.cfg",
     }
     fewer = AutoLinks(("mail",), str(folder))
     fewer.apply(HOST, silent)
     fewer.verify(HOST)
-    assert [path.name for path in folder.iterdir()] == ["10-mail.cfg"]
+    assert [path.name for path in folder.iterdir()] == ["0010-mail.cfg"]
 
 
 def test_a_file_that_xendomains_would_start_is_named(tmp_path: Path) -> None:

@@ -194,6 +194,17 @@ def parse_states(text: str) -> dict[str, tuple[str, str]]:
 
 
 @dataclass(frozen=True)
+class UnitFile(File):
+    """A unit, or what is added to one; systemd reads it at once where it runs."""
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write the file and have systemd read its units again."""
+        super().apply(host, report)
+        if host.root == "/":
+            host.run("systemctl daemon-reload", timeout=START_SECONDS)
+
+
+@dataclass(frozen=True)
 class Masked(Resource):
     """Units that are masked (systemctl(1)) and do not run."""
 

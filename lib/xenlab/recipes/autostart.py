@@ -5,7 +5,6 @@ Howto: „Auto-DomainU-Boot“.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,9 +15,9 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.power import Power, reboot
+from xenlab.platform.services import UnitFile
 from xenlab.platform.toolstack import Toolstack
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.files import File
 from xenlab.resources.running_xen import wait_for_toolstack
 from xenlab.resources.shown import Shown
 
@@ -35,17 +34,17 @@ def links(book: Chapter) -> Resource:
 
 def service(book: Chapter) -> tuple[Resource, ...]:
     """xendomains at every boot, with time enough, dom0 served first."""
-    settings = File(
+    settings = UnitFile(
         "/etc/systemd/system/xendomains.service.d/xenlab.conf", template="xendomains.conf"
     )
     return settings, book.services.enabled("xendomains")
 
 
-def power_cycled(book: Chapter) -> Resource:
+def power_cycled(book: Chapter) -> list[Resource]:
     """The machine was switched off and on; exactly the selected guests came back."""
     names = tuple(book.site.autostart)
     cycle = PowerCycled(names, book.toolstack, book.power, book.controller)
-    return Shown("power-cycle", cycle, repr(names))
+    return [Shown("power-cycle", cycle, repr(names))] if names else []
 
 
 def selected(book: Chapter) -> pd.DataFrame:
@@ -93,16 +92,14 @@ class PowerCycled(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Restart the machine and wait until the last of the guests was created."""
         machine = host.inside("/")
-        machine.run("sync")
+        report("shutting the guests down")
+        machine.run("systemctl stop xendomains && sync", timeout=BACK_SECONDS)
         reboot(self.power, "disk", machine, self.controller, report)
         report("waiting for Xen's services")
         wait_for_toolstack(machine)
-        deadline = time.monotonic() + BACK_SECONDS
-        while not set(self.names) <= set(self._running(machine)):
-            if time.monotonic() > deadline:
-                break
-            report(f"running: {', '.join(self._running(machine)) or 'no guest yet'}")
-            time.sleep(2)
+        report("waiting for the guests")
+        # it was started at boot: this only waits until it has created the last of them
+        machine.run("systemctl start xendomains", timeout=BACK_SECONDS)
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless these guests run, no other, created in this order."""

@@ -12,6 +12,7 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.parameters import Parameters
+from xenlab.platform.services import UnitFile
 from xenlab.resources import network
 from xenlab.resources.base import Resource
 from xenlab.resources.files import Directory, File, Line
@@ -105,7 +106,7 @@ def bridge_program(site: Parameters) -> tuple[Resource, ...]:
     return (
         File(PROGRAM, program, mode=0o755),
         File(TRIED, bridge_settings(site)),
-        File(
+        UnitFile(
             f"/etc/systemd/system/{UNIT}",
             template="xenlab-bridge.service",
             values={"uplink": site.uplink},

@@ -16,6 +16,7 @@ from xenlab.command import Command
 from xenlab.errors import XenlabError
 from xenlab.host import Host
 from xenlab.parameters import Parameters
+from xenlab.platform.packages import packages
 from xenlab.platform.power import Power, reboot
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.disk import by_name
@@ -58,7 +59,7 @@ def base(site: Parameters) -> str:
     shaped = {
         "platform": site.platform,
         "stage": site.stage,
-        "software": sorted(site.software),
+        "software": sorted({*site.software, *packages(site.platform).nfs_client}),
         "services": sorted(site.services),
     }
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.parameters import LanGuest, Parameters
+from xenlab.platform.services import UnitFile
 from xenlab.recipes.network import bare
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
@@ -51,7 +52,7 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
             values={"address": bare(site.lan_address)},
         ),
         File("/etc/exports.d/xenlab.exports", f"# written by xenlab, chapter 14\n{exports}"),
-        File(
+        UnitFile(
             unit,
             template="srv-packages.mount",
             values={"what": f"{site.share}/apt", "where": STORE},
@@ -100,11 +101,10 @@ def sources_seen(book: Chapter) -> dict[str, Resource]:
     return _on_guests(book, lambda _: PathsExist((f"/usr/src/{name}",)))
 
 
-def fetched_once(book: Chapter) -> Resource:
+def fetched_once(book: Chapter) -> list[Resource]:
     """The first guest installs the packages; what it fetches lies on the share."""
-    first = book.site.lan_guests[0]
     wanted = book.packages.installed(*book.site.shared_packages)
-    return Elsewhere(first.name, book.guest(first.name), wanted)
+    return _on_installing(book, wanted)[:1]
 
 
 def installed_from_share(book: Chapter) -> list[Resource]:
@@ -113,7 +113,7 @@ def installed_from_share(book: Chapter) -> list[Resource]:
     One after the other: each locks the store, for all.
     """
     wanted = book.packages.from_store(*book.site.shared_packages)
-    return list(_on_guests(book, lambda _: wanted).values())[1:]
+    return _on_installing(book, wanted)[1:]
 
 
 def swapping(book: Chapter) -> dict[str, Resource]:
@@ -138,6 +138,12 @@ def shares(book: Chapter) -> Callable[[], pd.DataFrame]:
         return pd.DataFrame(rows, columns=columns)
 
     return table
+
+
+def _on_installing(book: Chapter, wanted: Resource) -> list[Resource]:
+    """On every guest that installs packages: one with the share's /usr (chapter 15) cannot."""
+    own = [g for g in book.site.lan_guests if g.name not in book.site.shared_usr]
+    return [Elsewhere(g.name, book.guest(g.name), wanted) for g in own if book.site.shared_packages]
 
 
 def _on_guests(book: Chapter, wanted: Callable[[LanGuest], Resource | None]) -> dict[str, Resource]:

@@ -5,24 +5,22 @@ Howto: „/usr sharing“.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
-from xenlab.errors import ConnectionLost, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
+from xenlab.platform.services import UnitFile
 from xenlab.recipes.network import GUEST_INTERFACE, bare
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.disk import by_name
 from xenlab.resources.early_boot import needed_before
 from xenlab.resources.elsewhere import Elsewhere
-from xenlab.resources.files import File
 from xenlab.resources.shared_usr import (
     UsrOnShare,
     UsrSwapped,
@@ -32,7 +30,6 @@ from xenlab.resources.shared_usr import (
 )
 
 FOLDER = "usr"
-ANSWER_SECONDS = 1800.0
 
 
 def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
@@ -89,7 +86,7 @@ def late(book: Chapter) -> dict[str, Resource]:
     services = [name for name in book.site.services if name != "ssh"]
     text = f"# written by xenlab, chapter 15\n[Unit]\nRequiresMountsFor={book.site.share}\n"
     parts = [
-        File(f"/etc/systemd/system/{name}.service.d/xenlab-usr.conf", text) for name in services
+        UnitFile(f"/etc/systemd/system/{name}.service.d/xenlab-usr.conf", text) for name in services
     ]
     return {
         guest.name: Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts)))
@@ -144,8 +141,8 @@ def late_ones_waited(book: Chapter) -> dict[str, Resource]:
     services = [name for name in book.site.services if name != "ssh"]
     waited = Condition(
         Command.script(script, book.site.share, *services),
-        "a service was started before the share was mounted",
-        "systemctl list-dependencies --after",
+        "the share is not mounted, or a service did not wait for it",
+        "systemctl --failed; systemctl list-dependencies --after",
     )
     return {
         guest.name: Elsewhere(guest.name, book.guest(guest.name), waited)
@@ -228,27 +225,17 @@ class Restarted(Resource):
     condition: Elsewhere
     stopped: Resource
     running: Resource
-    seconds: float = field(default=ANSWER_SECONDS, compare=False)
 
     def probe(self, host: Host) -> Difference | None:
         """That it does not run, or what does not hold in it."""
         return self.running.probe(host) or self.condition.probe(host)
 
     def apply(self, host: Host, report: Report) -> None:
-        """Shut it down if it runs, create it, wait until it answers."""
+        """Shut it down if it runs, create it, wait until it answers and the condition holds."""
         if self.stopped.probe(host) is not None:
             self.stopped.apply(host, report)
             self.stopped.verify(host)
+        # a connection to the domain that is gone proves nothing about the new one
+        self.condition.host.transport.close()
         self.running.apply(host, report)
-        report(f"waiting until {self.condition.name} answers")
-        deadline = time.monotonic() + self.seconds
-        while True:
-            try:
-                self.condition.host.transport.connect()
-                return
-            except HostKeyRefused:
-                raise
-            except (ConnectionRefused, ConnectionLost) as error:
-                if time.monotonic() > deadline:
-                    raise StepFailed(f"{self.condition.name} does not answer") from error
-            time.sleep(1)
+        self.condition.apply(host, report)

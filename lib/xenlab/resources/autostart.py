@@ -27,7 +27,7 @@ class AutoLinks(Resource):
     def wanted(self) -> dict[str, str]:
         """The links' names and what they point at."""
         return {
-            f"{10 * place:02}-{name}.cfg": f"../{name}.cfg"
+            f"{10 * place:04}-{name}.cfg": f"../{name}.cfg"
             for place, name in enumerate(self.names, 1)
         }
 

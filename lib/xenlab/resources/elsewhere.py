@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from xenlab.errors import ConnectionLost, ConnectionRefused, HostKeyRefused
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+
+ANSWER_SECONDS = 900.0
+"""How long a machine that boots may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class Elsewhere(Resource):
     name: str
     host: Host = field(compare=False)
     resource: Resource
+    seconds: float = field(default=ANSWER_SECONDS, compare=False)
 
     def probe(self, host: Host) -> Difference | None:
         """The resource's difference, or that the machine does not answer yet."""
@@ -27,7 +32,23 @@ class Elsewhere(Resource):
             return Difference(f"once {self.name} answers: {error.message}")
 
     def apply(self, host: Host, report: Report) -> None:
-        """Bring the other machine into the state."""
+        """Wait until the other machine answers, which may still boot; bring it into the state.
+
+        Raises ConnectionRefused past the deadline.
+        """
+        deadline = time.monotonic() + self.seconds
+        while True:
+            try:
+                self.host.transport.connect()
+                break
+            except HostKeyRefused:
+                raise
+            except (ConnectionRefused, ConnectionLost):
+                stopped = host.stop is not None and host.stop.is_set()
+                if stopped or time.monotonic() > deadline:
+                    raise
+            report(f"waiting until {self.name} answers")
+            time.sleep(1)
         self.resource.apply(self._watched(host), report)
 
     def verify(self, host: Host) -> None:

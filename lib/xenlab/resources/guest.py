@@ -42,6 +42,10 @@ REFUSALS = {
         "the guest's root has no poweroff program, so it could never be shut down",
         "install the init system into the image (Debian: systemd-sysv)",
     ),
+    49: (
+        "{name} has no /usr of its own any more, so it cannot get it back",
+        "leave it in shared_usr, or let chapter 09 make its root anew",
+    ),
 }
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.
@@ -90,7 +94,11 @@ record=$5
 read -r generation unpacked 2>/dev/null < "$records/root" || exit 47
 [ "$unpacked" = "$(uuid)" ] || exit 47
 mount -- "$device" "$mount"
-[ -e "$mount/sbin/poweroff" ] || [ -L "$mount/sbin/poweroff" ] || exit 48
+for usr in "" /usr.old; do
+    [ -e "$mount$usr/sbin/poweroff" ] || [ -L "$mount$usr/sbin/poweroff" ] || continue
+    has_poweroff=yes
+done
+[ "${has_poweroff:-}" = yes ] || exit 48
 tar -C "$mount" --numeric-owner -xpf -
 if [ "$(cat -- "$records/identity" 2>/dev/null)" != "$(uuid)" ]; then
     rm -f -- "$mount"/etc/ssh/ssh_host_* "$mount/etc/machine-id" "$records/host_key.pub"
@@ -253,7 +261,7 @@ def in_namespace(
         name, device, image = values[0], values[1], values[4]
         message, hint = REFUSALS[result.status]
         raise StepFailed(
-            message.format(device=device, image=image),
+            message.format(name=name, device=device, image=image),
             hint=hint.format(name=name, device=device),
             where=f"{host.name}: {name}",
         )

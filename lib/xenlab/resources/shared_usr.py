@@ -106,6 +106,7 @@ class UsrSwapped(Resource):
 
 _SET_ASIDE = """
 busybox=$5 record=$6
+echo swapping > "$records/usr"
 mount -- "$device" "$mount"
 if [ ! -e "$mount/usr.old" ]; then
     mv -- "$mount/usr" "$mount/usr.old"
@@ -122,8 +123,11 @@ mv -- "$records/.new" "$records/usr"
 _PUT_BACK = """
 mount -- "$device" "$mount"
 if [ -e "$mount/usr.old" ]; then
+    echo swapping > "$records/usr"
     [ ! -d "$mount/usr" ] || rmdir -- "$mount/usr"
     mv -T -- "$mount/usr.old" "$mount/usr"
+elif [ -z "$(ls -A -- "$mount/usr")" ]; then
+    exit 49
 fi
 rm -rf -- "$mount/.xenlab"
 umount -- "$mount"

@@ -10,6 +10,7 @@ say() { # also to whoever is at the console, now that the network may be gone
 }
 
 
+say "switching the network over"
 if ! "$program" start "$settings"; then
     [ ! -e "$kept" ] || "$program" start "$kept"
     echo failed > "$folder/outcome"
