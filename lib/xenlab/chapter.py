@@ -7,12 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from xenlab.consent import require_consent
-from xenlab.errors import ChapterOrder, ConnectionLost, StepFailed, XenlabError
+from xenlab.errors import (
+    ChapterOrder,
+    ConnectionLost,
+    ConnectionRefused,
+    StepFailed,
+    XenlabError,
+)
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.local import Local
@@ -199,6 +206,10 @@ class Chapter(Seams):
     def _end_abandoned(self, record: dict[str, Any]) -> None:
         """End what an earlier, killed run of a step left running, and say so in the journal."""
         ended = self.host.end_marked(record["mark"]) + self.controller.end_marked(record["mark"])
+        for guest in self.site.lan_guests:
+            # steps of later chapters work in guests too; one that is down has nothing running
+            with suppress(ConnectionRefused, ConnectionLost):
+                ended += self.guest(guest.name).end_marked(record["mark"])
         self.journal.append(
             chapter=self.name,
             step=record["step"],
