@@ -49,11 +49,14 @@ def serial_for(name: str) -> str:
 
 @dataclass(frozen=True)
 class Direct:
-    """A kernel that QEMU loads itself, past the disk."""
+    """A kernel that QEMU loads itself, past the disk.
+
+    Under emulation a library is translated once if it lies at the same address in every process.
+    """
 
     kernel: Path
     initrd: Path
-    append: str = "console=ttyS0 net.ifnames=0 quiet panic=10"
+    append: str = "console=ttyS0 net.ifnames=0 quiet panic=10 mitigations=off norandmaps"
 
 
 class Machine:

@@ -137,9 +137,26 @@ class AptIndex(Resource):
 # broken connection leaves of this file does no harm, since it looks for itself.
 _POLICY = """\
 #!/bin/sh
-# no daemon starts in a root directory that is not booted (written by xenlab)
-if ischroot; then exit 101; fi
+# no daemon starts in a root directory that is not booted, or while xenlab installs (by xenlab)
+if ischroot || [ -e /run/systemd/no-daemon-starts ]; then exit 101; fi
 exit 0
+"""
+
+# A package that sees systemd has it read all its units again, and starts its daemons with settings
+# that nobody has written yet: seconds for each package on an emulated host. So dpkg works where
+# systemd is out of sight; it reads its units once, at the end. Chapters start what they need.
+_QUIETLY = """
+    quietly() {
+        if [ -d /run/systemd/system ]; then
+            unshare --mount -- sh -euc '
+                mount -t tmpfs -o mode=755 none /run/systemd
+                touch /run/systemd/no-daemon-starts
+                exec "$@"
+            ' sh "$@"
+        else
+            "$@"
+        fi
+    }
 """
 
 
@@ -183,13 +200,14 @@ class AptPackages(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Finish what an earlier attempt left half done, then install them all in one go.
 
-        Configuration files that were changed on the host stay as they are.
+        Configuration files that were changed on the host stay as they are. Daemons are installed,
+        not started.
         """
         report(f"installing {len(self.names)} packages")
-        script = """
+        script = f"""{_QUIETLY}
             export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
             policy=/usr/sbin/policy-rc.d
-            if ischroot && [ ! -e "$policy" ]; then
+            if [ ! -e "$policy" ]; then
                 printf '%s' "$1" > "$policy"
                 chmod 755 "$policy"
                 trap 'rm -f -- "$policy"' EXIT
@@ -198,12 +216,13 @@ class AptPackages(Resource):
             if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
             option=$3
             shift 3
-            dpkg --force-unsafe-io --force-confdef --force-confold --configure -a
-            apt-get -q -y --no-install-recommends $option \\
+            quietly dpkg --force-unsafe-io --force-confdef --force-confold --configure -a
+            quietly apt-get -q -y --no-install-recommends $option \\
                 -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \\
                 -o Dpkg::Options::=--force-unsafe-io \\
                 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
                 install -- "$@"
+            [ ! -d /run/systemd/system ] || systemctl daemon-reload
             # dpkg was told not to wait for the disk
             sync
         """

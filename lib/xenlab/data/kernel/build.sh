@@ -12,16 +12,9 @@ export LC_ALL=C
 KBUILD_BUILD_TIMESTAMP=$(date -u -d "@$stamp")
 export KBUILD_BUILD_TIMESTAMP KBUILD_BUILD_USER=xenlab KBUILD_BUILD_HOST=xenlab KBUILD_BUILD_VERSION=1
 
-# Most files of the second kernel are compiled just as for the first: ccache knows them again.
-compiler=gcc
-if command -v ccache > /dev/null; then
-    export CCACHE_DIR="${result%/*}/ccache" CCACHE_MAXSIZE=1G
-    compiler="ccache gcc"
-fi
-
 begin=$(date +%s)
 cp "$result/config" "$work/.config"
-make -C "$tree" O="$work" CC="$compiler" -j"$(nproc)" bzImage
+make -C "$tree" O="$work" -j"$(nproc)" bzImage
 seconds=$(($(date +%s) - begin))
 
 image=$work/arch/x86/boot/bzImage
