@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from xenlab.names import PACKAGE_NAMES
@@ -96,6 +97,7 @@ def _selections(site: Parameters) -> Iterator[str]:
         "autostart": site.autostart,
         "lan_guests": [guest.name for guest in site.lan_guests],
         "shared_usr": site.shared_usr,
+        "guest_exports": [export.name for export in site.guest_exports],
     }
     for key, names in selected.items():
         for name in dict.fromkeys(names):
@@ -106,6 +108,13 @@ def _selections(site: Parameters) -> Iterator[str]:
     for name in site.shared_usr:
         if name not in selected["lan_guests"]:
             yield f"shared_usr names {name}, which is not in the internal LAN (lan_guests)"
+    for export in site.guest_exports:
+        if export.name not in selected["lan_guests"]:
+            yield f"guest_exports names {export.name}, which is not in lan_guests"
+        if export.name in site.shared_usr:
+            yield f"guest_exports names {export.name}, which installs nothing: shared_usr names it"
+        if PurePosixPath(export.path).is_relative_to(site.share):
+            yield f"guest_exports: {export.path} is dom0's share, which only dom0 can export"
 
 
 def _names(site: Parameters) -> Iterator[str]:

@@ -80,6 +80,15 @@ class LanGuest(BaseModel):
     address: IpWithPrefix
 
 
+class GuestExport(BaseModel):
+    """A folder that a guest exports itself, over NFS, to the internal LAN."""
+
+    model_config = _STRICT
+
+    name: DomainName
+    path: TargetPath
+
+
 class Parameters(BaseModel):
     """A site as ``parameters/lab.yaml`` explains it key by key; the defaults are the lab's.
 
@@ -165,6 +174,7 @@ class Parameters(BaseModel):
     lan_guests: list[LanGuest] = []
     shared_packages: list[Text] = []
     shared_usr: list[DomainName] = []
+    guest_exports: list[GuestExport] = []
 
     @model_validator(mode="after")
     def _holds_together(self) -> Parameters:

@@ -236,6 +236,25 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         "shared_usr names domu2, which is not in the internal LAN (lan_guests)",
     ),
     (
+        {"lan_guests": [lan_guest()], "guest_exports": [{"name": "domu2", "path": "/srv"}]},
+        "guest_exports names domu2, which is not in lan_guests",
+    ),
+    (
+        {
+            "lan_guests": [lan_guest()],
+            "shared_usr": ["domu1"],
+            "guest_exports": [{"name": "domu1", "path": "/srv"}],
+        },
+        "guest_exports names domu1, which installs nothing: shared_usr names it",
+    ),
+    (
+        {
+            "lan_guests": [lan_guest()],
+            "guest_exports": [{"name": "domu1", "path": "/mnt/share/x"}],
+        },
+        "guest_exports: /mnt/share/x is dom0's share, which only dom0 can export",
+    ),
+    (
         {"lan_guests": [lan_guest(address="10.67.0.11/24")]},
         "lan_guests 1 (domu1): 10.67.0.11/24 is not in the internal LAN 10.66.0.0/24",
     ),
@@ -290,7 +309,7 @@ def test_several_problems_are_listed_one_a_line() -> None:
 
 
 # A site that does not select anything gets nothing; the lab does.
-SELECTIONS = {"autostart", "lan_guests", "shared_packages", "shared_usr"}
+SELECTIONS = {"autostart", "guest_exports", "lan_guests", "shared_packages", "shared_usr"}
 # What is right for an emulated processor alone.
 EMULATED = {"xen_options", "dom0_options", "domu_options"}
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.platform.services import Systemd, parse_states, services
+from xenlab.platform.services import Systemd, services
+from xenlab.platform.systemd import parse_states
 from xenlab.resources.files import File
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"

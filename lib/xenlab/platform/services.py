@@ -5,20 +5,22 @@ Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from xenlab.command import Command
-from xenlab.errors import BadInput, CommandFailed, StepFailed
-from xenlab.host import Host
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.errors import BadInput
+from xenlab.platform.systemd import (
+    UNITS,
+    ConfiguredUnit,
+    Masked,
+    ServerUnordered,
+    UnitArgument,
+    UnitFile,
+    Units,
+)
+from xenlab.resources.base import Resource
+from xenlab.resources.condition import Condition
 from xenlab.resources.files import File
-
-START_SECONDS = 600.0
-"""Deadline of starting, stopping or enabling services, in seconds: an emulated host is slow."""
-
-_NO_ROOT = (125, 126, 127)
-"""What chroot answers where the root, or the program in it, is not there yet."""
 
 
 class Services(Protocol):
@@ -41,6 +43,21 @@ class Services(Protocol):
 
     def carrying(self, name: str, process: str, argument: str) -> Resource:
         """A service's process was started with this argument; else the service is restarted."""
+
+    def defined(self, name: str, template: str, **values: Any) -> Resource:
+        """A service of our own, as a template has it; it is neither enabled nor started."""
+
+    def adjusted(self, name: str, label: str, text: str) -> Resource:
+        """An addition of that label to a service's definition, kept beside it."""
+
+    def after_mount(self, name: str, folder: str) -> Resource:
+        """A service starts once what belongs at this folder is mounted (howto: S58)."""
+
+    def waited(self, folder: str, *names: str) -> Resource:
+        """The condition that these services started after the folder was mounted."""
+
+    def server_unordered(self) -> Resource:
+        """NFS mounts do not wait for this machine's own NFS server (howto: S60)."""
 
 
 def services(platform: str) -> Services:
@@ -80,210 +97,38 @@ class Systemd:
         """The process of a unit has an argument on its command line."""
         return UnitArgument(name, process, argument)
 
+    def defined(self, name: str, template: str, **values: Any) -> Resource:
+        """A unit below /etc/systemd/system; without a suffix it is a service."""
+        unit = name if "." in name else f"{name}.service"
+        return UnitFile(f"{UNITS}/{unit}", template=template, values=values)
 
-# SYSTEMD_OFFLINE makes systemctl look at the files alone, which is all there is in a root
-# directory that is not booted. Only what "is-enabled" does not confirm in one call for all names
-# is asked name by name: its lines come without names, and SysV scripts are answered first.
-_PROBE = """
-    offline=$1; wanted=$2; active=$3; shift 3
-    [ -z "$offline" ] || export SYSTEMD_OFFLINE=1
-    command -v systemctl > /dev/null || exit 127
-    states=$(systemctl is-enabled -- "$@" 2> /dev/null) || :
-    runs=
-    [ -z "$active" ] || runs=$(systemctl is-active -- "$@" 2> /dev/null) || :
-    if [ "$(printf '%s\\n' "$states" | grep -cxF -- "$wanted")" = $# ]; then
-        [ -z "$active" ] && exit 0
-        [ "$(printf '%s\\n' "$runs" | grep -cxF -- "$active")" = $# ] && exit 0
-    fi
+    def adjusted(self, name: str, label: str, text: str) -> Resource:
+        """A drop-in of the unit (systemd.unit(5))."""
+        return UnitFile(f"{UNITS}/{name}.service.d/{label}.conf", text)
+
+    def after_mount(self, name: str, folder: str) -> Resource:
+        """RequiresMountsFor=, which an update of the package does not undo."""
+        text = f"# written by xenlab, chapter 15\n[Unit]\nRequiresMountsFor={folder}\n"
+        return self.adjusted(name, "xenlab-usr", text)
+
+    def waited(self, folder: str, *names: str) -> Resource:
+        """By the times that systemd noted."""
+        return Condition(
+            Command.script(_WAITED, folder, *names),
+            f"{folder} is not mounted, or a service did not wait for it",
+            "systemctl --failed; systemctl list-dependencies --after",
+        )
+
+    def server_unordered(self) -> Resource:
+        """nfs-server-generator is out of use."""
+        return ServerUnordered()
+
+
+_WAITED = """
+    mount=$(systemd-escape --path --suffix=mount -- "$1"); shift
+    mounted=$(systemctl show -P ActiveEnterTimestampMonotonic -- "$mount")
+    [ "$mounted" -gt 0 ]
     for name do
-        state=$(systemctl is-enabled -- "$name" 2> /dev/null) || :
-        run=-
-        [ -z "$active" ] || run=$(systemctl is-active -- "$name" 2> /dev/null) || :
-        printf '%s %s %s\\n' "$name" "${state:-missing}" "${run:-inactive}"
+        [ "$(systemctl show -P ExecMainStartTimestampMonotonic -- "$name")" -gt "$mounted" ]
     done
 """
-
-_ENABLED = frozenset({"enabled", "static", "indirect", "generated", "alias", "linked"})
-_OFF = frozenset({"disabled", "missing", "masked", "not-found", "static", "indirect"})
-
-
-@dataclass(frozen=True)
-class Units(Resource):
-    """Whether systemd units are enabled, and run where somebody asks for that.
-
-    In a root directory that is not booted (`Host.inside`) nothing can run: only the files count.
-    """
-
-    names: tuple[str, ...]
-    enabled: bool
-    running: bool | None = None
-
-    def probe(self, host: Host) -> Difference | None:
-        """A table of the units that are not as wanted."""
-        if not self.names:
-            return None
-        offline = host.root != "/"
-        active = "" if self.running is None or offline else self._active
-        command = Command.script(_PROBE, "yes" if offline else "", self._state, active, *self.names)
-        result = host.run(command, check=False)
-        if not result.ok and result.status not in _NO_ROOT:
-            raise CommandFailed(result)
-        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
-        rows = tuple(
-            {"service": name, "at boot": state or "unknown", "now": run or "unknown"}
-            for name, (state, run) in states.items()
-            if not self._holds(state, run, bool(active))
-        )
-        if not rows:
-            return None
-        return Difference(f"{self._verb} {', '.join(row['service'] for row in rows)}", rows=rows)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Enable or disable the units; start or stop them where systemd runs."""
-        report(f"{self._verb} {', '.join(self.names)}")
-        offline = host.root != "/"
-        script = """
-            offline=$1; verb=$2; now=$3; shift 3
-            [ -z "$offline" ] || export SYSTEMD_OFFLINE=1
-            if [ "$verb" = disable ]; then
-                # a unit that is not there at all is disabled already
-                for name do
-                    systemctl cat -- "$name" > /dev/null 2>&1 || [ -n "$offline" ] || continue
-                    [ -z "$now" ] || systemctl "$now" -- "$name"
-                    systemctl disable -- "$name" || [ -n "$offline" ]
-                done
-            else
-                systemctl "$verb" -- "$@"
-                [ -z "$now" ] || systemctl "$now" -- "$@"
-            fi
-        """
-        now = {True: "start", False: "stop", None: ""}[self.running]
-        verb = "enable" if self.enabled else "disable"
-        words = ("yes", verb, "") if offline else ("", verb, now)
-        host.run(Command.script(script, *words, *self.names), timeout=START_SECONDS)
-
-    @property
-    def _state(self) -> str:
-        return "enabled" if self.enabled else "disabled"
-
-    @property
-    def _active(self) -> str:
-        return "active" if self.running else "inactive"
-
-    @property
-    def _verb(self) -> str:
-        if not self.enabled:
-            return "disable and stop" if self.running is False else "disable"
-        return "enable and start" if self.running else "enable"
-
-    def _holds(self, state: str, run: str, asked: bool) -> bool:
-        good = state in (_ENABLED if self.enabled else _OFF)
-        if asked:
-            good = good and (run == "active") == bool(self.running)
-        return good
-
-
-def parse_states(text: str) -> dict[str, tuple[str, str]]:
-    """The units of a probe's output, as name to (state at boot, state now)."""
-    found = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3:
-            found[words[0]] = (words[1], words[2])
-    return found
-
-
-@dataclass(frozen=True)
-class UnitFile(File):
-    """A unit, or what is added to one; systemd reads it at once where it runs."""
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Write the file and have systemd read its units again."""
-        super().apply(host, report)
-        if host.root == "/":
-            host.run("systemctl daemon-reload", timeout=START_SECONDS)
-
-
-@dataclass(frozen=True)
-class Masked(Resource):
-    """Units that are masked (systemctl(1)) and do not run."""
-
-    names: tuple[str, ...]
-
-    def probe(self, host: Host) -> Difference | None:
-        """Which of them could still be started, or run."""
-        script = """
-            for name do
-                [ "$(systemctl is-enabled -- "$name" 2> /dev/null)" = masked ] \\
-                    && ! systemctl -q is-active -- "$name" || printf '%s\\n' "$name"
-            done
-        """
-        result = host.run(Command.script(script, *self.names), check=False)
-        if not result.ok and result.status not in _NO_ROOT:
-            raise CommandFailed(result)
-        found = result.stdout.split() if result.ok else list(self.names)
-        return Difference(f"stop and mask {', '.join(found)}") if found else None
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Mask them and stop them."""
-        host.run(Command.argv("systemctl", "mask", "--now", *self.names), timeout=START_SECONDS)
-
-
-@dataclass(frozen=True)
-class ConfiguredUnit(Resource):
-    """A unit's configuration file. A text that the test command refuses is taken back."""
-
-    name: str
-    file: File
-    test: tuple[str, ...] = ()
-
-    def probe(self, host: Host) -> Difference | None:
-        """The diff of the file."""
-        return self.file.probe(host)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Write the file, test it, make the unit read it. Raises StepFailed if it is refused."""
-        before = host.read(self.file.path)
-        self.file.apply(host, report)
-        if self.test:
-            result = host.run(Command.argv(*self.test), check=False)
-            if not result.ok:
-                if before is None:
-                    host.run(Command.argv("rm", "-f", "--", self.file.path))
-                else:
-                    host.write(self.file.path, before, mode=self.file.mode, owner=self.file.owner)
-                raise StepFailed(
-                    f"{self.file.path} is refused by “{' '.join(self.test)}”, the former one is "
-                    f"back: {result.stderr.strip()}"
-                )
-        if host.root == "/":
-            command = Command.argv("systemctl", "try-reload-or-restart", "--", self.name)
-            host.run(command, timeout=START_SECONDS)
-
-
-@dataclass(frozen=True)
-class UnitArgument(Resource):
-    """A daemon that was started with an argument, which its unit reads from a file."""
-
-    name: str
-    process: str
-    argument: str
-
-    def probe(self, host: Host) -> Difference | None:
-        """Whether a process of that name has the argument on its command line."""
-        script = """
-            for id in $(pidof -- "$1"); do
-                tr '\\0' '\\n' < "/proc/$id/cmdline" | grep -qxF -- "$2" && exit 0
-            done
-            exit 44
-        """
-        result = host.run(Command.script(script, self.process, self.argument), check=False)
-        if result.ok:
-            return None
-        return Difference(f"restart {self.name}, so that {self.process} gets {self.argument}")
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Restart the unit; nothing to do in a root directory that is not booted."""
-        if host.root == "/":
-            report(f"restarting {self.name}")
-            host.run(Command.argv("systemctl", "restart", "--", self.name), timeout=START_SECONDS)

@@ -15,9 +15,9 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.power import Power, reboot
-from xenlab.platform.services import UnitFile
 from xenlab.platform.toolstack import Toolstack
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import render
 from xenlab.resources.running_xen import wait_for_toolstack
 from xenlab.resources.shown import Shown
 
@@ -34,9 +34,7 @@ def links(book: Chapter) -> Resource:
 
 def service(book: Chapter) -> tuple[Resource, ...]:
     """xendomains at every boot, with time enough, dom0 served first."""
-    settings = UnitFile(
-        "/etc/systemd/system/xendomains.service.d/xenlab.conf", template="xendomains.conf"
-    )
+    settings = book.services.adjusted("xendomains", "xenlab", render("xendomains.conf"))
     return settings, book.services.enabled("xendomains")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.parameters import Parameters
-from xenlab.platform.services import UnitFile
+from xenlab.platform.services import services
 from xenlab.resources import network
 from xenlab.resources.base import Resource
 from xenlab.resources.files import Directory, File, Line
@@ -106,11 +106,7 @@ def bridge_program(site: Parameters) -> tuple[Resource, ...]:
     return (
         File(PROGRAM, program, mode=0o755),
         File(TRIED, bridge_settings(site)),
-        UnitFile(
-            f"/etc/systemd/system/{UNIT}",
-            template="xenlab-bridge.service",
-            values={"uplink": site.uplink},
-        ),
+        services(site.platform).defined(UNIT, "xenlab-bridge.service", uplink=site.uplink),
     )
 
 

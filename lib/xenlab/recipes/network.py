@@ -15,7 +15,7 @@ from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
 from xenlab.platform.guestsystem import guest_system
-from xenlab.platform.services import UnitFile
+from xenlab.platform.services import services
 from xenlab.platform.toolstack import Vif
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Together
@@ -48,7 +48,7 @@ def written(site: Parameters) -> tuple[Resource, ...]:
     program = package_files("xenlab").joinpath("templates", "xenlab-lan.sh").read_text()
     own = {"interface": site.lan_interface, "address": site.lan_address}
     units = (
-        UnitFile(f"/etc/systemd/system/{name}.service", template=f"{name}.service", values=own)
+        services(site.platform).defined(name, f"{name}.service", **own)
         for name in (DEVICES, BUGFIX, ADDRESS)
     )
     return (

@@ -13,7 +13,7 @@ import pandas as pd
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.parameters import LanGuest, Parameters
-from xenlab.platform.services import UnitFile
+from xenlab.platform.services import services
 from xenlab.recipes.network import bare
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
@@ -44,7 +44,6 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
     """NFS 4 alone, on dom0's address in the LAN alone; the exports; the writable store."""
     lan = network(site)
     exports = f"{site.share} {lan}({READ})\n{STORE} {lan}({WRITE})\n"
-    unit = "/etc/systemd/system/srv-packages.mount"
     return (
         File(
             "/etc/nfs.conf.d/xenlab.conf",
@@ -52,10 +51,8 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
             values={"address": bare(site.lan_address)},
         ),
         File("/etc/exports.d/xenlab.exports", f"# written by xenlab, chapter 14\n{exports}"),
-        UnitFile(
-            unit,
-            template="srv-packages.mount",
-            values={"what": f"{site.share}/apt", "where": STORE},
+        services(site.platform).defined(
+            "srv-packages.mount", "srv-packages.mount", what=f"{site.share}/apt", where=STORE
         ),
     )
 

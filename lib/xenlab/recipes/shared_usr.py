@@ -14,7 +14,6 @@ from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
-from xenlab.platform.services import UnitFile
 from xenlab.recipes.network import GUEST_INTERFACE, bare
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
@@ -83,11 +82,7 @@ def tools(book: Chapter) -> Resource:
 
 def late(book: Chapter) -> dict[str, Resource]:
     """In each such guest: its services wait for the share, all but sshd."""
-    services = [name for name in book.site.services if name != "ssh"]
-    text = f"# written by xenlab, chapter 15\n[Unit]\nRequiresMountsFor={book.site.share}\n"
-    parts = [
-        UnitFile(f"/etc/systemd/system/{name}.service.d/xenlab-usr.conf", text) for name in services
-    ]
+    parts = [book.services.after_mount(name, book.site.share) for name in _late(book)]
     return {
         guest.name: Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts)))
         for guest in _sharing(book)
@@ -130,20 +125,7 @@ def running(book: Chapter) -> list[Resource]:
 
 def late_ones_waited(book: Chapter) -> dict[str, Resource]:
     """The condition that those services started after the share was mounted."""
-    script = """
-        mount=$(systemd-escape --path --suffix=mount -- "$1"); shift
-        mounted=$(systemctl show -P ActiveEnterTimestampMonotonic -- "$mount")
-        [ "$mounted" -gt 0 ]
-        for name do
-            [ "$(systemctl show -P ExecMainStartTimestampMonotonic -- "$name")" -gt "$mounted" ]
-        done
-    """
-    services = [name for name in book.site.services if name != "ssh"]
-    waited = Condition(
-        Command.script(script, book.site.share, *services),
-        "the share is not mounted, or a service did not wait for it",
-        "systemctl --failed; systemctl list-dependencies --after",
-    )
+    waited = book.services.waited(book.site.share, *_late(book))
     return {
         guest.name: Elsewhere(guest.name, book.guest(guest.name), waited)
         for guest in _sharing(book)
@@ -164,6 +146,11 @@ def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
         return pd.DataFrame(rows, columns=columns)
 
     return table
+
+
+def _late(book: Chapter) -> list[str]:
+    """All services but sshd: a guest whose share is away must still let somebody in."""
+    return [name for name in book.site.services if name != "ssh"]
 
 
 def _sharing(book: Chapter) -> list[LanGuest]:

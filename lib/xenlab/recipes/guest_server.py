@@ -1,0 +1,95 @@
+"""Chapter 15's last part: guests that serve something themselves, over NFS.
+
+Howto: „Ganz haarig wird die Sache, wenn ein NFS-Server auf einer DomainU laufen soll“.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.parameters import GuestExport
+from xenlab.recipes.network import bare
+from xenlab.recipes.shared_filesystems import WRITE, network, old_protocols_off
+from xenlab.resources.base import Resource
+from xenlab.resources.condition import Condition, Together
+from xenlab.resources.elsewhere import Elsewhere
+from xenlab.resources.files import Directory, File
+from xenlab.resources.nfs import Exported, ServedOn
+
+SERVER = "nfs-server"
+MOUNT_SECONDS = 120
+
+
+def uncircled(book: Chapter) -> dict[str, Resource]:
+    """In each such guest: the server waits for the share, and the share not for the server."""
+    parts = (
+        book.services.server_unordered(),
+        book.services.after_mount(SERVER, book.site.share),
+    )
+    return _on_servers(book, lambda _: Together(parts))
+
+
+def serving(book: Chapter) -> dict[str, Resource]:
+    """Each such guest exports its folder to the internal LAN, on its address there."""
+    site, lan = book.site, network(book.site)
+
+    def server(export: GuestExport) -> Resource:
+        address = _address(book, export)
+        exports = f"# written by xenlab, chapter 15\n{export.path} {lan}({WRITE})\n"
+        return Together(
+            (
+                Directory(export.path),
+                File(
+                    "/etc/nfs.conf.d/xenlab.conf", template="nfs.conf", values={"address": address}
+                ),
+                File("/etc/exports.d/xenlab.exports", exports),
+                old_protocols_off(book),
+                book.packages.installed(*book.packages.nfs_server),
+                book.services.running(SERVER),
+                ServedOn(address),
+                Exported((export.path,), network(site)),
+            )
+        )
+
+    return _on_servers(book, server)
+
+
+def reachable(book: Chapter) -> dict[str, Resource]:
+    """The condition that dom0 can mount what each such guest exports."""
+    script = """
+        place=$(mktemp -d)
+        trap 'rmdir -- "$place"' EXIT
+        unshare --mount -- sh -euc '
+            timeout "$3" mount -t nfs4 -o vers=4.2,ro,soft "$1" "$2"
+            ls -- "$2"
+        ' sh "$1" "$place" "$2"
+    """
+    return {
+        export.name: Condition(
+            Command.script(script, f"{_address(book, export)}:{export.path}", str(MOUNT_SECONDS)),
+            f"dom0 cannot mount {export.path} of {export.name}",
+            f"exportfs -s and the service {SERVER} on {export.name}",
+        )
+        for export in book.site.guest_exports
+    }
+
+
+def table(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """Who serves what, and where: guest, folder, address."""
+    rows = [[e.name, e.path, _address(book, e)] for e in book.site.guest_exports]
+    return lambda: pd.DataFrame(rows, columns=["guest", "folder", "address"])
+
+
+def _address(book: Chapter, export: GuestExport) -> str:
+    return next(bare(g.address) for g in book.site.lan_guests if g.name == export.name)
+
+
+def _on_servers(book: Chapter, wanted: Callable[[GuestExport], Resource]) -> dict[str, Resource]:
+    return {
+        export.name: Elsewhere(export.name, book.guest(export.name), wanted(export))
+        for export in book.site.guest_exports
+    }
