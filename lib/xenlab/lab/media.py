@@ -24,7 +24,8 @@ RESCUE_PACKAGES = (
 STAGE_PACKAGES = (
     "cpio", "e2fsprogs", "fdisk", "ifupdown", "iproute2", "iputils-ping", "isc-dhcp-client",
     "kmod", "libcap2-bin", "netbase", "nfs-common", "openssh-client", "openssh-server",
-    "openssh-sftp-server", "procps", "rsync", "systemd-sysv", "udev", "xz-utils", "zstd",
+    "openssh-sftp-server", "procps", "rsync", "systemd-sysv", "udev", "usr-is-merged",
+    "xz-utils", "zstd",
 )  # fmt: skip
 # What the howto's programs lean on. The programs themselves are the chapters' business; dpkg is
 # some twenty-five times slower in the emulated machine than here.
@@ -55,6 +56,12 @@ STAGE_OFF = (
 _NO_DOCUMENTS = (
     "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
     "/usr/share/i18n/*", "/usr/share/lintian/*", "/usr/share/bug/*",
+)  # fmt: skip
+# Each file is unpacked once for dom0 and once for each guest: what names other hardware than a
+# lab's, and what no program of it reads.
+_NOT_IN_STAGE = (
+    "/lib/udev/hwdb.d/*", "/usr/lib/udev/hwdb.d/*", "/usr/share/zoneinfo/posix/*",
+    "/usr/share/zoneinfo/right/*", "/usr/share/bash-completion/*", "/usr/share/zsh/*",
 )  # fmt: skip
 _COPYRIGHTS = "/usr/share/doc/*/copyright"
 _APT_CONF = """\
@@ -161,6 +168,7 @@ def stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
         "packages": packages,
         "apt": conf,
         "off": STAGE_OFF,
+        "left out": _NOT_IN_STAGE,
     }
 
     def build(folder: Path) -> None:
@@ -188,7 +196,13 @@ def stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
                 tree,
                 packages,
                 entries,
-                ["--variant=minbase", *(f"--customize-hook={hook}" for hook in hooks)],
+                [
+                    "--variant=minbase",
+                    # merged from the start: the package that merges later needs all of perl
+                    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+                    *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_IN_STAGE),
+                    *(f"--customize-hook={hook}" for hook in hooks),
+                ],
                 report,
                 "building the stage",
             )
