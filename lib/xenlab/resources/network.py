@@ -129,10 +129,13 @@ class Bridge(Resource):
             return
 
     def _confirm(self, host: Host) -> str:
-        script = """
+        look = """
             [ ! -e "$1/outcome" ] || { cat -- "$1/outcome"; exit 0; }
             [ -e "$1/pending" ] || { echo none; exit 0; }
             [ -e "$1/switched" ] || { echo switching; exit 0; }
+            echo switched
+        """
+        decide = """
             if mkdir -- "$1/decided" 2> /dev/null; then
                 echo kept > "$1/outcome"
                 echo kept
@@ -140,11 +143,16 @@ class Bridge(Resource):
                 echo "too late"
             fi
         """
-        return host.run(Command.script(script, self.meeting), timeout=_ASK_SECONDS).stdout.strip()
+        state = self._asked(host, look)
+        # The command alone proves nothing, it may have arrived over the former network; that its
+        # answer came back, from after the switch-over, does.
+        return self._asked(host, decide) if state == "switched" else state
 
     def _outcome(self, host: Host) -> str:
-        command = Command.script('cat -- "$1/outcome" 2> /dev/null || echo undecided', self.meeting)
-        return host.run(command, timeout=_ASK_SECONDS).stdout.strip()
+        return self._asked(host, 'cat -- "$1/outcome" 2> /dev/null || echo undecided')
+
+    def _asked(self, host: Host, script: str) -> str:
+        return host.run(Command.script(script, self.meeting), timeout=_ASK_SECONDS).stdout.strip()
 
     def _until_decided(self, host: Host, ask: Callable[[Host], str], more: float = 0.0) -> str:
         """Ask over new connections until there is an answer, or nobody waits for one any more."""
