@@ -111,8 +111,8 @@ class NfsMount(Resource):
             awk -v path="$path" '$1 ~ /^#/ || $2 != path' /etc/fstab > "$new"
             printf '%s\\n' "$line" >> "$new"
             chmod 644 "$new"
+            # systemd learns of the line at the next boot, and of the mount at once
             mv -f -- "$new" /etc/fstab
-            systemctl daemon-reload
             now=$(findmnt -n -o SOURCE -- "$path" || :)
             [ -z "$now" ] || [ "$now" = "$source" ] || umount -- "$path"
             [ "$now" = "$source" ] || mount -- "$path"
