@@ -113,6 +113,8 @@ def _selections(site: Parameters) -> Iterator[str]:
             yield f"guest_exports names {export.name}, which is not in lan_guests"
         if export.name in site.shared_usr:
             yield f"guest_exports names {export.name}, which installs nothing: shared_usr names it"
+        if set(export.path) & set(' \t#"'):
+            yield f"guest_exports: {export.path!r} cannot be exported: no space, # or quote in it"
         if PurePosixPath(export.path).is_relative_to(site.share):
             yield f"guest_exports: {export.path} is dom0's share, which only dom0 can export"
 

@@ -22,6 +22,7 @@ LAN = bytes((10, 66, 0))
 LAN_MACS = tuple(bytes.fromhex(f"00163e66020{number}") for number in (1, 2, 3))
 AUTOSTARTED = ("domu1", "domu2")
 SHARING = "domu2"
+SERVING = "domu3"
 CHAPTERS = 16
 
 
@@ -72,6 +73,14 @@ def test_one_guest_runs_from_the_shared_usr(site: Site) -> None:
     assert site.ssh(SHARING, "ls", "-d", "/usr.old").strip() == "/usr.old"
     assert "Read-only" in site.ssh(SHARING, "touch /usr/x 2>&1 || :")
     assert site.ssh(SHARING, "readlink", "/proc/1/exe").strip() == "/usr/lib/systemd/systemd"
+
+
+def test_a_guest_serves_something_itself(site: Site) -> None:
+    assert "/srv/export" in site.ssh(SERVING, "exportfs", "-s")
+    place = "mktemp -d /tmp/xenlab.XXXXXX"
+    mount = f"p=$({place}) && mount -t nfs4 -o vers=4.2 10.66.0.13:/srv/export $p"
+    site.ssh("domu1", f"{mount} && echo here > $p/word && umount $p")
+    assert site.ssh(SERVING, "cat", "/srv/export/word") == "here\n"
 
 
 def test_the_status_shows_the_finished_lab(site: Site) -> None:

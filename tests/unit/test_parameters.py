@@ -255,6 +255,13 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         "guest_exports: /mnt/share/x is dom0's share, which only dom0 can export",
     ),
     (
+        {
+            "lan_guests": [lan_guest()],
+            "guest_exports": [{"name": "domu1", "path": "/srv/my data"}],
+        },
+        "guest_exports: '/srv/my data' cannot be exported: no space, # or quote in it",
+    ),
+    (
         {"lan_guests": [lan_guest(address="10.67.0.11/24")]},
         "lan_guests 1 (domu1): 10.67.0.11/24 is not in the internal LAN 10.66.0.0/24",
     ),
@@ -317,7 +324,7 @@ EMULATED = {"xen_options", "dom0_options", "domu_options"}
 def test_the_lab_s_file_holds_the_defaults_but_for_what_is_the_lab_s_alone() -> None:
     schema, lab = LAB.model_dump(), load(FILES / "lab.yaml").model_dump()
     assert {key for key in schema if schema[key] != lab[key]} == SELECTIONS | EMULATED
-    assert [schema[key] for key in SELECTIONS] == [[], [], [], []]
+    assert [schema[key] for key in SELECTIONS] == [[]] * len(SELECTIONS)
     assert not any("mitigations" in schema[key] or "spec-ctrl" in schema[key] for key in EMULATED)
 
 

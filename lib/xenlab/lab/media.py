@@ -170,6 +170,7 @@ def stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
         "off": STAGE_OFF,
         "left out": _NOT_IN_STAGE,
         "package index": "kept",
+        "hooks": 2,
     }
 
     def build(folder: Path) -> None:
@@ -187,6 +188,8 @@ def stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
                 'rm -f "$1"/var/lib/dbus/machine-id; : > "$1"/etc/machine-id',
                 'mkdir -p "$1"/etc/systemd/system-generators',
                 *(f'ln -sf /dev/null "$1"/etc/systemd/{name}' for name in STAGE_OFF),
+                # what was left out here is not left out of what is installed later
+                'rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
             ]
             if secure:
                 # a mirror behind a company's own authority is trusted inside as it is outside

@@ -137,8 +137,8 @@ class AptIndex(Resource):
 # broken connection leaves of this file does no harm, since it looks for itself.
 _POLICY = """\
 #!/bin/sh
-# no daemon starts in a root directory that is not booted, or while xenlab installs (by xenlab)
-if ischroot || [ -e /run/systemd/no-daemon-starts ]; then exit 101; fi
+# no daemon starts in a root directory that is not booted (written by xenlab)
+if ischroot; then exit 101; fi
 exit 0
 """
 
@@ -149,8 +149,15 @@ _QUIETLY = """
     quietly() {
         if [ -d /run/systemd/system ]; then
             unshare --mount -- sh -euc '
+                mkdir -p /run/xenlab-systemd
+                mount --bind /run/systemd /run/xenlab-systemd
                 mount -t tmpfs -o mode=755 none /run/systemd
-                touch /run/systemd/no-daemon-starts
+                # where names are resolved by systemd-resolved, resolv.conf leads in there
+                ln -s /run/xenlab-systemd/resolve /run/systemd/resolve
+                policy=/run/systemd/no-daemon-starts
+                printf "#!/bin/sh\\nexit 101\\n" > "$policy"
+                chmod 755 "$policy"
+                mount --bind "$policy" /usr/sbin/policy-rc.d
                 exec "$@"
             ' sh "$@"
         else
@@ -204,29 +211,41 @@ class AptPackages(Resource):
         not started.
         """
         report(f"installing {len(self.names)} packages")
-        script = f"""{_QUIETLY}
+        script = """
             export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
-            policy=/usr/sbin/policy-rc.d
+            policy=/usr/sbin/policy-rc.d ours=
+            leave() {
+                [ -z "$ours" ] || rm -f -- "$policy"
+                [ ! -d /run/systemd/system ] || systemctl daemon-reload
+            }
+            trap leave EXIT
+            trap 'exit 143' TERM INT HUP
             if [ ! -e "$policy" ]; then
+                ours=yes
                 printf '%s' "$1" > "$policy"
                 chmod 755 "$policy"
-                trap 'rm -f -- "$policy"' EXIT
-                trap 'exit 143' TERM INT HUP
             fi
             if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
             option=$3
             shift 3
             quietly dpkg --force-unsafe-io --force-confdef --force-confold --configure -a
-            quietly apt-get -q -y --no-install-recommends $option \\
-                -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \\
-                -o Dpkg::Options::=--force-unsafe-io \\
-                -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
-                install -- "$@"
-            [ ! -d /run/systemd/system ] || systemctl daemon-reload
+            install() {
+                quietly apt-get -q -y --no-install-recommends $option \\
+                    -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \\
+                    -o Dpkg::Options::=--force-unsafe-io \\
+                    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
+                    install -- "$@"
+            }
+            if ! install "$@"; then
+                # an index that is not quite new may name what the archive has replaced since
+                [ -z "$option" ]
+                apt-get -q -o APT::Update::Error-Mode=any -o DPkg::Lock::Timeout=600 update
+                install "$@"
+            fi
             # dpkg was told not to wait for the disk
             sync
         """
         answers = "\n".join(self.answers)
         option = "" if self.fetch else "--no-download"
-        command = Command.script(script, _POLICY, answers, option, *self.names)
+        command = Command.script(_QUIETLY + script, _POLICY, answers, option, *self.names)
         host.run(command, timeout=INSTALL_SECONDS)

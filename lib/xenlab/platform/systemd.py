@@ -99,8 +99,11 @@ class Units(Resource):
                 done
             else
                 for name do
-                    state=$(systemctl is-enabled -- "$name" 2> /dev/null) && continue
-                    [ "$state" != masked ] || systemctl unmask -- "$name"
+                    state=$(systemctl is-enabled -- "$name" 2> /dev/null) || :
+                    case $state in
+                        enabled | static | indirect | generated | alias | linked) continue ;;
+                        masked) systemctl unmask -- "$name" ;;
+                    esac
                     at_boot enable -- "$name"
                 done
                 [ -z "$now" ] || systemctl "$now" -- "$@"
@@ -144,21 +147,26 @@ def parse_states(text: str) -> dict[str, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class UnitFile(File):
-    """A unit, or what is added to one; systemd reads it at once where it runs."""
+    """A unit, or what is added to one; systemd knows of it at once where it runs."""
 
     def apply(self, host: Host, report: Report) -> None:
-        """Write the file; systemd reads its units again if it has read this one before.
+        """Write the file; systemd reads its units again unless it has read this very file.
 
-        It finds a new one by itself, and reading all of them takes ten seconds on an emulated host.
+        It reads a unit that it does not know yet when it is asked for it. To read all of them takes
+        ten seconds on an emulated host.
         """
         super().apply(host, report)
         unit = self.path.split("/")[4].removesuffix(".d")
+        # NeedDaemonReload alone says "no" where the folder of a drop-in is new (systemd#31752)
         script = """
-            known=$(systemctl show -P NeedDaemonReload -- "$1")
-            [ "$known" = no ] || systemctl daemon-reload
+            if [ "$(systemctl show -P NeedDaemonReload -- "$1")" = no ]; then
+                read=$(systemctl show -P FragmentPath -P DropInPaths -- "$1")
+                case " $(printf %s "$read" | tr '\\n' ' ') " in *" $2 "*) exit 0 ;; esac
+            fi
+            systemctl daemon-reload
         """
         if host.root == "/":
-            host.run(Command.script(script, unit), timeout=START_SECONDS)
+            host.run(Command.script(script, unit, self.path), timeout=START_SECONDS)
 
 
 @dataclass(frozen=True)

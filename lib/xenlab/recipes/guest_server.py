@@ -21,7 +21,7 @@ from xenlab.resources.files import Directory, File
 from xenlab.resources.nfs import Exported, ServedOn
 
 SERVER = "nfs-server"
-MOUNT_SECONDS = 120
+MOUNT_SECONDS = 30
 
 
 def uncircled(book: Chapter) -> dict[str, Resource]:
@@ -33,8 +33,11 @@ def uncircled(book: Chapter) -> dict[str, Resource]:
     return _on_servers(book, lambda _: Together(parts))
 
 
-def serving(book: Chapter) -> dict[str, Resource]:
-    """Each such guest exports its folder to the internal LAN, on its address there."""
+def serving(book: Chapter) -> list[Resource]:
+    """Each such guest exports its folder to the internal LAN, on its address there.
+
+    One after the other: each locks the store of packages, for all.
+    """
     site, lan = book.site, network(book.site)
 
     def server(export: GuestExport) -> Resource:
@@ -55,7 +58,7 @@ def serving(book: Chapter) -> dict[str, Resource]:
             )
         )
 
-    return _on_servers(book, server)
+    return list(_on_servers(book, server).values())
 
 
 def reachable(book: Chapter) -> dict[str, Resource]:
@@ -64,7 +67,7 @@ def reachable(book: Chapter) -> dict[str, Resource]:
         place=$(mktemp -d)
         trap 'rmdir -- "$place"' EXIT
         unshare --mount -- sh -euc '
-            timeout "$3" mount -t nfs4 -o vers=4.2,ro,soft "$1" "$2"
+            timeout "$3" mount -t nfs4 -o vers=4.2,ro,soft,retry=0 "$1" "$2"
             ls -- "$2"
         ' sh "$1" "$place" "$2"
     """

@@ -144,9 +144,12 @@ class Bridge(Resource):
             fi
         """
         state = self._asked(host, look)
-        # The command alone proves nothing, it may have arrived over the former network; that its
-        # answer came back, from after the switch-over, does.
-        return self._asked(host, decide) if state == "switched" else state
+        if state != "switched":
+            return state
+        # That a command arrives proves nothing, it may have come over the former network: one that
+        # goes out after the switch-over was seen, over a connection made after it, does.
+        host.transport.close()
+        return self._asked(host, decide)
 
     def _outcome(self, host: Host) -> str:
         return self._asked(host, 'cat -- "$1/outcome" 2> /dev/null || echo undecided')
