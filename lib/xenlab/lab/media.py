@@ -37,8 +37,8 @@ STAGE_LIBRARIES = (
     "libutempter0", "libyajl2", "lua-lpeg", "media-types", "python3", "rpcbind",
 )  # fmt: skip
 # systemd runs every generator at each boot and each time that it reads its units, half a second for
-# each in the emulated machine. These look for what no lab has, and the services serve a kernel with
-# modules, or LVM.
+# each in the emulated machine. These look for what a lab does not have, and the services serve a
+# kernel with modules, or LVM. A machine of your own that takes this stage gets them masked as well.
 STAGE_OFF = (
     *(
         f"system-generators/{name}-generator"

@@ -24,7 +24,8 @@ OFF = (
     "e2scrub_reap.service",
     "getty@.service",
 )
-"""What the image brings along from dom0 and a guest must not start, or cannot use: servers, what
+"""What the image brings along from dom0 and a guest must not start by itself, or cannot use:
+servers (chapter 15 unmasks NFS in a guest that is to serve), what
 loads modules into a kernel without any, what looks after LVM; and all terminals but the Xen console
 (for which systemd-getty-generator starts serial-getty@hvc0 by itself)."""
 
