@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from xenlab import execution, parameters, runs
+from xenlab import parameters, runs
 from xenlab.errors import BadInput
+from xenlab.execution import Kernels
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.lab import signals
@@ -120,11 +121,15 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
     with runs.alone(folder) as lock:
         steps = {path.stem: step_titles(path) for path in work.todo}
         try:
-            with signals.ending_cleanly(), Follower(console, folder, steps) as follower:
+            with (
+                signals.ending_cleanly(),
+                _kernels(work, folder, lock) as kernels,
+                Follower(console, folder, steps) as follower,
+            ):
                 for path in work.todo:
                     last = path.stem
                     follower.begin(last)
-                    problem = _execute(path, work, folder, lock)
+                    problem = _execute(path, work, folder, kernels)
                     state = _judged(folder, last, last)
                     follower.end(state)
                     if state.status != DONE:
@@ -169,20 +174,23 @@ def _judged(folder: Path, chapter: str, begun: str) -> ChapterState:
     return state
 
 
-def _execute(path: Path, work: Work, folder: Path, lock: int) -> str:
+def _kernels(work: Work, folder: Path, lock: int) -> Kernels:
+    return Kernels(
+        work.notebooks[0].parent,
+        {"XENLAB_RUN": str(folder), "XENLAB_MODE": work.mode},
+        lock=lock,
+        log=folder / "kernels.log",
+    )
+
+
+def _execute(path: Path, work: Work, folder: Path, kernels: Kernels) -> str:
     output = folder / path.name
     number = 1
     while output.exists():
         number += 1
         output = folder / f"{path.stem}.{number}.ipynb"
-    return execution.execute(
-        path,
-        output,
-        work.values[path.stem],
-        environment={"XENLAB_RUN": str(folder), "XENLAB_MODE": work.mode},
-        lock=lock,
-        log=folder / "kernels.log",
-    )
+    last = path == work.todo[-1]
+    return kernels.execute(path, output, work.values[path.stem], last=last)
 
 
 def _end_leftovers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One notebook, executed by papermill in a kernel of its own that never outlives us."""
+"""A run's notebooks, each executed by papermill in a kernel of its own that never outlives us."""
 
 from __future__ import annotations
 
@@ -7,44 +7,75 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import papermill
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets import Unicode
 
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
+_READY = "import xenlab.notebook"
 
-def execute(
-    notebook: Path,
-    output: Path,
-    parameters: Mapping[str, Any],
-    *,
-    environment: Mapping[str, str],
-    lock: int,
-    log: Path,
-) -> str:
-    """Execute a notebook; return "" or, in one line, what stopped it.
 
-    The kernel has ``environment`` added to ours, inherits the file descriptor ``lock``, writes
-    what it has to say outside of cells to ``log``, and is gone when this returns. What the
-    notebook did is not ours to say: the journal knows. Raises KeyboardInterrupt after the kernel
-    was interrupted and ended.
+class Kernels:
+    """The kernels of a run's notebooks, which lie in ``folder``.
+
+    A kernel needs seconds to start and to import xenlab, so the next notebook's does that while
+    the one before it still works. Each has ``environment`` added to ours, inherits the file
+    descriptor ``lock``, and writes what it has to say outside of cells to ``log``. All are gone
+    at the end of the block.
     """
-    kernels: list[AsyncKernelManager] = []
-    with log.open("ab") as log_file:
-        options = {
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], *, lock: int, log: Path
+    ) -> None:
+        self._stack = ExitStack()
+        output = self._stack.enter_context(log.open("ab"))
+        self._options: dict[str, Any] = {
+            "cwd": str(folder),
             "env": {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment},
-            "stdout": log_file,
-            "stderr": log_file,
+            "stdout": output,
+            "stderr": output,
             "pass_fds": (lock,),
+            "extra_arguments": [
+                f"--IPKernelApp.exec_lines={_READY}",
+                "--HistoryManager.hist_file=:memory:",
+            ],
         }
+        self._spare: _Kernel | None = None
+
+    def __enter__(self) -> Kernels:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def execute(
+        self, notebook: Path, output: Path, parameters: Mapping[str, Any], *, last: bool
+    ) -> str:
+        """Execute a notebook; return "" or, in one line, what stopped it.
+
+        What the notebook did is not ours to say: the journal knows. Unless it is the ``last``
+        one, a kernel is started for the next. Raises KeyboardInterrupt after the kernel was
+        interrupted and ended.
+        """
+        kernel, self._spare = self._spare or self._start(), None
         try:
+            if not last:
+                self._spare = self._start()
             with _quiet():
                 papermill.execute_notebook(
                     _plain(notebook),
@@ -55,7 +86,7 @@ def execute(
                     progress_bar=False,
                     log_output=False,
                     cwd=str(notebook.parent),
-                    kernel_manager_class=_manager(kernels, options),
+                    km=kernel,
                 )
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"
@@ -65,31 +96,46 @@ def execute(
             # a notebook that papermill cannot read or start: for a person, one line like the rest
             return f"{type(error).__name__}: {error}"
         finally:
-            for kernel in kernels:
-                _end(kernel)
-    return ""
+            kernel.leave()
+        return ""
+
+    def _start(self) -> _Kernel:
+        kernel = _Kernel(kernel_name="python3")
+        self._stack.callback(kernel.end)
+        kernel.start_kernel(**self._options)
+        return kernel
 
 
-def _manager(
-    started: list[AsyncKernelManager], options: Mapping[str, Any]
-) -> type[AsyncKernelManager]:
-    class Manager(AsyncKernelManager):
-        """Starts the kernel with our options, and gives it time to leave."""
+class _Kernel(KernelManager):
+    """A kernel that is given time to leave. nbclient wants an asynchronous conversation with it."""
 
-        async def start_kernel(self, **given: Any) -> None:  # type: ignore[override]
-            self.shutdown_wait_time = 2 * LEAVE_SECONDS
-            started.append(self)
-            await super().start_kernel(**{**given, **options})
+    client_class = Unicode("jupyter_client.asynchronous.AsyncKernelClient")
 
-    return Manager
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.shutdown_wait_time = 2 * LEAVE_SECONDS
+        self._conversations: list[BlockingKernelClient] = []
 
+    def client(self, **settings: Any) -> BlockingKernelClient:
+        """A conversation, which ends with the kernel."""
+        conversation = super().client(**settings)
+        self._conversations.append(conversation)
+        return conversation
 
-def _end(kernel: AsyncKernelManager) -> None:
-    """Kill what is still there of a kernel that was not ended in an orderly way."""
-    process = getattr(kernel.provisioner, "process", None)
-    if process is not None and process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def leave(self) -> None:
+        """Interrupt what it does, ask it to leave and wait until it has."""
+        if self.is_alive():
+            self.shutdown_kernel()
+        for conversation in self._conversations:
+            conversation.stop_channels()
+        self.cleanup_resources()
+
+    def end(self) -> None:
+        """Kill what is still there of it."""
+        process = getattr(self.provisioner, "process", None)
+        if process is not None and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _plain(path: Path) -> str:
