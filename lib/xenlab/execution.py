@@ -136,6 +136,7 @@ class _Kernel(KernelManager):
         if process is not None and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self.cleanup_connection_file()
 
 
 def _plain(path: Path) -> str:

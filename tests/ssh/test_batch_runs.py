@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from jupyter_core.paths import jupyter_runtime_dir
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 
@@ -220,7 +221,13 @@ def test_plan_touches_nothing(site: Site) -> None:
     assert not site.path("01.1").exists()
 
 
+def connection_files() -> set[Path]:
+    """What tells how to reach each kernel that runs, or was left behind."""
+    return set(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
+
+
 def test_a_failed_step_ends_the_run_with_its_sentence(site: Site) -> None:
+    before = connection_files()
     site.chapter("01_first", site.made("01.1"), site.made("01.2", "Impossible"), site.made("01.3"))
     site.chapter("02_second", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
@@ -232,6 +239,16 @@ def test_a_failed_step_ends_the_run_with_its_sentence(site: Site) -> None:
     assert any(line.startswith("01_first failed") for line in table)
     assert any(line.startswith("02_second not run") for line in table)
     assert f"xenlab run --resume {site.run_folders()[0].name}" in done.stderr
+    # the second chapter's kernel was waiting already
+    assert site.processes() == []
+    assert connection_files() <= before
+
+
+def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None:
+    site.chapter("01_first", "xenlab.notebook", site.made("01.1"))
+    site.chapter("02_second", "xenlab.notebook", site.made("02.1"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
