@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import papermill
@@ -25,7 +24,7 @@ LEAVE_SECONDS = 60.0
 _READY = "import xenlab.notebook"
 
 
-class Kernels:
+class Kernels(ExitStack):
     """The kernels of a run's notebooks, which lie in ``folder``.
 
     A kernel needs seconds to start and to import xenlab, so the next notebook's does that while
@@ -37,8 +36,8 @@ class Kernels:
     def __init__(
         self, folder: Path, environment: Mapping[str, str], *, lock: int, log: Path
     ) -> None:
-        self._stack = ExitStack()
-        output = self._stack.enter_context(log.open("ab"))
+        super().__init__()
+        output = self.enter_context(log.open("ab"))
         self._options: dict[str, Any] = {
             "cwd": str(folder),
             "env": {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment},
@@ -52,17 +51,6 @@ class Kernels:
         }
         self._spare: _Kernel | None = None
 
-    def __enter__(self) -> Kernels:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
     def execute(
         self, notebook: Path, output: Path, parameters: Mapping[str, Any], *, last: bool
     ) -> str:
@@ -72,11 +60,8 @@ class Kernels:
         one, a kernel is started for the next. Raises KeyboardInterrupt after the kernel was
         interrupted and ended.
         """
-        kernel, self._spare = self._spare or self._start(), None
         try:
-            if not last:
-                self._spare = self._start()
-            with _quiet():
+            with self._next(last=last) as kernel, _quiet():
                 papermill.execute_notebook(
                     _plain(notebook),
                     _plain(output),
@@ -95,13 +80,23 @@ class Kernels:
         except Exception as error:
             # a notebook that papermill cannot read or start: for a person, one line like the rest
             return f"{type(error).__name__}: {error}"
+        return ""
+
+    @contextmanager
+    def _next(self, *, last: bool) -> Iterator[_Kernel]:
+        kernel, self._spare = self._spare, None
+        if kernel is None or not kernel.is_alive():
+            kernel = self._start()
+        try:
+            if not last:
+                self._spare = self._start()
+            yield kernel
         finally:
             kernel.leave()
-        return ""
 
     def _start(self) -> _Kernel:
         kernel = _Kernel(kernel_name="python3")
-        self._stack.callback(kernel.end)
+        self.callback(kernel.end)
         kernel.start_kernel(**self._options)
         return kernel
 

@@ -221,6 +221,20 @@ def test_plan_touches_nothing(site: Site) -> None:
     assert not site.path("01.1").exists()
 
 
+# Run in a chapter's kernel: the other kernel of the same run is killed, and seen to be gone.
+WAITING_KERNEL_DIES = """
+import psutil
+mates = [
+    child for child in psutil.Process(os.getppid()).children()
+    if child.pid != os.getpid() and any("ipykernel" in word for word in child.cmdline())
+]
+assert len(mates) == 1, mates
+mates[0].kill()
+while mates[0].status() != psutil.STATUS_ZOMBIE:
+    time.sleep(0.05)
+"""
+
+
 def connection_files() -> set[Path]:
     """What tells how to reach each kernel that runs, or was left behind."""
     return set(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
@@ -242,6 +256,13 @@ def test_a_failed_step_ends_the_run_with_its_sentence(site: Site) -> None:
     # the second chapter's kernel was waiting already
     assert site.processes() == []
     assert connection_files() <= before
+
+
+def test_a_kernel_that_dies_while_it_waits_is_replaced(site: Site) -> None:
+    site.chapter("01_first", WAITING_KERNEL_DIES, site.made("01.1"))
+    site.chapter("02_second", site.made("02.1"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None:
