@@ -26,10 +26,11 @@ _DISK_NODE = "disk0"
 
 # Under emulation Xen's dom0 dies at once if the CPU offers SMAP. And XSAVE does not heed CR0.TS, by
 # which Xen notices that a vCPU wants its registers back: one vCPU would save another one's. FXSAVE
-# does heed it, and is what is used where there is no XSAVE.
+# does heed it, and is what is used where there is no XSAVE. A processor with ERMS promises that
+# copying with `rep movsb` is fast, and kernels and C library do so; emulated, each byte is a turn.
 ACCELERATION = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
-    "tcg": ("-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-smap,-xsave"),
+    "tcg": ("-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-smap,-xsave,-erms"),
 }
 
 
