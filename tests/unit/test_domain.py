@@ -76,11 +76,30 @@ def test_follow_gives_up(tmp_path: Path) -> None:
     assert follow(log, 0, 1) == (51, "Loading\n")
 
 
+def test_follow_goes_on_in_the_new_log_after_a_rotation(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\n")
+
+    def rotate() -> None:
+        time.sleep(1.5)
+        log.rename(tmp_path / "log.1")
+        log.write_text("two\ndomu1 login: ")
+
+    writer = threading.Thread(target=rotate)
+    writer.start()
+    outcome = follow(log, 0, 30)
+    writer.join()
+    assert outcome == (0, "one\ntwo\ndomu1 login: ")
+
+
 def test_off_xen_there_is_something_to_do_and_no_certainty(tmp_path: Path) -> None:
     xl = Xl()
     difference = xl.running("domu1").probe(HOST)
     assert difference is not None
     assert difference.summary == "create domu1 from /etc/xen/domu1.cfg"
+    both = xl.all_running(["domu1", "domu2"]).probe(HOST)
+    assert both is not None
+    assert both.summary == "create domu1, domu2"
     assert xl.stopped("domu1").probe(HOST) is None
     with pytest.raises(CommandFailed):
         domain_id(HOST, "domu1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from xenlab.resources.domain import (
     DomainDestroyed,
     DomainRebooted,
     DomainRunning,
+    DomainsRunning,
     DomainStopped,
 )
 from xenlab.resources.domain_config import DomainAddition, DomainConfig
@@ -77,6 +79,9 @@ class Toolstack(Protocol):
     def running(self, name: str, *, console: bool = False) -> Resource:
         """A domain that runs; with ``console``, its boot is followed up to the login prompt."""
 
+    def all_running(self, names: Sequence[str]) -> Resource:
+        """Domains that run, their boots followed at the same time, up to the login prompts."""
+
     def console(self, name: str) -> Resource:
         """An action: open the console, press return, see the prompt, leave."""
 
@@ -127,6 +132,10 @@ class Xl:
     def running(self, name: str, *, console: bool = False) -> Resource:
         """``xl create``, with what ``-c`` would show read from xenconsoled's log."""
         return DomainRunning(name, self.config_path(name), console)
+
+    def all_running(self, names: Sequence[str]) -> Resource:
+        """``xl create`` for one after the other."""
+        return DomainsRunning(tuple((name, self.config_path(name)) for name in names))
 
     def console(self, name: str) -> Resource:
         """``xl console``."""

@@ -51,13 +51,9 @@ def destroyed(book: Chapter) -> Resource:
     return _shown(book, "destroy", book.toolstack.destroyed(_first(book)))
 
 
-def all_running(book: Chapter) -> list[Resource]:
-    """Every domain, created one after the other, each when the one before shows its login prompt.
-
-    A creation runs scripts in dom0 that have 40 seconds each, fixed in libxl; guests that boot
-    meanwhile would take dom0 the processor.
-    """
-    return [book.toolstack.running(d.name, console=True) for d in book.site.domains]
+def all_running(book: Chapter) -> Resource:
+    """Every domain runs, and has shown its login prompt."""
+    return book.toolstack.all_running([d.name for d in book.site.domains])
 
 
 def all_answer(book: Chapter) -> dict[str, Resource]:

@@ -72,9 +72,9 @@ def configured(book: Chapter) -> dict[str, Resource]:
     }
 
 
-def all_running(book: Chapter) -> list[Resource]:
+def all_running(book: Chapter) -> Resource:
     """Every guest of the LAN runs."""
-    return [book.toolstack.running(g.name, console=True) for g in book.site.lan_guests]
+    return book.toolstack.all_running([g.name for g in book.site.lan_guests])
 
 
 def attached(book: Chapter) -> list[Resource]:

@@ -29,22 +29,28 @@ REFUSALS = {
     56: ("{name} does not run", "create it first"),
 }
 
-# `follow` prints what a log gains beyond a size until a text stands in it; reads the whole rest
-# each time, as a prompt has no end of line and may come in two pieces. The domain is asked for
-# rarely: xl is slow to start on an emulated machine.
+# `follow` prints what a log gains beyond a size until a text stands in it, in whatever pieces it
+# came: a prompt has no end of line. The open file remembers how far it was read, so that a look
+# takes one program: starting one is slow on an emulated machine, and xl slower still.
 FOLLOW = """
 log_size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
 uptime_seconds() { read -r up rest < /proc/uptime; now=${up%.*}; }
+open_log() {
+    [ "$(log_size "$log")" -ge "$from" ] || from=0
+    exec 4< "$log"
+    head -c "$from" <&4 > /dev/null
+    from=0 opened=yes
+}
 follow() {
     log=$1 from=$2 wanted=$3 panic=$4 domain=$5
-    uptime_seconds; end=$((now + $6)) seen=$from round=0
+    uptime_seconds; end=$((now + $6)) round=0 opened= new=
     while :; do
-        size=$(log_size "$log")
-        if [ "$size" -lt "$from" ]; then from=0 seen=0; fi
-        if [ "$size" -gt "$seen" ]; then
-            tail -c "+$((seen + 1))" -- "$log" | head -c "$((size - seen))"
-            seen=$size
-            new=$(tail -c "+$((from + 1))" -- "$log" | tr -d '\\000')
+        if [ -e "$log" ]; then
+            [ "$opened" ] && [ "$log" -ef /dev/fd/4 ] || open_log
+            piece=$(tr -d '\\000' <&4; echo .)
+            piece=${piece%.}
+            printf %s "$piece"
+            new=$new$piece
             case $new in *"$wanted"*) return 0 ;; *"$panic"*) return 52 ;; esac
         fi
         uptime_seconds

@@ -18,17 +18,26 @@ from xenlab.resources.console import BOOT_SECONDS, FOLLOW, LOGIN, PANIC, log_pat
 CREATE_SECONDS = 300
 END_SECONDS = 600
 UNKNOWN_DOMAIN = "maybe this domain does not exist"
+NOTES = "/run/xenlab"
+DOM0_WEIGHT = 1024
+"""Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
 
 # The hotplug scripts never get their lock without a standard input.
 _CREATE = """
-name=$1 config=$2 log=$3 wanted=$4 panic=$5 seconds=$6 console=$7
-from=$(log_size "$log") out=$(mktemp)
+config=$1 log=$2 note=$3
+mkdir -p -- "${note%/*}"
+log_size "$log" > "$note"
+out=$(mktemp)
 status=0
 env -u XENLAB_STEP xl create "$config" < /dev/null > "$out" 2>&1 || status=$?
 cat -- "$out" >&2
 rm -f -- "$out"
 [ "$status" = 0 ] || exit 1
-[ "$console" = yes ] || exit 0
+"""
+
+_WATCH = """
+name=$1 log=$2 note=$3 wanted=$4 panic=$5 seconds=$6
+read -r from < "$note"
 follow "$log" "$from" "$wanted" "$panic" "$name" "$seconds"
 """
 
@@ -89,18 +98,59 @@ class DomainRunning(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Create it; the console's text is the step's output."""
-        report(f"creating {self.name}" + (" and watching it boot" if self.console else ""))
-        command = Command.script(
-            FOLLOW + _CREATE,
-            self.name,
-            self.config,
-            log_path(self.name),
-            LOGIN,
-            PANIC,
-            self.seconds,
-            "yes" if self.console else "no",
-        )
-        refuse(host, command, self.name, timeout=CREATE_SECONDS + self.seconds)
+        _create(host, self.name, self.config, report)
+        if self.console:
+            _watch(host, self.name, self.seconds, report)
+
+
+@dataclass(frozen=True)
+class DomainsRunning(Resource):
+    """Domains that run: created one after the other, then each followed up to its login prompt.
+
+    ``configs`` are pairs of a domain's name and its configuration file.
+    """
+
+    configs: tuple[tuple[str, str], ...]
+    seconds: int = BOOT_SECONDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which of them xl does not know."""
+        missing = ", ".join(name for name, _ in self._missing(host))
+        return Difference(f"create {missing}") if missing else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Create those that do not run, and watch them boot at the same time.
+
+        A creation runs scripts in dom0 that have 40 seconds each, fixed in libxl: guests that
+        boot meanwhile must not take dom0 the processor.
+        """
+        weight = Command.argv("xl", "sched-credit2", "-d", "Domain-0", "-w", DOM0_WEIGHT)
+        host.run(weight, check=False)
+        missing = self._missing(host)
+        for name, config in missing:
+            _create(host, name, config, report)
+        for name, _ in missing:
+            _watch(host, name, self.seconds, report)
+
+    def _missing(self, host: Host) -> list[tuple[str, str]]:
+        return [pair for pair in self.configs if _looked_up(host, pair[0]) is None]
+
+
+def _create(host: Host, name: str, config: str, report: Report) -> None:
+    report(f"creating {name}")
+    command = Command.script(FOLLOW + _CREATE, config, log_path(name), _console_note(name))
+    host.run(command, timeout=CREATE_SECONDS)
+
+
+def _watch(host: Host, name: str, seconds: int, report: Report) -> None:
+    report(f"watching {name} boot")
+    values = (name, log_path(name), _console_note(name), LOGIN, PANIC, seconds)
+    refuse(host, Command.script(FOLLOW + _WATCH, *values), name, timeout=CREATE_SECONDS + seconds)
+
+
+def _console_note(name: str) -> str:
+    """Where the size is noted that a console's log had before its domain was created."""
+    return f"{NOTES}/{name}.console"
 
 
 @dataclass(frozen=True)
@@ -155,7 +205,7 @@ class DomainRebooted(Resource):
 
     name: str
     seconds: int = BOOT_SECONDS
-    notes: str = "/run/xenlab"
+    notes: str = NOTES
 
     @property
     def _note(self) -> str:
