@@ -17,6 +17,7 @@ from xenlab.host import Host
 from xenlab.platform.power import Power, reboot
 from xenlab.platform.toolstack import Toolstack
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.domain import DOM0_WEIGHT
 from xenlab.resources.files import render
 from xenlab.resources.running_xen import wait_for_toolstack
 from xenlab.resources.shown import Shown
@@ -34,7 +35,8 @@ def links(book: Chapter) -> Resource:
 
 def service(book: Chapter) -> tuple[Resource, ...]:
     """xendomains at every boot, with time enough, dom0 served first."""
-    settings = book.services.adjusted("xendomains", "xenlab", render("xendomains.conf"))
+    text = render("xendomains.conf", weight=DOM0_WEIGHT)
+    settings = book.services.adjusted("xendomains", "xenlab", text)
     return settings, book.services.enabled("xendomains")
 
 
