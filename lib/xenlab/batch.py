@@ -205,7 +205,8 @@ def _end_leftovers(folder: Path) -> None:
 
 
 def _notebooks(folder: Path) -> dict[str, Path]:
-    found = {path.stem: path.absolute() for path in sorted(folder.glob("[0-9]*.ipynb"))}
+    """The chapters; notebooks from 90 on look at what was run."""
+    found = {path.stem: path.absolute() for path in sorted(folder.glob("[0-8]*.ipynb"))}
     if not found:
         raise BadInput(f"there are no chapters in {folder}", hint="start where `notebooks` is")
     return found

@@ -1,19 +1,21 @@
-"""The command line: ``xenlab run``, ``plan``, ``runs``, ``show``, ``report`` and ``lab …``."""
+"""The command line: ``xenlab run``, ``plan``, ``check``, what was run, and ``lab …``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from xenlab import cli_lab
-from xenlab.card import duration
+from xenlab import cli_lab, cli_runs
+from xenlab.cli_runs import Runs
 from xenlab.errors import BadInput, XenlabError
+
+if TYPE_CHECKING:
+    from xenlab.batch import Outcome
 
 DEFAULT_FILE = Path("parameters/lab.yaml")
 
@@ -24,7 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_runs.app)
 app.add_typer(cli_lab.app, name="lab")
+
+DRIFT = 3
+"""The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
 
 Chapters = Annotated[
     list[str] | None, typer.Argument(help="Names or numbers (08); all if none.", show_default=False)
@@ -37,14 +43,9 @@ From = Annotated[str, typer.Option("--from", help="The chapter to begin with.")]
 LabName = Annotated[
     str, typer.Option("--lab", help="The embedded lab to work on, whatever the file names.")
 ]
-Runs = Annotated[
-    Path | None,
-    typer.Option("--runs", help="Where run folders are kept.  [default: runs, or $XENLAB_RUNS]"),
-]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's name, or last.")]
 
 
 @app.callback()
@@ -89,48 +90,30 @@ def plan(
     _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
 
 
-@app.command("runs")
-def list_runs(runs: Runs = None) -> None:
-    """List the runs, oldest first."""
-    from xenlab import runs as folders
-
-    found = folders.every(_runs_folder(runs))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("run", "mode", "chapters", "state", "time"):
-        table.add_column(name)
-    for folder in found:
-        states = folders.states(folder)
-        mode = folders.read(folder)["mode"] if (folder / "run.json").exists() else ""
-        rest = [state.status for state in states if state.status != folders.DONE]
-        done = f"{len(states) - len(rest)}/{len(states)}"
-        seconds = duration(sum(state.seconds for state in states))
-        table.add_row(folder.name, mode, done, rest[0] if rest else folders.DONE, seconds)
-    Console().print(table if found else Text(f"no run in {_runs_folder(runs)} yet"))
-
-
 @app.command()
-def show(run: RunName = "last", runs: Runs = None) -> None:
-    """Show a run's chapters and steps."""
-    from xenlab import runs as folders
-    from xenlab.progress import summary
+def check(
+    chapters: Chapters = None,
+    file: File = None,
+    from_: From = "",
+    lab: LabName = "",
+    runs: Runs = None,
+    notebooks: Notebooks = None,
+) -> None:
+    """Look whether everything is still as the chapters left it; exit status 3 if it is not."""
+    from xenlab.step import WOULD_CHANGE
 
-    folder = folders.find(_runs_folder(runs), run)
-    states = folders.states(folder)
-    console = Console()
-    console.print(summary(states))
-    for state in states:
-        if state.message:
-            console.print(Text(f"\n{state.name}: {state.message}"), soft_wrap=True)
-    console.print(Text(f"\n{folder}"), soft_wrap=True)
-
-
-@app.command()
-def report(run: RunName = "last", runs: Runs = None) -> None:
-    """Write a run's report.html and say where it is."""
-    from xenlab import report as page
-    from xenlab import runs as folders
-
-    print(page.write(folders.find(_runs_folder(runs), run)))
+    outcome = _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
+    drift = [s for c in outcome.chapters for s in c.steps if s.status == WOULD_CHANGE]
+    console = Console(soft_wrap=True, highlight=False)
+    if not drift:
+        console.print(Text("\nno drift"))
+        return
+    console.print(Text(f"\ndrift in {len(drift)} steps:"))
+    for step in drift:
+        found = (step.record.get("difference") or {}).values()
+        said = "; ".join(difference["summary"] for difference in found)
+        console.print(Text(f"  {step.title}: {said}"))
+    raise typer.Exit(DRIFT)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -156,17 +139,16 @@ def _run(
     lab: str,
     runs: Path | None,
     notebooks: Path | None,
-) -> None:
+) -> Outcome:
+    """Execute chapters and show what came of it; ends the program where not all are done."""
     # papermill takes a second to import, which `xenlab lab ssh` should not wait for
-    from xenlab import batch, report
-    from xenlab import runs as folders
+    from xenlab import audit, batch, report
     from xenlab.progress import summary
 
     console = Console()
-    kept = _runs_folder(runs)
     chapter_folder = notebooks or kept_notebooks()
     if resume:
-        work = batch.prepare_resume(chapter_folder, folders.find(kept, resume), file)
+        work = batch.prepare_resume(chapter_folder, cli_runs.find(resume, runs), file)
     else:
         overrides = cli_lab.overrides(lab) if lab else {}
         chosen = file or DEFAULT_FILE
@@ -174,8 +156,9 @@ def _run(
             chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
         )
     reach = cli_lab.introduce_guests(work.site)
-    outcome = batch.carry_out(work, kept, console)
+    outcome = batch.carry_out(work, cli_runs.runs_folder(runs), console)
     cli_lab.keep_console(work.site, outcome.folder)
+    audit.keep_files(outcome.folder)
     console.print()
     console.print(summary(outcome.chapters))
     console.print(Text(f"\nrun folder: {outcome.folder}"), soft_wrap=True)
@@ -191,6 +174,7 @@ def _run(
         raise typer.Exit(outcome.status)
     for line in reach:
         console.print(Text(line), soft_wrap=True)
+    return outcome
 
 
 def kept_notebooks() -> Path:
@@ -200,11 +184,3 @@ def kept_notebooks() -> Path:
         if (folder / "notebooks").is_dir():
             return folder / "notebooks"
     raise BadInput(f"there is no folder notebooks in {here} or above", hint="use --notebooks")
-
-
-def _runs_folder(given: Path | None) -> Path:
-    if given is not None:
-        return given
-    from xenlab.opening import runs_folder
-
-    return runs_folder()

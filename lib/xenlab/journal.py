@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,9 @@ from xenlab.errors import JournalDamaged
 
 FIRST = "0" * 64
 """What the first record names as the hash of the line before it."""
+
+HEAD = "journal.head"
+"""The file that holds the hash of the last line: without it a missing end would not be seen."""
 
 COLUMNS = [
     "seq", "time", "chapter", "step", "title", "phase", "status", "host", "boot_id", "operator",
@@ -68,6 +71,7 @@ class Journal:
             self._seq += 1
             self._head = hashlib.sha256(line).hexdigest()
             self._size += len(line) + 1
+            self._write_head()
         return record
 
     def save_output(self, name: str, data: bytes, suffix: str = ".txt") -> tuple[str, str]:
@@ -133,6 +137,14 @@ class Journal:
         for _, record in _records(self.path):
             self._note(record)
 
+    def _write_head(self) -> None:
+        # written over in place: 64 digits and a newline never have another length
+        file = os.open(self.folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.write(file, f"{self._head}\n".encode())
+        finally:
+            os.close(file)
+
     def _note(self, record: dict[str, Any]) -> None:
         """Keep in mind which steps are running, so that nobody reads the journal for each step."""
         place = (record.get("chapter", ""), record.get("step", ""))
@@ -143,29 +155,52 @@ class Journal:
 
 
 def verify(path: Path) -> int:
-    """Check every link of a journal's chain; return the number of records.
+    """Check every link of a journal's chain up to its head; return the number of records.
 
-    Raises JournalDamaged naming the first line that does not hold.
+    Raises JournalDamaged naming the first record that does not hold.
     """
+    place = path.with_name(HEAD)
+    kept = place.read_text(errors="replace").strip() if place.exists() else ""
     head = FIRST
-    number = 0
-    for number, (line, record) in enumerate(_records(path), start=1):
+    found = list(_records(path))
+    for number, (line, record) in enumerate(found, start=1):
         if record.get("prev") != head or record.get("seq") != number:
-            raise JournalDamaged(
-                f"the journal's chain breaks at line {number} (step {record.get('step', '?')}): "
-                "a record was changed, removed or moved",
-                where=str(path),
-                hint="compare with a copy of the run folder",
-            )
+            raise _broken(path, [record for _, record in found], number, line, kept)
         head = hashlib.sha256(line).hexdigest()
-    return number
+    if kept != head:
+        last = found[-1][1].get("step", "?") if found else "none"
+        raise JournalDamaged(
+            f"the journal's end is not what {HEAD} names: line {len(found)} (step {last}) was "
+            "changed, or lines after it were removed",
+            where=str(path),
+            hint="compare with a copy of the run folder",
+        )
+    return len(found)
+
+
+def _broken(
+    path: Path, records: Sequence[Mapping[str, Any]], number: int, line: bytes, head: str
+) -> JournalDamaged:
+    """The error for a chain that breaks at a line; one that its follower knows is not to blame."""
+    record = records[number - 1]
+    known = records[number].get("prev") if number < len(records) else head
+    if known == hashlib.sha256(line).hexdigest() and record.get("seq") == number > 1:
+        number, record = number - 1, records[number - 2]
+    return JournalDamaged(
+        f"the journal's chain breaks at line {number} (step {record.get('step', '?')}): "
+        "a record was changed, removed or moved",
+        where=str(path),
+        hint="compare with a copy of the run folder",
+    )
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    data = path.read_bytes()
-    lines = data.split(b"\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, start=1):
         try:
-            yield line, json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
             raise JournalDamaged(f"line {number} is no JSON: {error}", where=str(path)) from error
+        if not isinstance(record, dict):
+            raise JournalDamaged(f"line {number} is no record", where=str(path))
+        yield line, record

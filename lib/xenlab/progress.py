@@ -187,11 +187,11 @@ def summary(chapters: Sequence[ChapterState]) -> Table:
     for chapter in chapters:
         table.add_row(
             f"[bold]{escape(chapter.name)}",
-            _styled(chapter.status),
+            styled(chapter.status),
             duration(chapter.seconds) if chapter.steps or chapter.seconds else "",
         )
         for step in chapter.steps:
-            table.add_row(f"  {escape(step.title)}", _styled(step.status), duration(step.seconds))
+            table.add_row(f"  {escape(step.title)}", styled(step.status), duration(step.seconds))
     counts: dict[str, int] = {}
     for chapter in chapters:
         for status, number in chapter.counts.items():
@@ -207,6 +207,7 @@ def summary(chapters: Sequence[ChapterState]) -> Table:
     return table
 
 
-def _styled(status: str) -> str:
+def styled(status: str) -> str:
+    """A status in its colour, as Rich's markup."""
     style = STYLES.get(status, "")
     return f"[{style}]{escape(status)}[/]" if style else escape(status)

@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.glob("[0-8]*.ipynb"))
 
 STEPS = {"ensure", "each", "run", "facts", "check", "picture"}
 """The calls that are a step, with a title that begins with its number."""

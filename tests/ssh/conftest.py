@@ -12,10 +12,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from xenlab.ssh import SSH, Target
+
+if TYPE_CHECKING:
+    from tests.ssh.small import Site
 
 MARK = "XENLAB_TEST_SSHD"
 
@@ -254,3 +258,19 @@ def ssh(sshd: Sshd) -> Iterator[SSH]:
     transport = SSH(sshd.target)
     yield transport
     transport.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A site whose host is that server, in an empty working folder; it leaves no process."""
+    from tests.ssh.small import Site
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XENLAB_TEST", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.delenv("XENLAB_RUNS", raising=False)
+    site = Site(tmp_path, sshd)
+    site.write()
+    yield site
+    for process in site.processes():
+        kill(process)

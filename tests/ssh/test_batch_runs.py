@@ -2,175 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from jupyter_core.paths import jupyter_runtime_dir
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from tests.ssh.conftest import Sshd, processes_with, wait_until
+from nbformat.v4 import new_code_cell
+from tests.ssh.conftest import wait_until
+from tests.ssh.small import Site, one_line
 
-from xenlab.cli import main
-from xenlab.journal import Journal, verify
+from xenlab.journal import verify
 from xenlab.report import write
-
-PARTS = '''
-"""States for the chapters under test."""
-import os, signal, time
-from dataclasses import dataclass
-from xenlab.command import Command
-from xenlab.resources.base import Difference, Resource
-from xenlab.errors import StepFailed
-
-@dataclass(frozen=True)
-class Made(Resource):
-    path: str
-    script: str = 'echo made | tee -a -- "$1"'
-
-    def probe(self, host):
-        made = host.test(Command.argv("test", "-s", self.path))
-        return None if made else Difference(f"make {self.path}")
-
-    def apply(self, host, report):
-        report("making", 0.5)
-        host.run(Command.script(self.script, self.path), timeout=120)
-
-@dataclass(frozen=True)
-class KernelKilled(Made):
-    def apply(self, host, report):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-@dataclass(frozen=True)
-class Impossible(Made):
-    def apply(self, host, report):
-        raise StepFailed("the moon is not full", hint="wait for it")
-'''
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@dataclass
-class Site:
-    """A folder with chapters, a parameters file and run folders."""
-
-    folder: Path
-    sshd: Sshd
-
-    @property
-    def runs(self) -> Path:
-        return self.folder / "runs"
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "site.yaml"
-
-    def write(self, **keys: object) -> None:
-        values = {
-            "site": "test",
-            "ssh": {"host": self.sshd.alias, "config": str(self.sshd.config)},
-            "power": "manual",
-        }
-        self.file.write_text(yaml.safe_dump(values | keys))
-
-    def chapter(self, name: str, *cells: str, close: str = "book.close()") -> None:
-        parameters = 'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name'
-        first = new_code_cell(parameters)
-        first.metadata["tags"] = ["parameters"]
-        opening = (
-            "from parts import *\nfrom xenlab.notebook import open_chapter\n"
-            f'book = open_chapter("{name}", globals())'
-        )
-        notebook = new_notebook(
-            cells=[new_markdown_cell(f"# {name}"), first]
-            + [new_code_cell(text) for text in (opening, *cells, close)],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-        )
-        place = self.folder / "notebooks"
-        place.mkdir(exist_ok=True)
-        (place / "parts.py").write_text(PARTS)
-        nbformat.write(notebook, place / f"{name}.ipynb")
-
-    def made(self, number: str, what: str = "Made", **more: str) -> str:
-        words = "".join(f", {key}={value!r}" for key, value in more.items())
-        path = str(self.path(number))
-        return f'book.ensure("{number} Make {number}", {what}({path!r}{words}), on=book.host)'
-
-    def path(self, number: str) -> Path:
-        return self.folder / f"made-{number}"
-
-    def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "xenlab", *words]
-
-    def xenlab(self, *words: str) -> Done:
-        """Run the command line here and now."""
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-            main(list(words))
-        return Done(int(caught.value.code or 0), out.getvalue(), err.getvalue())
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.argv(*words),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # a background job of a shell ignores SIGINT, and so would all that it starts
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def processes(self) -> list[int]:
-        """Every process of a command that was started here, kernels included."""
-        return processes_with(f"XENLAB_TEST={self.folder}")
-
-    def run_folders(self) -> list[Path]:
-        return sorted(self.runs.glob("*/"))
-
-    def journal(self) -> Journal:
-        return Journal(self.run_folders()[-1])
-
-    def steps(self) -> list[tuple[str, str]]:
-        finals = [r for r in self.journal().records() if r["phase"] == "final"]
-        return [(r["step"], r["status"]) for r in finals]
-
-
-@pytest.fixture
-def site(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XENLAB_TEST", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "140")
-    monkeypatch.delenv("XENLAB_RUNS", raising=False)
-    site = Site(tmp_path, sshd)
-    site.write()
-    yield site
-    for process in site.processes():
-        os.kill(process, signal.SIGKILL)
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def test_chapters_run_in_order_and_leave_a_folder_that_tells_all(site: Site) -> None:

@@ -38,10 +38,19 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     },
     {"display": ("display", "panel", "card"), "lab": ("lab",)},
     {
-        "batch": ("batch", "execution", "progress", "report", "runs"),
+        "batch": (
+            "audit",
+            "batch",
+            "execution",
+            "history",
+            "history_figures",
+            "progress",
+            "report",
+            "runs",
+        ),
         "notebook": ("notebook",),
     },
-    {"cli": ("cli", "cli_lab", "__main__")},
+    {"cli": ("cli", "cli_lab", "cli_runs", "__main__")},
 ]
 
 # The ways between rooms of one floor: who may use whom.

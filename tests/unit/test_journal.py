@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,27 +76,53 @@ def test_a_flipped_byte_is_found(tmp_path: Path, data: st.DataObject) -> None:
         path.unlink()
     fill(folder)
     raw = bytearray(path.read_bytes())
-    last_line = raw.rindex(b"\n", 0, len(raw) - 1)
-    place = data.draw(st.integers(0, last_line - 1))
-    raw[place] ^= data.draw(st.integers(1, 127))
+    place = data.draw(st.integers(0, len(raw) - 1))
+    line = raw[:place].count(b"\n") + 1
+    raw[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(raw)
-    with pytest.raises(JournalDamaged, match="line [1-5]"):
+    # a newline that is gone, or one too many, counts the lines anew from there on
+    with pytest.raises(JournalDamaged, match=f"line ({line}|{line - 1}) "):
         verify(path)
 
 
-@pytest.mark.parametrize("change", ["delete", "swap", "repeat"])
-def test_a_missing_or_moved_line_is_found(tmp_path: Path, change: str) -> None:
+@given(
+    change=st.sampled_from(["delete", "swap", "repeat", "cut"]),
+    line=st.integers(0, 4),
+    other=st.integers(1, 4),
+    bytes_kept=st.integers(0, 60),
+)
+@settings(deadline=None)
+def test_a_missing_moved_or_cut_line_is_found(
+    change: str, line: int, other: int, bytes_kept: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        path = fill(Path(folder)).path
+        lines = path.read_bytes().splitlines(keepends=True)
+        if change == "delete":
+            del lines[line]
+        elif change == "swap":
+            other = (line + other) % 5
+            lines[line], lines[other] = lines[other], lines[line]
+        elif change == "repeat":
+            lines.insert(line, lines[line])
+        else:
+            lines[line:] = [lines[line][:bytes_kept]]
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(JournalDamaged, match=r"line [0-6] \(step|line [1-5] is no JSON"):
+            verify(path)
+
+
+def test_the_record_that_was_changed_is_named(tmp_path: Path) -> None:
     path = fill(tmp_path).path
-    lines = path.read_text().splitlines(keepends=True)
-    if change == "delete":
-        del lines[2]
-    elif change == "swap":
-        lines[1], lines[3] = lines[3], lines[1]
-    else:
-        lines.insert(2, lines[2])
-    path.write_text("".join(lines))
-    with pytest.raises(JournalDamaged, match=r"breaks at line [234]"):
-        verify(path)
+    for number in range(1, 6):
+        lines = path.read_text().splitlines(keepends=True)
+        kept = list(lines)
+        lines[number - 1] = lines[number - 1].replace('"ok"', '"OK"')
+        path.write_text("".join(lines))
+        with pytest.raises(JournalDamaged, match=rf"line {number} \(step 04\.{number - 1}\)"):
+            verify(path)
+        path.write_text("".join(kept))
+    assert verify(path) == 5
 
 
 def test_the_frame_has_the_promised_columns(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Whether a run is still what it was: the journal's chain, the files it names, the signature."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xenlab.errors import BadInput, JournalDamaged, XenlabError
+from xenlab.journal import Journal, verify
+
+NAMESPACE = "xenlab-run"
+"""What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
+
+STATEMENT = "journal.signed"
+"""What is signed: the run's name, the number of its records and the head of its journal."""
+
+SIGNATURE = f"{STATEMENT}.sig"
+
+UNKEPT = ("journal.*", "run.lock", "kernels.log", "report.html", ".*")
+"""What no record names: the journal and its signature, and what can be made again."""
+
+SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found: numbers of records and files, the head, who signed, and what is wrong."""
+
+    records: int
+    files: int
+    head: str
+    signed_by: str
+    problems: tuple[str, ...]
+
+
+def keep_files(folder: Path) -> None:
+    """Record the digest of each file of a run that no record names yet."""
+    journal = Journal(folder)
+    named = dict(_named(journal.records()))
+    for path in _files(folder):
+        if path not in named:
+            digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
+            journal.append(phase="kept", path=path, sha256=digest)
+
+
+def inspect(folder: Path, signers: Path | None = None) -> Audit:
+    """Hold a run against its journal, and the journal against its signature; changes nothing.
+
+    ``signers`` is a file of the keys that count (ssh-keygen(1), ALLOWED SIGNERS); with it, a run
+    that none of them signed has a problem. Raises BadInput where there is no journal.
+    """
+    path = folder / "journal.jsonl"
+    if not path.exists():
+        raise BadInput("this run has no journal", where=str(folder))
+    if signers is not None and not signers.is_file():
+        raise BadInput("there is no such file of signers", where=str(signers))
+    try:
+        count = verify(path)
+    except JournalDamaged as error:
+        return Audit(0, 0, "", "", (error.message,))
+    journal = Journal(folder)
+    named = dict(_named(journal.records()))
+    problems = [said for name in named if (said := _compare(folder / name, named[name], name))]
+    problems += [f"{name}: no record names it" for name in _files(folder) if name not in named]
+    signed_by, complaint = _signature(folder, _statement(journal, count), signers)
+    problems += [complaint] if complaint else []
+    return Audit(count, len(named), journal.head(), signed_by, tuple(problems))
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign a run as it is now with an SSH key (ssh-keygen(1), -Y sign); return the signature.
+
+    ``key`` is the private key's file, or the public one's where an agent holds the private. What
+    does not hold is not signed: raises JournalDamaged then, BadInput where the key cannot sign.
+    """
+    found = inspect(folder)
+    if found.problems:
+        raise JournalDamaged(
+            found.problems[0], where=str(folder), hint="it is not signed like this"
+        )
+    statement = folder / STATEMENT
+    (folder / SIGNATURE).unlink(missing_ok=True)
+    statement.write_text(_statement(Journal(folder), found.records))
+    done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(statement))
+    if done.returncode:
+        statement.unlink()
+        raise BadInput(f"this key cannot sign: {done.stderr.strip()}", where=str(key))
+    return folder / SIGNATURE
+
+
+def _statement(journal: Journal, records: int) -> str:
+    return f"run {journal.run}\nrecords {records}\nhead {journal.head()}\n"
+
+
+def _signature(folder: Path, statement: str, signers: Path | None) -> tuple[str, str]:
+    """Who signed a run, and what is wrong with that."""
+    place, signature = folder / STATEMENT, folder / SIGNATURE
+    if not signature.exists() or not place.exists():
+        return "", "nobody has signed it" if signers or signature.exists() else ""
+    signed = place.read_text(errors="replace")
+    words = ["-n", NAMESPACE, "-s", str(signature)]
+    whole = _keygen("check-novalidate", *words, said=signed)
+    if whole.returncode:
+        return "", "the signature is not one of what stands in " + STATEMENT
+    if signed != statement:
+        return "", f"{SIGNATURE} is of another state of the run: it went on, or was changed, since"
+    who = whole.stdout.strip().rpartition(" with ")[2]
+    if signers is None:
+        return f"{who}, which nobody was asked about", ""
+    names = _keygen("find-principals", "-s", str(signature), "-f", str(signers)).stdout.split()
+    for name in names:
+        if not _keygen("verify", *words, "-f", str(signers), "-I", name, said=signed).returncode:
+            return f"{name}, {who}", ""
+    return "", f"it was signed by {who}, which {signers} does not name"
+
+
+def _keygen(action: str, *words: str, said: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = ["ssh-keygen", "-Y", action, *words]
+    try:
+        return subprocess.run(
+            command, input=said, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise XenlabError("ssh-keygen is not installed", hint="install openssh-client") from None
+
+
+def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The files that records name, each with its digest."""
+    for record in records:
+        if record.get("output"):
+            yield str(record["output"]), str(record["output_sha256"])
+        if record.get("phase") == "kept":
+            yield str(record["path"]), str(record["sha256"])
+        for attachment in record.get("attachments") or ():
+            yield str(attachment["path"]), str(attachment["sha256"])
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and not any(path.relative_to(folder).match(name) for name in UNKEPT)
+    )
+
+
+def _compare(path: Path, digest: str, name: str) -> str:
+    if not path.is_file():
+        return f"{name}: it is gone"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        return f"{name}: it was changed since it was recorded"
+    return ""

@@ -1,0 +1,167 @@
+"""The audit trail: what was recorded cannot be changed unseen, and who signed it is known."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xenlab import audit
+from xenlab.errors import BadInput, JournalDamaged
+from xenlab.journal import Journal
+
+
+def make_run(folder: Path) -> Path:
+    """A run with a step's output, an attachment and a notebook."""
+    journal = Journal(folder)
+    journal.append(chapter="04_grub", phase="open", status="apply")
+    output, digest = journal.save_output("04.1", b"$ grub-install\nInstalling\n")
+    table, table_digest = journal.save_output("04.2-table", b"a,b\n1,2\n", ".csv")
+    journal.append(
+        chapter="04_grub",
+        step="04.1",
+        title="04.1 Install",
+        phase="final",
+        status="changed",
+        output=output,
+        output_sha256=digest,
+        attachments=[{"path": table, "sha256": table_digest}],
+    )
+    journal.append(chapter="04_grub", phase="close", status="ok")
+    (folder / "04_grub.ipynb").write_text('{"cells": []}')
+    (folder / "console").mkdir()
+    (folder / "console" / "dom0.log").write_text("login:")
+    audit.keep_files(folder)
+    return folder
+
+
+def make_key(place: Path) -> Path:
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", place.name, "-f", str(place)]
+    subprocess.run(words, check=True, timeout=60)
+    return place
+
+
+def signers(place: Path, key: Path, name: str = "anna@castle") -> Path:
+    place.write_text(f"{name} {key.with_suffix('.pub').read_text()}")
+    return place
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "20260101T000000-lab")
+
+
+def test_a_run_as_it_was_recorded(run: Path) -> None:
+    found = audit.inspect(run)
+    assert found.problems == ()
+    assert (found.records, found.files, found.signed_by) == (5, 4, "")
+    assert found.head == Journal(run).head()
+
+
+def test_what_is_kept_is_recorded_once(run: Path) -> None:
+    before = Journal(run).head()
+    audit.keep_files(run)
+    assert Journal(run).head() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["04_grub.ipynb", "output/04.1.txt", "output/04.2-table.csv", "console/dom0.log"]
+)
+def test_a_file_that_was_changed_or_is_gone_is_named(run: Path, name: str) -> None:
+    place = run / name
+    kept = place.read_bytes()
+    place.write_bytes(kept + b" ")
+    assert audit.inspect(run).problems == (f"{name}: it was changed since it was recorded",)
+    place.unlink()
+    assert audit.inspect(run).problems == (f"{name}: it is gone",)
+    place.write_bytes(kept)
+    assert audit.inspect(run).problems == ()
+
+
+def test_a_file_that_nobody_recorded_is_named(run: Path) -> None:
+    (run / "output" / "04.9.txt").write_text("made up")
+    assert audit.inspect(run).problems == ("output/04.9.txt: no record names it",)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_flipped_byte_in_the_journal_is_found(data: st.DataObject) -> None:
+    with TemporaryDirectory() as place:
+        run = make_run(Path(place) / "run")
+        path = run / "journal.jsonl"
+        raw = bytearray(path.read_bytes())
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(raw)
+        (problem,) = audit.inspect(run).problems
+        assert "line " in problem
+
+
+def test_a_signed_run_is_of_its_signer(run: Path, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "anna")
+    signature = audit.sign(run, key)
+    assert signature.read_text().startswith("-----BEGIN SSH SIGNATURE")
+    found = audit.inspect(run, signers(tmp_path / "signers", key))
+    assert found.problems == ()
+    assert found.signed_by.startswith("anna@castle, ED25519 key SHA256:")
+    assert "which nobody was asked about" in audit.inspect(run).signed_by
+
+
+def test_a_run_of_another_key_does_not_verify(run: Path, tmp_path: Path) -> None:
+    audit.sign(run, make_key(tmp_path / "mallory"))
+    (problem,) = audit.inspect(run, signers(tmp_path / "s", make_key(tmp_path / "anna"))).problems
+    assert "which" in problem and "does not name" in problem
+
+
+def test_a_signature_made_for_something_else_does_not_count(run: Path, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "anna")
+    audit.sign(run, key)
+    (run / audit.SIGNATURE).unlink()
+    words = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", "file"]
+    subprocess.run([*words, str(run / audit.STATEMENT)], check=True, timeout=60)
+    (problem,) = audit.inspect(run, signers(tmp_path / "s", key)).problems
+    assert "not one of what stands in" in problem
+
+
+def test_a_run_that_went_on_after_it_was_signed(run: Path, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "anna")
+    audit.sign(run, key)
+    Journal(run).append(chapter="05_x", phase="open", status="apply")
+    (problem,) = audit.inspect(run, signers(tmp_path / "s", key)).problems
+    assert "another state of the run" in problem
+
+
+def test_the_signature_of_another_run_does_not_count(run: Path, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "anna")
+    other = make_run(tmp_path / "other")
+    audit.sign(other, key)
+    for name in (audit.STATEMENT, audit.SIGNATURE):
+        shutil.copy(other / name, run / name)
+    (problem,) = audit.inspect(run).problems
+    assert "another state of the run" in problem
+
+
+def test_an_unsigned_run_where_a_signature_is_wanted(run: Path, tmp_path: Path) -> None:
+    asked = signers(tmp_path / "signers", make_key(tmp_path / "anna"))
+    assert audit.inspect(run, asked).problems == ("nobody has signed it",)
+
+
+def test_what_does_not_hold_is_not_signed(run: Path, tmp_path: Path) -> None:
+    (run / "04_grub.ipynb").unlink()
+    with pytest.raises(JournalDamaged, match="it is gone"):
+        audit.sign(run, make_key(tmp_path / "anna"))
+    assert not (run / audit.STATEMENT).exists()
+
+
+def test_bad_input(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="this key cannot sign"):
+        audit.sign(run, tmp_path / "no-key")
+    assert audit.inspect(run).problems == ()
+    with pytest.raises(BadInput, match="no such file of signers"):
+        audit.inspect(run, tmp_path / "nobody")
+    with pytest.raises(BadInput, match="this run has no journal"):
+        audit.inspect(tmp_path)
