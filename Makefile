@@ -18,10 +18,11 @@ lab: bootstrap
 	@scripts/lab
 
 jupyter: bootstrap
-	@$(bin)/jupyter lab $(root) --ServerApp.root_dir=notebooks
+	@$(bin)/jupyter lab $(root) --ServerApp.root_dir=notebooks \
+		--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 test: check
-	@$(bin)/pytest tests/unit tests/ssh tests/notebooks tests/lab
+	@$(bin)/pytest tests/unit tests/ssh tests/notebooks tests/browser tests/lab
 
 test-end-to-end: bootstrap-test
 	@$(bin)/pytest --timeout 5400 tests/end_to_end

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xenlab import parameters, runs
+from xenlab import cells, parameters, runs
 from xenlab.errors import BadInput
 from xenlab.execution import Kernels
 from xenlab.host import Host
@@ -28,8 +26,6 @@ from xenlab.runs import DONE, NOT_RUN, UNFINISHED, ChapterState
 FAILED = 1
 INTERRUPTED = 130
 MODES = ("apply", "plan")
-VERBS = frozenset({"ensure", "each", "run", "facts", "picture", "check"})
-"""The methods of a chapter that are one step each."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
     names = [path.stem for path in work.notebooks]
     status, problem, last = 0, "", ""
     with runs.alone(folder) as lock:
-        steps = {path.stem: step_titles(path) for path in work.todo}
+        steps = {path.stem: [step.title for step in cells.steps(path)] for path in work.todo}
         try:
             with (
                 signals.ending_cleanly(),
@@ -144,26 +140,6 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
             _end_leftovers(folder)
     chapters = tuple(_judged(folder, name, last) for name in names)
     return Outcome(folder, chapters, status, problem if status else "")
-
-
-def step_titles(notebook: Path) -> list[str]:
-    """The titles of a chapter's steps, read from its cells."""
-    titles = []
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        try:
-            tree = ast.parse("".join(cell["source"]))
-        except SyntaxError:
-            continue
-        for node in ast.walk(tree):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="book"), attr=verb),
-                    args=[ast.Constant(value=str(title)), *_],
-                ) if verb in VERBS:
-                    titles.append(title)
-    return titles
 
 
 def _judged(folder: Path, chapter: str, begun: str) -> ChapterState:

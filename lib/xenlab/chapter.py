@@ -7,16 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from xenlab import abandoned
 from xenlab.consent import require_consent
 from xenlab.errors import (
     ChapterOrder,
     ConnectionLost,
-    ConnectionRefused,
+    ConsentNeeded,
     StepFailed,
     XenlabError,
 )
@@ -53,6 +53,7 @@ class Chapter(Seams):
         self.journal = journal
         self.mode = mode
         self.stop = threading.Event()
+        self.consents: list[str] = []
         self.controller = Host(Local())
         self.host = Host(SSH(_target(site)))
         self._view = view
@@ -180,6 +181,11 @@ class Chapter(Seams):
                 else:
                     raise StepFailed(difference.summary)
 
+    def consent(self, serial: str) -> None:
+        """Note a person's word that the disk with this serial may be wiped."""
+        self.consents.append(serial)
+        self.journal.append(chapter=self.name, phase="consent", status="given", message=serial)
+
     def close(self) -> None:
         """The end of the chapter: without this record it counts as unfinished."""
         self.journal.append(
@@ -200,27 +206,10 @@ class Chapter(Seams):
         )
         left = self.journal.unfinished(self.name, step.number)
         if left is not None:
-            self._end_abandoned(left)
+            machines = (self.host, self.controller)
+            guests = [self.guest(guest.name) for guest in self.site.lan_guests]
+            abandoned.end(self.journal, left, machines, guests, self._boot_id)
         return step
-
-    def _end_abandoned(self, record: dict[str, Any]) -> None:
-        """End what an earlier, killed run of a step left running, and say so in the journal."""
-        ended = self.host.end_marked(record["mark"]) + self.controller.end_marked(record["mark"])
-        for guest in self.site.lan_guests:
-            # steps of later chapters work in guests too; one that is down has nothing running
-            with suppress(ConnectionRefused, ConnectionLost):
-                ended += self.guest(guest.name).end_marked(record["mark"])
-        self.journal.append(
-            chapter=self.name,
-            step=record["step"],
-            title=record["title"],
-            phase="final",
-            status="aborted",
-            host=record["host"],
-            boot_id=self._boot_id,
-            mark=record["mark"],
-            message=f"found unfinished when the run was taken up again; {ended} processes ended",
-        )
 
     def _settle(self, step: Step, host: Host, resources: tuple[Resource, ...]) -> None:
         todo: list[Resource] = []
@@ -249,9 +238,17 @@ class Chapter(Seams):
             step.status = WOULD_CHANGE
             return False
         for device in sorted({r.wipes() for r in todo} - {""}):
-            require_consent(host, device, tuple(self.site.may_wipe))
+            self._consent(host, device)
         step.running()
         return True
+
+    def _consent(self, host: Host, device: str) -> None:
+        try:
+            require_consent(host, device, (*self.site.may_wipe, *self.consents))
+        except ConsentNeeded as needed:
+            if needed.serial:
+                self._view.consent(needed.device, needed.serial, self.consent)
+            raise
 
     def _apply(self, step: Step, host: Host, resources: tuple[Resource, ...], label: str) -> None:
         watched = step.watch(host, label)

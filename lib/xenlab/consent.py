@@ -28,4 +28,6 @@ def require_consent(host: Host, device: str, may_wipe: tuple[str, ...]) -> None:
             f"this step destroys all data on {device}, whose disk has the serial {facts.serial}; "
             f"may_wipe allows only: {', '.join(may_wipe) or 'nothing'}",
             hint=f"add {facts.serial} to may_wipe if this is really the disk to wipe",
+            device=device,
+            serial=facts.serial,
         )

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import display as ipython_display
 
 from xenlab.card import Card, environment
 from xenlab.errors import XenlabError
-from xenlab.resources.base import Difference
+from xenlab.painted import PaintedStep
+from xenlab.panel.consent import ConsentCard
 from xenlab.view import StepView
 
 # IPython's functions have no types.
 _display: Callable[..., Any] = ipython_display
 _shell: Callable[[], Any] = get_ipython
-
-PAINT_SECONDS = 0.25
-"""The least time between two updates of a cell's output."""
 
 
 class NotebookView:
@@ -45,87 +41,33 @@ class NotebookView:
         """A step's display, at once visible."""
         return NotebookStep(title, self._kept)
 
+    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
+        """A card to type the serial into, below the step; a run of its own asks nobody."""
+        if "XENLAB_RUN" not in os.environ:
+            _display(ConsentCard(device, serial, give).widget)
 
-class NotebookStep:
-    """One step's display; any thread may tell it something (xenlab.view.StepView)."""
+
+class NotebookStep(PaintedStep):
+    """One step's display in a cell's output."""
 
     def __init__(self, title: str, kept: str) -> None:
         note = f"since {datetime.now(UTC):%H:%M:%S} UTC"
-        self._card = Card(title, note=note, kept=kept)
-        self._lock = threading.RLock()
-        self._later: threading.Timer | None = None
-        self._painted = time.monotonic()
+        card = Card(title, note=note, kept=kept)
+        super().__init__(card)
         # None outside IPython
-        self._handle: Any = _display(self._bundle(), raw=True, display_id=True)
+        self._handle: Any = _display(_bundle(card), raw=True, display_id=True)
 
-    def difference(self, label: str, difference: Difference) -> None:
-        """Show what the step would change."""
-        with self._lock:
-            self._card.differences.append((label, difference))
-            self._changed()
-
-    def progress(self, what: str, done: float | None) -> None:
-        """Show what is being done."""
-        with self._lock:
-            self._card.doing, self._card.done = what, done
-            self._changed()
-
-    def output(self, stream: str, text: str) -> None:
-        """Show output; its beginning is let go when there is far more than a page holds."""
-        with self._lock:
-            self._card.add_output(text)
-            self._changed()
-
-    def table(self, frame: pd.DataFrame) -> None:
-        """Show a table."""
-        with self._lock:
-            self._card.add_table(frame)
-            self._changed()
-
-    def picture(self, png: bytes) -> None:
-        """Show a picture."""
-        with self._lock:
-            self._card.add_picture(png)
-            self._changed()
-
-    def finished(self, status: str, seconds: float, message: str = "") -> None:
-        """Show the final state; nothing changes after it."""
-        with self._lock:
-            if self._later is not None:
-                self._later.cancel()
-            card = self._card
-            card.status, card.seconds, card.message = status, seconds, message
-            self._paint()
-
-    def _changed(self) -> None:
-        """Paint now, or once the least time since the last painting is over."""
-        if self._card.status != "running" or self._later is not None:
-            return
-        wait = self._painted + PAINT_SECONDS - time.monotonic()
-        if wait <= 0:
-            self._paint()
-            return
-        self._later = threading.Timer(wait, self._paint_later)
-        self._later.daemon = True
-        self._later.start()
-
-    def _paint_later(self) -> None:
-        with self._lock:
-            self._later = None
-            if self._card.status == "running":
-                self._paint()
-
-    def _paint(self) -> None:
-        self._painted = time.monotonic()
+    def paint(self, card: Card) -> None:
+        """Replace what the cell shows."""
         if self._handle is not None:
-            self._handle.update(self._bundle(), raw=True)
+            self._handle.update(_bundle(card), raw=True)
 
-    def _bundle(self) -> dict[str, str]:
-        card = self._card
-        plain = f"{card.status}  {card.title}  {card.duration}".rstrip()
-        if card.message:
-            plain += f"\n{card.message}"
-        return {"text/html": card.html(), "text/plain": plain}
+
+def _bundle(card: Card) -> dict[str, str]:
+    plain = f"{card.status}  {card.title}  {card.duration}".rstrip()
+    if card.message:
+        plain += f"\n{card.message}"
+    return {"text/html": card.html(), "text/plain": plain}
 
 
 def in_notebook() -> bool:

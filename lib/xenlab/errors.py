@@ -89,7 +89,17 @@ class StepFailed(XenlabError):
 
 
 class ConsentNeeded(XenlabError):
-    """A step would destroy data on a device whose serial nobody has consented to."""
+    """A step would destroy data on a device whose serial nobody has consented to.
+
+    ``serial`` is the serial to consent to, "" where no consent can help.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", where: str = "", device: str = "", serial: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.device = device
+        self.serial = serial
 
 
 class ChapterOrder(XenlabError):

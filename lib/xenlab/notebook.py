@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from xenlab.card import duration
 from xenlab.chapter import Chapter
 from xenlab.opening import open_chapter as open_in_view
 from xenlab.resources.base import Difference
-from xenlab.view import StepView, View
+from xenlab.view import VIEW, StepView, View
 
 
 def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
@@ -24,6 +24,8 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
     In a notebook its steps appear as HTML, anywhere else as lines of text. Raises BadInput before
     anything is touched, ConnectionRefused if the host cannot be reached.
     """
+    if VIEW in namespace:
+        return open_in_view(name, namespace, namespace[VIEW])
     if not display.in_notebook():
         return open_in_view(name, namespace, TextView(sys.stdout))
     display.show_errors_briefly()
@@ -44,6 +46,9 @@ class TextView:
     def step_started(self, title: str) -> StepView:
         """A step, shown when it is finished."""
         return TextStep(self._out, title)
+
+    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
+        """Nothing: the step's own message says what to put into ``may_wipe``."""
 
 
 class TextStep:

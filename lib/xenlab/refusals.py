@@ -40,6 +40,15 @@ def sentences(
     return [text for _, text in sorted(found, key=lambda one: one[0])]
 
 
+def by_key(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
+    """What is wrong with each key of a model; "" is the key of what several contradict in."""
+    found: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        key = str(detail["loc"][0]) if detail["loc"] else ""
+        found.setdefault(key, []).extend(_put(detail, detail["loc"], model, {}))
+    return {key: "; ".join(texts) for key, texts in found.items()}
+
+
 def _put(
     detail: Any, place: Place, model: type[BaseModel], origins: Mapping[Place, Origin]
 ) -> Iterator[str]:

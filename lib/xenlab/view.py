@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 
 from xenlab.resources.base import Difference
+
+VIEW = "_xenlab_view"
+"""The variable by which a chapter's cells are told where to show their steps (a `View`)."""
 
 
 class StepView(Protocol):
@@ -41,6 +45,9 @@ class View(Protocol):
     def step_started(self, title: str) -> StepView:
         """A step begins."""
 
+    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
+        """A step stopped for want of consent; ``give`` takes the serial that a person typed."""
+
 
 class Silent:
     """A view that shows nothing, for scripts and tests."""
@@ -51,6 +58,9 @@ class Silent:
     def step_started(self, title: str) -> StepView:
         """A step that shows nothing."""
         return _SilentStep()
+
+    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
+        """Nobody is there to be asked."""
 
 
 class _SilentStep:

@@ -16,7 +16,7 @@ import yaml
 from markupsafe import escape
 from tests.ssh.conftest import Sshd
 
-from xenlab.batch import step_titles
+from xenlab.cells import steps
 from xenlab.journal import Journal, verify
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_a_chapter_is_planned_by_papermill_alone(
         return
     assert planned.status == 0, planned.said
     assert phases[-1] == "close"
-    assert [record["title"] for record in planned.finals] == step_titles(chapter)
+    assert [record["title"] for record in planned.finals] == [step.title for step in steps(chapter)]
     assert {record["status"] for record in planned.finals} <= {"ok", "would change"}
     for record in planned.finals:
         (page,) = [text for text in planned.pages if f">{escape(record['title'])}<" in text]

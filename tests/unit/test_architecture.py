@@ -33,10 +33,19 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"host": ("host",)},
     {"resources": ("resources",), "platform": ("platform",)},
     {
-        "chapter": ("chapter", "consent", "opening", "seams", "step", "view"),
+        "chapter": (
+            "abandoned",
+            "cells",
+            "chapter",
+            "consent",
+            "opening",
+            "seams",
+            "step",
+            "view",
+        ),
         "recipes": ("recipes",),
     },
-    {"display": ("display", "panel", "card"), "lab": ("lab",)},
+    {"display": ("display", "painted", "panel", "card"), "lab": ("lab",)},
     {
         "batch": (
             "audit",

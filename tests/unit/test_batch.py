@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from rich.console import Console
 
-from xenlab import batch, runs
+from xenlab import batch, cells, runs
 from xenlab.errors import BadInput
 from xenlab.journal import Journal
 from xenlab.progress import Follower, summary
@@ -159,7 +159,7 @@ def test_the_steps_of_a_chapter_are_read_from_its_cells(tmp_path: Path) -> None:
         'book.picture("05.6 Drawn", figure)',
         "book.close()",
     )
-    assert batch.step_titles(path) == [
+    assert [step.title for step in cells.steps(path)] == [
         "05.1 The machine",
         "05.2 Write it",
         "05.3 Side by side",

@@ -1,0 +1,1 @@
+"""What a person at JupyterLab has beside the cells: chapters, domains, parameters, consent."""

@@ -1,0 +1,203 @@
+"""A chapter in the panel: its steps with their states, run one by one or to the end, stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from xenlab import cells
+from xenlab.card import COLOURS
+from xenlab.chapter import Chapter
+from xenlab.errors import XenlabError
+from xenlab.panel.cards import CardView
+from xenlab.panel.worker import Worker
+from xenlab.parameters import Parameters, declared, for_chapter
+from xenlab.resources.base import Difference
+from xenlab.step import CHANGED, OK
+from xenlab.view import VIEW, StepView
+
+WAITING = "to do"
+GOOD = (OK, CHANGED)
+
+
+class ChapterPanel:
+    """Runs the step cells of one chapter after another, with what their notebook holds.
+
+    ``site`` gives the parameters. Each chapter that is chosen gets a run folder of its own when
+    its first step runs.
+    """
+
+    def __init__(self, notebooks: Path, site: Parameters) -> None:
+        self._site = site
+        self._paths = {path.stem: path for path in sorted(notebooks.glob("[0-8]*.ipynb"))}
+        self._worker = Worker(self._show_buttons)
+        self._cards = CardView()
+        self._namespace: dict[str, Any] = {}
+        self._steps: list[cells.StepCell] = []
+        self._states: dict[str, str] = {}
+        self.choice = widgets.Dropdown(options=list(self._paths), description="chapter")
+        self.next = _button("Run next", "step-forward", "primary")
+        self.to_end = _button("Run to the end", "fast-forward", "")
+        self.stop = _button("Stop", "stop", "danger")
+        self.message = widgets.HTML()
+        self._list = widgets.HTML(layout=widgets.Layout(flex="0 0 22em"))
+        self.choice.observe(self._chosen, names="value")
+        self.next.on_click(lambda _: self._worker.start(self._run_next))
+        self.to_end.on_click(lambda _: self._worker.start(self._run_to_end))
+        self.stop.on_click(lambda _: self._stop())
+        buttons = widgets.HBox([self.choice, self.next, self.to_end, self.stop])
+        body = widgets.HBox([self._list, self._cards.widget])
+        self._cards.widget.layout.flex = "1 1 auto"
+        self.widget = widgets.VBox([buttons, self.message, body])
+        self._chosen(None)
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        """The state of each step, by its number."""
+        return dict(self._states)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until nothing runs; whether that came in time."""
+        return self._worker.wait(seconds)
+
+    def _chosen(self, _: Any) -> None:
+        self.close()
+        path = self._paths[self.choice.value]
+        self._steps = cells.steps(path)
+        self._states = {step.number: WAITING for step in self._steps}
+        self._cards.widget.children = ()
+        self.message.value = ""
+        self._show_steps()
+        self._show_buttons()
+
+    def close(self) -> None:
+        """Let go of the machine."""
+        book = self._book()
+        if book is not None:
+            book.host.transport.close()
+        self._namespace = {}
+
+    def _book(self) -> Chapter | None:
+        book = self._namespace.get("book")
+        return book if isinstance(book, Chapter) else None
+
+    def _left(self) -> list[cells.StepCell]:
+        return [step for step in self._steps if self._states[step.number] not in GOOD]
+
+    def _run_next(self) -> None:
+        left = self._left()
+        if left:
+            self._run(left[0])
+
+    def _run_to_end(self) -> None:
+        for step in self._left():
+            if not self._run(step):
+                return
+
+    def _run(self, step: cells.StepCell) -> bool:
+        """Run a step's cell, the chapter opened before the first; whether it went well."""
+        self.message.value = ""
+        try:
+            self._open()
+            exec(compile(step.code, f"<{step.number}>", "exec"), self._namespace)
+        except XenlabError as error:
+            self._say(str(error))
+            return False
+        except KeyboardInterrupt:
+            self._say(f"{step.number} was stopped")
+            return False
+        if not self._left():
+            self._end()
+        return True
+
+    def _open(self) -> None:
+        if self._book() is not None:
+            return
+        path = self._paths[self.choice.value]
+        values = for_chapter(self._site, declared(path))
+        namespace: dict[str, Any] = {**values, VIEW: _Watched(self._cards, self._note)}
+        self._namespace = namespace
+        exec(compile(cells.opening(path), f"<{path.stem}>", "exec"), namespace)
+
+    def _end(self) -> None:
+        book = self._book()
+        if book is not None:
+            book.close()
+            self._namespace = {}
+
+    def _stop(self) -> None:
+        book = self._book()
+        if book is not None:
+            book.stop.set()
+
+    def _note(self, number: str, status: str) -> None:
+        self._states[number] = status
+        self._show_steps()
+
+    def _say(self, text: str) -> None:
+        self.message.value = (
+            f'<pre style="color: {COLOURS["failed"]}; white-space: pre-wrap">{escape(text)}</pre>'
+        )
+
+    def _show_buttons(self) -> None:
+        busy = self._worker.busy
+        self.choice.disabled = busy
+        self.next.disabled = self.to_end.disabled = busy or not self._left()
+        self.stop.disabled = not busy
+
+    def _show_steps(self) -> None:
+        rows = "".join(_row(step, self._states[step.number]) for step in self._steps)
+        self._list.value = f'<div class="xenlab-steps">{rows}</div>'
+
+
+class _Watched:
+    """Passes everything on to the cards, and each step's states to the list."""
+
+    def __init__(self, cards: CardView, note: Any) -> None:
+        self._cards = cards
+        self._note = note
+        self.chapter = cards.chapter
+        self.consent = cards.consent
+
+    def step_started(self, title: str) -> StepView:
+        """A card whose step is also a line of the list."""
+        number = title.partition(" ")[0]
+        self._note(number, "running")
+        return _WatchedStep(self._cards.step_started(title), lambda s: self._note(number, s))
+
+
+class _WatchedStep:
+    def __init__(self, card: StepView, note: Any) -> None:
+        self._card = card
+        self._note = note
+        self.progress = card.progress
+        self.output = card.output
+        self.table = card.table
+        self.picture = card.picture
+
+    def difference(self, label: str, difference: Difference) -> None:
+        """Show what the step would change."""
+        self._card.difference(label, difference)
+
+    def finished(self, status: str, seconds: float, message: str = "") -> None:
+        """The final state, on the card and in the list."""
+        self._card.finished(status, seconds, message)
+        self._note(status)
+
+
+def _button(text: str, icon: str, style: str) -> Any:
+    return widgets.Button(description=text, icon=icon, button_style=style)
+
+
+def _row(step: cells.StepCell, status: str) -> str:
+    colour = COLOURS.get(status, "#9ca3af")
+    return (
+        '<div style="line-height: 1.7; white-space: nowrap; overflow: hidden; '
+        'text-overflow: ellipsis">'
+        f'<span style="display: inline-block; width: 5.6em; color: {colour}">{escape(status)}'
+        f"</span>{escape(step.title)}</div>"
+    )

@@ -1,0 +1,96 @@
+"""A person steps through a chapter in JupyterLab, stops what runs, and uses the panel."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+
+import nbformat
+from playwright.sync_api import expect
+from tests.browser.jupyter import SECONDS, Jupyter
+from tests.notebooks.chapters import FOLDER
+from tests.ssh.conftest import wait_until
+from tests.ssh.small import Site
+from tests.ssh.test_panel import sleepers
+
+COUNT = 'for i in $(seq 60); do echo "line number $i"; sleep 0.5; done; echo made > "$1"'
+SLEEP = 'echo asleep; sleep 1234567 & wait; echo made > "$1"'
+
+
+def write_chapter(site: Site, *cells: str) -> None:
+    """A chapter whose parameters cell names the site's own host, as one opens it by hand."""
+    site.chapter("01_first", *cells)
+    place = site.folder / "notebooks" / "01_first.ipynb"
+    notebook = nbformat.read(place, 4)
+    ssh = {"host": site.sshd.alias, "config": str(site.sshd.config)}
+    notebook.cells[1].source = f'ssh: dict = {ssh!r}  # how to reach it\nsite: str = "lab"  # name'
+    nbformat.write(notebook, place)
+
+
+def test_output_arrives_while_a_step_runs_and_stays_when_it_is_saved(
+    site: Site, jupyter: Callable[..., Jupyter]
+) -> None:
+    write_chapter(site, site.made("01.1", script=COUNT), site.made("01.2"))
+    lab = jupyter(site.folder / "notebooks")
+    lab.open("01_first.ipynb")
+    for number in (0, 1):
+        lab.run_to_end(number)
+    expect(lab.cell(1)).to_contain_text("01_first")
+    step = lab.run(2)
+    expect(step).to_contain_text("line number 3")
+    expect(step.locator(".xenlab-step")).to_contain_text("running")
+    assert not site.path("01.1").exists()
+    expect(step.locator(".xenlab-step")).to_contain_text("changed")
+    assert site.path("01.1").exists()
+    for number in (3, 4):
+        lab.run_to_end(number)
+    assert site.steps() == [("01.1", "changed"), ("01.2", "changed")]
+    lab.save()
+    lab.page.reload()
+    lab.page.wait_for_selector(".jp-Notebook .jp-Cell")
+    expect(lab.cell(2).locator(".xenlab-step")).to_contain_text("line number 60")
+    expect(lab.cell(3).locator(".xenlab-step")).to_contain_text("changed")
+
+
+def test_jupyterlab_s_stop_button_ends_the_remote_command(
+    site: Site, jupyter: Callable[..., Jupyter]
+) -> None:
+    write_chapter(site, site.made("01.1", script=SLEEP))
+    lab = jupyter(site.folder / "notebooks")
+    lab.open("01_first.ipynb")
+    for number in (0, 1):
+        lab.run_to_end(number)
+    step = lab.run(2)
+    expect(step).to_contain_text("asleep")
+    wait_until(sleepers, SECONDS)
+    lab.interrupt()
+    expect(step.locator(".xenlab-step")).to_contain_text("aborted")
+    wait_until(lambda: not sleepers(), SECONDS)
+    assert site.steps() == [("01.1", "aborted")]
+
+
+def test_the_panel_runs_and_stops(site: Site, jupyter: Callable[..., Jupyter]) -> None:
+    write_chapter(site, site.made("01.1"), site.made("01.2", script=SLEEP))
+    place = site.folder / "notebooks" / "91_panel.ipynb"
+    shutil.copy(FOLDER / place.name, place)
+    notebook = nbformat.read(place, 4)
+    notebook.cells[1].source = f'parameters_file: str = "{site.file}"  # the site'
+    nbformat.write(notebook, place)
+    lab = jupyter(site.folder / "notebooks")
+    lab.open("91_panel.ipynb")
+    lab.run_to_end(0)
+    panel = lab.run_to_end(1)
+    steps = panel.locator(".xenlab-steps")
+    expect(steps).to_contain_text("to do")
+    panel.get_by_role("button", name="Run next").click()
+    expect(panel.locator(".xenlab-cards").first).to_contain_text("Make 01.1")
+    expect(steps).to_contain_text(re.compile("changed.*01.1"))
+    panel.get_by_role("button", name="Run to the end").click()
+    expect(panel.locator(".xenlab-cards").first).to_contain_text("asleep")
+    expect(steps).to_contain_text(re.compile("running.*01.2"))
+    wait_until(sleepers, SECONDS)
+    panel.get_by_role("button", name="Stop").first.click()
+    expect(steps).to_contain_text(re.compile("aborted.*01.2"))
+    wait_until(lambda: not sleepers(), SECONDS)
+    assert site.steps() == [("01.1", "changed"), ("01.2", "aborted")]
