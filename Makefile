@@ -3,11 +3,12 @@ SHELL := /bin/bash
 bin := .venv/bin
 root := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab jupyter test test-end-to-end test-fast lint check clean bootstrap bootstrap-test
+.PHONY: help lab jupyter docs test test-end-to-end test-fast lint check clean bootstrap bootstrap-test
 
 help:
 	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
 	@echo 'make jupyter    JupyterLab on the chapters, against the running lab'
+	@echo 'make docs       the pages, from the chapters as they ran here'
 	@echo 'make test       lint, types, all tests up to the lab and its rescue system'
 	@echo 'make test-end-to-end  from the empty disk to running guests'
 	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
@@ -20,6 +21,11 @@ lab: bootstrap
 jupyter: bootstrap
 	@$(bin)/jupyter lab $(root) --ServerApp.root_dir=notebooks \
 		--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+
+docs: bootstrap
+	@$(bin)/python docs/collect.py
+	@$(bin)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 test: check
 	@$(bin)/pytest tests/unit tests/ssh tests/notebooks tests/browser tests/lab

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from xenlab import abandoned
+from xenlab import abandoned, hidden
 from xenlab.consent import require_consent
 from xenlab.errors import (
     ChapterOrder,
@@ -54,8 +54,9 @@ class Chapter(Seams):
         self.mode = mode
         self.stop = threading.Event()
         self.consents: list[str] = []
-        self.controller = Host(Local())
-        self.host = Host(SSH(_target(site)))
+        self._secrets = hidden.known(site.ssh.identity)
+        self.controller = Host(Local(), secrets=self._secrets)
+        self.host = Host(SSH(_target(site)), secrets=self._secrets)
         self._view = view
         self._boot_id = self.host.boot_id()
         self._root: str | None = None
@@ -83,7 +84,7 @@ class Chapter(Seams):
 
     def guest(self, name: str) -> Host:
         """A guest, by its alias in the site's ssh_config."""
-        return Host(SSH(_target(self.site, name)))
+        return Host(SSH(_target(self.site, name)), secrets=self._secrets)
 
     def needs(self, chapter: str, resource: Resource) -> None:
         """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
@@ -203,6 +204,7 @@ class Chapter(Seams):
             host=host.name,
             boot_id=lambda: self._boot_id,
             stop=self.stop,
+            secrets=self._secrets,
         )
         left = self.journal.unfinished(self.name, step.number)
         if left is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from xenlab.command import Command, MaskedStream, Result, mask_bytes
+from xenlab.command import Command, MaskedStream, Result, Secret, mask, mask_bytes
 from xenlab.errors import (
     CommandFailed,
     CommandTimeout,
@@ -96,6 +96,7 @@ class Host:
     on_command: Callable[[str], None] | None = field(default=None, compare=False)
     on_result: Callable[[Result], None] | None = field(default=None, compare=False)
     stop: threading.Event | None = field(default=None, compare=False)
+    secrets: tuple[Secret, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -148,9 +149,11 @@ class Host:
         # exec: a shell that only exports the mark does not carry it in its own environment.
         shell = Command.argv(*inside, "/bin/sh", "-c", command.text).text
         text = f"XENLAB_STEP={Command.argv(mark).text} exec {shell}"
+        said = mask(str(command), self.secrets)
         if self.on_command is not None:
-            self.on_command(str(command))
-        streams = {name: MaskedStream(command.secrets) for name in ("stdout", "stderr")}
+            self.on_command(said)
+        secrets = (*command.secrets, *self.secrets)
+        streams = {name: MaskedStream(secrets) for name in ("stdout", "stderr")}
         on_output = self.on_output
 
         def show(stream: str, piece: bytes) -> None:
@@ -165,9 +168,7 @@ class Host:
         except TimeoutError:
             self._end_own(mark, timeout)
             elapsed = time.monotonic() - start
-            raise CommandTimeout(
-                Result(self.name, str(command), -1, b"", b"", elapsed), timeout
-            ) from None
+            raise CommandTimeout(Result(self.name, said, -1, b"", b"", elapsed), timeout) from None
         except KeyboardInterrupt:
             # An unreachable machine must not hide that a person stopped the step.
             with contextlib.suppress(XenlabError):
@@ -178,8 +179,8 @@ class Host:
                 rest = masked.flush()
                 if rest and on_output is not None:
                     on_output(stream, rest)
-        out, err = (mask_bytes(data, command.secrets) for data in (out, err))
-        result = Result(self.name, str(command), status, out, err, time.monotonic() - start)
+        out, err = (mask_bytes(data, secrets) for data in (out, err))
+        result = Result(self.name, said, status, out, err, time.monotonic() - start)
         if self.on_result is not None:
             self.on_result(result)
         if check and not result.ok:

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from xenlab import runs
-from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment
+from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import FIRST, Journal, verify
 from xenlab.resources.base import Difference
@@ -40,6 +40,7 @@ def write(folder: Path) -> Path:
             name=folder.name,
             facts=facts,
             chapters=chapters,
+            consoles=[(path.name, _console(path)) for path in sorted(folder.glob("console/*"))],
             colours=_colours(),
             duration=duration,
             total=sum(chapter.seconds for chapter, _ in chapters),
@@ -69,6 +70,11 @@ def _facts(folder: Path) -> dict[str, str]:
         facts["journal"] = error.message
     facts["head of the journal"] = journal.head()
     return {key: value for key, value in facts.items() if value and value != FIRST}
+
+
+def _console(path: Path) -> tuple[str, bool]:
+    """The end of what a machine said on its serial line, and whether that is not all."""
+    return shown(path.read_bytes().decode("utf-8", "replace"))
 
 
 def _card(folder: Path, step: StepState) -> Card:

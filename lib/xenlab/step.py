@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
-from xenlab.command import Result
+from xenlab.command import Result, Secret, mask
 from xenlab.errors import ConnectionLost, ConnectionRefused, XenlabError
 from xenlab.host import Host
 from xenlab.journal import Journal
@@ -35,6 +35,7 @@ class Step:
     host: str
     boot_id: Callable[[], str]
     stop: threading.Event
+    secrets: tuple[Secret, ...] = ()
     status: str = OK
     message: str = ""
     differences: dict[str, Difference] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Step:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.message = str(error) or kind.__name__ if kind else ""
+            self.message = mask(_said(error), self.secrets)
             self.status = _status_of(error)
             if isinstance(error, XenlabError) and not error.where:
                 error.where = f"{self.host}, {self.chapter}, step {self.number}"
@@ -139,6 +140,12 @@ class Step:
             if self.message:
                 fields["message"] = self.message
         return self.journal.append(**fields)
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by a person; what it ran on the machine was ended"
+    return str(error) or type(error).__name__
 
 
 def _status_of(error: BaseException) -> str:

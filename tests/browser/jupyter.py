@@ -109,6 +109,11 @@ class Jupyter:
             lambda: any(path.stat().st_mtime_ns != time for path, time in before.items()), SECONDS
         )
 
+    def shot(self, name: str) -> None:
+        """Keep a picture of the page in ``$XENLAB_SCREENSHOTS``, where that is set."""
+        if folder := os.environ.get("XENLAB_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
     def stop(self) -> None:
         """End the server and its kernels."""
         self.page.close()

@@ -67,6 +67,7 @@ def test_the_step_stops_at_the_card_and_goes_on_with_the_right_serial(
     typed.fill("XENLAB-LAB")
     wipe.click()
     expect(card).to_contain_text("XENLAB-LAB is not the serial of /dev/vda")
+    page.shot("consent-refused")
     again = page.run_to_end(wiping)
     expect(again).to_contain_text("ConsentNeeded")
     assert host.run(partitions).stdout.strip() == "1"

@@ -40,6 +40,7 @@ def test_output_arrives_while_a_step_runs_and_stays_when_it_is_saved(
     step = lab.run(2)
     expect(step).to_contain_text("line number 3")
     expect(step.locator(".xenlab-step")).to_contain_text("running")
+    lab.shot("step-running")
     assert not site.path("01.1").exists()
     expect(step.locator(".xenlab-step")).to_contain_text("changed")
     assert site.path("01.1").exists()
@@ -66,6 +67,7 @@ def test_jupyterlab_s_stop_button_ends_the_remote_command(
     wait_until(sleepers, SECONDS)
     lab.interrupt()
     expect(step.locator(".xenlab-step")).to_contain_text("aborted")
+    lab.shot("step-interrupted")
     wait_until(lambda: not sleepers(), SECONDS)
     assert site.steps() == [("01.1", "aborted")]
 
@@ -92,5 +94,6 @@ def test_the_panel_runs_and_stops(site: Site, jupyter: Callable[..., Jupyter]) -
     wait_until(sleepers, SECONDS)
     panel.get_by_role("button", name="Stop").first.click()
     expect(steps).to_contain_text(re.compile("aborted.*01.2"))
+    lab.shot("panel-stopped")
     wait_until(lambda: not sleepers(), SECONDS)
     assert site.steps() == [("01.1", "changed"), ("01.2", "aborted")]

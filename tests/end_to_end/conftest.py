@@ -28,6 +28,11 @@ class Site:
     parameters: Path
     runs: Path
 
+    @property
+    def ssh_config(self) -> Path:
+        """How ssh reaches dom0 and the guests."""
+        return Lab(NAME).folder / "ssh_config"
+
     def xenlab(self, *words: str, timeout: float = HOUR) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
         return subprocess.run(

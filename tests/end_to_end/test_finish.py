@@ -236,6 +236,27 @@ def test_a_second_run_of_everything_changes_nothing_and_is_five_times_faster(sit
     assert spent[0] > 5 * spent[1]
 
 
+def test_drift_made_by_hand_is_reported_and_nothing_else(site: Site) -> None:
+    looked_at = ("05", "07", "13")
+    check = ("check", *looked_at, "-f", str(site.parameters))
+    before = site.xenlab(*check)
+    assert before.returncode == 0, before.stdout[-3000:] + before.stderr[-3000:]
+    assert "no drift" in before.stdout
+    site.ssh("", "systemctl", "stop", "cron")
+    site.ssh("", "echo 192.0.2.1 stranger >> /etc/hosts")
+    site.ssh("", "ip", "link", "set", "vif0.1", "nomaster")
+    found = site.xenlab(*check)
+    assert found.returncode == 3, found.stdout[-3000:] + found.stderr[-3000:]
+    steps = {line.split()[0] for line in found.stdout.partition("drift in ")[2].splitlines()[1:]}
+    # dom0's port of the LAN is what three steps look at: the BUGFIX, the devices, and who answers
+    assert {"05.2", "05.5"} < steps <= {"05.2", "05.5", "13.11", "13.12", "13.13"}
+    assert "192.0.2.1 stranger" in site.ssh("", "cat", "/etc/hosts")
+    site.ssh("", "systemctl", "restart", "xenlab-vif")
+    mended = site.xenlab("run", *looked_at, "-f", str(site.parameters))
+    assert mended.returncode == 0, mended.stdout[-3000:] + mended.stderr[-3000:]
+    assert site.xenlab(*check).returncode == 0
+
+
 def test_a_power_cycle_brings_everything_back_by_itself(site: Site) -> None:
     assert site.xenlab("lab", "down", "--hard", "--name", NAME).returncode == 0
     up = site.xenlab("lab", "up", "--name", NAME, "-f", str(site.parameters))

@@ -46,6 +46,19 @@ class KernelKilled(Made):
         os.kill(os.getpid(), signal.SIGKILL)
 
 @dataclass(frozen=True)
+class Told(Resource):
+    command: Command
+
+    def probe(self, host):
+        return Difference("tell")
+
+    def apply(self, host, report):
+        host.run(self.command)
+
+    def verify(self, host):
+        pass
+
+@dataclass(frozen=True)
 class Impossible(Made):
     def apply(self, host, report):
         raise StepFailed("the moon is not full", hint="wait for it")

@@ -308,8 +308,11 @@ def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
         difference={"": {"summary": "write <x>", "diff": "--- a\n+++ b\n+new\n", "rows": []}},
     )
     closed(journal)
+    (tmp_path / "console").mkdir()
+    (tmp_path / "console" / "dom0.log").write_bytes(b"\x1b[1mXen 4.17\x1b[0m\r\n<login>:")
     place = write(tmp_path)
     page = place.read_text()
+    assert "dom0.log" in page and "Xen 4.17\n&lt;login&gt;:" in page
     assert place.stat().st_mode & 0o777 == 0o600
     assert journal.head() in page and "the chain holds" in page
     assert "write &lt;x&gt;" in page and "&lt;b&gt;4&lt;/b&gt;" in page and "seq 2" in page

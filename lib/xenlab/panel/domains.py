@@ -171,6 +171,7 @@ class _Row:
         for what, button in self.buttons.items():
             button.on_click(lambda _, what=what: asked(what, name))
         self.widget = widgets.HBox([self.text, *self.buttons.values()])
+        self.widget.add_class("xenlab-domain")
 
     def show(self, facts: Mapping[Any, Any] | None) -> None:
         """What xl said of it, None where it does not run."""

@@ -1,0 +1,84 @@
+"""A person at JupyterLab, against the finished lab: a chapter cell by cell, and the domains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Locator, expect
+from tests.browser.conftest import browser, jupyter
+from tests.browser.jupyter import Jupyter
+from tests.end_to_end.conftest import Site
+from tests.notebooks.chapters import FOLDER
+
+__all__ = ["browser", "jupyter"]
+
+MINUTES = 60_000
+
+
+def notebooks_of(site: Site, folder: Path, *names: str) -> Path:
+    """Copies of notebooks whose parameters name the lab under test."""
+    place = folder / "notebooks"
+    place.mkdir()
+    ssh = {"host": "dom0", "config": str(site.ssh_config)}
+    for name in names:
+        notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        cell.source = re.sub(r"(?m)^ssh: dict = \{.*?\}", f"ssh: dict = {ssh!r}", cell.source)
+        cell.source = cell.source.replace("../parameters/lab.yaml", str(site.parameters))
+        nbformat.write(notebook, place / f"{name}.ipynb")
+    return place
+
+
+def test_chapter_05_runs_cell_by_cell(
+    site: Site, jupyter: Callable[..., Jupyter], tmp_path: Path
+) -> None:
+    lab = jupyter(notebooks_of(site, tmp_path, "05_base_configuration"))
+    lab.open("05_base_configuration.ipynb")
+    cells = lab.page.locator(".jp-Notebook .jp-CodeCell").count()
+    assert cells > 10
+    for number in range(cells):
+        lab.run_to_end(number)
+    steps = lab.page.locator(".xenlab-step")
+    expect(steps).to_have_count(cells - 3)
+    assert [step for step in steps.all_inner_texts() if not step.startswith("ok")] == []
+    lab.shot("chapter-05")
+
+
+def test_a_guest_is_started_and_shut_down_from_the_panel(
+    site: Site, jupyter: Callable[..., Jupyter], tmp_path: Path
+) -> None:
+    folder = notebooks_of(site, tmp_path, "05_base_configuration", "91_panel")
+    lab = jupyter(folder)
+    lab.open("91_panel.ipynb")
+    lab.run_to_end(0)
+    panel = lab.run_to_end(1)
+    panel.get_by_role("tab", name="Domains").click()
+    panel.get_by_role("button", name="Watch").click()
+    expect(panel).to_contain_text("Domain-0", timeout=5 * MINUTES)
+
+    row = row_of(panel, "domu3")
+    expect(row).to_contain_text("not running", timeout=5 * MINUTES)
+    panel.get_by_label("console").select_option("domu3")
+    row.get_by_role("button", name="start").click()
+    expect(row).to_contain_text(re.compile(r"domain \d+"), timeout=10 * MINUTES)
+    expect(panel.locator("pre", has_text="domu3 login:").first).to_be_visible(timeout=15 * MINUTES)
+    expect(panel.locator(".xenlab-step", has_text="Start domu3")).to_contain_text(
+        "changed", timeout=15 * MINUTES
+    )
+    lab.shot("panel-domains")
+    stop = row.get_by_role("button", name="shut down")
+    expect(stop).to_be_enabled(timeout=5 * MINUTES)
+    stop.click()
+    expect(row).to_contain_text("not running", timeout=15 * MINUTES)
+    expect(panel.locator(".xenlab-step", has_text="Shut down domu3")).to_contain_text(
+        "changed", timeout=15 * MINUTES
+    )
+    assert "domu3" not in site.ssh("", "xl", "list")
+
+
+def row_of(panel: Locator, name: str) -> Locator:
+    """A guest's line in the table of domains."""
+    return panel.locator(".xenlab-domain", has=panel.page.locator("b", has_text=name))
