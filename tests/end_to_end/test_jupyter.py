@@ -10,7 +10,7 @@ import nbformat
 from playwright.sync_api import Locator, expect
 from tests.browser.conftest import browser, jupyter
 from tests.browser.jupyter import Jupyter
-from tests.end_to_end.conftest import Site
+from tests.end_to_end.conftest import NAME, Site
 from tests.notebooks.chapters import FOLDER
 
 __all__ = ["browser", "jupyter"]
@@ -27,6 +27,7 @@ def notebooks_of(site: Site, folder: Path, *names: str) -> Path:
         notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
         cell.source = re.sub(r"(?m)^ssh: dict = \{.*?\}", f"ssh: dict = {ssh!r}", cell.source)
+        cell.source = re.sub(r'(?m)^lab: str = "lab"', f'lab: str = "{NAME}"', cell.source)
         cell.source = cell.source.replace("../parameters/lab.yaml", str(site.parameters))
         nbformat.write(notebook, place / f"{name}.ipynb")
     return place
