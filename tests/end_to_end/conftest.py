@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.browser.conftest import browser, jupyter
 
 from xenlab.journal import Journal
 from xenlab.lab import Lab
+
+# one browser for all modules: Playwright can be started once in a process
+__all__ = ["browser", "jupyter"]
 
 ROOT = Path(__file__).parents[2]
 NAME = "test"

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Request
-from tests.browser.conftest import browser
 from tests.end_to_end.conftest import ROOT, Site
 from tests.end_to_end.test_finish import whole
 from tests.end_to_end.test_jupyter import notebooks_of
 from tests.notebooks.chapters import NOTEBOOKS
 
 from xenlab import runs
-
-__all__ = ["browser"]
 
 MIB = 1 << 20
 
