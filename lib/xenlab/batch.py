@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,13 +116,15 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
     names = [path.stem for path in work.notebooks]
     status, problem, last = 0, "", ""
     with runs.alone(folder) as lock:
-        steps = {path.stem: [step.title for step in cells.steps(path)] for path in work.todo}
         try:
-            with (
-                signals.ending_cleanly(),
-                _kernels(work, folder, lock) as kernels,
-                Follower(console, folder, steps) as follower,
-            ):
+            with ExitStack() as stack:
+                stack.enter_context(signals.ending_cleanly())
+                kernels = stack.enter_context(_kernels(work, folder, lock))
+                kernels.prepare()
+                steps = {
+                    path.stem: [step.title for step in cells.steps(path)] for path in work.todo
+                }
+                follower = stack.enter_context(Follower(console, folder, steps))
                 for path in work.todo:
                     last = path.stem
                     follower.begin(last)

@@ -56,6 +56,7 @@ class Card:
     kept: str = ""
     doing: str = ""
     done: float | None = None
+    asked: str = ""
     differences: list[tuple[str, Difference]] = field(default_factory=list)
     output: str = ""
     lines: int = 0

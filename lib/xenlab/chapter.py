@@ -256,7 +256,7 @@ class Chapter(Seams):
         watched = step.watch(host, label)
 
         def report(what: str, done: float | None = None) -> None:
-            step.view.progress(f"{label}: {what}" if label else what, done)
+            step.report(what, done, label)
 
         for resource in resources:
             try:

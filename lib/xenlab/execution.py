@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import papermill
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
+from jupyter_core.utils import ensure_event_loop
 from traitlets import Unicode
 
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
-_READY = "import xenlab.notebook"
+_READY = "from xenlab import beforehand; beforehand.begin()"
 
 
 class Kernels(ExitStack):
     """The kernels of a run's notebooks, which lie in ``folder``.
 
-    A kernel needs seconds to start and to import xenlab, so the next notebook's does that while
-    the one before it still works. Each has ``environment`` added to ours, inherits the file
-    descriptor ``lock``, and writes what it has to say outside of cells to ``log``. All are gone
-    at the end of the block.
+    A kernel needs seconds to start and to import xenlab, so each notebook's does that beforehand:
+    the first one's from `prepare` on, the next one's while one still works. Each has
+    ``environment`` added to ours, inherits the file descriptor ``lock``, and writes what it has
+    to say outside of cells to ``log``. All are gone at the end of the block.
     """
 
     def __init__(
@@ -51,6 +51,11 @@ class Kernels(ExitStack):
         }
         self._spare: _Kernel | None = None
 
+    def prepare(self) -> None:
+        """Start the first notebook's kernel; what hinders it, `execute` will say."""
+        with suppress(Exception):
+            self._spare = self._start()
+
     def execute(
         self, notebook: Path, output: Path, parameters: Mapping[str, Any], *, last: bool
     ) -> str:
@@ -60,6 +65,11 @@ class Kernels(ExitStack):
         one, a kernel is started for the next. Raises KeyboardInterrupt after the kernel was
         interrupted and ended.
         """
+        # seconds of importing, in which the kernel starts
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
+
         try:
             with self._next(last=last) as kernel, _quiet():
                 papermill.execute_notebook(
@@ -91,8 +101,14 @@ class Kernels(ExitStack):
             if not last:
                 self._spare = self._start()
             yield kernel
-        finally:
+        except BaseException:
+            kernel.hang_up()
             kernel.leave()
+            raise
+        kernel.hang_up()
+        leaving = threading.Thread(target=kernel.leave)
+        leaving.start()
+        self.callback(leaving.join)
 
     def _start(self) -> _Kernel:
         kernel = _Kernel(kernel_name="python3")
@@ -112,17 +128,28 @@ class _Kernel(KernelManager):
         self._conversations: list[BlockingKernelClient] = []
 
     def client(self, **settings: Any) -> BlockingKernelClient:
-        """A conversation, which ends with the kernel."""
+        """A conversation, which `hang_up` ends."""
         conversation = super().client(**settings)
         self._conversations.append(conversation)
         return conversation
+
+    def hang_up(self) -> None:
+        """End the conversations with it, and what an interruption left waiting for its answers."""
+        loop = ensure_event_loop()
+        waiting = asyncio.all_tasks(loop)
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            # collected here, or asyncio would complain on the terminal of errors nobody looked at
+            everything = asyncio.gather(*waiting, return_exceptions=True)
+            loop.run_until_complete(everything)
+        for conversation in self._conversations:
+            conversation.stop_channels()
 
     def leave(self) -> None:
         """Interrupt what it does, ask it to leave and wait until it has."""
         if self.is_alive():
             self.shutdown_kernel()
-        for conversation in self._conversations:
-            conversation.stop_channels()
         self.cleanup_resources()
 
     def end(self) -> None:

@@ -150,7 +150,7 @@ class Journal:
         place = (record.get("chapter", ""), record.get("step", ""))
         if record.get("phase") == "running":
             self._running[place] = record
-        else:
+        elif record.get("phase") == "final":
             self._running.pop(place, None)
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import pandas as pd
 
 from xenlab.card import Card
-from xenlab.resources.base import Difference
+from xenlab.resources.base import Asked, Difference
 
 PAINT_SECONDS = 0.25
 """The least time between two drawings of a step that runs."""
@@ -35,9 +35,12 @@ class PaintedStep(ABC):
             self._changed()
 
     def progress(self, what: str, done: float | None) -> None:
-        """Show what is being done."""
+        """Show what is being done, or what a person is asked for until the step is over."""
         with self._lock:
-            self._card.doing, self._card.done = what, done
+            if isinstance(what, Asked):
+                self._card.asked = what
+            else:
+                self._card.doing, self._card.done = what, done
             self._changed()
 
     def output(self, stream: str, text: str) -> None:

@@ -143,6 +143,9 @@ class Follower(AbstractContextManager["Follower"]):
             self._bars.update(task, now=escape(self._next(chapter)))
         elif phase == "running" and task is not None:
             self._bars.update(task, now=escape(title))
+        elif phase == "asked":
+            said = Text(f"waiting for you: {record.get('message', '')}", style="bold yellow")
+            self._console.print(said, soft_wrap=True)
         elif phase == "final":
             self._finished.setdefault(chapter, set()).add(str(record["step"]))
             if task is not None:

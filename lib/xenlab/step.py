@@ -13,7 +13,7 @@ from xenlab.command import Result, Secret, mask
 from xenlab.errors import ConnectionLost, ConnectionRefused, XenlabError
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.resources.base import Difference
+from xenlab.resources.base import Asked, Difference
 from xenlab.view import StepView
 
 OK, CHANGED, WOULD_CHANGE = "ok", "changed", "would change"
@@ -76,6 +76,14 @@ class Step:
         """Put a RUNNING record on disk before anything is applied."""
         record = self._record("running", "running")
         self.mark = record["mark"]
+
+    def report(self, what: str, done: float | None, label: str = "") -> None:
+        """Show what is being done; what a person is asked for is recorded too."""
+        if isinstance(what, Asked):
+            self._record("asked", "running", message=str(what))
+            self.view.progress(what, None)
+        else:
+            self.view.progress(f"{label}: {what}" if label else what, done)
 
     def watch(self, host: Host, label: str = "") -> Host:
         """The host as the step's commands use it: marked, recorded and shown."""

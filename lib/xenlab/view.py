@@ -21,7 +21,10 @@ class StepView(Protocol):
         """What the step would change; ``label`` tells parts of one step apart."""
 
     def progress(self, what: str, done: float | None) -> None:
-        """What is being done now and the fraction (0 to 1) done, None where it is not counted."""
+        """What is being done now and the fraction (0 to 1) done, None where it is not counted.
+
+        `Asked` words are what the step now waits for a person to do.
+        """
 
     def output(self, stream: str, text: str) -> None:
         """Masked output of a command, as it arrives ("command", "stdout" or "stderr")."""

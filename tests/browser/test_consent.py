@@ -76,6 +76,7 @@ def test_the_step_stops_at_the_card_and_goes_on_with_the_right_serial(
     card.get_by_role("textbox").fill(SERIAL)
     card.get_by_role("button").click()
     expect(card).to_contain_text("may be wiped")
+    page.shot("consent-given")
     step = page.run(wiping)
     expect(step.locator(".xenlab-step")).to_contain_text("changed")
     assert int(host.run(partitions).stdout) > 6

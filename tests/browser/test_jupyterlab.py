@@ -54,6 +54,24 @@ def test_output_arrives_while_a_step_runs_and_stays_when_it_is_saved(
     expect(lab.cell(3).locator(".xenlab-step")).to_contain_text("changed")
 
 
+def test_a_step_that_needs_a_person_says_so_and_goes_on_by_itself(
+    site: Site, jupyter: Callable[..., Jupyter]
+) -> None:
+    write_chapter(site, site.made("01.1", "Asking"))
+    lab = jupyter(site.folder / "notebooks")
+    lab.open("01_first.ipynb")
+    for number in (0, 1):
+        lab.run_to_end(number)
+    step = lab.run(2)
+    waiting = step.locator(".xenlab-waiting")
+    expect(waiting).to_contain_text("boot the machine from its rescue system")
+    expect(step).to_contain_text("waiting until the rescue system answers")
+    lab.shot("step-waiting-for-you")
+    site.path("01.1").write_text("booted\n")
+    expect(step.locator(".xenlab-step")).to_contain_text("changed")
+    expect(waiting).to_have_count(0)
+
+
 def test_jupyterlab_s_stop_button_ends_the_remote_command(
     site: Site, jupyter: Callable[..., Jupyter]
 ) -> None:

@@ -67,6 +67,13 @@ def test_a_guest_is_started_and_shut_down_from_the_panel(
         "changed", timeout=15 * MINUTES
     )
     lab.shot("panel-domains")
+    prompt = panel.locator("pre", has_text="domu3 login:").first
+    prompt.scroll_into_view_if_needed()
+    assert prompt.evaluate("""pre => {
+        const box = pre.parentElement
+        return pre.getBoundingClientRect().bottom <= box.getBoundingClientRect().bottom + 1
+    }"""), "the console's last line is hidden"
+    lab.shot("panel-console")
     stop = row.get_by_role("button", name="shut down")
     expect(stop).to_be_enabled(timeout=5 * MINUTES)
     stop.click()

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.resources.base import Difference, Resource
 from xenlab.errors import StepFailed
+from xenlab.platform.power import Manual
 
 @dataclass(frozen=True)
 class Made(Resource):
@@ -57,6 +58,13 @@ class Told(Resource):
 
     def verify(self, host):
         pass
+
+@dataclass(frozen=True)
+class Asking(Made):
+    def apply(self, host, report):
+        Manual().boot("rescue", host, report)
+        report("waiting until the rescue system answers")
+        host.run(Command.script('until [ -s "$1" ]; do sleep 0.2; done', self.path), timeout=120)
 
 @dataclass(frozen=True)
 class Impossible(Made):

@@ -70,6 +70,22 @@ def test_plan_touches_nothing(site: Site) -> None:
     assert not site.path("01.1").exists()
 
 
+def test_a_person_who_must_do_something_is_told_at_once_and_the_run_goes_on(site: Site) -> None:
+    site.chapter("01_first", site.made("01.1", "Asking"))
+    process = site.start("run", "-f", "site.yaml")
+
+    def asked() -> bool:
+        return any(r["phase"] == "asked" for r in site.journal().records())
+
+    wait_until(lambda: bool(site.run_folders()) and asked(), 120)
+    site.path("01.1").write_text("booted\n")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "waiting for you: boot the machine from its rescue system." in out
+    assert site.steps() == [("01.1", "changed")]
+    verify(site.journal().path)
+
+
 # Run in a chapter's kernel: the other kernel of the same run is killed, and seen to be gone.
 WAITING_KERNEL_DIES = """
 import psutil
@@ -114,9 +130,9 @@ def test_a_kernel_that_dies_while_it_waits_is_replaced(site: Site) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None:
-    site.chapter("01_first", "xenlab.notebook", site.made("01.1"))
-    site.chapter("02_second", "xenlab.notebook", site.made("02.1"))
+def test_a_kernel_begins_to_import_xenlab_before_its_chapter_comes(site: Site) -> None:
+    site.chapter("01_first", "beforehand", site.made("01.1"))
+    site.chapter("02_second", "beforehand", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -57,7 +57,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "report",
             "runs",
         ),
-        "notebook": ("notebook",),
+        "notebook": ("notebook", "beforehand"),
     },
     {"cli": ("cli", "cli_lab", "cli_runs", "__main__")},
 ]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from bench import events, replay
 from bench.events import CONTROLLER, Event
-from bench.lab import Bench, Measured, Stopped, show
+from bench.lab import TURNS, Bench, Measured, Stopped, mean, show
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ssh.conftest import Sshd, keygen
@@ -348,8 +348,9 @@ def test_events_belong_to_the_chapter_that_had_not_ended(recording: Recording) -
 def bench(tmp_path: Path) -> Bench:
     """A measurement whose xenlab run is over: two chapters of two seconds each or so."""
     made = Bench("none", tmp_path / "site.yaml", tmp_path)
-    recording = Recording(tmp_path)
-    journal = Journal(tmp_path / "runs" / "20260101T000000-lab")
+    place = tmp_path / TURNS[0]
+    recording = Recording(place)
+    journal = Journal(place / "runs" / "20260101T000000-lab")
     begin = time.time()
     lines = []
     for name in ("00_one", "01_two"):
@@ -361,13 +362,13 @@ def bench(tmp_path: Path) -> Bench:
         journal.append(**record, status="ok")
         journal.append(chapter=name, phase="close", status="ok")
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (made.trace / "1-1.jsonl").write_text(text)
-    (tmp_path / "span").write_text(f"{begin - 3} {time.time() + 5}\n")
+    (recording.folder / "1-1.jsonl").write_text(text)
+    (place / "span").write_text(f"{begin - 3} {time.time() + 5}\n")
     return made
 
 
 def test_each_chapter_lasts_until_its_end(bench: Bench) -> None:
-    ours = bench.ours()
+    ours = bench.ours(TURNS[0])
     assert list(ours.chapters) == ["00_one", "01_two"]
     assert ours.chapters["00_one"] > 3 > ours.chapters["01_two"] >= 0.1
     assert ours.rest >= 5
@@ -380,9 +381,20 @@ def test_each_chapter_lasts_until_its_end(bench: Bench) -> None:
 
 def test_a_run_that_compiled_is_no_measurement(bench: Bench) -> None:
     record = {"chapter": "01_two", "step": "03.7", "title": "03.7 Compile", "phase": "final"}
-    Journal(bench.folder / "runs" / "20260101T000000-lab").append(**record, status="changed")
+    Journal(bench.folder / TURNS[0] / "runs" / "20260101T000000-lab").append(
+        **record, status="changed"
+    )
     with pytest.raises(Stopped, match="01_two compiled a kernel"):
-        bench.ours()
+        bench.ours(TURNS[0])
+
+
+def test_xenlab_s_time_is_the_mean_of_its_turns() -> None:
+    turns = [
+        Measured({"00_one": 60.0, "01_two": 4.0}, 1.0),
+        Measured({"00_one": 70.0, "01_two": 6.0}),
+    ]
+    both = mean(turns)
+    assert both.chapters == {"00_one": 65.0, "01_two": 5.0} and both.rest == 0.5
 
 
 def test_the_promise(capsys: pytest.CaptureFixture[str]) -> None:

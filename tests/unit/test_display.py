@@ -125,6 +125,15 @@ def test_a_running_step_shows_the_last_lines_and_how_far_it_is() -> None:
     assert "since 16:00:00 UTC" in text
 
 
+def test_what_a_person_is_asked_for_stands_out_until_the_step_is_over() -> None:
+    card = Card("04.8 Boot", doing="waiting until the disk answers", asked="boot <the> disk")
+    text = card.html()
+    assert "Waiting for you:" in text and "boot &lt;the&gt; disk" in text
+    assert "waiting until the disk answers" in text
+    card.status = "changed"
+    assert "Waiting for you" not in card.html()
+
+
 def test_a_finished_step_has_no_progress_bar() -> None:
     card = Card("04.2 Build", status="changed", seconds=3, doing="compiling", done=1)
     assert "progress" not in card.html() and "3.0 s" in card.html()

@@ -52,8 +52,8 @@ class DomainPanel:
         self.console_text = widgets.HTML()
         self.watch.observe(lambda change: self._watched(bool(change["new"])), names="value")
         self.stop.on_click(lambda _: self._stop())
-        head = widgets.HBox([self.watch, self.stop, self.dom0])
-        table = widgets.VBox([row.widget for row in self.rows.values()])
+        head = widgets.HBox([self.watch, self.stop])
+        table = widgets.VBox([self.dom0, *(row.widget for row in self.rows.values())])
         self.widget = widgets.VBox(
             [head, table, self.message, self.console, self.console_text, self._cards.widget]
         )
@@ -158,7 +158,7 @@ class _Row:
 
     def __init__(self, name: str, asked: Callable[[str, str], object]) -> None:
         self.name = name
-        self.text = widgets.HTML(_facts(name, None), layout=widgets.Layout(flex="0 0 26em"))
+        self.text = widgets.HTML(_facts(name, None), layout=widgets.Layout(flex="0 0 30em"))
         self.buttons = {
             what: widgets.Button(description=what, icon=icon, layout=widgets.Layout(width="8.5em"))
             for what, icon in (
@@ -190,12 +190,17 @@ def _facts(name: str, facts: Mapping[Any, Any] | None) -> str:
             f"domain {facts['id']} · {facts['memory_mib']} MiB · {facts['vcpus']} vcpu · "
             f"{facts['state']} · {facts['seconds']:.0f} s"
         )
-    return f'<b style="display: inline-block; width: 6em">{escape(name)}</b> {escape(text)}'
+    return (
+        f'<span style="white-space: nowrap"><b style="display: inline-block; width: 7em">'
+        f"{escape(name)}</b>{escape(text)}</span>"
+    )
 
 
 def _console(text: str) -> str:
+    # turned upside down, the box stays at its end as more comes
     return (
-        '<pre style="font-size: 12px; line-height: 1.4; max-height: 24em; overflow: auto; '
-        'background-color: #1f2430; color: #d6dbe6; padding: 8px 10px; border-radius: 4px">'
-        f"{escape(text)}</pre>"
+        '<div style="display: flex; flex-direction: column-reverse; max-height: 24em; '
+        'overflow: auto; background-color: #1f2430; color: #d6dbe6; border-radius: 4px">'
+        '<pre style="font-size: 12px; line-height: 1.4; margin: 0; padding: 8px 10px">'
+        f"{escape(text)}</pre></div>"
     )

@@ -15,7 +15,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.parameters import Parameters
-from xenlab.resources.base import Report
+from xenlab.resources.base import Asked, Report
 
 Medium = Literal["disk", "rescue"]
 """The machine's own disk, or the rescue system (the howto's CD)."""
@@ -133,7 +133,13 @@ class Manual:
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Ask for it."""
-        report(f"please boot the machine from its {_called(medium)} now")
+        hours = PERSON_SECONDS / 3600
+        report(
+            Asked(
+                f"boot the machine from its {_called(medium)}. The step goes on by itself once "
+                f"that answers, and waits {hours:.0f} h at most"
+            )
+        )
 
 
 def _called(medium: Medium) -> str:

@@ -24,6 +24,10 @@ class Difference:
     rows: tuple[dict[str, str], ...] = ()
 
 
+class Asked(str):
+    """A report's words that ask a person for something, which the step then waits for."""
+
+
 class Report(Protocol):
     """Where a resource tells how far it is."""
 

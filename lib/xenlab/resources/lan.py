@@ -63,26 +63,50 @@ class LanDevices(Resource):
 
 @dataclass(frozen=True)
 class VifAttached(Resource):
-    """A running guest's interface on a bridge: attached while it runs (xl(1), network-attach)."""
+    """A running guest's interface on a bridge: attached while it runs (xl(1), network-attach).
+
+    Its end in dom0, the port, is called after the domain's id and the interface's number.
+    """
 
     name: str
     mac: str
     bridge: str
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether the guest has an interface with this MAC address."""
-        result = host.run(Command.argv("xl", "network-list", self.name), check=False)
-        if result.ok and self.mac.lower() in result.stdout.lower():
-            return None
-        return Difference(f"give {self.name} an interface {self.mac} on {self.bridge}")
+        """Whether the guest has an interface with this MAC address, its port in the bridge."""
+        port, bridge = self._port(host)
+        if not port:
+            return Difference(f"give {self.name} an interface {self.mac} on {self.bridge}")
+        if bridge != self.bridge:
+            return Difference(f"put {port}, the port of {self.name}, into {self.bridge}")
+        return None
 
     def apply(self, host: Host, report: Report) -> None:
-        """Attach it."""
+        """Attach it, or put its port into the bridge."""
+        port, _ = self._port(host)
+        if port:
+            report(f"putting {port} into {self.bridge}")
+            host.run(Command.argv("ip", "link", "set", "dev", port, "master", self.bridge, "up"))
+            return
         report(f"attaching an interface to {self.name}")
         words = (f"mac={self.mac}", f"bridge={self.bridge}")
         # the hotplug scripts never get their lock without a standard input
         command = Command.form("xl network-attach %s %s %s < /dev/null", self.name, *words)
         host.run(command, timeout=ATTACH_SECONDS)
+
+    def _port(self, host: Host) -> tuple[str, str]:
+        """The interface's end in dom0 and the bridge that holds it, each "" if there is none."""
+        script = """
+            line=$(xl network-list "$1" 2> /dev/null | grep -iF -- " $2 ") || exit 0
+            end=${line##*/vif/}
+            port=vif${end%%/*}.${end##*/}
+            printf '%s\\n' "$port"
+            bridge=$(readlink "/sys/class/net/$port/master") || exit 0
+            printf '%s\\n' "${bridge##*/}"
+        """
+        found = host.run(Command.script(script, self.name, self.mac)).stdout.split()
+        port, bridge = [*found, "", ""][:2]
+        return port, bridge
 
 
 @dataclass(frozen=True)

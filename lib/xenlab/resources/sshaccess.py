@@ -17,24 +17,34 @@ AUTHORIZED = "/root/.ssh/authorized_keys"
 
 _NO_ROOT = (125, 126, 127)
 _NOBODY = 45
-_KEYGEN_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class SshHostKeys(Resource):
-    """A system has host keys of its own (ssh-keygen(1), -A)."""
+    """A system has a host key of its own, an ed25519 one; others that are there stay.
+
+    `ssh-keygen -A` would also look for the primes of an RSA key, which takes a small machine
+    long and which no client asks for where there is this one.
+    """
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether the ed25519 key, the one that is pinned, is missing."""
+        """Whether the key, the one that is pinned, is missing."""
         script = '[ -s "$1" ] && [ -s "${1%.pub}" ]'
         if host.test(Command.script(script, PUBLIC_KEY)):
             return None
-        return Difference("make SSH host keys")
+        return Difference("make an SSH host key")
 
     def apply(self, host: Host, report: Report) -> None:
-        """Make those that are missing."""
-        report("making SSH host keys")
-        host.run("mkdir -p /etc/ssh && ssh-keygen -A && sync", timeout=_KEYGEN_SECONDS)
+        """Make it, in the place of what is left of half a pair."""
+        report("making an SSH host key")
+        script = """
+            key=${1%.pub}
+            mkdir -p -- "${key%/*}"
+            rm -f -- "$key" "$1"
+            ssh-keygen -q -t ed25519 -N '' -f "$key"
+            sync
+        """
+        host.run(Command.script(script, PUBLIC_KEY))
 
 
 @dataclass(frozen=True)
