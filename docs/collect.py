@@ -1,4 +1,4 @@
-"""Put the executed chapters of a run into the documentation.
+"""Put the executed chapters of a run into the documentation, and the howto's machine beside them.
 
 python docs/collect.py [RUN]        the newest run that made a whole lab, unless one is named
 """
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from then_and_now import page
 
 from xenlab import runs
 from xenlab.errors import BadInput, XenlabError
@@ -84,6 +85,7 @@ def main() -> int:
         folder = HERE.parent / "runs"
         run = runs.find(folder, sys.argv[1]) if len(sys.argv) > 1 else newest(folder)
         collect(run)
+        (HERE / "2006.md").write_text(page())
     except XenlabError as error:
         print(error, file=sys.stderr)
         return 1

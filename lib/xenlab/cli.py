@@ -116,6 +116,25 @@ def check(
     raise typer.Exit(DRIFT)
 
 
+@app.command()
+def render(
+    site: Annotated[str, typer.Argument(help="A site by its name, gentoo-2006, or its file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")
+    ],
+) -> None:
+    """Write out the files and commands of the howto as it was, with no machine at hand."""
+    from xenlab import parameters, rendering
+
+    file = (
+        Path(site) if site.endswith((".yaml", ".yml")) else DEFAULT_FILE.with_name(f"{site}.yaml")
+    )
+    written = rendering.write(parameters.load(file), output)
+    chapters = len({artefact.chapter for artefact in written})
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{len(written)} files in {chapters} chapters; {output / 'CONTENTS'} lists them")
+
+
 def main(words: list[str] | None = None) -> None:
     """Run the command line; an error of xenlab is one message on stderr, no traceback."""
     words = sys.argv[1:] if words is None else words

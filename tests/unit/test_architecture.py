@@ -54,6 +54,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "history",
             "history_figures",
             "progress",
+            "rendering",
             "report",
             "runs",
         ),

@@ -21,8 +21,10 @@ from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.guestsystem import OFF, DebianGuest, GuestSettings
+from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.resources.linked_usr import UsrLinked
 from xenlab.resources.shared_usr import UsrOnShare, UsrSwapped, generation
 from xenlab.target import Target
 
@@ -384,6 +386,85 @@ def test_usr_is_set_aside_and_put_back(guest: Guest, tmp_path: Path, device: str
     look(device, tmp_path, lambda place: shutil.rmtree(place / "usr.old"))
     with pytest.raises(StepFailed, match="domu1 has no /usr of its own any more"):
         back.apply(HOST, silent)
+
+
+def is_whole(place: Path) -> None:
+    """A guest has its own /usr, and nothing set aside."""
+    assert (place / "usr/bin").is_dir() and not (place / "usr").is_symlink()
+    assert not (place / "usr.old").exists()
+
+
+class Down(Resource):
+    """A guest that runs until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.running = True
+
+    def probe(self, host: Host) -> Difference | None:
+        return Difference("shut it down") if self.running else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        self.running = False
+
+
+def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    make(guest)
+
+    def own(place: Path) -> None:
+        for folder in ("usr/bin", "usr/lib", "bin", "lib"):
+            (place / folder).mkdir(parents=True, exist_ok=True)
+        (place / "usr/bin/gfind").write_text("finds\n")
+        (place / "usr/bin/find").symlink_to("gfind")
+        (place / "usr/lib/libfind.so.1").write_text("library\n")
+
+    look(device, tmp_path, own)
+    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    down = Down()
+    needed = ["/usr/bin/find", "/usr/lib/libfind.so.1"]
+    target = "/mnt/share/usr/0123456789ab"
+    linked = UsrLinked("domu1", device, target, lambda: needed, down, mounts, records)
+    assert linked.probe(HOST) is not None
+    linked.apply(HOST, silent)
+    linked.verify(HOST)
+    assert not down.running
+
+    def is_linked(place: Path) -> None:
+        assert os.readlink(place / "usr") == target
+        assert (place / "usr.old/bin/gfind").read_text() == "finds\n"
+        assert (place / "bin/find").read_text() == "finds\n"
+        assert not (place / "bin/find").is_symlink()
+        assert (place / "lib/libfind.so.1").read_text() == "library\n"
+
+    look(device, tmp_path, is_linked)
+    # cut off before the record was written; the guest is down and cannot be asked
+    Path(records, "domu1", "usr").write_text("swapping\n")
+    assert linked.probe(HOST) is not None
+    linked.apply(HOST, silent)
+    look(device, tmp_path, is_linked)
+    back = UsrSwapped("domu1", device, False, "", mounts, records)
+    assert back.probe(HOST) is not None
+    back.apply(HOST, silent)
+    back.verify(HOST)
+    look(device, tmp_path, is_whole)
+    assert linked.probe(HOST) is not None
+
+
+def test_a_merged_guest_is_never_given_a_link(guest: Guest, tmp_path: Path, device: str) -> None:
+    make(guest)
+
+    def merged(place: Path) -> None:
+        (place / "usr/bin").mkdir(parents=True)
+        shutil.rmtree(place / "bin", ignore_errors=True)
+        (place / "bin").symlink_to("usr/bin")
+
+    look(device, tmp_path, merged)
+    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, Down(), mounts, records)
+    with pytest.raises(StepFailed, match="the /bin of domu1 lies in its /usr"):
+        linked.apply(HOST, silent)
+    look(device, tmp_path, is_whole)
 
 
 def test_the_image_s_usr_goes_to_the_share_whole(image: Path, tmp_path: Path) -> None:

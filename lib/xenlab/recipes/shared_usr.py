@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -20,6 +21,7 @@ from xenlab.resources.condition import Condition, Together
 from xenlab.resources.disk import by_name
 from xenlab.resources.early_boot import needed_before
 from xenlab.resources.elsewhere import Elsewhere
+from xenlab.resources.linked_usr import UsrLinked, needed_files
 from xenlab.resources.shared_usr import (
     UsrOnShare,
     UsrSwapped,
@@ -94,6 +96,9 @@ def swapped(book: Chapter) -> list[Resource]:
     found: list[Resource] = []
     for guest in book.site.lan_guests:
         shared = guest.name in book.site.shared_usr
+        if shared and _literal(book):
+            found.append(_linked(book, guest.name))
+            continue
         swap = UsrSwapped(guest.name, by_name(_partition(book, guest.name)), shared)
         found.append(WhileDown(book.toolstack.stopped(guest.name), swap))
     return found
@@ -103,7 +108,8 @@ def configured(book: Chapter) -> dict[str, Resource]:
     """Each guest's configuration with what its first process needs, or without it."""
     found = {}
     for guest in book.site.lan_guests:
-        words = _words(book, guest) if guest.name in book.site.shared_usr else ""
+        shared = guest.name in book.site.shared_usr
+        words = _words(book, guest) if shared and not _literal(book) else ""
         found[guest.name] = book.toolstack.extended(guest.name, book.name, cmdline=words)
     return found
 
@@ -161,9 +167,28 @@ def _partition(book: Chapter, name: str) -> str:
     return next(d.partition for d in book.site.domains if d.name == name)
 
 
-def _source(book: Chapter) -> str:
+def _literal(book: Chapter) -> bool:
+    """Whether the howto's own way is open: the guests, made from dom0's image, are split too."""
+    return book.mode == "apply" and layout(book.target) == "split"
+
+
+def _linked(book: Chapter, name: str) -> Resource:
+    return UsrLinked(
+        name,
+        by_name(_partition(book, name)),
+        _folder(book),
+        partial(needed_files, book.guest(name), book.site.share),
+        book.toolstack.stopped(name),
+    )
+
+
+def _folder(book: Chapter) -> str:
     name = generation(book.target, book.site.image) or "GENERATION"
-    return f"{bare(book.site.lan_address)}:{book.site.share}/{FOLDER}/{name}"
+    return f"{book.site.share}/{FOLDER}/{name}"
+
+
+def _source(book: Chapter) -> str:
+    return f"{bare(book.site.lan_address)}:{_folder(book)}"
 
 
 def _words(book: Chapter, guest: LanGuest) -> str:
@@ -176,6 +201,9 @@ def _words(book: Chapter, guest: LanGuest) -> str:
 
 
 def _usr(book: Chapter, guest: LanGuest) -> Resource:
+    if guest.name in book.site.shared_usr and _literal(book):
+        linked = Command.script('[ "$(readlink /usr)" = "$1" ] && [ -d /usr/bin ]', _folder(book))
+        return Condition(linked, f"/usr of {guest.name} is no link to the share's")
     if guest.name in book.site.shared_usr:
         script = """
             [ "$(findmnt -n -o SOURCE /usr)" = "$1" ]

@@ -46,6 +46,10 @@ REFUSALS = {
         "{name} has no /usr of its own any more, so it cannot get it back",
         "leave it in shared_usr, or let chapter 09 make its root anew",
     ),
+    50: (
+        "the /bin of {name} lies in its /usr, without which nothing of it would start",
+        "this is for a split layout; on a merged one /usr is mounted before the first process",
+    ),
 }
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.

@@ -28,6 +28,14 @@ def generation(host: Host, image: str) -> str:
     return (host.read(f"{image}.sha256") or "")[:12]
 
 
+def recorded(host: Host, device: str, path: str) -> tuple[str, str]:
+    """The UUID of a guest's file system ("" without one), and what dom0's record of it says."""
+    script = 'blkid -p -s UUID -o value -- "$1" 2> /dev/null || echo; cat -- "$2" 2> /dev/null'
+    found = host.run(Command.script(script, device, path), check=False)
+    uuid, _, record = found.stdout.partition("\n")
+    return uuid, record.strip()
+
+
 @dataclass(frozen=True)
 class UsrOnShare(Resource):
     """The /usr of an image, whole, in a folder of its own on the share.
@@ -82,12 +90,9 @@ class UsrSwapped(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """What dom0's record of this file system says."""
-        script = 'blkid -p -s UUID -o value -- "$1" 2> /dev/null || echo; cat -- "$2" 2> /dev/null'
-        path = f"{self.records}/{self.name}/usr"
-        found = host.run(Command.script(script, self.device, path), check=False)
-        uuid, _, recorded = found.stdout.partition("\n")
-        aside = bool(uuid) and recorded.strip() == self._record(uuid)
-        if aside == self.shared and (self.shared or not recorded.strip()):
+        uuid, record = recorded(host, self.device, f"{self.records}/{self.name}/usr")
+        aside = bool(uuid) and record == self._record(uuid)
+        if aside == self.shared and (self.shared or not record):
             return None
         verb = "set aside the own /usr of" if self.shared else "put back the own /usr of"
         return Difference(f"{verb} {self.name}")
@@ -124,7 +129,11 @@ _PUT_BACK = """
 mount -- "$device" "$mount"
 if [ -e "$mount/usr.old" ]; then
     echo swapping > "$records/usr"
-    [ ! -d "$mount/usr" ] || rmdir -- "$mount/usr"
+    if [ -L "$mount/usr" ]; then
+        rm -- "$mount/usr"
+    elif [ -d "$mount/usr" ]; then
+        rmdir -- "$mount/usr"
+    fi
     mv -T -- "$mount/usr.old" "$mount/usr"
 elif [ -z "$(ls -A -- "$mount/usr")" ]; then
     exit 49
