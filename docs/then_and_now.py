@@ -22,10 +22,11 @@ SITE = HERE.parent / "parameters" / "gentoo-2006.yaml"
 INTRODUCTION = """\
 # From 2006 to today
 
-The howto's statements in its own order, each with the step that carries it out today, and the files
-and commands of 2006, as `xenlab render gentoo-2006 --output DIR` writes them out. Where such a text
-comes from stands above it: *howto*, its own lines; *handbook*, what Gentoo's handbook had one do
-there; *Xen 3.0.1*, its example files; *reconstruction*, what the howto speaks of and does not show.
+The howto's statements in its own order, each with the step that carries it out today; and the
+files and commands of 2006, as `xenlab render gentoo-2006 --output DIR` writes them out. Commands
+are typed line by line, what follows a chroot inside it. Where a text comes from stands above it:
+*howto*, its own lines; *handbook*, what Gentoo's handbook had one do there; *Xen 3.0.1*, its
+example files; *reconstruction*, what the howto speaks of and does not show.
 """
 
 

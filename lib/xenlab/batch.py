@@ -120,7 +120,8 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
             with ExitStack() as stack:
                 stack.enter_context(signals.ending_cleanly())
                 kernels = stack.enter_context(_kernels(work, folder, lock))
-                kernels.prepare()
+                if work.todo:
+                    kernels.prepare()
                 steps = {
                     path.stem: [step.title for step in cells.steps(path)] for path in work.todo
                 }

@@ -21,7 +21,7 @@ from traitlets import Unicode
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
-_READY = "from xenlab import beforehand; beforehand.begin()"
+_READY = "import xenlab.notebook"
 
 
 class Kernels(ExitStack):
@@ -102,11 +102,13 @@ class Kernels(ExitStack):
                 self._spare = self._start()
             yield kernel
         except BaseException:
-            kernel.hang_up()
-            kernel.leave()
+            try:
+                kernel.hang_up()
+            finally:
+                kernel.leave()
             raise
         kernel.hang_up()
-        leaving = threading.Thread(target=kernel.leave)
+        leaving = threading.Thread(target=_leave_aside, args=(kernel,))
         leaving.start()
         self.callback(leaving.join)
 
@@ -159,6 +161,14 @@ class _Kernel(KernelManager):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.cleanup_connection_file()
+
+
+def _leave_aside(kernel: _Kernel) -> None:
+    """Let a kernel leave that has done its work, in a thread; `_Kernel.end` ends what cannot."""
+    with suppress(Exception):
+        kernel.leave()
+    # the loop that jupyter_client made for this thread
+    ensure_event_loop().close()
 
 
 def _plain(path: Path) -> str:

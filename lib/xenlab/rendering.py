@@ -1,7 +1,8 @@
 """A machine that is only written down: every file and command of the howto, as it was in 2006.
 
 No machine is at hand: GRUB legacy, xm, xend and /sbin/runscript run nowhere today. What the howto
-shows is written as it stands there; what it only speaks of is reconstructed, and said to be so.
+shows is written as it stands there; what it only speaks of is reconstructed, and said to be so. A
+list of commands is typed line by line, what follows a chroot inside it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ def _values(site: Parameters) -> dict[str, object]:
         "kernel": KERNEL,
         "device": devices(site),
         "partition": {domain.name: domain.partition for domain in site.domains},
-        "serving": [export.name for export in site.guest_exports],
+        "network": str(ip_interface(site.lan_address).network),
         "on_share": site.image.removeprefix(site.share),
         "bare": lambda address: address.partition("/")[0],
     }

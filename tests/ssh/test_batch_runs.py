@@ -130,9 +130,9 @@ def test_a_kernel_that_dies_while_it_waits_is_replaced(site: Site) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_kernel_begins_to_import_xenlab_before_its_chapter_comes(site: Site) -> None:
-    site.chapter("01_first", "beforehand", site.made("01.1"))
-    site.chapter("02_second", "beforehand", site.made("02.1"))
+def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None:
+    site.chapter("01_first", "xenlab.notebook", site.made("01.1"))
+    site.chapter("02_second", "xenlab.notebook", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 

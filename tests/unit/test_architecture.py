@@ -58,7 +58,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "report",
             "runs",
         ),
-        "notebook": ("notebook", "beforehand"),
+        "notebook": ("notebook",),
     },
     {"cli": ("cli", "cli_lab", "cli_runs", "__main__")},
 ]

@@ -22,9 +22,10 @@ from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.guestsystem import OFF, DebianGuest, GuestSettings
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.early_boot import Needed
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
-from xenlab.resources.linked_usr import UsrLinked
+from xenlab.resources.linked_usr import UsrLinked, in_usr
 from xenlab.resources.shared_usr import UsrOnShare, UsrSwapped, generation
 from xenlab.target import Target
 
@@ -413,16 +414,28 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     make(guest)
 
     def own(place: Path) -> None:
-        for folder in ("usr/bin", "usr/lib", "bin", "lib"):
+        for folder in ("usr/bin", "usr/sbin", "usr/lib/deep", "bin", "lib"):
             (place / folder).mkdir(parents=True, exist_ok=True)
+        (place / "usr/sbin/early").write_text("starts\n")
+        (place / "usr/bin/late").write_text("waits\n")
         (place / "usr/bin/gfind").write_text("finds\n")
         (place / "usr/bin/find").symlink_to("gfind")
-        (place / "usr/lib/libfind.so.1").write_text("library\n")
+        (place / "usr/lib/deep/libfind.so.1.2").write_text("library\n")
+        (place / "usr/lib/deep/libfind.so.1").symlink_to("libfind.so.1.2")
 
     look(device, tmp_path, own)
     mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
     down = Down()
-    needed = ["/usr/bin/find", "/usr/lib/libfind.so.1"]
+    needed = in_usr(
+        [
+            Needed(
+                "bootmisc", "/usr/bin/find", "/usr/bin/gfind", ("/usr/lib/deep/libfind.so.1.2",)
+            ),
+            Needed("early", "/usr/sbin/early", "/usr/sbin/early"),
+            Needed("PID 1", "/sbin/init", "/sbin/init", ("/lib/libc.so.6",)),
+        ]
+    )
+    assert needed == ["/usr/bin/find", "/usr/lib/deep/libfind.so.1.2", "/usr/sbin/early"]
     target = "/mnt/share/usr/0123456789ab"
     linked = UsrLinked("domu1", device, target, lambda: needed, down, mounts, records)
     assert linked.probe(HOST) is not None
@@ -435,7 +448,10 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
         assert (place / "usr.old/bin/gfind").read_text() == "finds\n"
         assert (place / "bin/find").read_text() == "finds\n"
         assert not (place / "bin/find").is_symlink()
-        assert (place / "lib/libfind.so.1").read_text() == "library\n"
+        assert (place / "sbin/early").read_text() == "starts\n"
+        assert not (place / "bin/late").exists()
+        for name in ("libfind.so.1", "libfind.so.1.2"):
+            assert (place / "lib/deep" / name).read_text() == "library\n"
 
     look(device, tmp_path, is_linked)
     # cut off before the record was written; the guest is down and cannot be asked
@@ -449,6 +465,20 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     back.verify(HOST)
     look(device, tmp_path, is_whole)
     assert linked.probe(HOST) is not None
+
+
+def test_a_guest_that_was_never_asked_keeps_its_usr(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    make(guest)
+    look(device, tmp_path, lambda place: (place / "usr/bin").mkdir(parents=True))
+    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    down = Down()
+    down.running = False
+    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, down, mounts, records)
+    with pytest.raises(StepFailed, match="nobody has asked domu1 yet"):
+        linked.apply(HOST, silent)
+    look(device, tmp_path, is_whole)
 
 
 def test_a_merged_guest_is_never_given_a_link(guest: Guest, tmp_path: Path, device: str) -> None:

@@ -59,7 +59,7 @@ def methods(book: Chapter) -> Callable[[], pd.DataFrame]:
     """The ways to a shared /usr, and which of them the guests' layout allows."""
 
     def table() -> pd.DataFrame:
-        now = "merged" if book.mode == "plan" else layout(book.target)
+        now = layout(book.target)
         rows = [
             ["split", "the howto's: /usr is a link to the share, a few programs copied to /bin"],
             ["merged", "/usr mounted before the first process, the network made by the kernel"],
@@ -146,9 +146,10 @@ def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
         rows = []
         for guest in book.site.lan_guests if book.mode == "apply" else []:
             host = book.guest(guest.name)
-            where = host.run("findmnt -n -o SOURCE /usr", check=False).stdout.strip()
+            where = host.run("findmnt -n -o SOURCE -T /usr/.").stdout.strip()
             mib = own_usr_mib(host)
-            rows.append([guest.name, where or "its own disk", "-" if mib is None else str(mib)])
+            source = "its own disk" if where.startswith("/dev/") else where
+            rows.append([guest.name, source, "-" if mib is None else str(mib)])
         return pd.DataFrame(rows, columns=columns)
 
     return table
@@ -169,7 +170,7 @@ def _partition(book: Chapter, name: str) -> str:
 
 def _literal(book: Chapter) -> bool:
     """Whether the howto's own way is open: the guests, made from dom0's image, are split too."""
-    return book.mode == "apply" and layout(book.target) == "split"
+    return layout(book.target) == "split"
 
 
 def _linked(book: Chapter, name: str) -> Resource:
@@ -211,7 +212,8 @@ def _usr(book: Chapter, guest: LanGuest) -> Resource:
         """
         command = Command.script(script, _source(book))
         return Condition(command, f"{guest.name} does not run from the share's /usr")
-    return Condition(Command("! findmnt -n /usr"), f"{guest.name} does not run from its own /usr")
+    own = Command("! findmnt -n /usr && [ ! -L /usr ]")
+    return Condition(own, f"{guest.name} does not run from its own /usr")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ REFUSALS = {
         "the /bin of {name} lies in its /usr, without which nothing of it would start",
         "this is for a split layout; on a merged one /usr is mounted before the first process",
     ),
+    51: (
+        "nobody has asked {name} yet what its boot needs of /usr, and it does not run",
+        "start it, then run the step again",
+    ),
 }
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.early_boot import needed_before
+from xenlab.resources.early_boot import Needed, needed_before
 from xenlab.resources.guest import GUARD, MOUNTS, RECORDS, in_namespace
 from xenlab.resources.shared_usr import SWAP_SECONDS, recorded
 
 
 def needed_files(guest: Host, share: str) -> list[str]:
     """The files in /usr, programs and libraries, that a boot needs before ``share`` is mounted."""
-    needed = needed_before(guest, share)
-    paths = {path for one in needed for path in (one.path, *one.libraries)}
+    return in_usr(needed_before(guest, share))
+
+
+def in_usr(needed: Sequence[Needed]) -> list[str]:
+    """Programs by the names under which they are started, libraries by where these lead."""
+    paths = {path for one in needed for path in (one.program, *one.libraries)}
     return sorted(path for path in paths if path.startswith("/usr/"))
 
 
@@ -72,17 +76,20 @@ _LINK = """
 target=$5 record=$6
 mount -- "$device" "$mount"
 [ ! -L "$mount/bin" ] || exit 50
+[ -e "$records/usr.needed" ] || exit 51
 echo swapping > "$records/usr"
 if [ ! -e "$mount/usr.old" ]; then
     mv -- "$mount/usr" "$mount/usr.old"
 fi
-[ ! -e "$records/usr.needed" ] || while read -r path; do
-    case $path in
-        /usr/lib*) place=lib ;;
-        *) place=bin ;;
-    esac
-    copy=$mount/$place/${path##*/}
-    [ -e "$copy" ] || cp -pL -- "$mount/usr.old/${path#/usr/}" "$copy"
+while read -r path; do
+    own=$mount/usr.old/${path#/usr/}
+    folder=$mount/$(dirname -- "${path#/usr/}")
+    mkdir -p -- "$folder"
+    # a library is loaded by a shorter name, which is a link to it
+    for file in "${own%/*}"/*; do
+        [ "$(readlink -f -- "$file")" = "$(readlink -f -- "$own")" ] || continue
+        [ -e "$folder/${file##*/}" ] || cp -pL -- "$file" "$folder/"
+    done
 done < "$records/usr.needed"
 ln -sfnT -- "$target" "$mount/usr"
 umount -- "$mount"

@@ -145,9 +145,12 @@ rm -f -- "$records/usr"
 
 
 def layout(host: Host) -> str:
-    """``merged`` where /bin is a link into /usr, ``split`` where it is a folder of its own."""
-    result = host.run("readlink -f /bin")
-    return "merged" if result.stdout.strip() == "/usr/bin" else "split"
+    """``split`` where /bin is a folder of its own, ``merged`` where it is a link into /usr.
+
+    A system that is not there yet counts as merged.
+    """
+    result = host.run("readlink -f /bin", check=False)
+    return "split" if result.ok and result.stdout.strip() == "/bin" else "merged"
 
 
 def own_usr_mib(host: Host) -> int | None:

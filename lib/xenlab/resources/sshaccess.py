@@ -35,13 +35,17 @@ class SshHostKeys(Resource):
         return Difference("make an SSH host key")
 
     def apply(self, host: Host, report: Report) -> None:
-        """Make it, in the place of what is left of half a pair."""
+        """Make what is missing; a private key that is there stays what it is."""
         report("making an SSH host key")
         script = """
             key=${1%.pub}
             mkdir -p -- "${key%/*}"
-            rm -f -- "$key" "$1"
-            ssh-keygen -q -t ed25519 -N '' -f "$key"
+            if [ -s "$key" ]; then
+                ssh-keygen -y -f "$key" > "$1"
+            else
+                rm -f -- "$key" "$1"
+                ssh-keygen -q -t ed25519 -N '' -f "$key"
+            fi
             sync
         """
         host.run(Command.script(script, PUBLIC_KEY))
