@@ -104,8 +104,9 @@ class VifAttached(Resource):
             bridge=$(readlink "/sys/class/net/$port/master") || exit 0
             printf '%s\\n' "${bridge##*/}"
         """
-        found = host.run(Command.script(script, self.name, self.mac)).stdout.split()
-        port, bridge = [*found, "", ""][:2]
+        # a machine that is only planned for has no root to look into yet
+        found = host.run(Command.script(script, self.name, self.mac), check=False)
+        port, bridge = [*found.stdout.split(), "", ""][:2]
         return port, bridge
 
 
