@@ -79,7 +79,12 @@ class Jupyter:
         prompt = cell.locator(".jp-InputPrompt")
         before = prompt.inner_text()
 
+        dialog = self.page.locator(".jp-Dialog")
+
         def begun() -> bool:
+            if dialog.count():
+                self._choose_kernel(dialog)
+                return False
             cell.locator(".jp-InputArea-editor").click()
             self.page.keyboard.press("Control+Enter")
             with suppress(AssertionError):
@@ -89,6 +94,16 @@ class Jupyter:
 
         wait_until(begun, SECONDS)
         return cell
+
+    def _choose_kernel(self, dialog: Locator) -> None:
+        """Say that the notebook shall have its kernel; any other question fails the test.
+
+        JupyterLab asks where a busy machine's server has not named its kernels in time.
+        """
+        text = dialog.first.inner_text()
+        assert "Select Kernel" in text, f"JupyterLab asks: {text}"
+        dialog.first.get_by_role("button", name="Select", exact=True).click()
+        expect(dialog).to_have_count(0)
 
     def run_to_end(self, number: int) -> Locator:
         """Run a code cell and wait until it has ended."""
