@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from tests.ssh.conftest import free_port, wait_until
 
 SECONDS = 120
@@ -85,7 +86,11 @@ class Jupyter:
             if dialog.count():
                 self._choose_kernel(dialog)
                 return False
-            cell.locator(".jp-InputArea-editor").click()
+            try:
+                cell.locator(".jp-InputArea-editor").click(timeout=5000)
+            except PlaywrightTimeout:
+                # the question has come up just now
+                return False
             self.page.keyboard.press("Control+Enter")
             with suppress(AssertionError):
                 expect(prompt).not_to_have_text(before, timeout=5000)
