@@ -36,7 +36,7 @@ from bench import events, replay  # noqa: E402
 from xenlab import runs  # noqa: E402
 from xenlab.errors import XenlabError  # noqa: E402
 from xenlab.journal import Journal  # noqa: E402
-from xenlab.lab import Lab, media  # noqa: E402
+from xenlab.lab import Lab, stage  # noqa: E402
 
 LIMIT = 1.15
 TURNS = ("before", "after")
@@ -193,7 +193,7 @@ def main() -> int:
     print(f"recording, script and times: {bench.folder}", file=sys.stderr)
     try:
         # the stage is warm in both, as the kernels are
-        media.stage()
+        stage.stage()
         try:
             if options.recording is None:
                 bench.fresh_lab()

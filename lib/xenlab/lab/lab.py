@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from xenlab.errors import BadInput, LabError
-from xenlab.lab import console, kvm, media, signals, state, tools
+from xenlab.lab import console, kvm, media, signals, stage, state, tools
 from xenlab.lab.access import DOM0, Access
 from xenlab.lab.cache import cache_root, locked
 from xenlab.lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine
@@ -66,7 +66,7 @@ class Lab:
                 self._stop()
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
-                media.stage(self._report)
+                stage.stage(self._report)
             self._run(source, seconds)
             return self.status()
 
