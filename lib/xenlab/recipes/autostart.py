@@ -15,10 +15,10 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.power import Power, reboot
+from xenlab.platform.services import Services
 from xenlab.platform.toolstack import Toolstack
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain import DOM0_WEIGHT
-from xenlab.resources.files import render
 from xenlab.resources.running_xen import wait_for_toolstack
 from xenlab.resources.shown import Shown
 
@@ -35,15 +35,14 @@ def links(book: Chapter) -> Resource:
 
 def service(book: Chapter) -> tuple[Resource, ...]:
     """xendomains at every boot, with time enough, dom0 served first."""
-    text = render("xendomains.conf", weight=DOM0_WEIGHT)
-    settings = book.services.adjusted("xendomains", "xenlab", text)
+    settings = book.services.adjusted("xendomains", weight=DOM0_WEIGHT)
     return settings, book.services.enabled("xendomains")
 
 
 def power_cycled(book: Chapter) -> list[Resource]:
     """The machine was switched off and on; exactly the selected guests came back."""
     names = tuple(book.site.autostart)
-    cycle = PowerCycled(names, book.toolstack, book.power, book.controller)
+    cycle = PowerCycled(names, book.toolstack, book.services, book.power, book.controller)
     return [Shown("power-cycle", cycle, repr(names))] if names else []
 
 
@@ -81,6 +80,7 @@ class PowerCycled(Resource):
 
     names: tuple[str, ...]
     toolstack: Toolstack = field(compare=False)
+    services: Services = field(compare=False)
     power: Power = field(compare=False)
     controller: Host = field(compare=False)
 
@@ -93,13 +93,14 @@ class PowerCycled(Resource):
         """Restart the machine and wait until the last of the guests was created."""
         machine = host.inside("/")
         report("shutting the guests down")
-        machine.run("systemctl stop xendomains && sync", timeout=BACK_SECONDS)
+        machine.run(self.services.stop("xendomains"), timeout=BACK_SECONDS)
+        machine.run("sync", timeout=BACK_SECONDS)
         reboot(self.power, "disk", machine, self.controller, report)
         report("waiting for Xen's services")
         wait_for_toolstack(machine)
         report("waiting for the guests")
         # it was started at boot: this only waits until it has created the last of them
-        machine.run("systemctl start xendomains", timeout=BACK_SECONDS)
+        machine.run(self.services.start("xendomains"), timeout=BACK_SECONDS)
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless these guests run, no other, created in this order."""
@@ -107,7 +108,7 @@ class PowerCycled(Resource):
         if running != list(self.names):
             raise StepFailed(
                 f"{', '.join(running) or 'no guest'} came back, wanted: {', '.join(self.names)}",
-                hint="systemctl status xendomains; xl list",
+                hint=f"{self.services.hint('xendomains')}; xl list",
             )
         saved = host.run(Command.script('ls -A -- "$1" 2> /dev/null || :', SAVED)).stdout.split()
         if saved:

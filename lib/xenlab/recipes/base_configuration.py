@@ -88,8 +88,11 @@ def log_written(book: Chapter) -> Resource:
         exit 1
     """
     wanted = "yes" if "rsyslog" in book.site.services else "no"
-    hint = "systemctl status rsyslog"
-    return Condition(Command.script(script, wanted), "nothing is written to /var/log/syslog", hint)
+    return Condition(
+        Command.script(script, wanted),
+        "nothing is written to /var/log/syslog",
+        book.services.hint("rsyslog"),
+    )
 
 
 def distcc_silent(book: Chapter) -> Resource:
@@ -101,7 +104,7 @@ def distcc_silent(book: Chapter) -> Resource:
     return Condition(
         Command.script(script, DISTCC_PORT),
         "distcc listens on the network",
-        "systemctl disable --now distcc",
+        "disable distcc's service and stop it",
     )
 
 

@@ -25,7 +25,6 @@ PROGRAM = "/usr/local/sbin/xenlab-bridge"
 SETTINGS = "/etc/default/xenlab-bridge"
 TRIED = f"{SETTINGS}.new"
 """Settings that nobody has confirmed yet: no boot reads them."""
-UNIT = "xenlab-bridge.service"
 CONSOLE_LOGS = "/var/log/xen/console"
 
 _XEND = (
@@ -106,7 +105,7 @@ def bridge_program(site: Parameters) -> tuple[Resource, ...]:
     return (
         File(PROGRAM, program, mode=0o755),
         File(TRIED, bridge_settings(site)),
-        services(site.platform).defined(UNIT, "xenlab-bridge.service", uplink=site.uplink),
+        services(site.platform).defined("xenlab-bridge", uplink=site.uplink),
     )
 
 

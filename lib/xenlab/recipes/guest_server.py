@@ -53,7 +53,7 @@ def serving(book: Chapter) -> list[Resource]:
                 old_protocols_off(book),
                 book.packages.installed(*book.packages.nfs_server),
                 book.services.running(SERVER),
-                ServedOn(address),
+                ServedOn(address, book.services.restart(SERVER)),
                 Exported((export.path,), network(site)),
             )
         )

@@ -6,16 +6,15 @@ Howto: „Netzwerk“, „Xen NIC-Layout“, „Konfiguration“.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 
 from xenlab.chapter import Chapter
-from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
 from xenlab.platform.guestsystem import guest_system
-from xenlab.platform.services import services
+from xenlab.platform.services import Services, services
 from xenlab.platform.toolstack import Vif
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Together
@@ -47,10 +46,7 @@ def written(site: Parameters) -> tuple[Resource, ...]:
     settings = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
     program = package_files("xenlab").joinpath("templates", "xenlab-lan.sh").read_text()
     own = {"interface": site.lan_interface, "address": site.lan_address}
-    units = (
-        services(site.platform).defined(name, f"{name}.service", **own)
-        for name in (DEVICES, BUGFIX, ADDRESS)
-    )
+    units = (services(site.platform).defined(name, **own) for name in (DEVICES, BUGFIX, ADDRESS))
     return (
         File(PROGRAM, program, mode=0o755),
         File(SETTINGS, f"# written by xenlab, chapter 13\n{settings}"),
@@ -113,7 +109,7 @@ def bug(book: Chapter) -> Resource:
             for guest in site.lan_guests[:1]
         ),
     )
-    return Shown("lan-bug", WithoutTheBugfix(parts), repr(site.lan_guests))
+    return Shown("lan-bug", WithoutTheBugfix(parts, book.services), repr(site.lan_guests))
 
 
 def fixed(book: Chapter) -> tuple[Resource, ...]:
@@ -139,6 +135,7 @@ def stopped_and_started(book: Chapter) -> Resource:
         complete(book),
         LanDevices(site.lan_bridge, site.lan_interface, joined=False),
         Reaches("dom0", tuple(bare(g.address) for g in site.lan_guests)),
+        book.services,
     )
     return Shown("lan-out-and-in", action, repr(site.lan_guests))
 
@@ -155,6 +152,7 @@ class WithoutTheBugfix(Resource):
     """An action that looks: these conditions hold while the BUGFIX service does not run."""
 
     conditions: tuple[Resource, ...]
+    services: Services = field(compare=False)
 
     def probe(self, host: Host) -> Difference | None:
         """What will be looked at."""
@@ -163,14 +161,14 @@ class WithoutTheBugfix(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Look; a service that ran already runs again. Raises StepFailed for what does not hold."""
         report("looking for dom0 in the internal LAN")
-        ran = host.test(Command.argv("systemctl", "-q", "is-active", BUGFIX))
+        ran = host.test(self.services.runs(BUGFIX))
         if ran:
-            host.run(Command.argv("systemctl", "stop", BUGFIX), timeout=SERVICE_SECONDS)
+            host.run(self.services.stop(BUGFIX), timeout=SERVICE_SECONDS)
         try:
             difference = Together(self.conditions).probe(host)
         finally:
             if ran:
-                host.run(Command.argv("systemctl", "start", BUGFIX), timeout=SERVICE_SECONDS)
+                host.run(self.services.start(BUGFIX), timeout=SERVICE_SECONDS)
         if difference is not None:
             raise StepFailed(f"without {BUGFIX}: {difference.summary}")
 
@@ -185,6 +183,7 @@ class OutAndIn(Resource):
     inside: Resource
     outside: Resource
     reached: Reaches
+    services: Services = field(compare=False)
 
     def probe(self, host: Host) -> Difference | None:
         """What will be done."""
@@ -194,12 +193,12 @@ class OutAndIn(Resource):
         """Stop it, see dom0 alone; whatever is seen, start it again."""
         cut = Reaches(self.reached.who, self.reached.addresses, never=True)
         report(f"stopping {BUGFIX}")
-        host.run(Command.argv("systemctl", "stop", BUGFIX), timeout=SERVICE_SECONDS)
+        host.run(self.services.stop(BUGFIX), timeout=SERVICE_SECONDS)
         try:
             alone = Together((self.outside, cut)).probe(host)
         finally:
             report(f"starting {BUGFIX}")
-            host.run(Command.argv("systemctl", "start", BUGFIX), timeout=SERVICE_SECONDS)
+            host.run(self.services.start(BUGFIX), timeout=SERVICE_SECONDS)
         if alone is not None:
             raise StepFailed(f"with {BUGFIX} stopped: {alone.summary}")
 

@@ -42,9 +42,10 @@ class Exported(Resource):
 
 @dataclass(frozen=True)
 class ServedOn(Resource):
-    """The server listens on this address alone, as nfs.conf(5) says; else it is started anew."""
+    """The server listens on this address alone, as nfs.conf(5) says; else ``restart`` does so."""
 
     address: str
+    restart: Command
 
     def probe(self, host: Host) -> Difference | None:
         """Where it listens now."""
@@ -58,7 +59,7 @@ class ServedOn(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Start it anew."""
         report("restarting the NFS server")
-        host.run("systemctl restart nfs-server", timeout=MOUNT_SECONDS)
+        host.run(self.restart, timeout=MOUNT_SECONDS)
 
 
 def parse_exports(text: str) -> list[tuple[str, str]]:

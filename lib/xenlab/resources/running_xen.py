@@ -93,6 +93,6 @@ def wait_for_toolstack(host: Host) -> None:
         if time.monotonic() > deadline:
             raise StepFailed(
                 "Xen runs, but its toolstack (xl) does not answer",
-                hint="systemctl status xen",
+                hint="look whether xenstored runs, and at xl info",
             )
         time.sleep(2)

@@ -1,0 +1,262 @@
+"""Gentoo's answer to what a service shall be: OpenRC's scripts and runlevels (rc-update(8)).
+
+Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“, the BUGFIX script.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed
+from xenlab.host import Host
+from xenlab.platform.daemon import START_SECONDS, Carrying, Configured
+from xenlab.platform.package_index import NO_ROOT
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.condition import Condition, Together
+from xenlab.resources.files import File
+
+SCRIPTS = "/etc/init.d"
+SETTINGS = "/etc/conf.d"
+
+ALSO_CALLED = {
+    "ssh": ("sshd",),
+    "cron": ("cronie",),
+    "xen": ("xencommons",),
+    "nfs-server": ("nfs", "nfs-kernel-server"),
+}
+"""What the script of a service is called by others: Gentoo, or Debian where its scripts serve."""
+
+# Who has a script of a name takes it; the first of several counts.
+_FIND = """
+    script_of() {
+        for each in $(printf %s "$1" | tr '|' ' '); do
+            if [ -e "/etc/init.d/$each" ]; then printf '%s\\n' "$each"; return; fi
+        done
+        return 1
+    }
+    levels_of() {
+        for each in sysinit boot default; do
+            [ ! -L "/etc/runlevels/$each/$1" ] || printf '%s\\n' "$each"
+        done
+    }
+    runs() {
+        rc-service --quiet -- "$1" status > /dev/null 2>&1
+    }
+    # rc-service's own --ifstarted and --ifstopped do not see what a script did that is not OpenRC's
+    asked() {
+        case $1 in
+            start) runs "$2" || rc-service -- "$2" start ;;
+            stop) ! runs "$2" || rc-service -- "$2" stop ;;
+            *) rc-service -- "$2" "$1" ;;
+        esac
+    }
+"""
+
+
+def candidates(name: str) -> str:
+    """The names that a service's script may have, separated by bars."""
+    plain = name.removesuffix(".mount")
+    return "|".join((plain, *ALSO_CALLED.get(plain, ())))
+
+
+class OpenRc:
+    """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
+
+    def enabled(self, *names: str) -> Resource:
+        """These scripts are in a runlevel that is entered at boot."""
+        return Scripts(names, enabled=True)
+
+    def running(self, *names: str) -> Resource:
+        """These scripts are in such a runlevel, and started."""
+        return Scripts(names, enabled=True, running=True)
+
+    def disabled(self, *names: str) -> Resource:
+        """These scripts are in no runlevel, and stopped."""
+        return Scripts(names, enabled=False, running=False)
+
+    def masked(self, *names: str) -> Resource:
+        """As disabled: what needs such a service would start it all the same."""
+        return self.disabled(*(name for name in names if "." not in name))
+
+    def configured(self, name: str, file: File, *test: str) -> Resource:
+        """A daemon's configuration file, tested by a command, then ``reload`` where it runs."""
+        script = """
+            script=$(script_of "$1")
+            ! runs "$script" || asked reload "$script" || asked restart "$script"
+        """
+        return Configured(file, Command.script(_FIND + script, candidates(name)), test)
+
+    def carrying(self, name: str, process: str, argument: str) -> Resource:
+        """The process of a script has an argument; a script of the process's own counts first."""
+        return Carrying(name, process, argument, self._asked("restart", f"{process}|{name}"))
+
+    def defined(self, name: str, **values: Any) -> Resource:
+        """A script in /etc/init.d."""
+        plain = name.removesuffix(".mount")
+        template = f"{plain}.openrc"
+        return File(f"{SCRIPTS}/{plain}", template=template, values=values, mode=0o755)
+
+    def adjusted(self, name: str, **values: Any) -> Resource:
+        """A script of its own that comes before it: OpenRC has no additions to a script."""
+        own = f"xenlab-{name}"
+        return Together((self.defined(own, **values), self.enabled(own)))
+
+    def after_mount(self, name: str, folder: str) -> Resource:
+        """``rc_need`` in conf.d(5): what is mounted over the network comes first."""
+        text = f'# written by xenlab, chapter 15: what lies on {folder}\nrc_need="netmount"\n'
+        return File(f"{SETTINGS}/{name}", text)
+
+    def waited(self, folder: str, *names: str) -> Resource:
+        """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
+        script = (
+            _FIND
+            + """
+            mountpoint -q -- "$1"; shift
+            for name do
+                rc-depend --type ineed,iafter "$(script_of "$name")" | grep -qw netmount
+            done
+        """
+        )
+        return Condition(
+            Command.script(script, folder, *(candidates(name) for name in names)),
+            f"{folder} is not mounted, or a service does not wait for it",
+            "rc-status; rc-depend --type ineed SERVICE",
+        )
+
+    def server_unordered(self) -> Resource:
+        """Nothing: OpenRC orders no mount after this machine's own server by itself."""
+        return Together(())
+
+    def start(self, name: str) -> Command:
+        """``rc-service NAME start``, where it does not run."""
+        return self._asked("start", name)
+
+    def stop(self, name: str) -> Command:
+        """``rc-service NAME stop``, where it runs."""
+        return self._asked("stop", name)
+
+    def restart(self, name: str) -> Command:
+        """``rc-service NAME restart``."""
+        return self._asked("restart", name)
+
+    def runs(self, name: str) -> Command:
+        """``rc-service NAME status``."""
+        return self._asked("status", name)
+
+    def hint(self, name: str) -> str:
+        """``rc-service NAME status``."""
+        return f"rc-service {name} status; rc-status"
+
+    def _asked(self, verb: str, name: str) -> Command:
+        script = """
+            script=$(script_of "$1")
+            asked "$2" "$script"
+        """
+        names = "|".join(candidates(each) for each in name.split("|"))
+        return Command.script(_FIND + script, names, verb)
+
+
+@dataclass(frozen=True)
+class Scripts(Resource):
+    """Whether scripts are in a runlevel of the boot, and started where somebody asks for that.
+
+    In a root directory that is not booted (`Host.inside`) only the runlevels count: a script
+    started there would work on the machine around it.
+    """
+
+    names: tuple[str, ...]
+    enabled: bool
+    running: bool | None = None
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the services that are not as wanted."""
+        if not self.names:
+            return None
+        script = """
+            booted=$1; shift
+            command -v rc-update > /dev/null || exit 127
+            for names do
+                name=${names%%|*}
+                if ! script=$(script_of "$names"); then
+                    printf '%s missing -\\n' "$name"
+                    continue
+                fi
+                levels=$(levels_of "$script" | tr '\\n' ',')
+                run=-
+                if [ -n "$booted" ]; then
+                    if runs "$script"; then run=started; else run=stopped; fi
+                fi
+                printf '%s %s %s\\n' "$name" "${levels:-none}" "$run"
+            done
+        """
+        booted = "yes" if host.root == "/" and self.running is not None else ""
+        command = Command.script(_FIND + script, booted, *map(candidates, self.names))
+        result = host.run(command, check=False)
+        if not result.ok and result.status not in NO_ROOT:
+            raise CommandFailed(result)
+        plain = [name.removesuffix(".mount") for name in self.names]
+        states = parse_states(result.stdout) if result.ok else dict.fromkeys(plain, ("", ""))
+        rows = tuple(
+            {"service": name, "runlevel": level or "unknown", "now": run or "unknown"}
+            for name, (level, run) in states.items()
+            if not self._holds(level, run, bool(booted))
+        )
+        if not rows:
+            return None
+        return Difference(f"{self._verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Put the scripts into their runlevel or out of all; start or stop them."""
+        report(f"{self._verb} {', '.join(self.names)}")
+        script = """
+            enable=$1 now=$2; shift 2
+            for names do
+                script=$(script_of "$names") || {
+                    [ -n "$enable" ] || continue
+                    echo "there is no script ${names%%|*} in /etc/init.d" >&2
+                    exit 1
+                }
+                if [ -z "$enable" ]; then
+                    [ -z "$now" ] || asked stop "$script"
+                    rc-update --quiet --all del "$script" || :
+                elif [ -z "$(levels_of "$script")" ]; then
+                    level=default
+                    # what the network waits for must come in the runlevel of the network
+                    if grep -qx '# runlevel: network' "/etc/init.d/$script"; then
+                        level=boot
+                        [ ! -L /etc/runlevels/sysinit/networking ] || level=sysinit
+                    fi
+                    rc-update --quiet add "$script" "$level"
+                fi
+                [ -z "$enable" ] || [ -z "$now" ] || asked start "$script"
+            done
+        """
+        now = "yes" if self.running is not None and host.root == "/" else ""
+        enable = "yes" if self.enabled else ""
+        command = Command.script(_FIND + script, enable, now, *map(candidates, self.names))
+        host.run(command, timeout=START_SECONDS)
+
+    @property
+    def _verb(self) -> str:
+        if not self.enabled:
+            return "disable and stop" if self.running is False else "disable"
+        return "enable and start" if self.running else "enable"
+
+    def _holds(self, level: str, run: str, asked: bool) -> bool:
+        if self.enabled:
+            good = level not in ("", "none", "missing")
+        else:
+            good = level in ("none", "missing")
+        return good and (not asked or run == "-" or (run == "started") == bool(self.running))
+
+
+def parse_states(text: str) -> dict[str, tuple[str, str]]:
+    """The services of a probe's output, as name to (runlevels, state now)."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3:
+            found[words[0]] = (words[1].rstrip(","), words[2])
+    return found

@@ -1,0 +1,207 @@
+"""systemd's units as resources (systemctl(1))."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed
+from xenlab.host import Host
+from xenlab.platform.daemon import START_SECONDS
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import File, Symlink
+
+UNITS = "/etc/systemd/system"
+GENERATORS = "/etc/systemd/system-generators"
+
+_NO_ROOT = (125, 126, 127)
+"""What chroot answers where the root, or the program in it, is not there yet."""
+
+
+# SYSTEMD_OFFLINE makes systemctl look at the files alone, which is all there is in a root
+# directory that is not booted. Only what "is-enabled" does not confirm in one call for all names
+# is asked name by name: its lines come without names, and SysV scripts are answered first.
+_PROBE = """
+    offline=$1; wanted=$2; active=$3; shift 3
+    [ -z "$offline" ] || export SYSTEMD_OFFLINE=1
+    command -v systemctl > /dev/null || exit 127
+    states=$(systemctl is-enabled -- "$@" 2> /dev/null) || :
+    runs=
+    [ -z "$active" ] || runs=$(systemctl is-active -- "$@" 2> /dev/null) || :
+    if [ "$(printf '%s\\n' "$states" | grep -cxF -- "$wanted")" = $# ]; then
+        [ -z "$active" ] && exit 0
+        [ "$(printf '%s\\n' "$runs" | grep -cxF -- "$active")" = $# ] && exit 0
+    fi
+    for name do
+        state=$(systemctl is-enabled -- "$name" 2> /dev/null) || :
+        run=-
+        [ -z "$active" ] || run=$(systemctl is-active -- "$name" 2> /dev/null) || :
+        printf '%s %s %s\\n' "$name" "${state:-missing}" "${run:-inactive}"
+    done
+"""
+
+_ENABLED = frozenset({"enabled", "static", "indirect", "generated", "alias", "linked"})
+_OFF = frozenset({"disabled", "missing", "masked", "not-found", "static", "indirect"})
+
+
+@dataclass(frozen=True)
+class Units(Resource):
+    """Whether systemd units are enabled, and run where somebody asks for that.
+
+    In a root directory that is not booted (`Host.inside`) nothing can run: only the files count.
+    """
+
+    names: tuple[str, ...]
+    enabled: bool
+    running: bool | None = None
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the units that are not as wanted."""
+        if not self.names:
+            return None
+        offline = host.root != "/"
+        active = "" if self.running is None or offline else self._active
+        command = Command.script(_PROBE, "yes" if offline else "", self._state, active, *self.names)
+        result = host.run(command, check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
+        rows = tuple(
+            {"service": name, "at boot": state or "unknown", "now": run or "unknown"}
+            for name, (state, run) in states.items()
+            if not self._holds(state, run, bool(active))
+        )
+        if not rows:
+            return None
+        return Difference(f"{self._verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Enable or disable the units; start or stop them where systemd runs."""
+        report(f"{self._verb} {', '.join(self.names)}")
+        offline = host.root != "/"
+        script = """
+            offline=$1; verb=$2; now=$3; shift 3
+            [ -z "$offline" ] || export SYSTEMD_OFFLINE=1
+            # what is started at the next boot stands in the files, which systemd reads then: to
+            # read all of them now takes it ten seconds on an emulated host, three times a unit
+            at_boot() { SYSTEMD_OFFLINE=1 systemctl "$@"; }
+            if [ "$verb" = disable ]; then
+                # a unit that is not there at all is disabled already
+                for name do
+                    systemctl cat -- "$name" > /dev/null 2>&1 || [ -n "$offline" ] || continue
+                    [ -z "$now" ] || systemctl "$now" -- "$name"
+                    at_boot disable -- "$name" || [ -n "$offline" ]
+                done
+            else
+                for name do
+                    state=$(systemctl is-enabled -- "$name" 2> /dev/null) || :
+                    case $state in
+                        enabled | static | indirect | generated | alias | linked) continue ;;
+                        masked) systemctl unmask -- "$name" ;;
+                    esac
+                    at_boot enable -- "$name"
+                done
+                [ -z "$now" ] || systemctl "$now" -- "$@"
+            fi
+        """
+        now = {True: "start", False: "stop", None: ""}[self.running]
+        verb = "enable" if self.enabled else "disable"
+        words = ("yes", verb, "") if offline else ("", verb, now)
+        host.run(Command.script(script, *words, *self.names), timeout=START_SECONDS)
+
+    @property
+    def _state(self) -> str:
+        return "enabled" if self.enabled else "disabled"
+
+    @property
+    def _active(self) -> str:
+        return "active" if self.running else "inactive"
+
+    @property
+    def _verb(self) -> str:
+        if not self.enabled:
+            return "disable and stop" if self.running is False else "disable"
+        return "enable and start" if self.running else "enable"
+
+    def _holds(self, state: str, run: str, asked: bool) -> bool:
+        good = state in (_ENABLED if self.enabled else _OFF)
+        if asked:
+            good = good and (run == "active") == bool(self.running)
+        return good
+
+
+def parse_states(text: str) -> dict[str, tuple[str, str]]:
+    """The units of a probe's output, as name to (state at boot, state now)."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3:
+            found[words[0]] = (words[1], words[2])
+    return found
+
+
+@dataclass(frozen=True)
+class UnitFile(File):
+    """A unit, or what is added to one; systemd knows of it at once where it runs."""
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write the file; systemd reads its units again unless it has read this very file.
+
+        It reads a unit that it does not know yet when it is asked for it. To read all of them takes
+        ten seconds on an emulated host.
+        """
+        super().apply(host, report)
+        unit = self.path.split("/")[4].removesuffix(".d")
+        # NeedDaemonReload alone says "no" where the folder of a drop-in is new (systemd#31752)
+        script = """
+            if [ "$(systemctl show -P NeedDaemonReload -- "$1")" = no ]; then
+                read=$(systemctl show -P FragmentPath -P DropInPaths -- "$1")
+                case " $(printf %s "$read" | tr '\\n' ' ') " in *" $2 "*) exit 0 ;; esac
+            fi
+            systemctl daemon-reload
+        """
+        if host.root == "/":
+            host.run(Command.script(script, unit, self.path), timeout=START_SECONDS)
+
+
+@dataclass(frozen=True)
+class Masked(Resource):
+    """Units that are masked (systemctl(1)) and do not run."""
+
+    names: tuple[str, ...]
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which of them could still be started, or run."""
+        script = """
+            for name do
+                [ "$(systemctl is-enabled -- "$name" 2> /dev/null)" = masked ] \\
+                    && ! systemctl -q is-active -- "$name" || printf '%s\\n' "$name"
+            done
+        """
+        result = host.run(Command.script(script, *self.names), check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        found = result.stdout.split() if result.ok else list(self.names)
+        return Difference(f"stop and mask {', '.join(found)}") if found else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Mask them and stop them."""
+        host.run(Command.argv("systemctl", "mask", "--now", *self.names), timeout=START_SECONDS)
+
+
+@dataclass(frozen=True)
+class ServerUnordered(Symlink):
+    """What is mounted over NFS does not wait for this machine's own NFS server.
+
+    nfs-server-generator writes that order. A server that itself waits for such a mount, or for
+    what lies on it, would wait in a circle, and systemd would leave one of the two out.
+    """
+
+    path: str = f"{GENERATORS}/nfs-server-generator"
+    target: str = "/dev/null"
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Put the generator out of use, and have systemd read its units again."""
+        super().apply(host, report)
+        if host.root == "/":
+            host.run("systemctl daemon-reload", timeout=START_SECONDS)
