@@ -128,6 +128,8 @@ def _names(site: Parameters) -> Iterator[str]:
                 check(package)
             except ValueError as error:
                 yield f"{key}[{number}] {error}"
+    if site.platform == "debian" and (site.portage.use or site.portage.package_use):
+        yield "portage: USE flags are Portage's, and platform debian has none"
     if site.share == "/":
         yield "share must be a folder to mount the share at, not /"
 

@@ -173,6 +173,23 @@ KernelOption = Annotated[
         )
     ),
 ]
+_GENTOO_PACKAGE = r"[A-Za-z0-9_][A-Za-z0-9+_.-]*/[A-Za-z0-9_][A-Za-z0-9+_-]*"
+_USE_FLAG = r"-?[A-Za-z0-9][A-Za-z0-9+_@-]*"
+UseFlag = Annotated[
+    Text, AfterValidator(pattern(_USE_FLAG, "a USE flag, or one after a hyphen to switch it off"))
+]
+PackageUse = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            rf"{_GENTOO_PACKAGE}( {_USE_FLAG})+", "a package and its USE flags, category/name …"
+        )
+    ),
+]
+CompilerFlags = Annotated[
+    Text,
+    AfterValidator(pattern(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)")),
+]
 TargetPath = Annotated[Text, AfterValidator(target_path)]
 ControllerPath = Annotated[Text, AfterValidator(controller_path)]
 OptionalPath = Annotated[Text, AfterValidator(optional_path)]
@@ -188,8 +205,5 @@ PACKAGE_NAMES: dict[str, Check] = {
         r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.]",
         "the name of a Debian package (lower case letters, digits, + - .)",
     ),
-    "gentoo": pattern(
-        r"[A-Za-z0-9_][A-Za-z0-9+_.-]*/[A-Za-z0-9_][A-Za-z0-9+_-]*",
-        "a Gentoo package as category/name",
-    ),
+    "gentoo": pattern(_GENTOO_PACKAGE, "a Gentoo package as category/name"),
 }

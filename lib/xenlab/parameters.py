@@ -15,6 +15,7 @@ from xenlab import yamlfile
 from xenlab.consistency import contradictions
 from xenlab.errors import BadInput
 from xenlab.names import (
+    CompilerFlags,
     ControllerPath,
     DnsDomain,
     DomainName,
@@ -28,6 +29,7 @@ from xenlab.names import (
     MacAddress,
     Mib,
     OptionalPath,
+    PackageUse,
     PartitionName,
     PlainName,
     Port,
@@ -37,6 +39,7 @@ from xenlab.names import (
     SshWord,
     TargetPath,
     Text,
+    UseFlag,
 )
 from xenlab.refusals import sentences
 
@@ -80,6 +83,16 @@ class LanGuest(BaseModel):
     address: IpWithPrefix
 
 
+class Portage(BaseModel):
+    """How a site with Portage builds its packages: the same in every domain (make.conf(5))."""
+
+    model_config = _STRICT
+
+    cflags: CompilerFlags = "-O2 -pipe"
+    use: list[UseFlag] = []
+    package_use: list[PackageUse] = []
+
+
 class GuestExport(BaseModel):
     """A folder that a guest exports itself, over NFS, to the internal LAN."""
 
@@ -115,6 +128,7 @@ class Parameters(BaseModel):
     stage: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst"
     stage_checksums: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst.sha256"
     share: TargetPath = "/mnt/share"
+    portage: Portage = Portage()
 
     kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
     build_on: Literal["controller", "target"] = "controller"

@@ -21,7 +21,7 @@ class Seams:
     @cached_property
     def packages(self) -> Packages:
         """The site's way of installing software."""
-        return packages(self.site.platform)
+        return packages(self.site)
 
     @cached_property
     def services(self) -> Services:

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 
 LIB = Path(__file__).parents[2] / "lib"
 PACKAGE = LIB / "xenlab"
+NOTEBOOKS = LIB.parent / "notebooks"
 MOST_LINES = 300
+ABOVE_THE_SEAMS = 4
 
 # Floor by floor: its rooms, and the modules or packages of each. A room is one idea in several
 # modules, which may import each other; another room of the same floor is out of reach.
@@ -160,6 +163,41 @@ def own(name: str) -> str | None:
     return None
 
 
+def above_the_seams() -> list[Path]:
+    """The chapters, and each module above the seams: but for what writes one platform's files."""
+    found = [path for path in modules() if name_of(path) != "xenlab"]
+    high = [path for path in found if room_of(name_of(path))[0] >= ABOVE_THE_SEAMS]
+    chapters = sorted(NOTEBOOKS.glob("*.ipynb"))
+    return [*(path for path in high if path.stem != "rendering"), *chapters]
+
+
+def source_of(path: Path) -> str:
+    """A module's text; the code cells of a notebook, but for its parameters."""
+    if path.suffix == ".py":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    code = (c for c in cells if c["cell_type"] == "code")
+    plain = (c for c in code if "parameters" not in c["metadata"].get("tags", []))
+    return "\n".join("".join(c["source"]) for c in plain)
+
+
+def distributions(source: str) -> Iterator[str]:
+    """Each place where code names a distribution, or decides by the site's platform."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value in ("debian", "gentoo"):
+            yield f"line {node.lineno}: {node.value!r}"
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.If | ast.IfExp | ast.While):
+            asked = [node.test]
+        elif isinstance(node, ast.Match):
+            asked = [node.subject]
+        for expression in asked:
+            if isinstance(expression, ast.Attribute) and expression.attr == "platform":
+                yield f"line {expression.lineno}: {ast.unparse(expression)}"
+
+
 def test_every_module_has_a_floor() -> None:
     homeless = [name for path in modules() if (name := name_of(path)) != "xenlab"]
     assert [name for name in homeless if name.split(".")[1] not in ROOM_OF] == []
@@ -186,6 +224,24 @@ def test_a_library_is_imported_where_it_belongs(path: Path) -> None:
     room = room_of(name_of(path))[1]
     wrong = {name for name in imports(path) if room not in ONLY_IN.get(name.split(".")[0], {room})}
     assert wrong == set()
+
+
+@pytest.mark.parametrize("path", above_the_seams(), ids=lambda path: path.stem)
+def test_nobody_above_the_seams_asks_which_distribution(path: Path) -> None:
+    assert list(distributions(source_of(path))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if site.platform == "gentoo":\n    emerge()',
+        'names = {"debian": "ssh"}',
+        "words = a if book.site.platform in known else b",
+        "match site.platform:\n    case _:\n        pass",
+    ],
+)
+def test_a_question_for_the_distribution_is_found(source: str) -> None:
+    assert list(distributions(source)) != []
 
 
 def test_no_module_imports_itself_around_a_corner() -> None:

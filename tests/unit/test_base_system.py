@@ -11,7 +11,7 @@ from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.parameters import Parameters
-from xenlab.platform.packages import Apt
+from xenlab.platform.apt import Apt
 from xenlab.recipes import base_system, disk
 
 HOST = Host(Local())

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.platform.packages import Apt, AptPackages, packages
+from xenlab.parameters import Parameters
+from xenlab.platform.apt import Apt, AptPackages
+from xenlab.platform.packages import packages
+from xenlab.platform.portage import Portage
 from xenlab.resources.relocated import Relocated
 
 HOST = Host(Local())
@@ -55,7 +58,9 @@ def test_the_store_goes_to_the_share() -> None:
     )
 
 
-def test_a_platform_that_nobody_has_written_down() -> None:
-    assert isinstance(packages("debian"), Apt)
-    with pytest.raises(BadInput, match="nobody has written down yet how 'gentoo' installs"):
-        packages("gentoo")
+def test_a_site_that_nobody_has_written_down() -> None:
+    assert isinstance(packages(Parameters()), Apt)
+    gentoo = Parameters(platform="gentoo", software=[], services=[])
+    assert isinstance(packages(gentoo), Portage)
+    with pytest.raises(BadInput, match="nobody has written down yet how 'gentoo-2006' installs"):
+        packages(Parameters(platform="gentoo-2006", software=[], services=[]))

@@ -23,15 +23,12 @@ from xenlab.resources.disk import by_name
 from xenlab.resources.image import Image, ImageProof, parse_record
 from xenlab.resources.running_xen import wait_for_toolstack
 
-TOOLS = ("tar", "zstd", "libcap2-bin")
-"""Packages that take and prove an image, as Debian names them."""
-
 MOUNT_SECONDS = 120.0
 
 
 def tools_installed(book: Chapter) -> Resource:
     """The programs that take and prove an image."""
-    return book.packages.installed(*TOOLS)
+    return book.packages.installed(*book.packages.imaging)
 
 
 def image_taken(book: Chapter) -> Resource:
@@ -59,7 +56,7 @@ def base(site: Parameters) -> str:
     shaped = {
         "platform": site.platform,
         "stage": site.stage,
-        "software": sorted({*site.software, *packages(site.platform).nfs_client}),
+        "software": sorted({*site.software, *packages(site).nfs_client}),
         "services": sorted(site.services),
     }
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]

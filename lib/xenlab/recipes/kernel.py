@@ -30,11 +30,6 @@ COMPILER = (
 )  # fmt: skip
 """What compiling a kernel takes: programs and one header (Linux' Documentation/process/changes)."""
 
-COMPILER_PACKAGES = {
-    "debian": ("gcc", "make", "flex", "bison", "bc", "perl", "xz-utils", "libelf-dev", "libc6-dev"),
-}
-"""The packages they come in; a platform that is not named brings them along."""
-
 
 def builder(book: Chapter) -> Host:
     """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
@@ -61,7 +56,7 @@ def tools(book: Chapter) -> tuple[Resource, ...]:
     """What the builder must have: installed on the target, asked for on the controller."""
     if book.site.build_on == "controller":
         return (Programs(COMPILER, "`make bootstrap` installs what a controller needs"),)
-    packages = COMPILER_PACKAGES.get(book.site.platform, ())
+    packages = book.packages.compiler
     return (
         *((book.packages.installed(*packages),) if packages else ()),
         kernel_source(book.site),

@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.parameters import LanGuest, Parameters
+from xenlab.platform.packages import packages
 from xenlab.platform.services import services
 from xenlab.recipes.network import bare
 from xenlab.resources.base import Resource
@@ -52,7 +53,9 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
         ),
         File("/etc/exports.d/xenlab.exports", f"# written by xenlab, chapter 14\n{exports}"),
         services(site.platform).defined(
-            "srv-packages.mount", "srv-packages.mount", what=f"{site.share}/apt", where=STORE
+            "srv-packages.mount",
+            what=f"{site.share}/{packages(site).store_folder}",
+            where=STORE,
         ),
     )
 
@@ -67,7 +70,7 @@ def served(book: Chapter) -> tuple[Resource, ...]:
     return (
         book.services.running("srv-packages.mount"),
         book.services.running("nfs-server"),
-        ServedOn(bare(book.site.lan_address)),
+        ServedOn(bare(book.site.lan_address), book.services.restart("nfs-server")),
         exported(book),
     )
 
@@ -87,7 +90,9 @@ def mounted(book: Chapter) -> dict[str, Resource]:
     site, server = book.site, bare(book.site.lan_address)
     parts = (
         NfsMount(f"{server}:{site.share}", site.share, f"ro,{OPTIONS}"),
-        NfsMount(f"{server}:{STORE}", f"{site.share}/apt", f"rw,{OPTIONS}"),
+        NfsMount(
+            f"{server}:{STORE}", f"{site.share}/{book.packages.store_folder}", f"rw,{OPTIONS}"
+        ),
     )
     return _on_guests(book, lambda _: Together(parts))
 

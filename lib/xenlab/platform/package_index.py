@@ -1,0 +1,66 @@
+"""What packages there are: an index of them, or a tree, that must not be too old."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource
+
+INSTALL_SECONDS = 3600.0
+"""Deadline of fetching an index and of installing packages, in seconds: an emulated host is slow.
+"""
+
+INDEX_DAYS = 14
+"""How old the index may be, in days."""
+
+NO_ROOT = (125, 126, 127)
+"""What chroot answers where the root, or the program in it, is not there yet."""
+
+_MISSING = 44
+_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Index(Resource):
+    """What ``command`` fetches into ``folder`` was fetched less than ``days`` days ago.
+
+    ``pattern`` is what the folder holds, if it holds an index at all; ``script`` runs the command.
+    """
+
+    folder: str
+    pattern: str
+    command: str
+    script: str
+    days: int = INDEX_DAYS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether there is no index, or an old one."""
+        script = """
+            folder=$1
+            set -- "$folder"/$2
+            [ -e "$1" ] || exit 44
+            stat -L -c %Y -- "$folder"
+            date +%s
+        """
+        command = Command.script(script, self.folder, self.pattern)
+        result = host.run(command, check=False)
+        if result.status == _MISSING or result.status in NO_ROOT:
+            return Difference(f"fetch the package index ({self.command})")
+        if not result.ok:
+            raise CommandFailed(result)
+        fetched, now = (int(line) for line in result.stdout.split())
+        if now - fetched < self.days * _DAY:
+            return None
+        then = time.strftime("%Y-%m-%d", time.gmtime(fetched))
+        return Difference(f"fetch the package index again ({self.command}): it is of {then}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Fetch it; a source that does not answer is an error."""
+        report(self.command)
+        # what has not changed keeps its time: that it was asked for is to be seen all the same
+        touch = 'touch -- "$1"'
+        host.run(Command.script(f"{self.script}\n{touch}", self.folder), timeout=INSTALL_SECONDS)

@@ -1,0 +1,230 @@
+"""Gentoo's answer to how software is installed: emerge(1), make.conf(5), portage(5).
+
+Howto: the remarks on Portage in „Hirnschmalz“ and „System“. A domain compiles, the others take what
+it built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from xenlab import parameters
+from xenlab.command import Command
+from xenlab.errors import BadInput, CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.names import PACKAGE_NAMES
+from xenlab.platform.package_index import INSTALL_SECONDS, NO_ROOT, Index
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import File
+from xenlab.resources.relocated import Relocated
+
+TREES = "/var/db/repos"
+INSTALLED = "/var/db/pkg"
+PROVIDED = "/etc/portage/profile/package.provided"
+
+SYNC = """
+    export LC_ALL=C.UTF-8
+    emerge --color n --nospinner --quiet --sync
+"""
+
+# A name may itself hold hyphens and digits: the version is what is left at its end (PMS, 3.2).
+_VERSION = re.compile(
+    r"-[0-9]+(\.[0-9]+)*[a-z]?(_(alpha|beta|pre|rc|p)[0-9]*)*(-r[0-9]+)?", re.ASCII
+)
+_NO_DATABASE = 44
+
+
+class Portage:
+    """Portage as Gentoo has it today: tree, sources and binary packages below /var.
+
+    The site's settings hold for every domain, or a package that one has built would be of no use to
+    the others.
+    """
+
+    nfs_client: tuple[str, ...] = ("net-fs/nfs-utils",)
+    nfs_server: tuple[str, ...] = ("net-fs/nfs-utils",)
+    static_shell: tuple[str, ...] = ("sys-apps/busybox",)
+    imaging: tuple[str, ...] = ("app-arch/tar", "app-arch/zstd", "sys-libs/libcap")
+    compiler: tuple[str, ...] = ()
+    store_folder = "portage"
+
+    def __init__(self, settings: parameters.Portage) -> None:
+        self.settings = settings
+
+    def settled(self) -> tuple[Resource, ...]:
+        """make.conf and package.use, from one template for all domains."""
+        values = {"cflags": self.settings.cflags, "use": " ".join(self.settings.use)}
+        lines = "".join(f"{line}\n" for line in self.settings.package_use)
+        return (
+            File("/etc/portage/make.conf", template="make.conf.j2", values=values),
+            File("/etc/portage/package.use/xenlab", f"# written by xenlab, chapter 02\n{lines}"),
+        )
+
+    def updated(self) -> Resource:
+        """The trees were synced not long ago."""
+        return Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC)
+
+    def installed(self, *names: str) -> Resource:
+        """These packages are installed with the site's USE; compiled where no binary fits."""
+        return PortagePackages(names, self.flags(names))
+
+    def from_store(self, *names: str) -> Resource:
+        """``emerge --usepkgonly``: a binary that was built with another USE is refused."""
+        return PortagePackages(names, self.flags(names), build=False)
+
+    def hypervisor(self) -> Resource:
+        """app-emulation/xen, its tools, and GRUB."""
+        return self.installed("app-emulation/xen", "app-emulation/xen-tools", "sys-boot/grub")
+
+    def store(self, share: str) -> tuple[Resource, ...]:
+        """Trees, sources and binary packages lie on the share, linked back."""
+        folders = {
+            TREES: "repos",
+            "/var/cache/distfiles": "distfiles",
+            "/var/cache/binpkgs": "binpkgs",
+        }
+        return tuple(
+            Relocated(path, f"{share}/{self.store_folder}/{name}") for path, name in folders.items()
+        )
+
+    def flags(self, names: Iterable[str]) -> dict[str, dict[str, bool]]:
+        """The USE flags that the site asks for, by package: flag to whether it is on."""
+        own: dict[str, dict[str, bool]] = {}
+        for line in self.settings.package_use:
+            name, *words = line.split()
+            own.setdefault(name, {}).update(_switched(words))
+        return {name: {**_switched(self.settings.use), **own.get(name, {})} for name in names}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An installed package: name with version, the flags it was built with, all it knows."""
+
+    name: str
+    use: frozenset[str] = frozenset()
+    knows: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class PortagePackages(Resource):
+    """Packages that are installed, or provided by the base system, with these USE flags.
+
+    ``build`` false: only binary packages are taken, and those only where their USE is the same.
+    """
+
+    names: tuple[str, ...]
+    flags: Mapping[str, Mapping[str, bool]]
+    build: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            try:
+                PACKAGE_NAMES["gentoo"](name)
+            except ValueError as error:
+                raise BadInput(f"a package's name {error}") from None
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the packages that are missing, or were built with other flags."""
+        script = """
+            cd -- "$1" 2> /dev/null || exit 44
+            [ ! -e "$2" ] || sed "s/^/provided\t/" "$2"
+            shift 2
+            for name do
+                for folder in "$name"-[0-9]*; do
+                    [ -d "$folder" ] || continue
+                    use=$(cat "$folder/USE" 2> /dev/null | tr '\n' ' ')
+                    knows=$(cat "$folder/IUSE" 2> /dev/null | tr '\n' ' ')
+                    printf 'installed\t%s\t%s\t%s\n' "$folder" "$use" "$knows"
+                done
+            done
+        """
+        command = Command.script(script, INSTALLED, PROVIDED, *self.names)
+        result = host.run(command, check=False)
+        if result.status not in (0, _NO_DATABASE, *NO_ROOT):
+            raise CommandFailed(result)
+        return self.compare(result.stdout if result.ok else "")
+
+    def compare(self, listing: str) -> Difference | None:
+        """The difference to what the package database lists."""
+        found = parse_installed(listing)
+        rows = tuple(
+            {"package": name, "found": state}
+            for name in self.names
+            if (state := self._state(found.get(name), self.flags.get(name, {})))
+        )
+        if not rows:
+            return None
+        return Difference(f"install {', '.join(row['package'] for row in rows)}", rows=rows)
+
+    def _state(self, built: Built | None, flags: Mapping[str, bool]) -> str:
+        """What is wrong with a package, "" where nothing is."""
+        if built is None:
+            return "not installed"
+        other = [
+            f"{'-' if wanted else ''}{flag}"
+            for flag, wanted in flags.items()
+            if flag in built.knows and (flag in built.use) != wanted
+        ]
+        return f"{built.name} with USE {' '.join(other)}" if other else ""
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Emerge what is missing or built otherwise. Configuration files stay as they are.
+
+        Raises StepFailed where nothing may be built and there is no binary package that fits.
+        """
+        report(f"emerging {len(self.names)} packages")
+        script = """
+            export LC_ALL=C.UTF-8 NOCOLOR=true
+            how=$1; shift
+            # --changed-use leaves alone what is installed already, and as it should be
+            emerge --color n --nospinner --quiet-build=y --changed-use \
+                --binpkg-respect-use=y $how -- "$@"
+        """
+        how = "--buildpkg --usepkg" if self.build else "--usepkgonly"
+        command = Command.script(script, how, *self.names)
+        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
+        said = result.stdout + result.stderr
+        # where the package is installed, only with other flags, emerge is content with that
+        if result.ok and (self.build or self.probe(host) is None):
+            return
+        if not self.build and (result.ok or "no binary packages" in said):
+            raise StepFailed(
+                f"no binary package of {' or '.join(self.names)} fits this domain's USE:\n"
+                + "\n".join(said.strip().splitlines()[-12:]),
+                hint="build it anew where a compiler is, or look at portage: use and package_use",
+            )
+        raise CommandFailed(result)
+
+
+def parse_installed(listing: str) -> dict[str, Built]:
+    """The packages of a probe's output by category/name; an installed one before a provided one."""
+    found: dict[str, Built] = {}
+    for kind, words in _lines(listing):
+        name = split_version(words[0])
+        if name is None or (kind == "provided" and name in found):
+            continue
+        use, knows = (words[1], words[2]) if len(words) > 2 else ("", "")
+        flags = frozenset(flag.lstrip("+-") for flag in knows.split())
+        found[name] = Built(words[0], frozenset(use.split()), flags)
+    return found
+
+
+def split_version(package: str) -> str | None:
+    """category/name of category/name-version; None where there is no version."""
+    for match in _VERSION.finditer(package):
+        if match.end() == len(package):
+            return package[: match.start()]
+    return None
+
+
+def _lines(listing: str) -> Iterator[tuple[str, list[str]]]:
+    for line in listing.splitlines():
+        kind, *words = line.split("\t")
+        if kind in ("installed", "provided") and words and words[0].strip():
+            yield kind, [word.strip() for word in words]
+
+
+def _switched(words: Iterable[str]) -> dict[str, bool]:
+    return {word.lstrip("-"): not word.startswith("-") for word in words}
