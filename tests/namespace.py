@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable
@@ -13,10 +14,15 @@ from xenlab.local import Local
 class Namespace(Local):
     """Runs shell text as root of a user namespace; what it mounts is gone with `end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, users: bool = False) -> None:
+        """``users``: not root alone, others as well (a root directory unpacked with its owners)."""
         super().__init__("namespace")
+        words = ["--user", "--map-root-user"]
+        if users:
+            words = [] if os.geteuid() == 0 else [*words, "--map-auto"]
+        self._enter = ["-m", *(["-U", "--preserve-credentials"] if words else [])]
         self._holder = subprocess.Popen(
-            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", "echo; exec cat"],
+            ["unshare", *words, "--mount", "sh", "-c", "echo; exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -34,8 +40,7 @@ class Namespace(Local):
     ) -> tuple[int, bytes, bytes]:
         """Like `Local`, inside."""
         enter = Command.argv(
-            "nsenter", "-t", self._holder.pid, "-U", "-m", "--preserve-credentials",
-            "/bin/sh", "-c", text,
+            "nsenter", "-t", self._holder.pid, *self._enter, "/bin/sh", "-c", text,
         )  # fmt: skip
         return super().execute(
             enter.text, input=input, timeout=timeout, on_output=on_output, stop=stop

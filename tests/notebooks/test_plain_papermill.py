@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def file(tmp_path: Path, machine: Sshd) -> Path:
     values["ssh"] = {"host": machine.alias, "config": str(machine.config)}
     values["disk"] = str(tmp_path / "no-disk")
     values["may_wipe"] = []
+    stage = tmp_path / "stage.tar.zst"
+    stage.write_bytes(b"never unpacked here")
+    checksums = tmp_path / "stage.tar.zst.sha256"
+    checksums.write_text(f"{hashlib.sha256(stage.read_bytes()).hexdigest()}  {stage.name}\n")
+    values["stage"], values["stage_checksums"] = str(stage), str(checksums)
     path = tmp_path / "site.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
