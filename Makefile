@@ -3,20 +3,22 @@ SHELL := /bin/bash
 bin := .venv/bin
 root := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab jupyter docs test test-end-to-end test-fast lint check clean bootstrap bootstrap-test
+.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-fast lint check clean bootstrap bootstrap-test
 
 help:
 	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
+	@echo 'make lab SITE=lab-gentoo  the same with Portage and OpenRC'
 	@echo 'make jupyter    JupyterLab on the chapters, against the running lab'
 	@echo 'make docs       the pages, from the chapters as they ran here'
 	@echo 'make test       lint, types, all tests up to the lab and its rescue system'
 	@echo 'make test-end-to-end  from the empty disk to running guests'
+	@echo 'make test-gentoo  the whole lab with Portage and OpenRC'
 	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff mends what it can and says the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
 
 lab: bootstrap
-	@scripts/lab
+	@scripts/lab $(SITE)
 
 jupyter: bootstrap
 	@$(bin)/jupyter lab $(root) --ServerApp.root_dir=notebooks \
@@ -39,6 +41,9 @@ test-fast: check
 lint: bootstrap
 	@$(bin)/ruff format .
 	@$(bin)/ruff check --fix .
+
+test-gentoo: bootstrap-test
+	@$(bin)/pytest --timeout 5400 tests/gentoo
 
 check: bootstrap-test
 	@$(bin)/ruff format --check .

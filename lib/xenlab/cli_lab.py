@@ -23,6 +23,7 @@ from xenlab import parameters
 from xenlab.errors import BadInput, XenlabError
 from xenlab.host import Host
 from xenlab.lab import Lab, Status
+from xenlab.lab.stages import maker
 from xenlab.local import Local
 from xenlab.parameters import Parameters
 from xenlab.resources.base import Report
@@ -54,12 +55,18 @@ class WithCommand(TyperCommand):
 
 
 @app.command()
-def up(name: Name = "lab", file: File = None) -> None:
+def up(
+    name: Annotated[
+        str, typer.Option("--name", help="Which lab.  [default: the one that the file names]")
+    ] = "",
+    file: File = None,
+) -> None:
     """Build what is missing, start the machine, wait until it lets us in."""
-    guests = _guests(file)
+    site = parameters.load(file or DEFAULT_FILE) if file or DEFAULT_FILE.exists() else Parameters()
+    guests = _addresses(site)
     with _reporting() as report:
-        lab = Lab(name, report=report)
-        status = lab.up()
+        lab = Lab(name or site.lab, report=report)
+        status = lab.up(made=maker(site.stage))
         if guests and guests != status.guests:
             lab.set_guests(guests)
             status = lab.status()
@@ -188,12 +195,6 @@ def keep_console(site: Parameters, folder: Path) -> None:
         number += 1
         place = shelf / f"dom0.{number}.log"
     shutil.copyfile(log, place)
-
-
-def _guests(file: Path | None) -> dict[str, str]:
-    if file is None and not DEFAULT_FILE.exists():
-        return {}
-    return _addresses(parameters.load(file or DEFAULT_FILE))
 
 
 def _addresses(site: Parameters) -> dict[str, str]:

@@ -156,6 +156,7 @@ class Parameters(BaseModel):
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"
+    image_without: list[TargetPath] = []
 
     uplink: Interface = "eth0"
     bridge: Interface = "xenbr0"

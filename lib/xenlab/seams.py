@@ -6,6 +6,7 @@ from functools import cached_property
 
 from xenlab.parameters import Parameters
 from xenlab.platform.bootloader import BootLoader, bootloader
+from xenlab.platform.interfaces import Interfaces, interfaces
 from xenlab.platform.packages import Packages, packages
 from xenlab.platform.power import Power, power
 from xenlab.platform.services import Services, services
@@ -27,6 +28,11 @@ class Seams:
     def services(self) -> Services:
         """The site's way of keeping services."""
         return services(self.site.platform)
+
+    @cached_property
+    def interfaces(self) -> Interfaces:
+        """The site's way of giving interfaces their addresses."""
+        return interfaces(self.site.platform)
 
     @cached_property
     def bootloader(self) -> BootLoader:

@@ -31,11 +31,12 @@ class Site:
 
     parameters: Path
     runs: Path
+    name: str = NAME
 
     @property
     def ssh_config(self) -> Path:
         """How ssh reaches dom0 and the guests."""
-        return Lab(NAME).folder / "ssh_config"
+        return Lab(self.name).folder / "ssh_config"
 
     def xenlab(self, *words: str, timeout: float = HOUR) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
@@ -57,14 +58,14 @@ class Site:
 
     def ssh(self, domain: str, *command: str, seconds: float = 600) -> str:
         """What a command prints on dom0 or on a guest."""
-        words = ["lab", "ssh", "--name", NAME, *([domain] if domain else []), "--", *command]
+        words = ["lab", "ssh", "--name", self.name, *([domain] if domain else []), "--", *command]
         result = self.xenlab(*words, timeout=seconds)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     def answers(self, domain: str) -> bool:
         """Whether dom0 or a guest lets us in now."""
-        words = ["lab", "ssh", "--name", NAME, domain, "--", "true"]
+        words = ["lab", "ssh", "--name", self.name, domain, "--", "true"]
         return self.xenlab(*words, timeout=300).returncode == 0
 
     def journals(self) -> list[Journal]:
@@ -82,17 +83,22 @@ class Site:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A lab of its own beside any other, with an empty disk, in its rescue system."""
-    folder = tmp_path_factory.mktemp("site")
-    lab = Lab(NAME)
-    values = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
-    values["lab"] = NAME
+    yield from fresh("lab", NAME, tmp_path_factory.mktemp("site"))
+
+
+def fresh(parameters: str, name: str, folder: Path) -> Iterator[Site]:
+    """A lab called ``name`` for one of the committed parameters files; at the end it is down."""
+    lab = Lab(name)
+    values = yaml.safe_load((ROOT / "parameters" / f"{parameters}.yaml").read_text())
+    values["lab"] = name
     values["ssh"]["config"] = str(lab.folder / "ssh_config")
     values["may_wipe"] = [lab.status().serial]
-    (folder / "lab.yaml").write_text(yaml.safe_dump(values))
-    site = Site(folder / "lab.yaml", folder / "runs")
+    file = folder / f"{parameters}.yaml"
+    file.write_text(yaml.safe_dump(values))
+    site = Site(file, folder / "runs", name)
     lab.down(hard=True)
     lab.reset()
-    up = site.xenlab("lab", "up", "--name", NAME, "-f", str(site.parameters))
+    up = site.xenlab("lab", "up", "-f", str(file))
     assert up.returncode == 0, up.stdout + up.stderr
     yield site
     lab.down(hard=True)

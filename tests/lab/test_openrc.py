@@ -8,6 +8,7 @@ from tests.lab.roots import Roots
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.platform.interfaces import Netifrc
 from xenlab.platform.openrc import OpenRc
 from xenlab.resources.base import Resource
 from xenlab.resources.files import File
@@ -41,6 +42,7 @@ def root(roots: Roots, request: pytest.FixtureRequest) -> Host:
 
 def test_enabling_and_disabling(root: Host) -> None:
     wanted = OpenRc().enabled("ssh", "cron", "xen", "nfs-server")
+    settle(root, OpenRc().enabled("nfs-server"))
     assert wanted.probe(root) is None
     settle(root, OpenRc().disabled("nfs-server", "cron"))
     left = wanted.probe(root)
@@ -51,7 +53,7 @@ def test_enabling_and_disabling(root: Host) -> None:
     )
     settle(root, wanted)
     shown = root.run("rc-update show default").stdout
-    assert "cron" in shown and "nfs-kernel-server" in shown
+    assert "cron" in shown and "nfs" in shown
 
 
 def test_in_a_root_that_is_not_booted_nothing_is_started(root: Host) -> None:
@@ -78,28 +80,42 @@ def test_a_root_that_is_not_there_yet(root: Host) -> None:
 
 def test_what_the_network_waits_for_comes_before_it(root: Host) -> None:
     define(root)
-    shown = root.run("rc-update show sysinit").stdout
-    assert "xenlab-bridge" in shown and "xenlab-lan " in shown
-    assert "xenlab-vif" not in shown
-    order = started(root, "networking", "sysinit")
-    assert order.index("xenlab-bridge") < order.index("networking")
+    settle(root, *Netifrc().uplink("eth0", "192.0.2.2/24", "192.0.2.1", "xenbr0"))
+    shown = root.run("rc-update show boot").stdout
+    assert "xenlab-bridge" in shown and "xenlab-lan " in shown and "net.lo" in shown
+    assert "net.eth0" not in shown and "xenlab-vif" not in shown
+    order = started(root, "netmount", "default")
+    wanted = ["xenlab-bridge", "net.eth0", "netmount"]
+    assert [name for name in order if name in wanted] == wanted
+
+
+def test_the_address_moves_to_the_bridge_and_back(root: Host) -> None:
+    """Chapter 07 both ways; chapter 04 holds with either."""
+    values = ("eth0", "192.0.2.2/24", "192.0.2.1", "xenbr0")
+    (first,) = Netifrc().uplink(*values)
+    settle(root, first)
+    settle(root, *Netifrc().on_bridge(*values))
+    assert first.probe(root) is None
+    shown = root.run("rc-update show default").stdout
+    assert "net.xenbr0" in shown and "net.eth0" not in shown
+    settle(root, *Netifrc().beside_bridge(*values))
+    shown = root.run("rc-update show default").stdout
+    assert "net.eth0" in shown and "net.xenbr0" not in shown
 
 
 def test_the_bugfix_comes_after_xen_and_before_the_guests(root: Host) -> None:
     """The howto's „before net.vethX xendomains“ and „needs xend“, as OpenRC works them out."""
     define(root)
-    settle(root, OpenRc().adjusted("xendomains", weight=1024))
+    settle(root, OpenRc().adjusted("xendomains", weight=1024), OpenRc().enabled("nfs-server"))
     order = started(root, "xendomains", "default")
-    wanted = ["xen", "xenlab-vif", "xenlab-lan-address", "nfs-kernel-server", "xendomains"]
+    wanted = ["xen", "xenlab-vif", "xenlab-lan-address", "nfs", "xendomains"]
     assert [name for name in order if name in wanted] == wanted
-    assert order.index("srv-packages") < order.index("nfs-kernel-server")
+    assert order.index("srv-packages") < order.index("nfs")
     assert order.index("xenlab-xendomains") < order.index("xendomains")
     assert started(root, "xenlab-vif", "default").index("xenlab-lan") == 0
 
 
 def test_what_waits_for_the_share(root: Host) -> None:
-    root.write("/etc/init.d/netmount", "#!/sbin/openrc-run\nstart() { return 0; }\n", mode=0o755)
-    root.run("rc-update -q add netmount default")
     assert "netmount" not in started(root, "cron", "default")
     settle(root, OpenRc().after_mount("cron", "/mnt/share"))
     order = started(root, "cron", "default")

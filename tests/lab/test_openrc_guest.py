@@ -15,6 +15,7 @@ from xenlab.lab.access import DOM0, Access
 from xenlab.lab.cache import cache_root
 from xenlab.lab.machine import Direct, Machine
 from xenlab.lab.reach import wait_for_ssh
+from xenlab.platform.guestsystem import GuestSettings, guest_system
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
 from xenlab.recipes import network
@@ -30,7 +31,6 @@ TREE = "app-text/tree"
 SITE = parameters.Parameters(platform="gentoo", software=[], lan_interface="veth1")
 OWN = ("xenlab-lan", "xenlab-vif", "xenlab-lan-address")
 
-INTERFACES = "auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet dhcp\n"
 # What the rescue system does before its own work, and then the disk's own init in its place.
 INIT = b"""\
 #!/bin/sh
@@ -84,7 +84,12 @@ class Guest:
         Portage(SITE.portage).installed(TREE).apply(root, quiet)
         root.run(Command.argv("emerge", "--quiet", "--unmerge", TREE), timeout=300)
         root.run("rm -rf /usr/lib/gcc /usr/bin/*gcc*")
-        root.write("/etc/network/interfaces", INTERFACES)
+        settings = GuestSettings(
+            "guest", "lab.internal", SITE.address, SITE.gateway, SITE.nameserver, "dom0", "10.0.2.2"
+        )
+        for file in guest_system("gentoo").files(settings):
+            if not file.edit:
+                file.resource().apply(root, quiet)
         root.write("/etc/fstab", "/dev/vda / ext4 noatime 0 1\n")
         root.run("install -d -m 700 /root/.ssh")
         root.write("/root/.ssh/authorized_keys", f"{self.access.public_key}\n", mode=0o600)

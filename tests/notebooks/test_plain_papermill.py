@@ -35,10 +35,10 @@ def machine(tmp_path: Path) -> Iterator[Sshd]:
     server.stop()
 
 
-@pytest.fixture
-def file(tmp_path: Path, machine: Sshd) -> Path:
-    """The lab's parameters, for that machine."""
-    values = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
+@pytest.fixture(params=["lab", "gentoo"])
+def file(request: pytest.FixtureRequest, tmp_path: Path, machine: Sshd) -> Path:
+    """The lab's parameters, or a real Gentoo machine's, for that machine."""
+    values = yaml.safe_load((ROOT / "parameters" / f"{request.param}.yaml").read_text())
     values["ssh"] = {"host": machine.alias, "config": str(machine.config)}
     values["disk"] = str(tmp_path / "no-disk")
     values["may_wipe"] = []

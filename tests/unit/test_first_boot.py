@@ -12,14 +12,15 @@ from xenlab import hostkeys
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
+from xenlab.platform.interfaces import STANZAS, Ifupdown
+from xenlab.platform.interfaces import UPLINK as PATH
 from xenlab.resources.files import Directory
 from xenlab.resources.hypervisor import HypervisorLinks
 from xenlab.resources.programs import Programs
 from xenlab.resources.sshaccess import AUTHORIZED, PUBLIC_KEY, AuthorizedKeys, OwnKeyPinned
-from xenlab.resources.uplink import FOLDER, PATH, Uplink
 from xenlab.target import Target
 
-UPLINK = Uplink("eth0", "192.0.2.10/24", "192.0.2.1", bridge="xenbr0")
+(UPLINK,) = Ifupdown().uplink("eth0", "192.0.2.10/24", "192.0.2.1", bridge="xenbr0")
 LINES = ["ssh-ed25519 AAAA1 one", 'command="x" ssh-ed25519 AAAA2 two']
 
 
@@ -29,7 +30,7 @@ def silent(what: str, done: float | None = None) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Host:
-    names = "mkdir mktemp chmod chown mv rm cp awk grep ln readlink"
+    names = "mkdir mktemp chmod chown mv rm cp awk grep ln readlink stat"
     return root_with(tmp_path / "root", *names.split())
 
 
@@ -61,7 +62,7 @@ def test_another_address_is_a_difference(root: Host) -> None:
 
 
 def test_a_bridge_that_has_taken_over_is_left_alone(root: Host) -> None:
-    at(root, f"{FOLDER}/xenlab-bridge").write_text("auto xenbr0\niface xenbr0 inet static\n")
+    at(root, f"{STANZAS}/xenlab-bridge").write_text("auto xenbr0\niface xenbr0 inet static\n")
     assert UPLINK.probe(root) is None
 
 

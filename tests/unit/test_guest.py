@@ -20,7 +20,7 @@ from xenlab import hostkeys
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.platform.guestsystem import OFF, DebianGuest, GuestSettings
+from xenlab.platform.guestsystem import OFF, DebianGuest, GentooGuest, GuestSettings
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.early_boot import Needed
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
@@ -30,6 +30,7 @@ from xenlab.resources.shared_usr import UsrOnShare, UsrSwapped, generation
 from xenlab.target import Target
 
 HOST = Host(Local())
+RECORDED = Path(__file__).parents[1] / "recorded"
 SETTINGS = GuestSettings(
     name="domu1",
     domain="lab.internal",
@@ -235,6 +236,39 @@ def test_nothing_is_written_through_links_that_a_guest_planted(
     assert list(outside.iterdir()) == []
 
 
+def test_a_file_that_is_there_is_edited_and_none_outside(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    """Gentoo's inittab(5): „alle tty-Einträge bis auf …“; edited twice, it is the same."""
+    outside = tmp_path / "outside"
+    recorded = (RECORDED / "inittab-sysvinit").read_text()
+    outside.write_text(recorded)
+    configured = replace(guest[1], files=GentooGuest().files(SETTINGS))
+    guest[0].apply(HOST, silent)
+
+    def write(root: Path) -> None:
+        (root / "etc/inittab").write_text(recorded)
+
+    look(device, tmp_path, write)
+    for _ in range(2):
+        configured.apply(HOST, silent)
+        configured.verify(HOST)
+
+    def one_terminal(root: Path) -> None:
+        lines = (root / "etc/inittab").read_text().splitlines()
+        terminals = [line for line in lines if "getty" in line and not line.startswith("#")]
+        assert terminals == ["h0:12345:respawn:/sbin/agetty -L 115200 hvc0 linux"]
+        kept = [line for line in recorded.splitlines() if ":respawn:/sbin/getty" not in line]
+        assert [line for line in kept if line not in lines] == []
+        assert (root / "etc/runlevels/default/net.eth0").readlink() == Path("/etc/init.d/net.eth0")
+        (root / "etc/inittab").unlink()
+        (root / "etc/inittab").symlink_to(outside)
+
+    look(device, tmp_path, one_terminal)
+    configured.apply(HOST, silent)
+    assert outside.read_text() == recorded
+
+
 def test_a_root_without_poweroff_is_refused(guest: Guest, tmp_path: Path, device: str) -> None:
     guest[0].apply(HOST, silent)
     look(device, tmp_path, lambda root: (root / "sbin/poweroff").unlink())
@@ -293,6 +327,23 @@ def test_guests_with_one_key_are_found(guest: Guest, tmp_path: Path) -> None:
     assert shared.summary == "these share a host key: domu1, domu2"
     (records / "domu2/host_key.pub").write_text("ssh-ed25519 BBBB b\n")
     assert check.probe(HOST) is None
+
+
+def test_what_a_gentoo_guest_gets() -> None:
+    system = GentooGuest()
+    files = {
+        file.path: file for file in (*system.files(SETTINGS), *system.lan("eth1", "10.6.0.2/8"))
+    }
+    settings = 'config_eth0="10.0.2.21/24"\nroutes_eth0="default via 10.0.2.2"\n'
+    assert files["/etc/conf.d/net.eth0"].text.endswith(settings)
+    assert files["/etc/init.d/net.eth1"].target == "net.lo"
+    assert files["/etc/conf.d/net.eth1"].text.splitlines()[1:] == [
+        'config_eth1="10.6.0.2/8"',
+        'rc_keyword="-shutdown"',
+    ]
+    assert "/etc/inittab edited\n" in manifest(system.files(SETTINGS))
+    with pytest.raises(ValueError, match="only while the guest is down"):
+        files["/etc/inittab"].resource()
 
 
 def test_what_a_debian_guest_gets() -> None:

@@ -14,6 +14,7 @@ from xenlab.lab.access import DOM0, Access
 from xenlab.lab.cache import cache_root, locked
 from xenlab.lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine
 from xenlab.lab.reach import wait_for_ssh
+from xenlab.lab.stages import Made
 from xenlab.lab.state import Boot
 from xenlab.lab.status import Status
 
@@ -53,11 +54,14 @@ class Lab:
         self._report = report
         self._state_file = self.folder / "state.json"
 
-    def up(self, boot: Boot | None = None, *, seconds: float = UP_SECONDS) -> Status:
+    def up(
+        self, boot: Boot | None = None, *, made: Made = stage.stage, seconds: float = UP_SECONDS
+    ) -> Status:
         """Create what is missing, start the machine and wait until ssh lets us in.
 
-        `boot` defaults to what was booted last, a new lab's rescue system at first. Interrupted
-        or failed, it leaves no process of its own behind.
+        `boot` defaults to what was booted last, a new lab's rescue system at first; `made` makes
+        the stage that is unpacked from there. Interrupted or failed, it leaves no process of its
+        own behind.
         """
         with self._alone():
             remembered = state.load(self._state_file)
@@ -66,7 +70,7 @@ class Lab:
                 self._stop()
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
-                stage.stage(self._report)
+                made(self._report)
             self._run(source, seconds)
             return self.status()
 

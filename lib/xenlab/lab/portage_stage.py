@@ -21,8 +21,8 @@ NAME = "portage-stage"
 
 PACKAGES = (
     # what a Debian stage has as well
-    "cpio", "e2fsprogs", "fdisk", "ifupdown", "iproute2", "iputils-ping", "isc-dhcp-client",
-    "kmod", "libcap2-bin", "netbase", "nfs-common", "openssh-client", "openssh-server",
+    "cpio", "e2fsprogs", "fdisk", "iproute2", "iputils-ping", "kmod", "libcap2-bin", "netbase",
+    "nfs-common", "openssh-client", "openssh-server",
     "openssh-sftp-server", "procps", "rsync", "udev", "usr-is-merged", "xz-utils", "zstd",
     # who starts the rest
     "openrc", "sysvinit-core",
@@ -30,7 +30,8 @@ PACKAGES = (
     "bzip2", "file", "git", "patch", "pax-utils", "python-is-python3", "python3", "wget",
     "g++", "gcc", "libc6-dev", "libncurses-dev", "libpcre2-dev", "make", "pkg-config",
     # what is no package of Portage's here
-    "busybox-static", "cron", "grub-pc", "logrotate", "nfs-kernel-server", "xen-system-amd64",
+    "busybox-static", "cron", "grub-pc", "logrotate", "nfs-kernel-server",
+    "syslog-ng-core", "xen-system-amd64",
 )  # fmt: skip
 
 # No C code of Portage's own, which would want this machine's Python to be Debian's; no signatures

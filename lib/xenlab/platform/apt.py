@@ -29,6 +29,7 @@ class Apt:
         *("gcc", "make", "flex", "bison", "bc", "perl", "xz-utils"),
         *("libelf-dev", "libc6-dev"),
     )
+    built_by_dom0 = False
     store_folder = "apt"
 
     def settled(self) -> tuple[Resource, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from xenlab.command import Command
 from xenlab.errors import CommandFailed
 from xenlab.host import Host
+from xenlab.platform import early
 from xenlab.platform.daemon import START_SECONDS, Carrying, Configured
 from xenlab.platform.package_index import NO_ROOT
 from xenlab.resources.base import Difference, Report, Resource
@@ -47,7 +48,11 @@ _FIND = """
     # rc-service's own --ifstarted and --ifstopped do not see what a script did that is not OpenRC's
     asked() {
         case $1 in
-            start) runs "$2" || rc-service -- "$2" start ;;
+            start)
+                # what the boot is just starting (status 8) is waited for
+                until state=0; runs "$2" || state=$?; [ "$state" != 8 ]; do sleep 1; done
+                [ "$state" = 0 ] || rc-service -- "$2" start
+                ;;
             stop) ! runs "$2" || rc-service -- "$2" stop ;;
             *) rc-service -- "$2" "$1" ;;
         esac
@@ -63,6 +68,8 @@ def candidates(name: str) -> str:
 
 class OpenRc:
     """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
+
+    early = early.OPENRC
 
     def enabled(self, *names: str) -> Resource:
         """These scripts are in a runlevel that is entered at boot."""
@@ -106,13 +113,15 @@ class OpenRc:
     def after_mount(self, name: str, folder: str) -> Resource:
         """``rc_need`` in conf.d(5): what is mounted over the network comes first."""
         text = f'# written by xenlab, chapter 15: what lies on {folder}\nrc_need="netmount"\n'
-        return File(f"{SETTINGS}/{name}", text)
+        names = candidates(name).split("|")
+        return Together(tuple(File(f"{SETTINGS}/{each}", text) for each in names))
 
     def waited(self, folder: str, *names: str) -> Resource:
         """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
         script = (
             _FIND
             + """
+            PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
             mountpoint -q -- "$1"; shift
             for name do
                 rc-depend --type ineed,iafter "$(script_of "$name")" | grep -qw netmount

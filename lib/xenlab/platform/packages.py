@@ -35,6 +35,9 @@ class Packages(Protocol):
     store_folder: str
     """The folder on the share that the store lies in."""
 
+    built_by_dom0: bool
+    """Whether dom0 fills the store; otherwise the first guest that wants a package does."""
+
     def settled(self) -> tuple[Resource, ...]:
         """How packages are built is the same in every domain (howto: „Hirnschmalz“)."""
 

@@ -49,6 +49,7 @@ class Portage:
     imaging: tuple[str, ...] = ("app-arch/tar", "app-arch/zstd", "sys-libs/libcap")
     compiler: tuple[str, ...] = ()
     store_folder = "portage"
+    built_by_dom0 = True
 
     def __init__(self, settings: parameters.Portage) -> None:
         self.settings = settings

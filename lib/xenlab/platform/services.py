@@ -18,6 +18,9 @@ from xenlab.resources.files import File
 class Services(Protocol):
     """What an init system can be asked for; each answer is a Resource."""
 
+    early: str
+    """A script that lists what is started before a mount, as `xenlab.platform.early` says."""
+
     def enabled(self, *names: str) -> Resource:
         """These services are started at every boot."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from xenlab.command import Command
+from xenlab.platform import early
 from xenlab.platform.daemon import Carrying, Configured
 from xenlab.platform.units import UNITS, Masked, ServerUnordered, UnitFile, Units
 from xenlab.resources.base import Resource
@@ -26,6 +27,8 @@ _WAITED = """
 
 class Systemd:
     """Debian's answer: systemd, its SysV scripts included."""
+
+    early = early.SYSTEMD
 
     def enabled(self, *names: str) -> Resource:
         """These units are enabled (systemctl(1), is-enabled)."""

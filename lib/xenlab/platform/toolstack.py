@@ -24,7 +24,7 @@ from xenlab.resources.domain import (
     DomainStopped,
 )
 from xenlab.resources.domain_config import DomainAddition, DomainConfig
-from xenlab.resources.files import render
+from xenlab.resources.files import Line, render
 
 COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
 CONFIGURED = ["name", "id", "type", "memory_mib", "disks", "macs", "bridges"]
@@ -97,6 +97,12 @@ class Toolstack(Protocol):
     def autostarted(self, names: tuple[str, ...]) -> Resource:
         """Just these guests start with dom0, in this order."""
 
+    def consoles_kept(self) -> Resource:
+        """What the console daemon is told: what guests and hypervisor write goes to files."""
+
+    def shut_down_with_dom0(self) -> tuple[Resource, ...]:
+        """Guests are shut down with dom0, and their memory is not written to disk."""
+
     def domains(self, host: Host) -> pd.DataFrame:
         """The running domains: name, id, memory_mib, vcpus, state, seconds of CPU time."""
 
@@ -107,8 +113,16 @@ class Toolstack(Protocol):
         """What the hypervisor tells about itself and the machine."""
 
 
+@dataclass(frozen=True)
 class Xl:
-    """xl(1), today's toolstack on every distribution."""
+    """xl(1), today's toolstack on every distribution.
+
+    ``settings`` is the folder with its services' settings, ``consoled`` the file and the variable
+    with xenconsoled's options.
+    """
+
+    settings: str = "/etc/default"
+    consoled: tuple[str, str] = ("xen", "XENCONSOLED_ARGS")
 
     def config_path(self, name: str) -> str:
         """``/etc/xen/NAME.cfg``; xl, unlike xm, does not search for a bare name."""
@@ -157,6 +171,17 @@ class Xl:
         """Links in ``/etc/xen/auto``, which xendomains goes through."""
         return AutoLinks(names)
 
+    def consoles_kept(self) -> Resource:
+        """``--log=all`` for xenconsoled(8)."""
+        name, variable = self.consoled
+        return Line(f"{self.settings}/{name}", f'{variable}="--log=all"', key=f"{variable}=")
+
+    def shut_down_with_dom0(self) -> tuple[Resource, ...]:
+        """Two lines for the script xendomains."""
+        wanted = {"XENDOMAINS_SAVE": "", "XENDOMAINS_RESTORE": "false"}
+        path = f"{self.settings}/xendomains"
+        return tuple(Line(path, f'{key}="{value}"', key=f"{key}=") for key, value in wanted.items())
+
     def domains(self, host: Host) -> pd.DataFrame:
         """``xl list``."""
         return parse_list(host.run(Command.argv("xl", "list")).stdout)
@@ -172,8 +197,10 @@ class Xl:
 
 def toolstack(platform: str) -> Toolstack:
     """A platform's toolstack; raises BadInput where none is known that can run."""
-    if platform in ("debian", "gentoo"):
+    if platform == "debian":
         return Xl()
+    if platform == "gentoo":
+        return Xl("/etc/conf.d", ("xenconsoled", "XENCONSOLED_OPTS"))
     raise BadInput(f"no toolstack is known that runs on the platform {platform!r}")
 
 

@@ -20,7 +20,6 @@ from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.running_xen import compare, wait_for_toolstack, xen_state
 from xenlab.resources.sshaccess import AuthorizedKeys, OwnKeyPinned, SshHostKeys
-from xenlab.resources.uplink import Uplink
 from xenlab.target import Target
 
 UNMOUNT_SECONDS = 300.0
@@ -47,7 +46,7 @@ def first_network(book: Chapter) -> tuple[Resource, ...]:
     site = book.site
     return (
         File("/etc/hostname", f"{site.hostname}\n"),
-        Uplink(site.uplink, site.address, site.gateway, site.bridge),
+        *book.interfaces.uplink(site.uplink, site.address, site.gateway, site.bridge),
     )
 
 

@@ -18,8 +18,6 @@ from xenlab.resources.base import Resource
 from xenlab.resources.files import Directory, File, Line
 from xenlab.resources.network import Bridge
 from xenlab.resources.setting import KernelSetting
-from xenlab.resources.uplink import PATH as UPLINK_FILE
-from xenlab.resources.uplink import Uplink
 
 PROGRAM = "/usr/local/sbin/xenlab-bridge"
 SETTINGS = "/etc/default/xenlab-bridge"
@@ -64,22 +62,19 @@ def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:
 def console_logs(book: Chapter) -> tuple[Resource, ...]:
     """What guests and hypervisor write on their consoles is kept (xenconsoled(8)).
 
-    Debian's service reads the arguments from /etc/default/xen. A restart of it leaves xenstored
-    alone, which cannot be restarted, and with it every guest.
+    A restart of the service leaves xenstored alone, which cannot be restarted, and with it every
+    guest.
     """
     return (
         Directory(CONSOLE_LOGS, 0o2750),
-        Line("/etc/default/xen", 'XENCONSOLED_ARGS="--log=all"', key="XENCONSOLED_ARGS="),
+        book.toolstack.consoles_kept(),
         book.services.carrying("xen", "xenconsoled", "--log=all"),
     )
 
 
-def shutdown_settings() -> tuple[Resource, ...]:
+def shutdown_settings(book: Chapter) -> tuple[Resource, ...]:
     """When dom0 shuts down, guests are shut down too, and their memory is not written to disk."""
-    return (
-        Line("/etc/default/xendomains", 'XENDOMAINS_SAVE=""', key="XENDOMAINS_SAVE="),
-        Line("/etc/default/xendomains", 'XENDOMAINS_RESTORE="false"', key="XENDOMAINS_RESTORE="),
-    )
+    return book.toolstack.shut_down_with_dom0()
 
 
 def daemons(book: Chapter) -> tuple[Resource, ...]:
@@ -133,11 +128,9 @@ def bridge_kept(book: Chapter) -> tuple[Resource, ...]:
     site = book.site
     kept = File(SETTINGS, bridge_settings(site))
     service = book.services.running("xenlab-bridge")
-    if not site.dom0_ip_on_bridge:
-        plain = Uplink(site.uplink, site.address, site.gateway, site.bridge)
-        return kept, File(UPLINK_FILE, plain.text()), service
-    values = {"bridge": site.bridge, "address": site.address, "gateway": site.gateway}
-    return kept, File(UPLINK_FILE, template="uplink-bridge.j2", values=values), service
+    seam = book.interfaces
+    address = seam.on_bridge if site.dom0_ip_on_bridge else seam.beside_bridge
+    return kept, *address(site.uplink, site.address, site.gateway, site.bridge), service
 
 
 def unfiltered() -> tuple[Resource, ...]:

@@ -34,7 +34,7 @@ def tools_installed(book: Chapter) -> Resource:
 def image_taken(book: Chapter) -> Resource:
     """The image of the generic root, taken as the site says: running, or at rest."""
     site = book.site
-    taken = Image(site.image, base(site))
+    taken = Image(site.image, base(site), without=tuple(site.image_without))
     if site.imaging == "bind":
         return taken
     resting = replace(taken, device=by_name("dom0root"))
@@ -58,6 +58,7 @@ def base(site: Parameters) -> str:
         "stage": site.stage,
         "software": sorted({*site.software, *packages(site).nfs_client}),
         "services": sorted(site.services),
+        "without": sorted(site.image_without),
     }
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
 

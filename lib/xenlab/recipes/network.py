@@ -14,6 +14,7 @@ from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
 from xenlab.platform.guestsystem import guest_system
+from xenlab.platform.interfaces import interfaces
 from xenlab.platform.services import Services, services
 from xenlab.platform.toolstack import Vif
 from xenlab.resources.base import Difference, Report, Resource
@@ -51,7 +52,7 @@ def written(site: Parameters) -> tuple[Resource, ...]:
         File(PROGRAM, program, mode=0o755),
         File(SETTINGS, f"# written by xenlab, chapter 13\n{settings}"),
         *units,
-        File("/etc/network/interfaces.d/xenlab-lan", template="lan-interface.j2", values=own),
+        *interfaces(site.platform).lan(site.lan_interface, site.lan_address),
     )
 
 
@@ -84,8 +85,8 @@ def guests_up(book: Chapter) -> dict[str, Resource]:
     found: dict[str, Resource] = {}
     for g in book.site.lan_guests:
         parts = (
-            *(File(f.path, f.text) for f in system.lan(GUEST_INTERFACE, g.address)),
-            InterfaceUp(GUEST_INTERFACE, g.address),
+            *(f.resource() for f in system.lan(GUEST_INTERFACE, g.address)),
+            InterfaceUp(GUEST_INTERFACE, g.address, book.interfaces.up(GUEST_INTERFACE)),
         )
         found[g.name] = Elsewhere(g.name, book.guest(g.name), Together(parts))
     return found

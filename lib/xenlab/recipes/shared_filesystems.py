@@ -104,18 +104,20 @@ def sources_seen(book: Chapter) -> dict[str, Resource]:
 
 
 def fetched_once(book: Chapter) -> list[Resource]:
-    """The first guest installs the packages; what it fetches lies on the share."""
+    """dom0 or the first guest installs the packages; what it fetches or builds is on the share."""
     wanted = book.packages.installed(*book.site.shared_packages)
+    if book.packages.built_by_dom0:
+        return [wanted] if book.site.shared_packages else []
     return _on_installing(book, wanted)[:1]
 
 
 def installed_from_share(book: Chapter) -> list[Resource]:
-    """All others install them from the share; nothing is fetched again.
+    """All others install them from the share; nothing is fetched or built again.
 
     One after the other: each locks the store, for all.
     """
     wanted = book.packages.from_store(*book.site.shared_packages)
-    return _on_installing(book, wanted)[1:]
+    return _on_installing(book, wanted)[0 if book.packages.built_by_dom0 else 1 :]
 
 
 def swapping(book: Chapter) -> dict[str, Resource]:

@@ -40,7 +40,7 @@ def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
     def table() -> pd.DataFrame:
         if book.mode == "plan" or not book.site.lan_guests:
             return pd.DataFrame(columns=columns)
-        guest = book.site.lan_guests[0]
+        host = book.guest(book.site.lan_guests[0].name)
         rows = [
             [
                 one.unit,
@@ -48,7 +48,7 @@ def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
                 "yes" if one.path.startswith("/usr/") else "no",
                 str(sum(1 for library in one.libraries if library.startswith("/usr/"))),
             ]
-            for one in needed_before(book.guest(guest.name), book.site.share)
+            for one in needed_before(host, book.site.share, book.services.early)
         ]
         return pd.DataFrame(rows, columns=columns)
 
@@ -178,7 +178,7 @@ def _linked(book: Chapter, name: str) -> Resource:
         name,
         by_name(_partition(book, name)),
         _folder(book),
-        partial(needed_files, book.guest(name), book.site.share),
+        partial(needed_files, book.guest(name), book.site.share, book.services.early),
         book.toolstack.stopped(name),
     )
 

@@ -1,4 +1,4 @@
-"""What a boot needs before a file system is mounted, worked out from units and libraries.
+"""What a boot needs before a file system is mounted, worked out from services and libraries.
 
 Howto: „/usr sharing“: „Zudem hängt der Spass davon ab, welche dieser Systemtools beim Booten des
 Systems bis nach dem Mounten des NFS-Shares benötigt werden.“
@@ -13,32 +13,9 @@ from xenlab.host import Host
 
 LOOK_SECONDS = 600.0
 
-# Units that are ordered before the mount, with the programs that they start; then each program's
-# real path and the libraries that the loader would load with it.
+# Each program's real path, and the libraries that the loader would load with it.
 _LOOK = """
-mount=$(systemd-escape --path --suffix=mount -- "$1")
-before=$(systemctl list-dependencies --after --all --plain --no-legend -- "$mount" \\
-    | tr -d ' ' | grep '\\.service$' | sort -u)
-{
-    echo "PID 1	/sbin/init"
-    echo "$mount	/usr/bin/mount"
-    echo "$mount	/usr/sbin/mount.nfs4"
-    # unquoted: one name a word
-    systemctl show -p Id,InactiveExitTimestampMonotonic,ExecCondition,ExecStartPre,ExecStart \\
-        -- $before | awk '
-        BEGIN { RS = ""; FS = "\\n" }
-        {
-            name = started = ""; count = 0
-            for (i = 1; i <= NF; i++) {
-                value = $i; sub(/^[^=]*=/, "", value)
-                if ($i ~ /^Id=/) name = value
-                else if ($i ~ /^InactiveExitTimestampMonotonic=/) started = value
-                else if (match(value, /path=[^ ;]*/))
-                    path[++count] = substr(value, RSTART + 5, RLENGTH - 5)
-            }
-            if (started + 0 > 0) for (i = 1; i <= count; i++) print name "\\t" path[i]
-        }'
-} | sort -u | while IFS="$(printf '\\t')" read -r unit program; do
+printf '%s\\n' "$found" | sort -u | while IFS="$(printf '\\t')" read -r unit program; do
     [ -e "$program" ] || continue
     real=$(readlink -f -- "$program")
     libraries=$(ldd "$real" 2> /dev/null | sed -n 's|.*[[:space:]]\\(/[^ ]*\\) (0x.*|\\1|p' \\
@@ -63,10 +40,14 @@ class Needed:
         return any(path.startswith("/usr/") for path in (self.path, *self.libraries))
 
 
-def needed_before(host: Host, path: str) -> list[Needed]:
-    """What a guest's boot needs before ``path`` is mounted; raises CommandFailed."""
-    result = host.run(Command.script(_LOOK, path), timeout=LOOK_SECONDS)
-    return parse(result.stdout)
+def needed_before(host: Host, path: str, started: str) -> list[Needed]:
+    """What a guest's boot needs before ``path`` is mounted; raises CommandFailed.
+
+    ``started`` is a script whose ``$1`` is the path, and whose output has a line for each program
+    that was started before: who did it, a tab, the program's path.
+    """
+    script = f"found=$(\n{started}\n){_LOOK}"
+    return parse(host.run(Command.script(script, path), timeout=LOOK_SECONDS).stdout)
 
 
 def parse(text: str) -> list[Needed]:

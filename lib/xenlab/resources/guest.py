@@ -24,6 +24,7 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
+from xenlab.resources.files import File, Symlink
 
 RECORDS = "/var/lib/xenlab/guests"
 MOUNTS = "/mnt"
@@ -108,6 +109,12 @@ for usr in "" /usr.old; do
 done
 [ "${has_poweroff:-}" = yes ] || exit 48
 tar -C "$mount" --numeric-owner -xpf -
+shift 5
+while [ $# -ge 2 ]; do
+    file=$(readlink -e -- "$mount$1") || file=
+    case $file in "$(readlink -f -- "$mount")"/*) sed -i -e "$2" -- "$file" ;; esac
+    shift 2
+done
 if [ "$(cat -- "$records/identity" 2>/dev/null)" != "$(uuid)" ]; then
     rm -f -- "$mount"/etc/ssh/ssh_host_* "$mount/etc/machine-id" "$records/host_key.pub"
     ssh-keygen -q -t ed25519 -N '' -C "root@$name" -f "$mount/etc/ssh/ssh_host_ed25519_key" \\
@@ -126,12 +133,24 @@ mv -- "$records/.new" "$records/configuration"
 
 @dataclass(frozen=True)
 class GuestFile:
-    """A file in a guest's root, or a symbolic link where ``target`` is not empty."""
+    """A file in a guest's root, or a symbolic link where ``target`` is not empty.
+
+    With ``edit``, a program of sed(1)'s, the file that is there is changed, if there is one.
+    """
 
     path: str
     text: str = ""
     mode: int = 0o644
     target: str = ""
+    edit: str = ""
+
+    def resource(self) -> Resource:
+        """The same in a guest that runs, where nothing is edited; raises ValueError for that."""
+        if self.edit:
+            raise ValueError(f"{self.path} can be edited only while the guest is down")
+        if self.target:
+            return Symlink(self.path, self.target)
+        return File(self.path, self.text, mode=self.mode)
 
 
 @dataclass(frozen=True)
@@ -210,10 +229,11 @@ class GuestConfigured(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Write everything while the root is mounted once; the record is written last."""
         report("writing the guest's configuration")
+        edits = [word for f in self.files if f.edit for word in (f.path, f.edit)]
         in_namespace(
             host,
             GUARD + _CONFIGURE,
-            (self.name, self.device, self.records, self.mounts, manifest(self.files)),
+            (self.name, self.device, self.records, self.mounts, manifest(self.files), *edits),
             input=archive(self.files),
             timeout=CONFIGURE_SECONDS,
         )
@@ -225,6 +245,8 @@ def manifest(files: tuple[GuestFile, ...]) -> str:
     for file in sorted(files, key=lambda f: f.path):
         if file.target:
             parts.append(f"== {file.path} -> {file.target}\n")
+        elif file.edit:
+            parts.append(f"== {file.path} edited\n{file.edit}\n")
         else:
             end = "" if not file.text or file.text.endswith("\n") else "\n"
             parts.append(f"== {file.path} {file.mode:o}\n{file.text}{end}")
@@ -234,7 +256,8 @@ def manifest(files: tuple[GuestFile, ...]) -> str:
 def archive(files: tuple[GuestFile, ...]) -> bytes:
     """Files as a tar archive owned by root, each folder above them named first."""
     folders = {"etc/ssh", "etc"}
-    for file in files:
+    written = [file for file in files if not file.edit]
+    for file in written:
         folders.update(str(p) for p in PurePosixPath(file.path.lstrip("/")).parents)
     folders.discard(".")
     data = io.BytesIO()
@@ -243,7 +266,7 @@ def archive(files: tuple[GuestFile, ...]) -> bytes:
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
-        for file in sorted(files, key=lambda f: f.path):
+        for file in sorted(written, key=lambda f: f.path):
             entry = tarfile.TarInfo(file.path.lstrip("/"))
             entry.mode = file.mode
             content = file.text.encode()

@@ -32,13 +32,15 @@ class Image(Resource):
 
     ``base`` names what the root was made from; an image of another base is taken anew. What
     becomes of the machine afterwards does not matter: the image is what it was.
-    ``device`` empty: the running root ``source`` is archived through a bind mount.
+    ``device`` empty: the running root ``source`` is archived through a bind mount. ``without``:
+    further paths that are left out, with the wildcards of tar(1).
     """
 
     path: str
     base: str
     source: str = "/"
     device: str = ""
+    without: tuple[str, ...] = ()
 
     def probe(self, host: Host) -> Difference | None:
         """Whether a finished image is there: its record, its checksum and its size agree.
@@ -72,7 +74,8 @@ class Image(Resource):
             source,
             self.base,
         )
-        patterns = folder.joinpath("leave-out.txt").read_bytes()
+        left_out = "".join(f".{path}\n" for path in self.without)
+        patterns = (folder.joinpath("leave-out.txt").read_text() + left_out).encode()
         result = host.run(command, input=patterns, check=False, timeout=TAKE_SECONDS)
         if result.status in _REFUSED:
             tail = result.stderr.strip().splitlines()[-1:]

@@ -112,10 +112,11 @@ class VifAttached(Resource):
 
 @dataclass(frozen=True)
 class InterfaceUp(Resource):
-    """An interface of this machine that is up with its address; ifup(8) brings it up."""
+    """An interface of this machine that is up with its address; ``up`` brings it up."""
 
     name: str
     address: str
+    up: Command
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the address is there."""
@@ -133,10 +134,9 @@ class InterfaceUp(Resource):
                 [ "$tries" -le 60 ] || { echo "there is no interface $1" >&2; exit 1; }
                 sleep 1
             done
-            ifdown --force -- "$1" > /dev/null 2>&1 || :
-            ifup -- "$1"
         """
         host.run(Command.script(script, self.name), timeout=UP_SECONDS)
+        host.run(self.up, timeout=UP_SECONDS)
 
 
 @dataclass(frozen=True)

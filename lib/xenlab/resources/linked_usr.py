@@ -18,9 +18,12 @@ from xenlab.resources.guest import GUARD, MOUNTS, RECORDS, in_namespace
 from xenlab.resources.shared_usr import SWAP_SECONDS, recorded
 
 
-def needed_files(guest: Host, share: str) -> list[str]:
-    """The files in /usr, programs and libraries, that a boot needs before ``share`` is mounted."""
-    return in_usr(needed_before(guest, share))
+def needed_files(guest: Host, share: str, started: str) -> list[str]:
+    """The files in /usr, programs and libraries, that a boot needs before ``share`` is mounted.
+
+    ``started`` is as `needed_before` wants it.
+    """
+    return in_usr(needed_before(guest, share, started))
 
 
 def in_usr(needed: Sequence[Needed]) -> list[str]:

@@ -64,3 +64,31 @@ ln -s "../..$tree/profiles/base" "$root/etc/portage/make.profile"
 for store in distfiles binpkgs; do
     install -d -o 250 -g 250 -m 2775 "$root/var/cache/$store"
 done
+
+# what stands in for Gentoo's own scripts, in the form that these have
+for script in nfs-kernel-server nfs-common rpcbind; do
+    rm -f "$root"/etc/runlevels/*/"$script" "$root/etc/init.d/$script"
+done
+mkdir -p "$root/usr/lib/xenlab"
+for script in xen xendomains; do
+    mv "$root/etc/init.d/$script" "$root/usr/lib/xenlab/$script"
+done
+for script in net.lo netmount nfs xen xendomains; do
+    install -m 755 "$folder/stage/$script" "$root/etc/init.d/$script"
+done
+chroot "$root" rc-update --quiet add net.lo boot
+chroot "$root" rc-update --quiet add netmount default
+
+# Debian's scripts read their settings where Gentoo's would
+mkdir -p "$root/etc/conf.d"
+mv "$root/etc/default/xendomains" "$root/etc/conf.d/xendomains"
+ln -s ../conf.d/xendomains "$root/etc/default/xendomains"
+printf 'XENCONSOLED_OPTS=""\n' > "$root/etc/conf.d/xenconsoled"
+cat >> "$root/etc/default/xen" <<'END'
+
+. /etc/conf.d/xenconsoled
+XENCONSOLED_ARGS=$XENCONSOLED_OPTS
+END
+
+# Debian's sysvinit enters two of the three runlevels of a boot
+sed -i '/^si::sysinit:/a rc::bootwait:/sbin/openrc boot' "$root/etc/inittab"
