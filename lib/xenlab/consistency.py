@@ -123,7 +123,8 @@ def _names(site: Parameters) -> Iterator[str]:
     """Names that depend on other parameters."""
     check = PACKAGE_NAMES[site.platform.partition("-")[0]]
     for key, packages in (("software", site.software), ("shared_packages", site.shared_packages)):
-        for number, package in enumerate(packages):
+        # a chapter that installs nothing does not declare them, and the defaults are Debian's
+        for number, package in enumerate(packages if key in site.model_fields_set else ()):
             try:
                 check(package)
             except ValueError as error:

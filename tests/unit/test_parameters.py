@@ -452,6 +452,13 @@ def test_a_chapter_is_given_what_it_declares_in_plain_types() -> None:
     assert from_notebook(given_to) == LAB
 
 
+def test_a_chapter_that_installs_nothing_needs_no_gentoo_names() -> None:
+    """Its cell does not declare the software, whose default is Debian's."""
+    assert from_notebook({"platform": "gentoo"}).platform == "gentoo"
+    with pytest.raises(BadInput, match="category/name, not 'tree'"):
+        from_notebook({"platform": "gentoo", "software": ["tree"]})
+
+
 def test_a_notebook_without_parameters_declares_nothing(tmp_path: Path) -> None:
     notebook = tmp_path / "a.ipynb"
     notebook.write_text('{"cells": []}')

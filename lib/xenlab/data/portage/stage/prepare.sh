@@ -90,5 +90,8 @@ cat >> "$root/etc/default/xen" <<'END'
 XENCONSOLED_ARGS=$XENCONSOLED_OPTS
 END
 
+# Gentoo's GRUB has one file of settings
+rm -f "$root"/etc/default/grub.d/*.cfg
+
 # Debian's sysvinit enters two of the three runlevels of a boot
 sed -i '/^si::sysinit:/a rc::bootwait:/sbin/openrc boot' "$root/etc/inittab"
