@@ -149,7 +149,11 @@ def lan(*, joined: bool = True) -> LanDevices:
 
 def test_openrc_has_started_what_is_in_its_runlevels(host: Host) -> None:
     assert host.run("cat /proc/1/comm").stdout == "init\n"
-    assert OpenRc().running("ssh", "cron", *OWN).probe(host) is None
+    assert OpenRc().running("ssh", "cron", "syslog-ng", *OWN).probe(host) is None
+    in_runlevel = host.run("ls /etc/runlevels/default").stdout.split()
+    known = host.run("cat /run/openrc/deptree").stdout
+    # a script whose dependencies OpenRC cannot read is left out without a word
+    assert [name for name in in_runlevel if f"_service='{name}'" not in known] == []
     assert OpenRc().disabled("nfs-server").probe(host) is None
     assert lan().probe(host) is None
 

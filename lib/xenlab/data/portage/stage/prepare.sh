@@ -70,10 +70,10 @@ for script in nfs-kernel-server nfs-common rpcbind; do
     rm -f "$root"/etc/runlevels/*/"$script" "$root/etc/init.d/$script"
 done
 mkdir -p "$root/usr/lib/xenlab"
-for script in xen xendomains; do
+for script in xen xendomains syslog-ng; do
     mv "$root/etc/init.d/$script" "$root/usr/lib/xenlab/$script"
 done
-for script in net.lo netmount nfs xen xendomains; do
+for script in net.lo netmount nfs syslog-ng xen xendomains; do
     install -m 755 "$folder/stage/$script" "$root/etc/init.d/$script"
 done
 chroot "$root" rc-update --quiet add net.lo boot
