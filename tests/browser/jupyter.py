@@ -20,6 +20,8 @@ from tests.ssh.conftest import free_port, wait_until
 
 SECONDS = 120
 """How long a person would wait for anything to appear."""
+KERNEL_SECONDS = 480.0
+"""How long a kernel may take to listen, on a machine that has much else to do."""
 
 SETTINGS = {
     # cells out of sight are left out of the page otherwise
@@ -97,7 +99,7 @@ class Jupyter:
                 return True
             return False
 
-        wait_until(begun, SECONDS)
+        wait_until(begun, KERNEL_SECONDS)
         return cell
 
     def _choose_kernel(self, dialog: Locator) -> None:

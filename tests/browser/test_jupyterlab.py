@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Callable
 
 import nbformat
+import pytest
 from playwright.sync_api import expect
 from tests.browser.jupyter import SECONDS, Jupyter
 from tests.notebooks.chapters import FOLDER
 from tests.ssh.conftest import wait_until
 from tests.ssh.small import Site
 from tests.ssh.test_panel import sleepers
+
+# kernels of a busy machine take their time, and a test may need more than one
+pytestmark = pytest.mark.timeout(1800)
 
 COUNT = 'for i in $(seq 60); do echo "line number $i"; sleep 0.5; done; echo made > "$1"'
 SLEEP = 'echo asleep; sleep 1234567 & wait; echo made > "$1"'
