@@ -232,10 +232,9 @@ class Scripts(Resource):
                     rc-update --quiet --all del "$script" || :
                 elif [ -z "$(levels_of "$script")" ]; then
                     level=default
-                    # what the network waits for must come in the runlevel of the network
+                    # what the network waits for comes a runlevel before it
                     if grep -qx '# runlevel: network' "/etc/init.d/$script"; then
                         level=boot
-                        [ ! -L /etc/runlevels/sysinit/networking ] || level=sysinit
                     fi
                     rc-update --quiet add "$script" "$level"
                 fi

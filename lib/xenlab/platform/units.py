@@ -8,14 +8,12 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.platform.daemon import START_SECONDS
+from xenlab.platform.package_index import NO_ROOT
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import File, Symlink
 
 UNITS = "/etc/systemd/system"
 GENERATORS = "/etc/systemd/system-generators"
-
-_NO_ROOT = (125, 126, 127)
-"""What chroot answers where the root, or the program in it, is not there yet."""
 
 
 # SYSTEMD_OFFLINE makes systemctl look at the files alone, which is all there is in a root
@@ -63,7 +61,7 @@ class Units(Resource):
         active = "" if self.running is None or offline else self._active
         command = Command.script(_PROBE, "yes" if offline else "", self._state, active, *self.names)
         result = host.run(command, check=False)
-        if not result.ok and result.status not in _NO_ROOT:
+        if not result.ok and result.status not in NO_ROOT:
             raise CommandFailed(result)
         states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
         rows = tuple(
@@ -179,7 +177,7 @@ class Masked(Resource):
             done
         """
         result = host.run(Command.script(script, *self.names), check=False)
-        if not result.ok and result.status not in _NO_ROOT:
+        if not result.ok and result.status not in NO_ROOT:
             raise CommandFailed(result)
         found = result.stdout.split() if result.ok else list(self.names)
         return Difference(f"stop and mask {', '.join(found)}") if found else None
