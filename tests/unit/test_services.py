@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
+from xenlab.platform.daemon import parse_states
 from xenlab.platform.services import services
 from xenlab.platform.systemd import Systemd
-from xenlab.platform.units import parse_states
 from xenlab.resources.files import File
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"

@@ -2,16 +2,81 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from xenlab.command import Command
-from xenlab.errors import StepFailed
+from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.platform.package_index import NO_ROOT
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import File
 
 START_SECONDS = 600.0
 """Deadline of starting, stopping or enabling services, in seconds: an emulated host is slow."""
+
+
+@dataclass(frozen=True)
+class ServiceStates(Resource):
+    """Whether services are started at boot, and run where somebody asks for that.
+
+    In a root directory that is not booted (`Host.inside`) nothing can run, or would work on the
+    machine around it: only what is started at boot counts.
+    """
+
+    names: tuple[str, ...]
+    enabled: bool
+    running: bool | None = None
+
+    at_boot: ClassVar[str]
+    """What a table calls the first of a service's two states."""
+
+    @abstractmethod
+    def look(self, host: Host) -> Command:
+        """Prints a line for a service: name, state at boot, state now or a hyphen."""
+
+    @abstractmethod
+    def holds(self, boot: str, run: str, asked: bool) -> bool:
+        """Whether these are the states that are wanted."""
+
+    def asked(self, host: Host) -> bool:
+        """Whether it matters, and can be said, what runs now."""
+        return self.running is not None and host.root == "/"
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the services that are not as wanted."""
+        if not self.names:
+            return None
+        result = host.run(self.look(host), check=False)
+        if not result.ok and result.status not in NO_ROOT:
+            raise CommandFailed(result)
+        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
+        rows = tuple(
+            {"service": name, self.at_boot: boot or "unknown", "now": run or "unknown"}
+            for name, (boot, run) in states.items()
+            if not self.holds(boot, run, self.asked(host))
+        )
+        if not rows:
+            return None
+        return Difference(f"{self.verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+
+    @property
+    def verb(self) -> str:
+        """What there is to do."""
+        if not self.enabled:
+            return "disable and stop" if self.running is False else "disable"
+        return "enable and start" if self.running else "enable"
+
+
+def parse_states(text: str) -> dict[str, tuple[str, str]]:
+    """The services of a probe's output, as name to (state at boot, state now)."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3:
+            found[words[0]] = (words[1].rstrip(","), words[2])
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.platform import early
-from xenlab.platform.daemon import START_SECONDS, Carrying, Configured
-from xenlab.platform.package_index import NO_ROOT
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.platform.daemon import START_SECONDS, Carrying, Configured, ServiceStates
+from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
 
@@ -168,21 +166,13 @@ class OpenRc:
 
 
 @dataclass(frozen=True)
-class Scripts(Resource):
-    """Whether scripts are in a runlevel of the boot, and started where somebody asks for that.
+class Scripts(ServiceStates):
+    """Whether scripts are in a runlevel of the boot, and started where somebody asks for that."""
 
-    In a root directory that is not booted (`Host.inside`) only the runlevels count: a script
-    started there would work on the machine around it.
-    """
+    at_boot = "runlevel"
 
-    names: tuple[str, ...]
-    enabled: bool
-    running: bool | None = None
-
-    def probe(self, host: Host) -> Difference | None:
-        """A table of the services that are not as wanted."""
-        if not self.names:
-            return None
+    def look(self, host: Host) -> Command:
+        """Looks for each script in the runlevels, and asks for its status."""
         script = """
             booted=$1; shift
             command -v rc-update > /dev/null || exit 127
@@ -200,25 +190,18 @@ class Scripts(Resource):
                 printf '%s %s %s\\n' "$name" "${levels:-none}" "$run"
             done
         """
-        booted = "yes" if host.root == "/" and self.running is not None else ""
-        command = Command.script(_FIND + script, booted, *map(candidates, self.names))
-        result = host.run(command, check=False)
-        if not result.ok and result.status not in NO_ROOT:
-            raise CommandFailed(result)
-        plain = [name.removesuffix(".mount") for name in self.names]
-        states = parse_states(result.stdout) if result.ok else dict.fromkeys(plain, ("", ""))
-        rows = tuple(
-            {"service": name, "runlevel": level or "unknown", "now": run or "unknown"}
-            for name, (level, run) in states.items()
-            if not self._holds(level, run, bool(booted))
-        )
-        if not rows:
-            return None
-        return Difference(f"{self._verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+        booted = "yes" if self.asked(host) else ""
+        return Command.script(_FIND + script, booted, *map(candidates, self.names))
+
+    def holds(self, boot: str, run: str, asked: bool) -> bool:
+        """A script that is not there is disabled, too."""
+        off = boot in ("none", "missing")
+        good = off is not self.enabled and boot != ""
+        return good and (not asked or run == "-" or (run == "started") == bool(self.running))
 
     def apply(self, host: Host, report: Report) -> None:
         """Put the scripts into their runlevel or out of all; start or stop them."""
-        report(f"{self._verb} {', '.join(self.names)}")
+        report(f"{self.verb} {', '.join(self.names)}")
         script = """
             enable=$1 now=$2; shift 2
             for names do
@@ -241,30 +224,7 @@ class Scripts(Resource):
                 [ -z "$enable" ] || [ -z "$now" ] || asked start "$script"
             done
         """
-        now = "yes" if self.running is not None and host.root == "/" else ""
+        now = "yes" if self.asked(host) else ""
         enable = "yes" if self.enabled else ""
         command = Command.script(_FIND + script, enable, now, *map(candidates, self.names))
         host.run(command, timeout=START_SECONDS)
-
-    @property
-    def _verb(self) -> str:
-        if not self.enabled:
-            return "disable and stop" if self.running is False else "disable"
-        return "enable and start" if self.running else "enable"
-
-    def _holds(self, level: str, run: str, asked: bool) -> bool:
-        if self.enabled:
-            good = level not in ("", "none", "missing")
-        else:
-            good = level in ("none", "missing")
-        return good and (not asked or run == "-" or (run == "started") == bool(self.running))
-
-
-def parse_states(text: str) -> dict[str, tuple[str, str]]:
-    """The services of a probe's output, as name to (runlevels, state now)."""
-    found = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3:
-            found[words[0]] = (words[1].rstrip(","), words[2])
-    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.errors import CommandFailed
 from xenlab.host import Host
-from xenlab.platform.daemon import START_SECONDS
+from xenlab.platform.daemon import START_SECONDS, ServiceStates
 from xenlab.platform.package_index import NO_ROOT
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import File, Symlink
@@ -43,39 +43,26 @@ _OFF = frozenset({"disabled", "missing", "masked", "not-found", "static", "indir
 
 
 @dataclass(frozen=True)
-class Units(Resource):
-    """Whether systemd units are enabled, and run where somebody asks for that.
+class Units(ServiceStates):
+    """Whether systemd units are enabled, and run where somebody asks for that."""
 
-    In a root directory that is not booted (`Host.inside`) nothing can run: only the files count.
-    """
+    at_boot = "at boot"
 
-    names: tuple[str, ...]
-    enabled: bool
-    running: bool | None = None
+    def look(self, host: Host) -> Command:
+        """Asks systemctl; where nothing can run, of the files alone."""
+        offline = "yes" if host.root != "/" else ""
+        state = "enabled" if self.enabled else "disabled"
+        active = ("active" if self.running else "inactive") if self.asked(host) else ""
+        return Command.script(_PROBE, offline, state, active, *self.names)
 
-    def probe(self, host: Host) -> Difference | None:
-        """A table of the units that are not as wanted."""
-        if not self.names:
-            return None
-        offline = host.root != "/"
-        active = "" if self.running is None or offline else self._active
-        command = Command.script(_PROBE, "yes" if offline else "", self._state, active, *self.names)
-        result = host.run(command, check=False)
-        if not result.ok and result.status not in NO_ROOT:
-            raise CommandFailed(result)
-        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
-        rows = tuple(
-            {"service": name, "at boot": state or "unknown", "now": run or "unknown"}
-            for name, (state, run) in states.items()
-            if not self._holds(state, run, bool(active))
-        )
-        if not rows:
-            return None
-        return Difference(f"{self._verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+    def holds(self, boot: str, run: str, asked: bool) -> bool:
+        """What systemctl calls enabled, or not."""
+        good = boot in (_ENABLED if self.enabled else _OFF)
+        return good and (not asked or (run == "active") == bool(self.running))
 
     def apply(self, host: Host, report: Report) -> None:
         """Enable or disable the units; start or stop them where systemd runs."""
-        report(f"{self._verb} {', '.join(self.names)}")
+        report(f"{self.verb} {', '.join(self.names)}")
         offline = host.root != "/"
         script = """
             offline=$1; verb=$2; now=$3; shift 3
@@ -106,36 +93,6 @@ class Units(Resource):
         verb = "enable" if self.enabled else "disable"
         words = ("yes", verb, "") if offline else ("", verb, now)
         host.run(Command.script(script, *words, *self.names), timeout=START_SECONDS)
-
-    @property
-    def _state(self) -> str:
-        return "enabled" if self.enabled else "disabled"
-
-    @property
-    def _active(self) -> str:
-        return "active" if self.running else "inactive"
-
-    @property
-    def _verb(self) -> str:
-        if not self.enabled:
-            return "disable and stop" if self.running is False else "disable"
-        return "enable and start" if self.running else "enable"
-
-    def _holds(self, state: str, run: str, asked: bool) -> bool:
-        good = state in (_ENABLED if self.enabled else _OFF)
-        if asked:
-            good = good and (run == "active") == bool(self.running)
-        return good
-
-
-def parse_states(text: str) -> dict[str, tuple[str, str]]:
-    """The units of a probe's output, as name to (state at boot, state now)."""
-    found = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3:
-            found[words[0]] = (words[1], words[2])
-    return found
 
 
 @dataclass(frozen=True)
