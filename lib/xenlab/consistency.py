@@ -122,15 +122,18 @@ def _selections(site: Parameters) -> Iterator[str]:
 def _names(site: Parameters) -> Iterator[str]:
     """Names that depend on other parameters."""
     check = PACKAGE_NAMES[site.platform.partition("-")[0]]
-    for key, packages in (("software", site.software), ("shared_packages", site.shared_packages)):
+    for key in ("software", "shared_packages", "unwanted"):
         # a chapter that installs nothing does not declare them, and the defaults are Debian's
-        for number, package in enumerate(packages if key in site.model_fields_set else ()):
+        packages = getattr(site, key) if key in site.model_fields_set else ()
+        for number, package in enumerate(packages):
             try:
                 check(package)
             except ValueError as error:
                 yield f"{key}[{number}] {error}"
-    if site.platform == "debian" and (site.portage.use or site.portage.package_use):
-        yield "portage: USE flags are Portage's, and platform debian has none"
+    for package in sorted({*site.unwanted} & {*site.software, *site.shared_packages}):
+        yield f"{package} is unwanted, and yet in software or shared_packages"
+    if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
+        yield "portage: only its cflags can be given on platform debian, which has no Portage"
     if site.share == "/":
         yield "share must be a folder to mount the share at, not /"
 

@@ -186,6 +186,35 @@ PackageUse = Annotated[
         )
     ),
 ]
+PackageKeywords = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            rf"{_GENTOO_PACKAGE}( (~?[a-z0-9-]+|~?\*|\*\*))+",
+            "a package and the keywords to accept, category/name ~amd64 …",
+        )
+    ),
+]
+DistccHost = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>[1-9][0-9]{0,4}))?"
+            r"(/(?P<limit>[1-9][0-9]{0,2}))?",
+            "a distcc server as HOST, HOST:PORT or HOST/JOBS",
+        )
+    ),
+]
+SyncUri = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"(rsync|git|https|ssh|file)://(?![^/]*:[^/]*@)[^\s%]+",
+            "an address that begins with rsync:// or, for git, git:// https:// ssh:// file:// "
+            "(without a password)",
+        )
+    ),
+]
 CompilerFlags = Annotated[
     Text,
     AfterValidator(pattern(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)")),

@@ -17,6 +17,7 @@ from xenlab.errors import BadInput
 from xenlab.names import (
     CompilerFlags,
     ControllerPath,
+    DistccHost,
     DnsDomain,
     DomainName,
     Given,
@@ -29,6 +30,7 @@ from xenlab.names import (
     MacAddress,
     Mib,
     OptionalPath,
+    PackageKeywords,
     PackageUse,
     PartitionName,
     PlainName,
@@ -37,6 +39,7 @@ from xenlab.names import (
     Service,
     SshHost,
     SshWord,
+    SyncUri,
     TargetPath,
     Text,
     UseFlag,
@@ -91,6 +94,9 @@ class Portage(BaseModel):
     cflags: CompilerFlags = "-O2 -pipe"
     use: list[UseFlag] = []
     package_use: list[PackageUse] = []
+    accept_keywords: list[PackageKeywords] = []
+    distcc: list[DistccHost] = []
+    sync: dict[PlainName, SyncUri] = {}
 
 
 class GuestExport(BaseModel):
@@ -153,6 +159,7 @@ class Parameters(BaseModel):
         "tcpdump",
     ]
     services: list[Service] = ["ssh", "cron", "rsyslog"]
+    unwanted: list[Text] = []
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"

@@ -28,6 +28,10 @@ DOMAIN = """
 """
 
 
+def quiet(what: str, done: float | None = None) -> None:
+    """A report that nobody reads."""
+
+
 class Roots:
     """One unpacked stage; each domain has it with changes of its own, and /mnt/share in common.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.lab.roots import Roots
+from tests.lab.roots import Roots, quiet
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
@@ -23,10 +23,6 @@ OWN = {
     "xenlab-lan-address": {"interface": "veth1", "address": "10.66.0.1/24"},
     "srv-packages.mount": {"what": "/mnt/share/portage", "where": "/srv/packages"},
 }
-
-
-def quiet(what: str, done: float | None = None) -> None:
-    pass
 
 
 def settle(host: Host, *resources: Resource) -> None:

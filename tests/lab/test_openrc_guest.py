@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.lab.roots import Roots
+from tests.lab.roots import Roots, quiet
 
 from xenlab import parameters
 from xenlab.command import Command
@@ -120,10 +120,6 @@ class Guest:
         """Switch it off; nothing of it is left."""
         self.machine.quit()
         tools.run(["rm", "-r", "--", self.folder])
-
-
-def quiet(what: str, done: float | None = None) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from tests.lab.roots import Roots
+from tests.lab.roots import Roots, quiet
 
 from xenlab import parameters
 from xenlab.command import Command
@@ -54,10 +54,6 @@ def site(roots: Roots) -> Site:
 
 def portage(*package_use: str) -> Portage:
     return Portage(parameters.Portage(cflags="-O2 -pipe", package_use=list(package_use)))
-
-
-def quiet(what: str, done: float | None = None) -> None:
-    pass
 
 
 def settle(*hosts: Host, use: tuple[str, ...] = ()) -> None:

@@ -45,6 +45,17 @@ def test_any_listing_is_survived(listing: str) -> None:
     AptPackages(("cron",)).compare(listing)
 
 
+def test_what_is_not_wanted_and_there() -> None:
+    assert Apt().removed("no-such-package").probe(HOST) is None
+    assert Apt().removed().probe(HOST) is None
+    found = Apt().removed("dpkg", "no-such-package").probe(HOST)
+    assert found is not None
+    assert found.summary == "remove dpkg"
+    assert found.rows == ({"package": "dpkg", "found": "ii"},)
+    with pytest.raises(BadInput, match="a package's name must be"):
+        Apt().removed("--purge")
+
+
 @pytest.mark.parametrize("name", ["vim-", "--purge", "a b", "$(reboot)", "", "UPPER", "x\n"])
 def test_a_name_that_apt_could_misread_is_refused(name: str) -> None:
     with pytest.raises(BadInput, match="a package's name must be"):

@@ -106,11 +106,45 @@ def test_a_root_that_is_not_there_has_nothing() -> None:
 
 
 def test_every_domain_gets_the_same_settings() -> None:
-    make, use = Portage(SITE).settled()
-    assert isinstance(make, File) and isinstance(use, File)
-    assert 'COMMON_FLAGS="-O2 -pipe -march=x86-64"\n' in make.text()
-    assert 'USE="pcre -static"\n' in make.text()
-    assert use.text().splitlines()[1:] == list(SITE.package_use)
+    written = texts(SITE)
+    assert list(written) == [
+        "/etc/portage/make.conf",
+        "/etc/portage/package.use/xenlab",
+        "/etc/portage/package.accept_keywords/xenlab",
+    ]
+    make = written["/etc/portage/make.conf"]
+    assert 'COMMON_FLAGS="-O2 -pipe -march=x86-64"\n' in make
+    assert 'USE="pcre -static"\n' in make
+    assert "distcc" not in make and "MAKEOPTS" not in make
+    use = written["/etc/portage/package.use/xenlab"]
+    assert use.splitlines()[1:] == list(SITE.package_use)
+
+
+def test_what_a_site_may_settle_beside_its_flags() -> None:
+    rsync = "rsync://mirror.example.org/gentoo-portage"
+    site = parameters.Portage(
+        accept_keywords=["app-emulation/xen ~amd64", "sys-apps/less **"],
+        distcc=["192.0.2.10", "helper.example.org:3633/8"],
+        sync={"gentoo": rsync, "own": "https://example.org/own.git"},
+    )
+    written = texts(site)
+    keywords = written["/etc/portage/package.accept_keywords/xenlab"]
+    assert keywords.splitlines()[1:] == list(site.accept_keywords)
+    hosts = written["/etc/distcc/hosts"]
+    assert hosts.splitlines()[1:] == ["192.0.2.10:3632/4", "helper.example.org:3633/8"]
+    assert 'MAKEOPTS="-j12"\n' in written["/etc/portage/make.conf"]
+    assert 'FEATURES="${FEATURES} distcc' in written["/etc/portage/make.conf"]
+    assert written["/etc/portage/repos.conf/xenlab.conf"].splitlines()[1:] == [
+        "",
+        *("[gentoo]", "sync-type = rsync", f"sync-uri = {rsync}"),
+        "",
+        *("[own]", "sync-type = git", "sync-uri = https://example.org/own.git"),
+    ]
+
+
+def texts(site: parameters.Portage) -> dict[str, str]:
+    files = (each for each in Portage(site).settled() if isinstance(each, File))
+    return {file.path: file.text() for file in files}
 
 
 def test_the_store_goes_to_the_share() -> None:
@@ -129,6 +163,14 @@ def test_the_store_goes_to_the_share() -> None:
         ("use", ["pcre static"], r"portage.use\[0\] must be a USE flag"),
         ("package_use", ["less pcre"], r"portage.package_use\[0\] must be a package and its USE"),
         ("package_use", ["sys-apps/less"], r"portage.package_use\[0\] must be a package and its"),
+        ("accept_keywords", ["sys-apps/less"], "must be a package and the keywords to accept"),
+        ("accept_keywords", ["sys-apps/less $x"], "must be a package and the keywords to accept"),
+        ("distcc", ["--help"], r"portage.distcc\[0\] must be a distcc server"),
+        ("distcc", ["host:0"], r"portage.distcc\[0\] must be a distcc server"),
+        ("distcc", ["host/8 other"], r"portage.distcc\[0\] must be a distcc server"),
+        ("sync", {"gentoo": "ftp://host/tree"}, "portage.sync.gentoo must be an address that"),
+        ("sync", {"gentoo": "https://me:word@host/tree"}, "portage.sync.gentoo must be an address"),
+        ("sync", {"gen]too": "rsync://host/tree"}, "must be a plain name"),
     ],
 )
 def test_settings_that_portage_could_misread_are_refused(
@@ -139,5 +181,5 @@ def test_settings_that_portage_could_misread_are_refused(
 
 
 def test_flags_mean_nothing_to_debian() -> None:
-    with pytest.raises(BadInput, match="USE flags are Portage's, and platform debian has none"):
+    with pytest.raises(BadInput, match="only its cflags can be given on platform debian"):
         parameters.validate({"portage": {"use": ["pcre"]}}, "site.yaml")

@@ -30,7 +30,7 @@ PACKAGES = (
     "bzip2", "file", "git", "patch", "pax-utils", "python-is-python3", "python3", "wget",
     "g++", "gcc", "libc6-dev", "libncurses-dev", "libpcre2-dev", "make", "pkg-config",
     # what is no package of Portage's here
-    "busybox-static", "cron", "grub-pc", "logrotate", "nfs-kernel-server",
+    "busybox-static", "cron", "distcc", "grub-pc", "logrotate", "nfs-kernel-server",
     "syslog-ng-core", "xen-system-amd64",
 )  # fmt: skip
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xenlab.command import Command
-from xenlab.errors import BadInput, CommandFailed
+from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.names import PACKAGE_NAMES
-from xenlab.platform.package_index import INSTALL_SECONDS, NO_ROOT, Index
+from xenlab.platform.package_index import (
+    INSTALL_SECONDS,
+    NO_ROOT,
+    Index,
+    new_versions,
+    require_names,
+)
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.relocated import Relocated
 
@@ -16,6 +21,8 @@ UPDATE = """
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
     apt-get -q -o APT::Update::Error-Mode=any -o DPkg::Lock::Timeout=600 update
 """
+
+_NEEDED = 45
 
 
 class Apt:
@@ -31,6 +38,7 @@ class Apt:
     )
     built_by_dom0 = False
     store_folder = "apt"
+    waiting = new_versions("*.dpkg-dist", r"\.dpkg-dist$")
 
     def settled(self) -> tuple[Resource, ...]:
         """Nothing: Debian's packages are built already."""
@@ -43,6 +51,10 @@ class Apt:
     def installed(self, *names: str) -> Resource:
         """These packages are installed, without what they merely recommend."""
         return AptPackages(names)
+
+    def removed(self, *names: str) -> Resource:
+        """``apt-get remove``: what another package needs is refused."""
+        return AptRemoved(names)
 
     def from_store(self, *names: str) -> Resource:
         """``apt-get --no-download``."""
@@ -107,25 +119,15 @@ class AptPackages(Resource):
     fetch: bool = True
 
     def __post_init__(self) -> None:
-        for name in self.names:
-            try:
-                PACKAGE_NAMES["debian"](name)
-            except ValueError as error:
-                raise BadInput(f"a package's name {error}") from None
+        require_names(self.names, "debian")
 
     def probe(self, host: Host) -> Difference | None:
         """A table of the packages that are missing, or were left half installed."""
-        template = "${Package}\\t${db:Status-Abbrev}\\n"
-        command = Command.argv("dpkg-query", "-W", "-f", template, "--", *self.names)
-        result = host.run(command, check=False)
-        if result.status not in (0, 1, *NO_ROOT):
-            raise CommandFailed(result)
-        return self.compare(result.stdout)
+        return self.compare(listing(host, self.names))
 
-    def compare(self, listing: str) -> Difference | None:
+    def compare(self, text: str) -> Difference | None:
         """The difference to what dpkg-query lists."""
-        lines = (line.split("\t") for line in listing.splitlines() if "\t" in line)
-        states = {name: state.strip() for name, state in lines}
+        states = parse_states(text)
         missing = [name for name in self.names if states.get(name, "")[1:] != "i"]
         if not missing:
             return None
@@ -177,3 +179,65 @@ class AptPackages(Resource):
         option = "" if self.fetch else "--no-download"
         command = Command.script(_QUIETLY + script, _POLICY, answers, option, *self.names)
         host.run(command, timeout=INSTALL_SECONDS)
+
+
+@dataclass(frozen=True)
+class AptRemoved(Resource):
+    """Debian packages that are not installed; their configuration files may stay."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_names(self.names, "debian")
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of those that are there, whole or in part."""
+        if not self.names:
+            return None
+        states = parse_states(listing(host, self.names))
+        rows = tuple(
+            {"package": name, "found": states[name]}
+            for name in self.names
+            if states.get(name, "n")[-1] not in "nc"
+        )
+        found = ", ".join(row["package"] for row in rows)
+        return Difference(f"remove {found}", rows=rows) if rows else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Remove them. Raises StepFailed where something else would go with them."""
+        found = self.probe(host)
+        # apt-get(8) refuses a name that its index does not know
+        names = [row["package"] for row in found.rows] if found else []
+        report(f"removing {', '.join(names)}")
+        script = """
+            export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+            remove() { apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@"; }
+            remove --simulate remove -- "$@" | awk '
+                BEGIN { for (i = 1; i < ARGC; i++) asked[ARGV[i]]; ARGC = 1 }
+                $1 == "Remv" && !($2 in asked) { print $2; found = 1 }
+                END { if (found) exit 45 }
+            ' "$@"
+            remove remove -- "$@"
+        """
+        command = Command.script(script, *names)
+        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
+        if result.status == _NEEDED:
+            needing = ", ".join(result.stdout.split())
+            raise StepFailed(f"{' or '.join(names)} is needed by {needing}")
+        if not result.ok:
+            raise CommandFailed(result)
+
+
+def listing(host: Host, names: tuple[str, ...]) -> str:
+    """What dpkg-query(1) says of these packages: name and state, separated by tabs."""
+    template = "${Package}\\t${db:Status-Abbrev}\\n"
+    result = host.run(Command.argv("dpkg-query", "-W", "-f", template, "--", *names), check=False)
+    if result.status not in (0, 1, *NO_ROOT):
+        raise CommandFailed(result)
+    return result.stdout
+
+
+def parse_states(text: str) -> dict[str, str]:
+    """The states of packages in such a listing, by name."""
+    lines = (line.split("\t") for line in text.splitlines() if "\t" in line)
+    return {name: state.strip() for name, state in lines}

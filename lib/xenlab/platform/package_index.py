@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed
+from xenlab.errors import BadInput, CommandFailed
 from xenlab.host import Host
+from xenlab.names import PACKAGE_NAMES
 from xenlab.resources.base import Difference, Report, Resource
 
 INSTALL_SECONDS = 3600.0
@@ -64,3 +66,27 @@ class Index(Resource):
         # what has not changed keeps its time: that it was asked for is to be seen all the same
         touch = 'touch -- "$1"'
         host.run(Command.script(f"{self.script}\n{touch}", self.folder), timeout=INSTALL_SECONDS)
+
+
+def require_names(names: Iterable[str], system: str) -> None:
+    """Raise BadInput for a name that no package of this system ("debian", "gentoo") can have."""
+    for name in names:
+        try:
+            PACKAGE_NAMES[system](name)
+        except ValueError as error:
+            raise BadInput(f"a package's name {error}") from None
+
+
+def new_versions(pattern: str, mark: str) -> Command:
+    """A command that finds what was installed beside a configuration file, instead of over it.
+
+    ``pattern`` is what such a file's name looks like, ``mark`` (a regular expression) what makes it
+    differ from the name of the file that was kept. It prints both paths, a tab between them.
+    """
+    script = """
+        find /etc -name "$1" -type f | LC_ALL=C sort | while IFS= read -r new; do
+            name=$(printf '%s\\n' "${new##*/}" | sed "s/$2//")
+            printf '%s\\t%s\\n' "${new%/*}/$name" "$new"
+        done
+    """
+    return Command.script(script, pattern, mark)

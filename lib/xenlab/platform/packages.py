@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.parameters import Parameters
 from xenlab.platform.apt import Apt
@@ -35,6 +36,9 @@ class Packages(Protocol):
     store_folder: str
     """The folder on the share that the store lies in."""
 
+    waiting: Command
+    """Prints old and new path, separated by a tab, of each configuration file that was kept."""
+
     built_by_dom0: bool
     """Whether dom0 fills the store; otherwise the first guest that wants a package does."""
 
@@ -46,6 +50,9 @@ class Packages(Protocol):
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed."""
+
+    def removed(self, *names: str) -> Resource:
+        """These packages are not installed, unless another one needs them, which is an error."""
 
     def from_store(self, *names: str) -> Resource:
         """These packages are installed; what is not in the store is neither fetched nor built."""

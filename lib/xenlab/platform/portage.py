@@ -12,10 +12,16 @@ from dataclasses import dataclass
 
 from xenlab import parameters
 from xenlab.command import Command
-from xenlab.errors import BadInput, CommandFailed, StepFailed
+from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.names import PACKAGE_NAMES
-from xenlab.platform.package_index import INSTALL_SECONDS, NO_ROOT, Index
+from xenlab.platform import distcc
+from xenlab.platform.package_index import (
+    INSTALL_SECONDS,
+    NO_ROOT,
+    Index,
+    new_versions,
+    require_names,
+)
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.relocated import Relocated
@@ -49,19 +55,35 @@ class Portage:
     imaging: tuple[str, ...] = ("app-arch/tar", "app-arch/zstd", "sys-libs/libcap")
     compiler: tuple[str, ...] = ()
     store_folder = "portage"
+    waiting = new_versions("._cfg????_*", r"\._cfg...._")
     built_by_dom0 = True
 
     def __init__(self, settings: parameters.Portage) -> None:
         self.settings = settings
 
     def settled(self) -> tuple[Resource, ...]:
-        """make.conf and package.use, from one template for all domains."""
-        values = {"cflags": self.settings.cflags, "use": " ".join(self.settings.use)}
-        lines = "".join(f"{line}\n" for line in self.settings.package_use)
-        return (
+        """What Portage reads in /etc/portage, from the same templates for all domains."""
+        settings = self.settings
+        helpers = [distcc.parse_helper(text) for text in settings.distcc]
+        values = {
+            "cflags": settings.cflags,
+            "use": " ".join(settings.use),
+            "jobs": sum(helper.jobs for helper in helpers),
+        }
+        written = [
             File("/etc/portage/make.conf", template="make.conf.j2", values=values),
-            File("/etc/portage/package.use/xenlab", f"# written by xenlab, chapter 02\n{lines}"),
-        )
+            _lines_file("package.use", settings.package_use),
+            _lines_file("package.accept_keywords", settings.accept_keywords),
+        ]
+        if settings.sync:
+            repositories = {
+                name: ("rsync" if uri.startswith("rsync://") else "git", uri)
+                for name, uri in settings.sync.items()
+            }
+            values = {"repositories": repositories}
+            path = "/etc/portage/repos.conf/xenlab.conf"
+            written.append(File(path, template="repos.conf.j2", values=values))
+        return (*written, *(distcc.lent_by(helpers) if helpers else ()))
 
     def updated(self) -> Resource:
         """The trees were synced not long ago."""
@@ -70,6 +92,10 @@ class Portage:
     def installed(self, *names: str) -> Resource:
         """These packages are installed with the site's USE; compiled where no binary fits."""
         return PortagePackages(names, self.flags(names))
+
+    def removed(self, *names: str) -> Resource:
+        """``emerge --depclean``: what another package needs is refused."""
+        return PortageRemoved(names)
 
     def from_store(self, *names: str) -> Resource:
         """``emerge --usepkgonly``: a binary that was built with another USE is refused."""
@@ -120,36 +146,15 @@ class PortagePackages(Resource):
     build: bool = True
 
     def __post_init__(self) -> None:
-        for name in self.names:
-            try:
-                PACKAGE_NAMES["gentoo"](name)
-            except ValueError as error:
-                raise BadInput(f"a package's name {error}") from None
+        require_names(self.names, "gentoo")
 
     def probe(self, host: Host) -> Difference | None:
         """A table of the packages that are missing, or were built with other flags."""
-        script = """
-            cd -- "$1" 2> /dev/null || exit 44
-            [ ! -e "$2" ] || sed "s/^/provided\t/" "$2"
-            shift 2
-            for name do
-                for folder in "$name"-[0-9]*; do
-                    [ -d "$folder" ] || continue
-                    use=$(cat "$folder/USE" 2> /dev/null | tr '\n' ' ')
-                    knows=$(cat "$folder/IUSE" 2> /dev/null | tr '\n' ' ')
-                    printf 'installed\t%s\t%s\t%s\n' "$folder" "$use" "$knows"
-                done
-            done
-        """
-        command = Command.script(script, INSTALLED, PROVIDED, *self.names)
-        result = host.run(command, check=False)
-        if result.status not in (0, _NO_DATABASE, *NO_ROOT):
-            raise CommandFailed(result)
-        return self.compare(result.stdout if result.ok else "")
+        return self.compare(listing(host, self.names))
 
-    def compare(self, listing: str) -> Difference | None:
+    def compare(self, text: str) -> Difference | None:
         """The difference to what the package database lists."""
-        found = parse_installed(listing)
+        found = parse_installed(text)
         rows = tuple(
             {"package": name, "found": state}
             for name in self.names
@@ -199,6 +204,59 @@ class PortagePackages(Resource):
         raise CommandFailed(result)
 
 
+@dataclass(frozen=True)
+class PortageRemoved(Resource):
+    """Packages that are not installed; what the base system provides is none of Portage's."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_names(self.names, "gentoo")
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of those that are."""
+        if not self.names:
+            return None
+        found = parse_installed(listing(host, self.names, provided=False))
+        rows = tuple({"package": name, "found": found[name].name} for name in sorted(found))
+        return Difference(f"remove {', '.join(found)}", rows=rows) if rows else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Raises StepFailed, with who needs it, where something that is installed does."""
+        report(f"removing {', '.join(self.names)}")
+        script = """
+            export LC_ALL=C.UTF-8 NOCOLOR=true
+            emerge --color n --nospinner --verbose --depclean -- "$@"
+        """
+        command = Command.script(script, *self.names)
+        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
+        if self.probe(host) is not None:
+            said = "\n".join(result.stdout.strip().splitlines()[-12:])
+            raise StepFailed(f"{' or '.join(self.names)} is needed by something else:\n{said}")
+
+
+def listing(host: Host, names: Iterable[str], *, provided: bool = True) -> str:
+    """What the package database, and the list of what is provided, say of these packages."""
+    script = """
+        cd -- "$1" 2> /dev/null || exit 44
+        [ ! -e "$2" ] || sed "s/^/provided\t/" "$2"
+        shift 2
+        for name do
+            for folder in "$name"-[0-9]*; do
+                [ -d "$folder" ] || continue
+                use=$(cat "$folder/USE" 2> /dev/null | tr '\n' ' ')
+                knows=$(cat "$folder/IUSE" 2> /dev/null | tr '\n' ' ')
+                printf 'installed\t%s\t%s\t%s\n' "$folder" "$use" "$knows"
+            done
+        done
+    """
+    command = Command.script(script, INSTALLED, PROVIDED if provided else "", *names)
+    result = host.run(command, check=False)
+    if result.status not in (0, _NO_DATABASE, *NO_ROOT):
+        raise CommandFailed(result)
+    return result.stdout if result.ok else ""
+
+
 def parse_installed(listing: str) -> dict[str, Built]:
     """The packages of a probe's output by category/name; an installed one before a provided one."""
     found: dict[str, Built] = {}
@@ -218,6 +276,11 @@ def split_version(package: str) -> str | None:
         if match.end() == len(package):
             return package[: match.start()]
     return None
+
+
+def _lines_file(name: str, lines: Iterable[str]) -> File:
+    text = "".join(f"{line}\n" for line in lines)
+    return File(f"/etc/portage/{name}/xenlab", f"# written by xenlab, chapter 02\n{text}")
 
 
 def _lines(listing: str) -> Iterator[tuple[str, list[str]]]:

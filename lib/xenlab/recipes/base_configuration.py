@@ -31,9 +31,13 @@ def xen_runs() -> Resource:
 
 
 def software_installed(book: Chapter) -> tuple[Resource, ...]:
-    """The site's software list and what mounts the share, from an index that is not too old."""
+    """The site's software and what mounts the share, from an index that is not too old.
+
+    What the site does not want goes at last, when nothing can bring it back.
+    """
     names = dict.fromkeys((*book.site.software, *book.packages.nfs_client))
-    return book.packages.updated(), book.packages.installed(*names)
+    packages = book.packages
+    return packages.updated(), packages.installed(*names), packages.removed(*book.site.unwanted)
 
 
 def named(book: Chapter) -> tuple[Resource, ...]:
@@ -126,6 +130,26 @@ def parse_listeners(text: str) -> pd.DataFrame:
         rows.append({"address": address, "port": port, "program": program})
     frame = pd.DataFrame(rows, columns=["address", "port", "program"])
     return frame.drop_duplicates(ignore_index=True)
+
+
+def waiting(book: Chapter) -> pd.DataFrame:
+    """What packages have brought and not put over a file that was changed: file, new version, diff.
+
+    Each line of the diff is a row. What not everybody may read is named, and not shown.
+    """
+    found = book.target.run(book.packages.waiting, check=False).stdout.splitlines()
+    script = """
+        if [ -n "$(find "$1" "$2" ! -perm -004)" ]; then
+            echo "not shown: not everybody may read it"
+        else
+            diff --unified=1 -- "$1" "$2" | tail -n +4
+        fi
+    """
+    rows = []
+    for old, new in (line.split("\t") for line in found):
+        differs = book.target.run(Command.script(script, old, new)).stdout
+        rows += [{"file": old, "new version": new, "diff": line} for line in differs.splitlines()]
+    return pd.DataFrame(rows, columns=["file", "new version", "diff"])
 
 
 def base_configured(book: Chapter) -> Resource:

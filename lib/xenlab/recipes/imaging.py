@@ -58,6 +58,7 @@ def base(site: Parameters) -> str:
         "stage": site.stage,
         "software": sorted({*site.software, *packages(site).nfs_client}),
         "services": sorted(site.services),
+        "unwanted": sorted(site.unwanted),
         "without": sorted(site.image_without),
     }
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]

@@ -15,6 +15,10 @@ done
 for tool in ar as ld nm objcopy objdump ranlib readelf size strip; do
     ln -s "x86_64-linux-gnu-$tool" "$root/usr/bin/x86_64-pc-linux-gnu-$tool"
 done
+# distcc puts its own folder before the compiler's, and its server runs what is named in there
+for tool in gcc g++; do
+    ln -s ../../bin/distcc "$root/usr/lib/distcc/x86_64-pc-linux-gnu-$tool"
+done
 ln -s x86_64-linux-gnu-pkg-config "$root/usr/bin/x86_64-pc-linux-gnu-pkg-config"
 
 # the versions that dpkg knows, without what only Debian counts; a comparison needs no more
@@ -47,7 +51,7 @@ chroot "$root" sh -eu -c '
     git clone -q --depth 1 "file://$2" "$1"
 ' sh "$tree" "$upstream"
 rm -r "$root/tmp/repository"
-cat > "$root/etc/portage/repos.conf/xenlab.conf" <<END
+cat > "$root/etc/portage/repos.conf/stage.conf" <<END
 [DEFAULT]
 main-repo = xenlab
 
@@ -55,6 +59,8 @@ main-repo = xenlab
 location = $tree
 sync-type = git
 sync-uri = file://$upstream
+# a tree that is not Gentoo's is not signed by Gentoo
+sync-rsync-verify-metamanifest = no
 END
 rm -f "$root/usr/share/portage/config/repos.conf"
 : > "$root/usr/share/portage/config/repos.conf"
