@@ -98,6 +98,14 @@ def test_a_power_cycle_brings_it_back_in_the_right_order(site: Site) -> None:
         assert "/mnt/share" in site.ssh(guest, "findmnt -rn -t nfs4 -o TARGET || :")
 
 
+def test_a_guest_runs_from_the_shares_usr_and_from_its_own_again(site: Site) -> None:
+    for names, system in ((["domu2"], "nfs4"), ([], "ext4")):
+        changed = site.changed(shared_usr=names)
+        done = site.xenlab("run", "-f", str(changed), "15", timeout=3600)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        assert site.ssh("domu2", "findmnt -n -o FSTYPE -T /usr/.") == f"{system}\n"
+
+
 def exists(site: Site, domain: str, path: str) -> bool:
     return site.ssh(domain, f"[ -e {path} ] && echo yes || echo no") == "yes\n"
 

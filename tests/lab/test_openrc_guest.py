@@ -19,6 +19,7 @@ from xenlab.platform.guestsystem import GuestSettings, guest_system
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
 from xenlab.recipes import network
+from xenlab.resources.early_boot import needed_before
 from xenlab.resources.lan import LanDevices
 from xenlab.ssh import SSH, Target
 
@@ -152,6 +153,19 @@ def test_openrc_has_started_what_is_in_its_runlevels(host: Host) -> None:
     assert [name for name in in_runlevel if f"_service='{name}'" not in known] == []
     assert OpenRc().disabled("nfs-server").probe(host) is None
     assert lan().probe(host) is None
+
+
+def test_what_a_boot_needs_before_a_mount_over_the_network(host: Host) -> None:
+    needed = needed_before(host, "/mnt/share", OpenRc.early)
+    by_script = {
+        unit: {each.program.rpartition("/")[2] for each in needed if each.unit == unit}
+        for unit in ("PID 1", "netmount", "net.eth0")
+    }
+    assert by_script["PID 1"] == {"init"}
+    assert {"mount", "mount.nfs4"} <= by_script["netmount"]
+    assert "ip" in by_script["net.eth0"]
+    libraries = {library for each in needed for library in each.libraries}
+    assert any(library.endswith("/libc.so.6") for library in libraries)
 
 
 def test_what_does_not_run_is_started(host: Host) -> None:

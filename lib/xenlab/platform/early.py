@@ -35,17 +35,29 @@ echo "PID 1	/sbin/init"
 for program in mount mount.nfs4; do
     echo "netmount	$(command -v "$program")"
 done
+set --
 for service in $(
     ls -A /etc/runlevels/sysinit /etc/runlevels/boot | grep -v ':$'
     rc-depend --type ineed,iuse,iafter netmount
 ); do
     [ -e "/etc/init.d/$service" ] && [ -e "/run/openrc/started/$service" ] || continue
-    # every word of a script that is a program's name: more than it starts, but none less
-    grep -v '^[[:space:]]*#' "/etc/init.d/$service" | grep -oE '[A-Za-z0-9_/.+-]+' | sort -u \
-        | while read -r word; do
-            program=$(command -v -- "$word") || continue
-            case $program in */*) printf '%s\t%s\n' "$service" "$program" ;; esac
-        done
+    set -- "$@" "/etc/init.d/$service"
 done
+# every word of a script that is a program's name: more than it starts, but none less
+ls -A $(printf %s "$PATH" | tr : ' ') 2> /dev/null | awk '
+    FNR == NR { program[$0]; next }
+    /^[ \t]*#/ { next }
+    {
+        service = FILENAME; sub(/.*\//, "", service)
+        count = split($0, words, /[^A-Za-z0-9_\/.+-]+/)
+        for (i = 1; i <= count; i++)
+            if ((words[i] in program || words[i] ~ /^\//) && !seen[service, words[i]]++)
+                print service "\t" words[i]
+    }' - "$@" \
+    | while read -r service word; do
+        # what the shell does itself has no path
+        program=$(command -v -- "$word") || continue
+        case $program in /*) [ ! -f "$program" ] || printf '%s\t%s\n' "$service" "$program" ;; esac
+    done
 """
 """The scripts that are started before netmount, with the programs that they name."""

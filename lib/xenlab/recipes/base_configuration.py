@@ -16,6 +16,12 @@ from xenlab.resources.setting import KernelSetting
 
 DISTCC_PORT = "3632"
 
+LOGS = {
+    "rsyslog": ("/var/log/syslog",),
+    "syslog-ng": ("/var/log/messages", "/var/log/syslog"),
+}
+"""Where a daemon writes the system's log: one of these files, as the distribution has it."""
+
 
 def xen_runs() -> Resource:
     """The condition that the machine is dom0 of a running hypervisor (map.md: is_xen, is_dom0)."""
@@ -81,21 +87,24 @@ def distcc_off(book: Chapter) -> Resource:
 
 
 def log_written(book: Chapter) -> Resource:
-    """The condition that the log is written, where the site asks for rsyslog."""
+    """The condition that the log is written, where the site asks for a daemon that does."""
+    daemon = next((name for name in book.site.services if name in LOGS), "")
+    files = LOGS.get(daemon, ())
     script = """
-        [ "$1" = yes ] || exit 0
+        [ $# -gt 0 ] || exit 0
         # a daemon that was just started may not have written its first line
         for attempt in 1 2 3 4 5 6 7 8 9 10; do
-            [ -s /var/log/syslog ] && exit 0
+            for file do
+                [ -s "$file" ] && exit 0
+            done
             sleep 1
         done
         exit 1
     """
-    wanted = "yes" if "rsyslog" in book.site.services else "no"
     return Condition(
-        Command.script(script, wanted),
-        "nothing is written to /var/log/syslog",
-        book.services.hint("rsyslog"),
+        Command.script(script, *files),
+        f"nothing is written to {' or '.join(files)}",
+        book.services.hint(daemon),
     )
 
 

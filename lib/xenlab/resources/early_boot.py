@@ -13,15 +13,24 @@ from xenlab.host import Host
 
 LOOK_SECONDS = 600.0
 
-# Each program's real path, and the libraries that the loader would load with it.
+# Each program's real path, and the libraries that the loader would load with it; asked once for a
+# program that many start.
 _LOOK = """
-printf '%s\\n' "$found" | sort -u | while IFS="$(printf '\\t')" read -r unit program; do
-    [ -e "$program" ] || continue
-    real=$(readlink -f -- "$program")
-    libraries=$(ldd "$real" 2> /dev/null | sed -n 's|.*[[:space:]]\\(/[^ ]*\\) (0x.*|\\1|p' \\
-        | xargs -r readlink -f -- | sort -u | tr '\\n' ' ')
-    printf '%s\\t%s\\t%s\\t%s\\n' "$unit" "$program" "$real" "$libraries"
-done
+{
+    printf '%s\\n' "$found" | cut -f 2 | sort -u | while IFS= read -r program; do
+        [ -e "$program" ] || continue
+        real=$(readlink -f -- "$program")
+        libraries=$(ldd "$real" 2> /dev/null \\
+            | sed -n 's|.*[[:space:]]\\(/[^ ]*\\) (0x.*|\\1|p' \\
+            | xargs -r readlink -f -- | sort -u | tr '\\n' ' ')
+        printf 'program\\t%s\\t%s\\t%s\\n' "$program" "$real" "$libraries"
+    done
+    printf '%s\\n' "$found" | sort -u | sed 's/^/unit\\t/'
+} | awk '
+    BEGIN { FS = OFS = "\\t" }
+    $1 == "program" { found[$2] = $3 FS $4 }
+    $1 == "unit" && $3 in found { print $2, $3, found[$3] }
+'
 """
 
 
