@@ -61,8 +61,8 @@ def test_another_machine_compiles(roots: Roots, helper: Host) -> None:
     """
     host, port = roots.domain("slow"), free_port()
     portage = Portage(parameters.Portage(distcc=[f"127.0.0.1:{port}/2"]))
-    *files, answers = portage.settled()
-    for file in files:
+    (answers,) = portage.helpers()
+    for file in portage.settled():
         file.apply(host, quiet)
     nobody = answers.probe(host)
     assert nobody is not None

@@ -44,6 +44,10 @@ class Apt:
         """Nothing: Debian's packages are built already."""
         return ()
 
+    def helpers(self) -> tuple[Resource, ...]:
+        """Nobody: Debian's packages are built already."""
+        return ()
+
     def updated(self) -> Resource:
         """The lists are younger than `INDEX_DAYS`."""
         return Index("/var/lib/apt/lists", "*_Packages*", "apt-get update", UPDATE)

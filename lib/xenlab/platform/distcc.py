@@ -37,16 +37,14 @@ def parse_helper(text: str) -> Helper:
     return Helper(host, int(port or PORT), int(jobs or JOBS))
 
 
-def lent_by(helpers: Sequence[Helper]) -> tuple[Resource, ...]:
-    """distcc asks these machines, and each of them answers."""
+def asked(helpers: Sequence[Helper]) -> Resource:
+    """distcc asks these machines."""
     text = "".join(f"{helper}\n" for helper in helpers)
-    return (
-        File(HOSTS, f"# written by xenlab, chapter 02\n{text}"),
-        *(_answers(helper) for helper in helpers),
-    )
+    return File(HOSTS, f"# written by xenlab, chapter 02\n{text}")
 
 
-def _answers(helper: Helper) -> Resource:
+def answers(helper: Helper) -> Resource:
+    """The condition that a server can be reached."""
     script = """
         exec timeout 20 bash -c ': < "/dev/tcp/$1/$2"' bash "$1" "$2"
     """

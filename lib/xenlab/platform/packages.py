@@ -45,6 +45,9 @@ class Packages(Protocol):
     def settled(self) -> tuple[Resource, ...]:
         """How packages are built is the same in every domain (howto: „Hirnschmalz“)."""
 
+    def helpers(self) -> tuple[Resource, ...]:
+        """The conditions that other machines, which compile as well, can be reached."""
+
     def updated(self) -> Resource:
         """The index of packages is there and not too old."""
 

@@ -83,7 +83,11 @@ class Portage:
             values = {"repositories": repositories}
             path = "/etc/portage/repos.conf/xenlab.conf"
             written.append(File(path, template="repos.conf.j2", values=values))
-        return (*written, *(distcc.lent_by(helpers) if helpers else ()))
+        return (*written, *([distcc.asked(helpers)] if helpers else []))
+
+    def helpers(self) -> tuple[Resource, ...]:
+        """The site's distcc servers answer."""
+        return tuple(distcc.answers(distcc.parse_helper(text)) for text in self.settings.distcc)
 
     def updated(self) -> Resource:
         """The trees were synced not long ago."""

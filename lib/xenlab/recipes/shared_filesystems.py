@@ -103,6 +103,12 @@ def sources_seen(book: Chapter) -> dict[str, Resource]:
     return _on_guests(book, lambda _: PathsExist((f"/usr/src/{name}",)))
 
 
+def settled(book: Chapter) -> dict[str, Resource]:
+    """Every guest has the settings by which dom0 builds packages, where packages are built."""
+    parts = book.packages.settled()
+    return _on_guests(book, lambda _: Together(parts) if parts else None)
+
+
 def fetched_once(book: Chapter) -> list[Resource]:
     """dom0 or the first guest installs the packages; what it fetches or builds is on the share."""
     wanted = book.packages.installed(*book.site.shared_packages)
