@@ -195,13 +195,28 @@ PackageKeywords = Annotated[
         )
     ),
 ]
-DistccHost = Annotated[
+_HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*"
+
+
+def distcc_host(text: str) -> str:
+    """A distcc server (distcc(1)), with a port that there is."""
+    check = pattern(
+        rf"{_HOST}(:[1-9][0-9]{{0,4}})?(/[1-9][0-9]{{0,2}})?",
+        "a distcc server as HOST, HOST:PORT, HOST/JOBS or HOST:PORT/JOBS",
+    )
+    port = check(text).partition("/")[0].partition(":")[2]
+    if int(port or 1) > 65535:
+        raise ValueError(f"names port {port}, and there are 65535")
+    return text
+
+
+DistccHost = Annotated[Text, AfterValidator(distcc_host)]
+RepositoryName = Annotated[
     Text,
     AfterValidator(
         pattern(
-            r"(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>[1-9][0-9]{0,4}))?"
-            r"(/(?P<limit>[1-9][0-9]{0,2}))?",
-            "a distcc server as HOST, HOST:PORT or HOST/JOBS",
+            r"(?!DEFAULT$)[A-Za-z0-9_][A-Za-z0-9_-]*",
+            "the name of a Portage repository (letters, digits, _ -), not DEFAULT",
         )
     ),
 ]
@@ -209,9 +224,10 @@ SyncUri = Annotated[
     Text,
     AfterValidator(
         pattern(
-            r"(rsync|git|https|ssh|file)://(?![^/]*:[^/]*@)[^\s%]+",
-            "an address that begins with rsync:// or, for git, git:// https:// ssh:// file:// "
-            "(without a password)",
+            rf"((rsync|https)://{_HOST}(:[0-9]+)?|ssh://([a-z_][a-z0-9_-]*@)?{_HOST}(:[0-9]+)?|file://)"
+            r"/[^\s%?@]+",
+            "rsync://HOST/PATH or, for git, https://HOST/PATH, ssh://HOST/PATH or file:///PATH, "
+            "with nothing secret in it",
         )
     ),
 ]

@@ -35,6 +35,7 @@ from xenlab.names import (
     PartitionName,
     PlainName,
     Port,
+    RepositoryName,
     Seconds,
     Service,
     SshHost,
@@ -96,7 +97,7 @@ class Portage(BaseModel):
     package_use: list[PackageUse] = []
     accept_keywords: list[PackageKeywords] = []
     distcc: list[DistccHost] = []
-    sync: dict[PlainName, SyncUri] = {}
+    sync: dict[RepositoryName, SyncUri] = {}
 
 
 class GuestExport(BaseModel):

@@ -20,7 +20,7 @@ from xenlab.platform.portage import Portage
 # the stage is built first, where it is not in the cache
 pytestmark = pytest.mark.timeout(2400)
 
-TREE = "app-text/tree"
+TREE, DASH = "app-text/tree", "app-shells/dash"
 TREE_FILES = 5
 RSYNCD = """\
 [tree]
@@ -61,18 +61,24 @@ def test_another_machine_compiles(roots: Roots, helper: Host) -> None:
     """
     host, port = roots.domain("slow"), free_port()
     portage = Portage(parameters.Portage(distcc=[f"127.0.0.1:{port}/2"]))
-    (answers,) = portage.helpers()
+    said: list[str] = []
+
+    def report(what: str, done: float | None = None) -> None:
+        said.append(what)
+
+    assert all(state.probe(host) is None for state in portage.lent())
     for file in portage.settled():
         file.apply(host, quiet)
-    nobody = answers.probe(host)
-    assert nobody is not None
-    assert nobody.summary == f"no distccd answers on 127.0.0.1, port {port}"
     with served(helper, start, port):
-        assert answers.probe(host) is None
-        portage.installed(TREE).apply(host, quiet)
-    assert portage.installed(TREE).probe(host) is None
+        portage.installed(TREE).apply(host, report)
+    assert said == ["emerging 1 packages"]
+    portage.installed(TREE).verify(host)
     done = (helper.read("/tmp/distccd.log") or "").count("COMPILE_OK")
     assert done >= TREE_FILES
+    # one that is away is done without, and named
+    portage.installed(DASH).apply(host, report)
+    portage.installed(DASH).verify(host)
+    assert said[1] == f"emerging 1 packages without 127.0.0.1:{port}, which do not answer"
 
 
 def test_a_tree_that_rsync_brings(roots: Roots, helper: Host) -> None:
@@ -93,6 +99,8 @@ def test_a_tree_that_rsync_brings(roots: Roots, helper: Host) -> None:
     portage = Portage(parameters.Portage(sync={"xenlab": f"rsync://127.0.0.1:{port}/tree"}))
     for file in portage.settled():
         file.apply(host, quiet)
+    # what is older than the settings comes from elsewhere
+    assert portage.updated().probe(host) is not None
     # Portage does not let rsync loose on what is a git's working copy
     host.run("rm -r /var/db/repos/xenlab/.git")
     with served(helper, start, port):

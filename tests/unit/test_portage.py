@@ -10,7 +10,8 @@ from xenlab import parameters
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.platform.portage import Portage, PortagePackages, parse_installed, split_version
+from xenlab.platform.portage import Portage
+from xenlab.platform.portage_packages import PortagePackages, parse_installed, split_version
 from xenlab.resources.files import File
 from xenlab.resources.relocated import Relocated
 
@@ -111,7 +112,10 @@ def test_every_domain_gets_the_same_settings() -> None:
         "/etc/portage/make.conf",
         "/etc/portage/package.use/xenlab",
         "/etc/portage/package.accept_keywords/xenlab",
+        "/etc/portage/repos.conf/xenlab.conf",
     ]
+    # what a site no longer says does not stay in force
+    assert "\n[" not in written["/etc/portage/repos.conf/xenlab.conf"]
     make = written["/etc/portage/make.conf"]
     assert 'COMMON_FLAGS="-O2 -pipe -march=x86-64"\n' in make
     assert 'USE="pcre -static"\n' in make
@@ -136,10 +140,35 @@ def test_what_a_site_may_settle_beside_its_flags() -> None:
     assert 'FEATURES="${FEATURES} distcc' in written["/etc/portage/make.conf"]
     assert written["/etc/portage/repos.conf/xenlab.conf"].splitlines()[1:] == [
         "",
-        *("[gentoo]", "sync-type = rsync", f"sync-uri = {rsync}"),
+        *("[gentoo]", "location = /var/db/repos/gentoo"),
+        *("sync-type = rsync", f"sync-uri = {rsync}"),
         "",
-        *("[own]", "sync-type = git", "sync-uri = https://example.org/own.git"),
+        *("[own]", "location = /var/db/repos/own"),
+        *("sync-type = git", "sync-uri = https://example.org/own.git"),
     ]
+
+
+def test_what_is_to_go_and_is_not_there_is_not_looked_for() -> None:
+    assert Portage(SITE).removed(LESS).probe(HOST) is None
+    assert Portage(SITE).removed().probe(HOST) is None
+    for name in ("--depclean", "less"):
+        with pytest.raises(BadInput, match="a package's name must be"):
+            Portage(SITE).removed(name)
+    with pytest.raises(BadInput, match="unwanted names net-fs/nfs-utils, which the chapters need"):
+        Portage(SITE).removed(LESS, "net-fs/nfs-utils")
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ({"unwanted": ["no/such"]}, r"unwanted\[0\] must be the name of a Debian package"),
+        ({"unwanted": ["tcpdump"], "software": ["tcpdump"]}, "tcpdump is unwanted, and yet in"),
+        ({"unwanted": ["tree"], "shared_packages": ["tree"]}, "tree is unwanted, and yet in"),
+    ],
+)
+def test_what_is_unwanted_and_wanted_is_refused(site: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        parameters.validate(site, "site.yaml")
 
 
 def texts(site: parameters.Portage) -> dict[str, str]:
@@ -168,9 +197,22 @@ def test_the_store_goes_to_the_share() -> None:
         ("distcc", ["--help"], r"portage.distcc\[0\] must be a distcc server"),
         ("distcc", ["host:0"], r"portage.distcc\[0\] must be a distcc server"),
         ("distcc", ["host/8 other"], r"portage.distcc\[0\] must be a distcc server"),
-        ("sync", {"gentoo": "ftp://host/tree"}, "portage.sync.gentoo must be an address that"),
-        ("sync", {"gentoo": "https://me:word@host/tree"}, "portage.sync.gentoo must be an address"),
-        ("sync", {"gen]too": "rsync://host/tree"}, "must be a plain name"),
+        ("distcc", ["host:70000"], r"portage.distcc\[0\] names port 70000, and there are 65535"),
+        *(
+            ("sync", {"gentoo": uri}, "portage.sync.gentoo must be rsync://HOST/PATH or, for git")
+            for uri in (
+                "ftp://host/tree",
+                "git://host/tree",
+                "https://me:word@host/tree",
+                "https://token@host/tree",
+                "https://host/tree?token=abc",
+                "https:///tree",
+                "ssh://-oProxyCommand=x/tree",
+                "rsync://host/a b",
+            )
+        ),
+        ("sync", {"gen]too": "rsync://host/tree"}, "must be the name of a Portage repository"),
+        ("sync", {"DEFAULT": "rsync://host/tree"}, "must be the name of a Portage repository"),
     ],
 )
 def test_settings_that_portage_could_misread_are_refused(

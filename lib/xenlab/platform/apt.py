@@ -13,6 +13,7 @@ from xenlab.platform.package_index import (
     Index,
     new_versions,
     require_names,
+    require_unneeded,
 )
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.relocated import Relocated
@@ -21,6 +22,8 @@ UPDATE = """
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
     apt-get -q -o APT::Update::Error-Mode=any -o DPkg::Lock::Timeout=600 update
 """
+
+HYPERVISOR = ("xen-system-amd64", "grub-pc")
 
 _NEEDED = 45
 
@@ -38,13 +41,13 @@ class Apt:
     )
     built_by_dom0 = False
     store_folder = "apt"
-    waiting = new_versions("*.dpkg-dist", r"\.dpkg-dist$")
+    waiting = new_versions(r"\.(dpkg|ucf)-dist$", "")
 
     def settled(self) -> tuple[Resource, ...]:
         """Nothing: Debian's packages are built already."""
         return ()
 
-    def helpers(self) -> tuple[Resource, ...]:
+    def lent(self) -> tuple[Resource, ...]:
         """Nobody: Debian's packages are built already."""
         return ()
 
@@ -57,7 +60,9 @@ class Apt:
         return AptPackages(names)
 
     def removed(self, *names: str) -> Resource:
-        """``apt-get remove``: what another package needs is refused."""
+        """``apt-get remove``: what another package needs is refused, or what the chapters need."""
+        kept = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
+        require_unneeded(names, (*kept, *self.compiler, *HYPERVISOR, "openssh-server"))
         return AptRemoved(names)
 
     def from_store(self, *names: str) -> Resource:
@@ -67,7 +72,7 @@ class Apt:
     def hypervisor(self) -> Resource:
         """xen-system-amd64 and GRUB for BIOS machines, which is not put on a disk yet."""
         answers = ("grub-pc grub-pc/install_devices_empty boolean true",)
-        return AptPackages(("xen-system-amd64", "grub-pc"), answers)
+        return AptPackages(HYPERVISOR, answers)
 
     def store(self, share: str) -> tuple[Resource, ...]:
         """The folders of fetched packages and of the index lie on the share, linked back."""
@@ -208,7 +213,7 @@ class AptRemoved(Resource):
         return Difference(f"remove {found}", rows=rows) if rows else None
 
     def apply(self, host: Host, report: Report) -> None:
-        """Remove them. Raises StepFailed where something else would go with them."""
+        """Remove them. Raises StepFailed where something else would go with them, or come."""
         found = self.probe(host)
         # apt-get(8) refuses a name that its index does not know
         names = [row["package"] for row in found.rows] if found else []
@@ -218,7 +223,8 @@ class AptRemoved(Resource):
             remove() { apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@"; }
             remove --simulate remove -- "$@" | awk '
                 BEGIN { for (i = 1; i < ARGC; i++) asked[ARGV[i]]; ARGC = 1 }
-                $1 == "Remv" && !($2 in asked) { print $2; found = 1 }
+                $1 == "Remv" && !($2 in asked) { print "remove", $2; found = 1 }
+                $1 == "Inst" { print "install", $2; found = 1 }
                 END { if (found) exit 45 }
             ' "$@"
             remove remove -- "$@"
@@ -226,8 +232,11 @@ class AptRemoved(Resource):
         command = Command.script(script, *names)
         result = host.run(command, timeout=INSTALL_SECONDS, check=False)
         if result.status == _NEEDED:
-            needing = ", ".join(result.stdout.split())
-            raise StepFailed(f"{' or '.join(names)} is needed by {needing}")
+            other = " and ".join(result.stdout.strip().splitlines())
+            raise StepFailed(
+                f"{', '.join(names)} cannot be removed alone: apt-get would {other} as well",
+                hint="take it out of unwanted, or add what needs it",
+            )
         if not result.ok:
             raise CommandFailed(result)
 

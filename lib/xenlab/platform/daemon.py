@@ -34,7 +34,7 @@ class ServiceStates(Resource):
 
     @abstractmethod
     def look(self, host: Host) -> Command:
-        """Prints a line for a service: name, state at boot, state now or a hyphen."""
+        """What prints a line for a service that may not be as wanted: name, at boot, now or -."""
 
     @abstractmethod
     def holds(self, boot: str, run: str, asked: bool) -> bool:

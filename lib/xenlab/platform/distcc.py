@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xenlab.command import Command
-from xenlab.resources.base import Resource
-from xenlab.resources.condition import Condition
+from xenlab.host import Host
 from xenlab.resources.files import File
 
 HOSTS = "/etc/distcc/hosts"
@@ -37,20 +36,19 @@ def parse_helper(text: str) -> Helper:
     return Helper(host, int(port or PORT), int(jobs or JOBS))
 
 
-def asked(helpers: Sequence[Helper]) -> Resource:
+def hosts(helpers: Sequence[Helper]) -> File:
     """distcc asks these machines."""
     text = "".join(f"{helper}\n" for helper in helpers)
     return File(HOSTS, f"# written by xenlab, chapter 02\n{text}")
 
 
-def answers(helper: Helper) -> Resource:
-    """The condition that a server can be reached."""
+def silent(host: Host, helpers: Sequence[Helper]) -> list[str]:
+    """Those that a machine cannot reach now, as HOST:PORT."""
     script = """
-        exec timeout 20 bash -c ': < "/dev/tcp/$1/$2"' bash "$1" "$2"
+        timeout 20 bash -c ': < "/dev/tcp/$1/$2"' bash "$1" "$2"
     """
-    return Condition(
-        Command.script(script, helper.host, str(helper.port)),
-        f"no distccd answers on {helper.host}, port {helper.port}",
-        "start it there, for this machine alone: distccd --daemon --allow ADDRESS; or take it out "
-        "of portage: distcc",
-    )
+    return [
+        f"{helper.host}:{helper.port}"
+        for helper in helpers
+        if not host.test(Command.script(script, helper.host, str(helper.port)), timeout=60)
+    ]

@@ -23,6 +23,7 @@ ALSO_CALLED = {
     "ssh": ("sshd",),
     "cron": ("cronie",),
     "xen": ("xencommons",),
+    "distcc": ("distccd",),
     "nfs-server": ("nfs", "nfs-kernel-server"),
 }
 """What the script of a service is called by others: Gentoo, or Debian where its scripts serve."""

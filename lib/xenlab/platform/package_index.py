@@ -31,6 +31,7 @@ class Index(Resource):
     """What ``command`` fetches into ``folder`` was fetched less than ``days`` days ago.
 
     ``pattern`` is what the folder holds, if it holds an index at all; ``script`` runs the command.
+    ``settings`` is a file that says where the index comes from: what is older than it is too old.
     """
 
     folder: str
@@ -38,17 +39,19 @@ class Index(Resource):
     command: str
     script: str
     days: int = INDEX_DAYS
+    settings: str = ""
 
     def probe(self, host: Host) -> Difference | None:
         """Whether there is no index, or an old one."""
         script = """
-            folder=$1
+            folder=$1 settings=$3
             set -- "$folder"/$2
             [ -e "$1" ] || exit 44
+            [ -z "$settings" ] || [ ! "$settings" -nt "$folder" ] || exit 44
             stat -L -c %Y -- "$folder"
             date +%s
         """
-        command = Command.script(script, self.folder, self.pattern)
+        command = Command.script(script, self.folder, self.pattern, self.settings)
         result = host.run(command, check=False)
         if result.status == _MISSING or result.status in NO_ROOT:
             return Difference(f"fetch the package index ({self.command})")
@@ -77,16 +80,20 @@ def require_names(names: Iterable[str], system: str) -> None:
             raise BadInput(f"a package's name {error}") from None
 
 
-def new_versions(pattern: str, mark: str) -> Command:
+def new_versions(expression: str, old: str) -> Command:
     """A command that finds what was installed beside a configuration file, instead of over it.
 
-    ``pattern`` is what such a file's name looks like, ``mark`` (a regular expression) what makes it
-    differ from the name of the file that was kept. It prints both paths, a tab between them.
+    ``expression`` (an extended regular one) matches the end of such a file's path; ``old`` takes
+    its place in the path of the file that was kept. It prints both paths, a tab between them.
     """
-    script = """
-        find /etc -name "$1" -type f | LC_ALL=C sort | while IFS= read -r new; do
-            name=$(printf '%s\\n' "${new##*/}" | sed "s/$2//")
-            printf '%s\\t%s\\n' "${new%/*}/$name" "$new"
-        done
+    script = r"""
+        find /etc -type f | LC_ALL=C sort \
+            | sed -nE -e "h; s#$1#$2#; t found" -e d -e ":found" -e 'G; s/\n/\t/p'
     """
-    return Command.script(script, pattern, mark)
+    return Command.script(script, expression, old)
+
+
+def require_unneeded(names: Iterable[str], needed: Iterable[str]) -> None:
+    """Raise BadInput for a package that is to go, and that the chapters need."""
+    for name in sorted({*names} & {*needed}):
+        raise BadInput(f"unwanted names {name}, which the chapters need")

@@ -45,8 +45,8 @@ class Packages(Protocol):
     def settled(self) -> tuple[Resource, ...]:
         """How packages are built is the same in every domain (howto: „Hirnschmalz“)."""
 
-    def helpers(self) -> tuple[Resource, ...]:
-        """The conditions that other machines, which compile as well, can be reached."""
+    def lent(self) -> tuple[Resource, ...]:
+        """What asks other machines to compile as well, where the site names some."""
 
     def updated(self) -> Resource:
         """The index of packages is there and not too old."""

@@ -6,40 +6,28 @@ it built.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from xenlab import parameters
-from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
-from xenlab.host import Host
 from xenlab.platform import distcc
 from xenlab.platform.package_index import (
-    INSTALL_SECONDS,
-    NO_ROOT,
     Index,
     new_versions,
-    require_names,
+    require_unneeded,
 )
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.platform.portage_packages import PortagePackages, PortageRemoved
+from xenlab.resources.base import Resource
+from xenlab.resources.condition import Together
 from xenlab.resources.files import File
 from xenlab.resources.relocated import Relocated
 
 TREES = "/var/db/repos"
-INSTALLED = "/var/db/pkg"
-PROVIDED = "/etc/portage/profile/package.provided"
+HYPERVISOR = ("app-emulation/xen", "app-emulation/xen-tools", "sys-boot/grub")
 
 SYNC = """
     export LC_ALL=C.UTF-8
     emerge --color n --nospinner --quiet --sync
 """
-
-# A name may itself hold hyphens and digits: the version is what is left at its end (PMS, 3.2).
-_VERSION = re.compile(
-    r"-[0-9]+(\.[0-9]+)*[a-z]?(_(alpha|beta|pre|rc|p)[0-9]*)*(-r[0-9]+)?", re.ASCII
-)
-_NO_DATABASE = 44
 
 
 class Portage:
@@ -55,50 +43,49 @@ class Portage:
     imaging: tuple[str, ...] = ("app-arch/tar", "app-arch/zstd", "sys-libs/libcap")
     compiler: tuple[str, ...] = ()
     store_folder = "portage"
-    waiting = new_versions("._cfg????_*", r"\._cfg...._")
+    waiting = new_versions(r"/\._cfg[0-9]{4}_([^/]*)$", r"/\1")
     built_by_dom0 = True
 
     def __init__(self, settings: parameters.Portage) -> None:
         self.settings = settings
+        self.helpers = tuple(distcc.parse_helper(text) for text in settings.distcc)
 
     def settled(self) -> tuple[Resource, ...]:
         """What Portage reads in /etc/portage, from the same templates for all domains."""
         settings = self.settings
-        helpers = [distcc.parse_helper(text) for text in settings.distcc]
         values = {
             "cflags": settings.cflags,
             "use": " ".join(settings.use),
-            "jobs": sum(helper.jobs for helper in helpers),
+            "jobs": sum(helper.jobs for helper in self.helpers),
         }
-        written = [
+        return (
             File("/etc/portage/make.conf", template="make.conf.j2", values=values),
             _lines_file("package.use", settings.package_use),
             _lines_file("package.accept_keywords", settings.accept_keywords),
-        ]
-        if settings.sync:
-            repositories = {
-                name: ("rsync" if uri.startswith("rsync://") else "git", uri)
-                for name, uri in settings.sync.items()
-            }
-            values = {"repositories": repositories}
-            path = "/etc/portage/repos.conf/xenlab.conf"
-            written.append(File(path, template="repos.conf.j2", values=values))
-        return (*written, *([distcc.asked(helpers)] if helpers else []))
+            self._repositories(),
+            *([distcc.hosts(self.helpers)] if self.helpers else []),
+        )
 
-    def helpers(self) -> tuple[Resource, ...]:
-        """The site's distcc servers answer."""
-        return tuple(distcc.answers(distcc.parse_helper(text)) for text in self.settings.distcc)
+    def lent(self) -> tuple[Resource, ...]:
+        """distcc, where the site names servers of it; what it is built with is there by then."""
+        return (self.installed("sys-devel/distcc"),) if self.helpers else ()
 
     def updated(self) -> Resource:
-        """The trees were synced not long ago."""
-        return Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC)
+        """The trees were synced not long ago, and from where the site says."""
+        if not self.settings.sync:
+            return Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC)
+        settings = self._repositories()
+        synced = Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC, settings=settings.path)
+        return Together((settings, synced))
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed with the site's USE; compiled where no binary fits."""
-        return PortagePackages(names, self.flags(names))
+        return PortagePackages(names, self.flags(names), helpers=self.helpers)
 
     def removed(self, *names: str) -> Resource:
-        """``emerge --depclean``: what another package needs is refused."""
+        """``emerge --depclean``: what another package, or a chapter, needs is refused."""
+        kept = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
+        require_unneeded(names, (*kept, *HYPERVISOR, "net-misc/openssh"))
         return PortageRemoved(names)
 
     def from_store(self, *names: str) -> Resource:
@@ -107,7 +94,7 @@ class Portage:
 
     def hypervisor(self) -> Resource:
         """app-emulation/xen, its tools, and GRUB."""
-        return self.installed("app-emulation/xen", "app-emulation/xen-tools", "sys-boot/grub")
+        return self.installed(*HYPERVISOR)
 
     def store(self, share: str) -> tuple[Resource, ...]:
         """Trees, sources and binary packages lie on the share, linked back."""
@@ -120,6 +107,14 @@ class Portage:
             Relocated(path, f"{share}/{self.store_folder}/{name}") for path, name in folders.items()
         )
 
+    def _repositories(self) -> File:
+        kinds = {
+            name: ("rsync" if uri.startswith("rsync://") else "git", uri)
+            for name, uri in self.settings.sync.items()
+        }
+        values = {"repositories": kinds, "trees": TREES}
+        return File("/etc/portage/repos.conf/xenlab.conf", template="repos.conf.j2", values=values)
+
     def flags(self, names: Iterable[str]) -> dict[str, dict[str, bool]]:
         """The USE flags that the site asks for, by package: flag to whether it is on."""
         own: dict[str, dict[str, bool]] = {}
@@ -129,169 +124,9 @@ class Portage:
         return {name: {**_switched(self.settings.use), **own.get(name, {})} for name in names}
 
 
-@dataclass(frozen=True)
-class Built:
-    """An installed package: name with version, the flags it was built with, all it knows."""
-
-    name: str
-    use: frozenset[str] = frozenset()
-    knows: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class PortagePackages(Resource):
-    """Packages that are installed, or provided by the base system, with these USE flags.
-
-    ``build`` false: only binary packages are taken, and those only where their USE is the same.
-    """
-
-    names: tuple[str, ...]
-    flags: Mapping[str, Mapping[str, bool]]
-    build: bool = True
-
-    def __post_init__(self) -> None:
-        require_names(self.names, "gentoo")
-
-    def probe(self, host: Host) -> Difference | None:
-        """A table of the packages that are missing, or were built with other flags."""
-        return self.compare(listing(host, self.names))
-
-    def compare(self, text: str) -> Difference | None:
-        """The difference to what the package database lists."""
-        found = parse_installed(text)
-        rows = tuple(
-            {"package": name, "found": state}
-            for name in self.names
-            if (state := self._state(found.get(name), self.flags.get(name, {})))
-        )
-        if not rows:
-            return None
-        return Difference(f"install {', '.join(row['package'] for row in rows)}", rows=rows)
-
-    def _state(self, built: Built | None, flags: Mapping[str, bool]) -> str:
-        """What is wrong with a package, "" where nothing is."""
-        if built is None:
-            return "not installed"
-        other = [
-            f"{'-' if wanted else ''}{flag}"
-            for flag, wanted in flags.items()
-            if flag in built.knows and (flag in built.use) != wanted
-        ]
-        return f"{built.name} with USE {' '.join(other)}" if other else ""
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Emerge what is missing or built otherwise. Configuration files stay as they are.
-
-        Raises StepFailed where nothing may be built and there is no binary package that fits.
-        """
-        report(f"emerging {len(self.names)} packages")
-        script = """
-            export LC_ALL=C.UTF-8 NOCOLOR=true
-            how=$1; shift
-            # --changed-use leaves alone what is installed already, and as it should be
-            emerge --color n --nospinner --quiet-build=y --changed-use \
-                --binpkg-respect-use=y $how -- "$@"
-        """
-        how = "--buildpkg --usepkg" if self.build else "--usepkgonly"
-        command = Command.script(script, how, *self.names)
-        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
-        said = result.stdout + result.stderr
-        # where the package is installed, only with other flags, emerge is content with that
-        if result.ok and (self.build or self.probe(host) is None):
-            return
-        if not self.build and (result.ok or "no binary packages" in said):
-            raise StepFailed(
-                f"no binary package of {' or '.join(self.names)} fits this domain's USE:\n"
-                + "\n".join(said.strip().splitlines()[-12:]),
-                hint="build it anew where a compiler is, or look at portage: use and package_use",
-            )
-        raise CommandFailed(result)
-
-
-@dataclass(frozen=True)
-class PortageRemoved(Resource):
-    """Packages that are not installed; what the base system provides is none of Portage's."""
-
-    names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require_names(self.names, "gentoo")
-
-    def probe(self, host: Host) -> Difference | None:
-        """A table of those that are."""
-        if not self.names:
-            return None
-        found = parse_installed(listing(host, self.names, provided=False))
-        rows = tuple({"package": name, "found": found[name].name} for name in sorted(found))
-        return Difference(f"remove {', '.join(found)}", rows=rows) if rows else None
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Raises StepFailed, with who needs it, where something that is installed does."""
-        report(f"removing {', '.join(self.names)}")
-        script = """
-            export LC_ALL=C.UTF-8 NOCOLOR=true
-            emerge --color n --nospinner --verbose --depclean -- "$@"
-        """
-        command = Command.script(script, *self.names)
-        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
-        if self.probe(host) is not None:
-            said = "\n".join(result.stdout.strip().splitlines()[-12:])
-            raise StepFailed(f"{' or '.join(self.names)} is needed by something else:\n{said}")
-
-
-def listing(host: Host, names: Iterable[str], *, provided: bool = True) -> str:
-    """What the package database, and the list of what is provided, say of these packages."""
-    script = """
-        cd -- "$1" 2> /dev/null || exit 44
-        [ ! -e "$2" ] || sed "s/^/provided\t/" "$2"
-        shift 2
-        for name do
-            for folder in "$name"-[0-9]*; do
-                [ -d "$folder" ] || continue
-                use=$(cat "$folder/USE" 2> /dev/null | tr '\n' ' ')
-                knows=$(cat "$folder/IUSE" 2> /dev/null | tr '\n' ' ')
-                printf 'installed\t%s\t%s\t%s\n' "$folder" "$use" "$knows"
-            done
-        done
-    """
-    command = Command.script(script, INSTALLED, PROVIDED if provided else "", *names)
-    result = host.run(command, check=False)
-    if result.status not in (0, _NO_DATABASE, *NO_ROOT):
-        raise CommandFailed(result)
-    return result.stdout if result.ok else ""
-
-
-def parse_installed(listing: str) -> dict[str, Built]:
-    """The packages of a probe's output by category/name; an installed one before a provided one."""
-    found: dict[str, Built] = {}
-    for kind, words in _lines(listing):
-        name = split_version(words[0])
-        if name is None or (kind == "provided" and name in found):
-            continue
-        use, knows = (words[1], words[2]) if len(words) > 2 else ("", "")
-        flags = frozenset(flag.lstrip("+-") for flag in knows.split())
-        found[name] = Built(words[0], frozenset(use.split()), flags)
-    return found
-
-
-def split_version(package: str) -> str | None:
-    """category/name of category/name-version; None where there is no version."""
-    for match in _VERSION.finditer(package):
-        if match.end() == len(package):
-            return package[: match.start()]
-    return None
-
-
 def _lines_file(name: str, lines: Iterable[str]) -> File:
     text = "".join(f"{line}\n" for line in lines)
     return File(f"/etc/portage/{name}/xenlab", f"# written by xenlab, chapter 02\n{text}")
-
-
-def _lines(listing: str) -> Iterator[tuple[str, list[str]]]:
-    for line in listing.splitlines():
-        kind, *words = line.split("\t")
-        if kind in ("installed", "provided") and words and words[0].strip():
-            yield kind, [word.strip() for word in words]
 
 
 def _switched(words: Iterable[str]) -> dict[str, bool]:

@@ -39,11 +39,12 @@ def xen_runs() -> Resource:
 def software_installed(book: Chapter) -> tuple[Resource, ...]:
     """The site's software and what mounts the share, from an index that is not too old.
 
-    What the site does not want goes at last, when nothing can bring it back.
+    What the site does not want goes at last: what was installed may have brought it along.
     """
     names = dict.fromkeys((*book.site.software, *book.packages.nfs_client))
     packages = book.packages
-    return packages.updated(), packages.installed(*names), packages.removed(*book.site.unwanted)
+    wanted = (packages.installed(*names), packages.removed(*book.site.unwanted))
+    return packages.updated(), Together(wanted)
 
 
 def named(book: Chapter) -> tuple[Resource, ...]:
@@ -144,18 +145,28 @@ def parse_listeners(text: str) -> pd.DataFrame:
 def waiting(book: Chapter) -> pd.DataFrame:
     """What packages have brought and not put over a file that was changed: file, new version, diff.
 
-    Each line of the diff is a row. What not everybody may read is named, and not shown.
+    Each line of the diff is a row. What not everybody may read is named, and not shown: it is read
+    as nobody.
     """
     found = book.target.run(book.packages.waiting, check=False).stdout.splitlines()
     script = """
-        if [ -n "$(find "$1" "$2" ! -perm -004)" ]; then
-            echo "not shown: not everybody may read it"
-        else
-            diff --unified=1 -- "$1" "$2" | tail -n +4
-        fi
+        state=0
+        shown=$(setpriv --reuid 65534 --regid 65534 --clear-groups \
+            diff --unified=1 -- "$1" "$2" 2> /dev/null) || state=$?
+        case $state in
+            0) echo "the same" ;;
+            1) printf '%s\n' "$shown" | sed -e '1,2{/^---/d' -e '/^+++/d' -e '}' ;;
+            *)
+                if [ -e "$1" ]; then
+                    echo "not shown: not everybody may read it"
+                else
+                    echo "the old one is gone"
+                fi
+                ;;
+        esac
     """
     rows = []
-    for old, new in (line.split("\t") for line in found):
+    for old, _, new in (line.partition("\t") for line in found):
         differs = book.target.run(Command.script(script, old, new)).stdout
         rows += [{"file": old, "new version": new, "diff": line} for line in differs.splitlines()]
     return pd.DataFrame(rows, columns=["file", "new version", "diff"])

@@ -58,7 +58,8 @@ def base(site: Parameters) -> str:
         "stage": site.stage,
         "software": sorted({*site.software, *packages(site).nfs_client}),
         "services": sorted(site.services),
-        "unwanted": sorted(site.unwanted),
+        # where nothing is unwanted, the root is the one that was made before there was such a key
+        **({"unwanted": sorted(site.unwanted)} if site.unwanted else {}),
         "without": sorted(site.image_without),
     }
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
