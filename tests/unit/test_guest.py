@@ -339,7 +339,7 @@ def test_what_a_gentoo_guest_gets() -> None:
     assert files["/etc/init.d/net.eth1"].target == "net.lo"
     assert files["/etc/conf.d/net.eth1"].text.splitlines()[1:] == [
         'config_eth1="10.6.0.2/8"',
-        'rc_keyword="-shutdown"',
+        'rc_keyword="-stop"',
     ]
     assert "/etc/inittab edited\n" in manifest(system.files(SETTINGS))
     with pytest.raises(ValueError, match="only while the guest is down"):

@@ -24,11 +24,11 @@ def settings_path(interface: str) -> str:
 
 
 def settings(interface: str, address: str, gateway: str = "", *, kept: bool = False) -> str:
-    """``config_`` and ``routes_`` of an interface; ``kept``: it stays up at a shutdown."""
+    """``config_`` and ``routes_`` of an interface; ``kept``: only by hand is it stopped."""
     name = re.sub(r"[^A-Za-z0-9]", "_", interface)
     lines = ["# written by xenlab", f'config_{name}="{address}"']
     if gateway:
         lines.append(f'routes_{name}="default via {gateway}"')
     if kept:
-        lines.append('rc_keyword="-shutdown"')
+        lines.append('rc_keyword="-stop"')
     return "".join(f"{line}\n" for line in lines)

@@ -101,3 +101,7 @@ rm -f "$root"/etc/default/grub.d/*.cfg
 
 # Debian's sysvinit enters two of the three runlevels of a boot
 sed -i '/^si::sysinit:/a rc::bootwait:/sbin/openrc boot' "$root/etc/inittab"
+
+# the lab's machine has no screen, and Xen gives dom0 this console
+sed -i '/^[1-6]:.*getty/s/^/#/' "$root/etc/inittab"
+echo 'h0:2345:respawn:/sbin/agetty -L 115200 hvc0 linux' >> "$root/etc/inittab"
