@@ -75,6 +75,9 @@ done
 for script in nfs-kernel-server nfs-common rpcbind; do
     rm -f "$root"/etc/runlevels/*/"$script" "$root/etc/init.d/$script"
 done
+# a /usr that comes over the network is needed until the machine is off
+sed -i 's#^\([[:space:]]*\)/|/proc|#\1/|/usr|/proc|#' "$root/etc/init.d/umountnfs.sh"
+grep -q '/|/usr|/proc|' "$root/etc/init.d/umountnfs.sh"
 mkdir -p "$root/usr/lib/xenlab"
 for script in xen xendomains syslog-ng; do
     mv "$root/etc/init.d/$script" "$root/usr/lib/xenlab/$script"
