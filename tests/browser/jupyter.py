@@ -107,7 +107,8 @@ class Jupyter:
         """
         text = dialog.first.inner_text()
         assert "Select Kernel" in text, f"JupyterLab asks: {text}"
-        dialog.first.get_by_role("button", name="Select", exact=True).click()
+        # the button shows “Select”, and is called otherwise
+        dialog.first.get_by_role("button", name="Select Kernel", exact=True).click()
         expect(dialog).to_have_count(0)
 
     def run_to_end(self, number: int) -> Locator:
