@@ -9,12 +9,11 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
+from xenlab.platform import distcc
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
 from xenlab.resources.setting import KernelSetting
-
-DISTCC_PORT = "3632"
 
 LOGS = {
     "rsyslog": ("/var/log/syslog",),
@@ -116,7 +115,7 @@ def distcc_silent(book: Chapter) -> Resource:
             | awk '{ print $4 }' | grep -qvE '^(127\\.|\\[::1\\])'
     """
     return Condition(
-        Command.script(script, DISTCC_PORT),
+        Command.script(script, str(distcc.PORT)),
         "distcc listens on the network",
         "disable distcc's service and stop it",
     )
