@@ -27,6 +27,9 @@ from xenlab.resources.base import Difference, Report, Resource
 DUMB_MAC = "fe:ff:ff:ff:ff:ff"
 """The MAC address of ports that must not be talked to: the highest one that is unicast."""
 
+REMEMBERED = 8_640_000
+"""How long the bridge knows where a silent guest is, in seconds: 100 days."""
+
 MEETING = "/run/xenlab-bridge"
 """Where the switch-over and its confirmation meet, on the target; gone after a reboot."""
 
@@ -181,7 +184,12 @@ class Bridge(Resource):
         self, devices: Mapping[str, Mapping[str, Any]], routes: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, str]]:
         holder = self.bridge if self.address_on_bridge else self.uplink
-        wanted = {self.bridge: {"kind": "bridge", "STP": "off", "forward delay": "0", "up": "yes"}}
+        wanted = {
+            self.bridge: {
+                "kind": "bridge", "STP": "off", "forward delay": "0", "up": "yes",
+                "remembers": f"{REMEMBERED} s",
+            }
+        }  # fmt: skip
         if self.address_on_bridge:
             wanted[self.uplink] = {"bridge": self.bridge, "addresses": "none", "up": "yes"}
             wanted[self.bridge]["address"] = self.address
@@ -222,6 +230,7 @@ def describe(device: Mapping[str, Any], address: str) -> dict[str, str]:
         "kind": info.get("info_kind", "physical"),
         "STP": "off" if data.get("stp_state") == 0 else "on",
         "forward delay": str(data.get("forward_delay", "-")),
+        "remembers": f"{data.get('ageing_time', 0) // 100} s",
         "up": "yes" if "UP" in device.get("flags", []) else "no",
         "bridge": device.get("master", "none"),
         "MAC": device.get("address", "none"),

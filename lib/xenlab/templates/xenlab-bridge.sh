@@ -13,6 +13,7 @@ verb=$1
 physical=p$UPLINK
 # The highest MAC address there is: a bridge takes the lowest of its ports for its own.
 dumb=fe:ff:ff:ff:ff:ff
+remembered=864000000 # hundredths of a second: 100 days
 addresses= routes=
 
 exists() { ip link show dev "$1" > /dev/null 2>&1; }
@@ -55,7 +56,9 @@ make_bridge() {
     exists "$BRIDGE" || ip link add dev "$BRIDGE" address "$1" type bridge
     # A bridge takes packets for its own MAC address itself: dom0's must not stay on it.
     ip link set dev "$BRIDGE" address "$1"
-    ip link set dev "$BRIDGE" type bridge stp_state 0 forward_delay 0
+    # A guest may be silent for long. Once the bridge forgets where it is, frames for it go out at
+    # every port, and who hears them may answer: QEMU's user network refuses the connection.
+    ip link set dev "$BRIDGE" type bridge stp_state 0 forward_delay 0 ageing_time "$remembered"
 }
 
 drop_bridge() {
