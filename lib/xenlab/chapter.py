@@ -73,11 +73,6 @@ class Chapter(Seams):
         return self._root
 
     @property
-    def on_rescue(self) -> bool:
-        """Whether the machine runs a rescue system and not what is being installed."""
-        return self.root != "/"
-
-    @property
     def target(self) -> Host:
         """The machine seen from inside the installed root."""
         return self.host.inside(self.root)
@@ -111,10 +106,7 @@ class Chapter(Seams):
         """Carry out actions: applied each time, whatever the machine's state is."""
         host = on or self.target
         with self._step(title, host) as step:
-            for resource in resources:
-                difference = resource.probe(host)
-                if difference is not None:
-                    step.differs("", difference)
+            self._differing(step, host, resources)
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
                 return
@@ -172,15 +164,12 @@ class Chapter(Seams):
         """What must hold, or the chapter ends here; nothing is changed."""
         host = on or self.target
         with self._step(title, host) as step:
-            for resource in resources:
-                difference = resource.probe(step.watch(host))
-                if difference is None:
-                    continue
-                step.differs("", difference)
-                if self.mode == "plan":
-                    step.status = WOULD_CHANGE
-                else:
-                    raise StepFailed(difference.summary)
+            self._differing(step, step.watch(host), resources)
+            found = Difference.of_all(list(step.differences.values()))
+            if found is not None and self.mode == "plan":
+                step.status = WOULD_CHANGE
+            elif found is not None:
+                raise StepFailed(found.summary, hint=found.hint)
 
     def consent(self, serial: str) -> None:
         """Note a person's word that the disk with this serial may be wiped."""
@@ -214,6 +203,13 @@ class Chapter(Seams):
         return step
 
     def _settle(self, step: Step, host: Host, resources: tuple[Resource, ...]) -> None:
+        todo = self._differing(step, host, resources)
+        if self._may_go_on(step, host, todo):
+            self._apply(step, host, tuple(todo), "")
+            step.status = CHANGED
+
+    def _differing(self, step: Step, host: Host, resources: tuple[Resource, ...]) -> list[Resource]:
+        """What differs of these; each difference is noted, under a number if there are several."""
         todo: list[Resource] = []
         for resource in resources:
             difference = self._probe(resource, host)
@@ -221,9 +217,7 @@ class Chapter(Seams):
                 label = f"{len(todo) + 1}" if len(resources) > 1 else ""
                 step.differs(label, difference)
                 todo.append(resource)
-        if self._may_go_on(step, host, todo):
-            self._apply(step, host, tuple(todo), "")
-            step.status = CHANGED
+        return todo
 
     def _probe(self, resource: Resource, host: Host) -> Difference | None:
         try:

@@ -30,6 +30,7 @@ from xenlab.journal import Journal, verify
 from xenlab.opening import open_chapter
 from xenlab.parameters import Parameters, Ssh
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
 from xenlab.view import Silent
 
@@ -109,6 +110,28 @@ def test_plan_mode_shows_and_touches_nothing(sshd: Sshd, journal: Journal, tmp_p
     book.check("05.4 Holds", made)
     assert not made.path.exists()
     assert statuses(journal) == [("final", "would change")] * 4
+
+
+def test_a_plan_shows_every_difference(sshd: Sshd, journal: Journal, tmp_path: Path) -> None:
+    book = open_book(sshd, journal, "plan")
+    files = [File(str(tmp_path / name), f"{name}\n") for name in ("one", "two")]
+    book.ensure("05.1 As one", Together((*files, Condition(Command("true"), "never"))))
+    book.run("05.2 Actions", *files)
+    as_one, actions = (r["difference"] for r in journal.records() if r.get("step"))
+    assert as_one[""]["summary"] == f"create {files[0].path}; create {files[1].path}"
+    assert "+one\n" in as_one[""]["diff"] and "+two" in as_one[""]["diff"]
+    assert [each["summary"] for each in actions.values()] == [f"create {f.path}" for f in files]
+
+
+def test_a_check_names_all_that_does_not_hold_and_what_to_try(
+    book: Chapter, journal: Journal
+) -> None:
+    conditions = [Condition(Command("false"), f"{n} is off", f"turn {n} on") for n in ("A", "B")]
+    with pytest.raises(StepFailed) as failed:
+        book.check("05.1 Hold", *conditions)
+    assert failed.value.message == "A is off; B is off"
+    assert failed.value.hint == "turn A on; turn B on"
+    assert len(journal.records()[-1]["difference"]) == 2
 
 
 def test_output_is_kept_whole_with_its_digest(

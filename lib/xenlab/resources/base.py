@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +17,26 @@ class Difference:
     """How the machine differs from a desired state.
 
     ``summary`` is one line in the imperative ("write /etc/hostname"); ``diff`` a unified diff where
-    the state is text; ``rows`` a table where it is not, one dict a row.
+    the state is text; ``rows`` a table where it is not, one dict a row; ``hint`` what to try where
+    nothing can be applied.
     """
 
     summary: str
     diff: str = ""
     rows: tuple[dict[str, str], ...] = ()
+    hint: str = ""
+
+    @staticmethod
+    def of_all(found: Sequence[Difference]) -> Difference | None:
+        """Several differences as one, in their order; None of none."""
+        if len(found) < 2:
+            return found[0] if found else None
+        return Difference(
+            "; ".join(each.summary for each in found),
+            "\n".join(each.diff.rstrip("\n") for each in found if each.diff),
+            tuple(row for each in found for row in each.rows),
+            "; ".join(dict.fromkeys(each.hint for each in found if each.hint)),
+        )
 
 
 class Asked(str):
@@ -56,7 +71,8 @@ class Resource(ABC):
         difference = self.probe(host)
         if difference is not None:
             detail = f"\n{difference.diff}" if difference.diff else ""
-            raise StepFailed(f"applied, and yet still to do: {difference.summary}{detail}")
+            message = f"applied, and yet still to do: {difference.summary}{detail}"
+            raise StepFailed(message, hint=difference.hint)
 
     def wipes(self) -> str:
         """The device whose content ``apply`` destroys (a path), "" where it destroys nothing."""

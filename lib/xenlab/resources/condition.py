@@ -20,7 +20,7 @@ class Condition(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """``otherwise``, unless the command ends with status 0."""
-        return None if host.test(self.command) else Difference(self.otherwise)
+        return None if host.test(self.command) else Difference(self.otherwise, hint=self.hint)
 
     def apply(self, host: Host, report: Report) -> None:
         """Nothing can be done from here: raises StepFailed unless the condition holds."""
@@ -35,9 +35,9 @@ class Together(Resource):
     parts: tuple[Resource, ...]
 
     def probe(self, host: Host) -> Difference | None:
-        """The first difference that is found."""
-        found = (part.probe(host) for part in self.parts)
-        return next((difference for difference in found if difference is not None), None)
+        """All differences that are found, as one."""
+        found = [part.probe(host) for part in self.parts]
+        return Difference.of_all([each for each in found if each is not None])
 
     def apply(self, host: Host, report: Report) -> None:
         """Apply each part that differs."""

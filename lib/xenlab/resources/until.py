@@ -18,7 +18,7 @@ class Until(Resource):
     replaced: Command
 
     def probe(self, host: Host) -> Difference | None:
-        """The first difference that is found, none where another state has taken the place."""
+        """All differences as one, none where another state has taken the place."""
         return None if host.test(self.replaced) else Together(self.parts).probe(host)
 
     def apply(self, host: Host, report: Report) -> None:
