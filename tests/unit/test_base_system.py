@@ -11,7 +11,6 @@ from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.parameters import Parameters
-from xenlab.platform.apt import Apt
 from xenlab.recipes import base_system, disk
 
 HOST = Host(Local())
@@ -71,8 +70,3 @@ def test_the_kernel_source_lies_where_usr_src_leads() -> None:
     site = Parameters(share="/srv/all")
     assert base_system.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"
     assert base_system.sources_moved(site).to == "/srv/all/src"
-
-
-def test_a_root_that_is_not_there_is_no_base_system() -> None:
-    found = base_system.installed(Apt()).probe(HOST.inside("/nowhere"))
-    assert found is not None and found.summary == "there is no base system"

@@ -100,7 +100,6 @@ def test_archive_is_read_by_cpio(tmp_path: Path) -> None:
     archive = cpio.Writer(out)
     archive.folder("root/.ssh", mode=0o700)
     archive.file("root/.ssh/file", b"odd", mode=0o600)
-    archive.symlink("link", "root")
     archive.close()
     assert len(out.getvalue()) % 512 == 0
     subprocess.run(
@@ -111,7 +110,6 @@ def test_archive_is_read_by_cpio(tmp_path: Path) -> None:
     )
     assert (tmp_path / "root/.ssh/file").read_bytes() == b"odd"
     assert stat.S_IMODE((tmp_path / "root/.ssh").stat().st_mode) == 0o700
-    assert (tmp_path / "link").readlink() == Path("root")
 
 
 def test_state_survives_and_damage_is_named(tmp_path: Path) -> None:

@@ -39,10 +39,6 @@ class Writer:
         """Add a regular file owned by root."""
         self._entry(name, stat.S_IFREG | mode, data)
 
-    def symlink(self, name: str, target: str) -> None:
-        """Add a symbolic link."""
-        self._entry(name, stat.S_IFLNK | 0o777, target.encode())
-
     def tar(self, archive: tarfile.TarFile, keep: Callable[[tarfile.TarInfo], bool]) -> None:
         """Add the members of a seekable tar that `keep` wants; hard links become copies."""
         for member in archive:

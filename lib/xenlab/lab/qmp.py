@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.events import EventListener
 
 from xenlab.errors import LabError
@@ -67,20 +67,6 @@ async def _concluded(events: EventListener, job: str) -> None:
         data: Any = event["data"]
         if data["id"] == job and data["status"] == "concluded":
             return
-
-
-def wait_for_event(socket: Path, names: set[str], *, seconds: float) -> Message | None:
-    """The next event with one of these names, or None if none comes in time or QEMU ends."""
-
-    async def talk(client: QMPClient) -> Message:
-        with client.listener(names) as events:
-            return await events.get()
-
-    try:
-        answer: Message | None = _session(socket, talk, "wait", seconds)
-    except LabError:
-        return None
-    return answer
 
 
 def _session(

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from xenlab.command import Command
 from xenlab.parameters import Parameters
-from xenlab.platform.packages import Packages
 from xenlab.recipes.disk import SWAP_FOLDER, below
-from xenlab.resources.archive import RECORD, Archive, Upload
+from xenlab.resources.archive import Archive, Upload
 from xenlab.resources.base import Resource
 from xenlab.resources.checksum import read_checksum
-from xenlab.resources.condition import Condition, Together
+from xenlab.resources.condition import Condition
 from xenlab.resources.files import File, Line
 from xenlab.resources.relocated import Relocated
 
@@ -81,14 +80,6 @@ def tls_settled() -> Resource:
         Command.script(script),
         "the installed system is not 64 bit: it would need the howto's flags",
     )
-
-
-def installed(packages: Packages) -> Resource:
-    """What chapter 02 leaves, as later chapters need it: a whole root, Xen and the boot loader."""
-    whole = Condition(
-        Command.argv("grep", "-q", "^complete ", f"/{RECORD}"), "there is no base system"
-    )
-    return Together((whole, packages.hypervisor()))
 
 
 def _escape(field: str) -> str:

@@ -95,11 +95,6 @@ def kernel_installed(book: Chapter) -> Resource:
     return installed(book, DOM0)
 
 
-def domu_kernel_installed(book: Chapter) -> Resource:
-    """What chapter 08 leaves: the guests' kernel in /xenboot."""
-    return installed(book, DOMU)
-
-
 def made(site: Parameters, host: Host, report: Report) -> None:
     """Compile both kernels on this host, ahead of the chapters that ask for them.
 

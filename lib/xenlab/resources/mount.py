@@ -12,7 +12,6 @@ from xenlab.resources.base import Difference, Report, Resource
 
 BIND = "bind"
 
-_NOT_MOUNTED = 44
 _OTHER_MOUNTED = 45
 
 
@@ -32,7 +31,7 @@ class Mount(Resource):
     def probe(self, host: Host) -> Difference | None:
         """Whether nothing, or another device, is mounted there."""
         script = """
-            readlink -f -- "$2" || exit 44
+            readlink -f -- "$2" || exit
             stat -L -c 'device %t %T' -- "$1" 2>/dev/null || echo
             cat /proc/self/mountinfo
         """
