@@ -77,8 +77,8 @@ class TextStep:
         """Nothing: the whole output is a file in the run folder."""
 
     def table(self, frame: pd.DataFrame) -> None:
-        """The table in columns."""
-        self._add(frame.to_string(index=False))
+        """The table in columns, a word where it has no rows."""
+        self._add("none" if frame.empty else frame.to_string(index=False))
 
     def picture(self, png: bytes) -> None:
         """A word that there is one."""
