@@ -17,6 +17,7 @@ from xenlab.host import Host
 from xenlab.platform.apt import Apt
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
+from xenlab.recipes import shared_filesystems as sharing
 from xenlab.recipes.base_configuration import log_written, waiting
 from xenlab.resources.base import Resource
 
@@ -114,6 +115,15 @@ def test_what_dpkg_has_kept_is_found_too(host: Host) -> None:
     rows = waiting(book)
     changed = ["@@ -1 +1 @@", "-version 1, changed", "+version 2"]
     assert shown(rows, "/etc/greeter.conf") == changed
+    with_guest = SimpleNamespace(
+        mode="apply",
+        site=SimpleNamespace(lan_guests=[SimpleNamespace(name="domu1")]),
+        guest={"domu1": host}.get,
+        packages=Apt(),
+    )
+    in_guests = sharing.waiting(cast(Chapter, with_guest))()
+    assert set(in_guests["guest"]) == {"domu1"}
+    assert shown(in_guests, "/etc/greeter.conf") == changed
 
 
 def test_what_cannot_be_shown_is_named_all_the_same(host: Host) -> None:

@@ -9,7 +9,9 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
+from xenlab.host import Host
 from xenlab.platform import distcc
+from xenlab.platform.packages import Packages
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
@@ -141,13 +143,21 @@ def parse_listeners(text: str) -> pd.DataFrame:
     return frame.drop_duplicates(ignore_index=True)
 
 
-def waiting(book: Chapter) -> pd.DataFrame:
-    """What packages have brought and not put over a file that was changed: file, new version, diff.
+KEPT = ("file", "new version", "diff")
+"""The columns of what `kept` finds."""
 
-    Each line of the diff is a row. What not everybody may read is named, and not shown: it is read
-    as nobody.
+
+def waiting(book: Chapter) -> pd.DataFrame:
+    """What packages have brought to the machine and not put over a file that was changed: KEPT."""
+    return pd.DataFrame(kept(book.target, book.packages), columns=list(KEPT))
+
+
+def kept(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
+    """Which changed files packages left alone on a host, a row of KEPT for each line that differs.
+
+    What not everybody may read is named, and not shown: it is read as nobody.
     """
-    found = book.target.run(book.packages.waiting, check=False).stdout.splitlines()
+    found = host.run(packages.waiting, check=False).stdout.splitlines()
     script = """
         state=0
         shown=$(setpriv --reuid 65534 --regid 65534 --clear-groups \
@@ -166,9 +176,9 @@ def waiting(book: Chapter) -> pd.DataFrame:
     """
     rows = []
     for old, _, new in (line.partition("\t") for line in found):
-        differs = book.target.run(Command.script(script, old, new)).stdout
-        rows += [{"file": old, "new version": new, "diff": line} for line in differs.splitlines()]
-    return pd.DataFrame(rows, columns=["file", "new version", "diff"])
+        differs = host.run(Command.script(script, old, new)).stdout
+        rows += [(old, new, line) for line in differs.splitlines()]
+    return rows
 
 
 def base_configured(book: Chapter) -> Resource:

@@ -6,15 +6,17 @@ Howto: „Extreme Dateisystem-Sharing“, Partitionen 4.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
+from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
 from xenlab.platform.packages import packages
 from xenlab.platform.services import services
+from xenlab.recipes.base_configuration import KEPT, kept
 from xenlab.recipes.network import bare
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
@@ -134,18 +136,32 @@ def swapping(book: Chapter) -> dict[str, Resource]:
 
 
 def shares(book: Chapter) -> Callable[[], pd.DataFrame]:
-    """What each guest has of the share, read when the step runs."""
-    columns = ["guest", "mounted", "from", "options"]
+    """What each guest has of the share: guest, mounted, from, options."""
 
-    def table() -> pd.DataFrame:
+    def mounts(guest: Host) -> Sequence[tuple[str, ...]]:
         rows = []
-        for guest in book.site.lan_guests if book.mode == "apply" else []:
-            result = book.guest(guest.name).run("findmnt -n -r -t nfs4 -o TARGET,SOURCE,OPTIONS")
-            for line in result.stdout.splitlines():
-                target, source, options = line.split()
-                kept = [w for w in options.split(",") if w in ("ro", "rw") or w.startswith("vers")]
-                rows.append([guest.name, target, source, ", ".join(kept)])
-        return pd.DataFrame(rows, columns=columns)
+        for line in guest.run("findmnt -n -r -t nfs4 -o TARGET,SOURCE,OPTIONS").stdout.splitlines():
+            target, source, options = line.split()
+            telling = [w for w in options.split(",") if w in ("ro", "rw") or w.startswith("vers")]
+            rows.append((target, source, ", ".join(telling)))
+        return rows
+
+    return _of_guests(book, ("mounted", "from", "options"), mounts)
+
+
+def waiting(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """What packages have brought to each guest and not put over a changed file: guest, KEPT."""
+    return _of_guests(book, KEPT, lambda guest: kept(guest, book.packages))
+
+
+def _of_guests(
+    book: Chapter, columns: tuple[str, ...], look: Callable[[Host], Sequence[tuple[str, ...]]]
+) -> Callable[[], pd.DataFrame]:
+    def table() -> pd.DataFrame:
+        """Read when the step runs; without rows in a plan."""
+        guests = book.site.lan_guests if book.mode == "apply" else []
+        rows = [(guest.name, *row) for guest in guests for row in look(book.guest(guest.name))]
+        return pd.DataFrame(rows, columns=["guest", *columns])
 
     return table
 
