@@ -78,7 +78,7 @@ class TextStep:
 
     def table(self, frame: pd.DataFrame) -> None:
         """The table in columns, a word where it has no rows."""
-        self._add("none" if frame.empty else frame.to_string(index=False))
+        self._add("nothing to show" if frame.empty else frame.to_string(index=False))
 
     def picture(self, png: bytes) -> None:
         """A word that there is one."""

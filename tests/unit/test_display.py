@@ -154,9 +154,9 @@ def test_a_table_keeps_its_values() -> None:
     card.add_table(frame.set_index("n").groupby("n").size().to_frame("many"))
     assert card.tables[1][0] == ["n", "many"]
     card.add_table(pd.DataFrame({"n": range(1000)}))
-    assert "and 500 more rows" in card.html() and "none" not in Page(card.html()).words
+    assert "and 500 more rows" in card.html() and "nothing" not in Page(card.html()).words
     card.add_table(pd.DataFrame(columns=["file", "diff"]))
-    assert "none" in Page(card.html()).words
+    assert "nothing to show" in Page(card.html()).words
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_outside_of_a_notebook_a_step_is_lines(capsys: pytest.CaptureFixture[str
     assert lines[0] == "04_grub: site lab, host dom0, mode apply, run runs/x"
     assert lines[1] == "changed      04.2 Write the Xen entry  1.2 s"
     assert "    write /etc/default/grub" in lines and "    +GRUB_TIMEOUT=2" in lines
-    assert "    domu1: boot" in lines and "    none" in lines and "    said" in lines
+    assert "    domu1: boot" in lines and "    nothing to show" in lines and "    said" in lines
     assert not any("hidden" in line for line in lines)
 
 
