@@ -135,8 +135,9 @@ def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
             yield str(record["output"]), str(record["output_sha256"])
         if record.get("phase") == "kept":
             yield str(record["path"]), str(record["sha256"])
-        for attachment in record.get("attachments") or ():
-            yield str(attachment["path"]), str(attachment["sha256"])
+        inputs = [c["input"] for c in record.get("commands") or () if c.get("input")]
+        for kept in (*inputs, *(record.get("attachments") or ())):
+            yield str(kept["path"]), str(kept["sha256"])
 
 
 def _files(folder: Path) -> list[str]:

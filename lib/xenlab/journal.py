@@ -27,8 +27,8 @@ HEAD = "journal.head"
 
 COLUMNS = [
     "seq", "time", "chapter", "step", "title", "phase", "status", "host", "boot_id", "operator",
-    "commands", "exit_status", "seconds", "output", "output_sha256", "difference", "message",
-    "mark", "run", "prev",
+    "commands", "exit_status", "seconds", "transcript", "output", "output_sha256", "difference",
+    "message", "mark", "run", "prev",
 ]  # fmt: skip
 
 
@@ -152,6 +152,14 @@ class Journal:
             self._running[place] = record
         elif record.get("phase") == "final":
             self._running.pop(place, None)
+
+
+def transcript(folder: Path, record: Mapping[str, Any]) -> str:
+    """What a step's commands printed: it stands in the record, or in the file that this names."""
+    if "transcript" in record:
+        return str(record["transcript"])
+    place = folder / str(record.get("output", ""))
+    return place.read_bytes().decode("utf-8", "replace") if place.is_file() else ""
 
 
 def verify(path: Path) -> int:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from xenlab import runs
 from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
 from xenlab.errors import BadInput, JournalDamaged
-from xenlab.journal import FIRST, Journal, verify
+from xenlab.journal import FIRST, Journal, transcript, verify
 from xenlab.resources.base import Difference
 from xenlab.runs import StepState
 
@@ -84,11 +84,9 @@ def _card(folder: Path, step: StepState) -> Card:
         card.differences.append((label, _difference(difference)))
     for attachment in record.get("attachments") or ():
         _attach(card, folder / attachment["path"])
-    if record.get("output"):
-        card.kept = str(record["output"])
-        place = folder / card.kept
-        if place.exists():
-            card.add_output(place.read_bytes().decode("utf-8", "replace"))
+    card.kept = str(record.get("output", ""))
+    if said := transcript(folder, record):
+        card.add_output(said)
     return card
 
 

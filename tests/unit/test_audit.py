@@ -83,6 +83,16 @@ def test_a_file_that_was_changed_or_is_gone_is_named(run: Path, name: str) -> No
     assert audit.inspect(run).problems == ()
 
 
+def test_what_went_into_a_command_is_named_by_its_record(run: Path) -> None:
+    path, digest = Journal(run).save_output("04.3-input", b"label: gpt\n")
+    named = {"path": path, "sha256": digest, "bytes": 11}
+    commands = [{"command": "sfdisk /dev/vda", "input": named}, {"command": "true"}]
+    Journal(run).append(step="04.3", phase="final", status="changed", commands=commands)
+    assert audit.inspect(run).problems == ()
+    (run / path).write_bytes(b"label: dos\n")
+    assert audit.inspect(run).problems == (f"{path}: it was changed since it was recorded",)
+
+
 def test_a_file_that_nobody_recorded_is_named(run: Path) -> None:
     (run / "output" / "04.9.txt").write_text("made up")
     assert audit.inspect(run).problems == ("output/04.9.txt: no record names it",)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xenlab.errors import JournalDamaged
-from xenlab.journal import COLUMNS, FIRST, Journal, verify
+from xenlab.journal import COLUMNS, FIRST, Journal, transcript, verify
 
 
 def fill(folder: Path, count: int = 5) -> Journal:
@@ -147,6 +147,14 @@ def test_output_is_never_written_over(tmp_path: Path) -> None:
     assert first != second
     assert (tmp_path / first).read_bytes() == b"one"
     assert len(digest) == 64
+
+
+def test_a_transcript_is_read_from_the_record_or_its_file(tmp_path: Path) -> None:
+    path, _ = Journal(tmp_path).save_output("04.1", b"in a file \xff")
+    assert transcript(tmp_path, {"transcript": "in the record"}) == "in the record"
+    assert transcript(tmp_path, {"output": path}) == "in a file \N{REPLACEMENT CHARACTER}"
+    assert transcript(tmp_path, {"output": "output/gone.txt"}) == ""
+    assert transcript(tmp_path, {}) == ""
 
 
 def test_the_run_folder_is_for_its_owner_only(tmp_path: Path) -> None:
