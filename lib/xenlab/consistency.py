@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from xenlab.names import PACKAGE_NAMES
+from xenlab.names import PACKAGE_NAMES, cut, quoted
 
 if TYPE_CHECKING:
     from xenlab.parameters import Parameters
@@ -100,10 +101,10 @@ def _selections(site: Parameters) -> Iterator[str]:
         "guest_exports": [export.name for export in site.guest_exports],
     }
     for key, names in selected.items():
-        for name in dict.fromkeys(names):
+        for name, times in Counter(names).items():
             if name not in known:
-                yield f"{key} names {name}, which is no domain; there are {', '.join(known)}"
-            if names.count(name) > 1:
+                yield f"{key} names {name}, which is no domain; there are {cut(', '.join(known))}"
+            if times > 1:
                 yield f"{key} names {name} twice"
     for name in site.shared_usr:
         if name not in selected["lan_guests"]:
@@ -114,9 +115,10 @@ def _selections(site: Parameters) -> Iterator[str]:
         if export.name in site.shared_usr:
             yield f"guest_exports names {export.name}, which installs nothing: shared_usr names it"
         if set(export.path) & set(' \t#"'):
-            yield f"guest_exports: {export.path!r} cannot be exported: no space, # or quote in it"
+            path = quoted(export.path)
+            yield f"guest_exports: {path} cannot be exported: no space, # or quote in it"
         if PurePosixPath(export.path).is_relative_to(site.share):
-            yield f"guest_exports: {export.path} is dom0's share, which only dom0 can export"
+            yield f"guest_exports: {cut(export.path)} is dom0's share, which only dom0 can export"
 
 
 def _names(site: Parameters) -> Iterator[str]:
@@ -131,7 +133,7 @@ def _names(site: Parameters) -> Iterator[str]:
             except ValueError as error:
                 yield f"{key}[{number}] {error}"
     for package in sorted({*site.unwanted} & {*site.software, *site.shared_packages}):
-        yield f"{package} is unwanted, and yet in software or shared_packages"
+        yield f"{cut(package)} is unwanted, and yet in software or shared_packages"
     if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
     if site.share == "/":

@@ -14,11 +14,32 @@ from pydantic import AfterValidator, Field
 Check = Callable[[str], str]
 
 
+MOST_CHARACTERS = 4096
+"""How long a text may be; the longest that a machine takes are paths and command lines."""
+
+MOST_SHOWN = 80
+"""How much of a value stands in a message."""
+
+
+def cut(text: str) -> str:
+    """A text for a message, cut where it is long."""
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"
+
+
+def quoted(value: object) -> str:
+    """A value for a message as Python writes it, cut where it is long."""
+    return cut(repr(value[:MOST_SHOWN] if isinstance(value, str) else value))
+
+
 def one_line(text: str) -> str:
-    """The text, refused where it holds a control character, a line break or half a character."""
+    """The text, refused where it holds a line break, or what is not seen but changes what is."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"must have at most {MOST_CHARACTERS} characters, not {len(text)}")
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-            raise ValueError(f"must be one line without control characters, not {text!r}")
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            raise ValueError(
+                f"must be one line without control or invisible characters, not {quoted(text)}"
+            )
     return text
 
 
@@ -35,7 +56,7 @@ def pattern(expression: str, wanted: str) -> Check:
 
     def check(text: str) -> str:
         if not compiled.fullmatch(text):
-            raise ValueError(f"must be {wanted}, not {text!r}")
+            raise ValueError(f"must be {wanted}, not {quoted(text)}")
         return text
 
     return check
@@ -44,17 +65,17 @@ def pattern(expression: str, wanted: str) -> Check:
 def target_path(text: str) -> str:
     """An absolute, plain path on the target (no ``..``, no doubled or closing slash)."""
     if not text.startswith("/"):
-        raise ValueError(f"must be an absolute path, not {text!r}")
+        raise ValueError(f"must be an absolute path, not {quoted(text)}")
     plain = posixpath.normpath("/" + text.lstrip("/"))
     if plain != text:
-        raise ValueError(f"must be a plain path: write {plain!r}, not {text!r}")
+        raise ValueError(f"must be a plain path: write {quoted(plain)}, not {quoted(text)}")
     return text
 
 
 def controller_path(text: str) -> str:
     """A path on the controller: absolute or from ``~``; a notebook's own folder must not matter."""
     if not text.startswith(("/", "~/")):
-        raise ValueError(f"must begin with / or ~/, not {text!r}")
+        raise ValueError(f"must begin with / or ~/, not {quoted(text)}")
     return text
 
 
@@ -66,11 +87,11 @@ def optional_path(text: str) -> str:
 def mac_address(text: str) -> str:
     """A unicast MAC address; fe:ff:ff:ff:ff:ff is what Xen gives to dom0's side of each vif."""
     if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
-        raise ValueError(f"must be a MAC address such as 00:16:3e:66:01:01, not {text!r}")
+        raise ValueError(f"must be a MAC address such as 00:16:3e:66:01:01, not {quoted(text)}")
     if int(text[:2], 16) & 1:
-        raise ValueError(f"must be a unicast MAC address (first byte even), not {text!r}")
+        raise ValueError(f"must be a unicast MAC address (first byte even), not {quoted(text)}")
     if text.lower() in ("00:00:00:00:00:00", "fe:ff:ff:ff:ff:ff"):
-        raise ValueError(f"must be a MAC address that a guest can have, not {text!r}")
+        raise ValueError(f"must be a MAC address that a guest can have, not {quoted(text)}")
     return text
 
 
@@ -79,7 +100,7 @@ def ip_address(text: str) -> str:
     try:
         ipaddress.IPv4Address(text)
     except ValueError:
-        raise ValueError(f"must be an IPv4 address such as 10.0.2.2, not {text!r}") from None
+        raise ValueError(f"must be an IPv4 address such as 10.0.2.2, not {quoted(text)}") from None
     return text
 
 
@@ -91,14 +112,16 @@ def ip_with_prefix(text: str) -> str:
         interface = ipaddress.IPv4Interface(text)
     except ValueError:
         raise ValueError(
-            f"must be an IPv4 address with its prefix, such as 10.0.2.15/24, not {text!r}"
+            f"must be an IPv4 address with its prefix, such as 10.0.2.15/24, not {quoted(text)}"
         ) from None
     network = interface.network
     if network.prefixlen < 31 and interface.ip in (
         network.network_address,
         network.broadcast_address,
     ):
-        raise ValueError(f"must be the address of a machine, not of the whole network: {text!r}")
+        raise ValueError(
+            f"must be the address of a machine, not of the whole network: {quoted(text)}"
+        )
     return text
 
 

@@ -47,6 +47,9 @@ from xenlab.names import (
 )
 from xenlab.refusals import sentences
 
+MOST_PROBLEMS = 20
+"""How many problems of a file are listed."""
+
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -222,7 +225,9 @@ def validate(
         problems = sentences(error, Parameters, origins or {})
     text = problems[0]
     if len(problems) > 1:
-        text = "\n  ".join([f"{len(problems)} parameters cannot be accepted:", *problems])
+        head = f"{len(problems)} parameters cannot be accepted:"
+        rest = ["…"] if len(problems) > MOST_PROBLEMS else []
+        text = "\n  ".join([head, *problems[:MOST_PROBLEMS], *rest])
     raise BadInput(text, where=source)
 
 

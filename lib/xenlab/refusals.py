@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from xenlab.names import cut, quoted
 from xenlab.yamlfile import Origin, Place
 
 _WANTED = {
@@ -85,7 +86,8 @@ def spelled(place: Place) -> str:
     """The way to a value as people write it: ``domains[1].mac``."""
     text = ""
     for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        name = cut(str(part))
+        text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
     return text
 
 
@@ -93,10 +95,8 @@ def shown(value: object) -> str:
     """A value with its kind, cut where it is long: ``'4 GB' (text)``."""
     if value is None:
         return "nothing"
-    text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "…"
     kind = next((word for kind, word in _KINDS if isinstance(value, kind)), type(value).__name__)
-    return f"{text} ({kind})"
+    return f"{quoted(value)} ({kind})"
 
 
 def _quotes(value: object, written: str) -> str:
@@ -104,7 +104,7 @@ def _quotes(value: object, written: str) -> str:
     if not isinstance(value, bool | int | float):
         return ""
     if written and written != str(value):
-        return f": YAML reads {written} so; put it in quotes"
+        return f": YAML reads {cut(written)} so; put it in quotes"
     if isinstance(value, bool):
         return ": YAML reads on, off, yes and no so; put it in quotes"
     return "; put it in quotes"

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"ssh": {"host": "x", "config": "c"}}, "ssh.config must begin with / or ~/, not 'c'"),
     (
         {"image": "/a\nb"},
-        "image must be one line without control characters, not '/a\\nb'",
+        "image must be one line without control or invisible characters, not '/a\\nb'",
     ),
     # two domains of one …
     (
@@ -382,6 +383,49 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, text: str | bytes, sentence:
     assert refused_file(tmp_path, text).startswith(sentence)
 
 
+def bomb(levels: int, wide: int) -> str:
+    """A file in which each line refers to the one before it, several times."""
+    lines = ["l0: &l0 [x]"]
+    for level in range(1, levels):
+        lines.append(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * wide)}]")
+    return "\n".join(lines) + "\n"
+
+
+FULL = "a: &a [" + "x, " * 9000 + "x]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (bomb(30, 9), "line 2: more than 8 references (*l0): write the values out"),
+        (FULL + "b: [*a, *a]\n", "references (*) make more than 20000 values of this file"),
+        ("a: &a {b: 1}\nc: {<<: [*a, *a, *a, *a, *a, *a, *a, *a, *a]}\n", "line 2: more than 8"),
+        ("a: &a\n  <<: *a\n", "line 1: this value contains itself"),
+        ("a: " + "[" * 60_000, "its values lie too deep in one another"),
+        ("a: [" + "1," * 30_000 + "]", "line 1: more than 20000 values are too many for a site"),
+        ("a: 1" + ":1" * 200_000, "line 1: a number of 400001 digits is too long"),
+        ("site: 0x" + "f" * 9000, "line 1: a number of 9002 digits is too long"),
+        ("share: " + "/x" * 200_000, "line 1: share must have at most 4096 characters, not 400000"),
+        ("#" * (1 << 20) + "\n", "this parameters file has more than 1 MiB, which no site needs"),
+        (b"\xef\xbb\xbfsite: lab\n", "this file begins with a byte order mark: save it as UTF-8 w"),
+        ("site: a\ufeffb\n", "line 1: site must be one line without control or invisible charact"),
+    ],
+)
+def test_a_file_that_is_too_much(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+    begun = time.monotonic()
+    message = refused_file(tmp_path, text)
+    assert message.startswith(sentence)
+    assert len(message) < 300
+    # unlimited, the worst of them take minutes and all the memory there is
+    assert time.monotonic() - begun < 30
+
+
+def test_a_few_references_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("site: &name keep\nhostname: *name\n")
+    assert load(path).hostname == "keep"
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -549,6 +593,29 @@ def test_no_text_passes_with_a_control_character(
     else:
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
         assert validate(site.model_dump(), "again") == site
+
+
+@given(
+    place=st.sampled_from(list(strings(EVERYTHING))),
+    text=st.text(min_size=1, max_size=5),
+    listed=st.booleans(),
+)
+def test_no_message_is_longer_than_a_person_reads(
+    place: tuple[str | int, ...], text: str, listed: bool
+) -> None:
+    values: Any = Parameters.model_validate(EVERYTHING).model_dump()
+    inner = values
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = [text * 200_000] if listed else text * 200_000
+    message = refused(values)
+    assert len(message) < 500
+
+
+def test_no_more_problems_are_listed_than_a_person_reads() -> None:
+    lines = refused({"autostart": [f"web{number}" for number in range(5000)]}).splitlines()
+    assert lines[0] == "5000 parameters cannot be accepted:"
+    assert (len(lines), lines[-1]) == (22, "  …")
 
 
 # The disk plan (Howto: „Partitionen“).
