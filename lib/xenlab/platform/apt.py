@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.platform import locks
 from xenlab.platform.package_index import (
     INSTALL_SECONDS,
     NO_ROOT,
@@ -18,10 +19,17 @@ from xenlab.platform.package_index import (
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.relocated import Relocated
 
-UPDATE = """
+_LOCKS = locks.patiently(
+    *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
+    *("/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"),
+)
+_TOOLS = f"""
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
-    apt-get -q -o APT::Update::Error-Mode=any -o DPkg::Lock::Timeout=600 update
+    {_LOCKS}
+    update() {{ patiently apt-get -q -o APT::Update::Error-Mode=any update; }}
 """
+
+UPDATE = f"{_TOOLS} update"
 
 HYPERVISOR = ("xen-system-amd64", "grub-pc")
 
@@ -151,7 +159,8 @@ class AptPackages(Resource):
         """
         report(f"installing {len(self.names)} packages")
         script = """
-            export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+            # while somebody else installs, the policy is theirs
+            had_to_wait || :
             policy=/usr/sbin/policy-rc.d ours=
             leave() {
                 [ -z "$ours" ] || rm -f -- "$policy"
@@ -167,10 +176,11 @@ class AptPackages(Resource):
             if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
             option=$3
             shift 3
-            quietly dpkg --force-unsafe-io --force-confdef --force-confold --configure -a
+            patiently quietly dpkg \\
+                --force-unsafe-io --force-confdef --force-confold --configure -a
             install() {
-                quietly apt-get -q -y --no-install-recommends $option \\
-                    -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \\
+                patiently quietly apt-get -q -y --no-install-recommends $option \\
+                    -o Dpkg::Use-Pty=0 \\
                     -o Dpkg::Options::=--force-unsafe-io \\
                     -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
                     install -- "$@"
@@ -178,7 +188,7 @@ class AptPackages(Resource):
             if ! install "$@"; then
                 # an index that is not quite new may name what the archive has replaced since
                 [ -z "$option" ]
-                apt-get -q -o APT::Update::Error-Mode=any -o DPkg::Lock::Timeout=600 update
+                update
                 install "$@"
             fi
             # dpkg was told not to wait for the disk
@@ -186,8 +196,8 @@ class AptPackages(Resource):
         """
         answers = "\n".join(self.answers)
         option = "" if self.fetch else "--no-download"
-        command = Command.script(_QUIETLY + script, _POLICY, answers, option, *self.names)
-        host.run(command, timeout=INSTALL_SECONDS)
+        command = Command.script(_TOOLS + _QUIETLY + script, _POLICY, answers, option, *self.names)
+        locks.run(host, command, report, timeout=INSTALL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -219,18 +229,17 @@ class AptRemoved(Resource):
         names = [row["package"] for row in found.rows] if found else []
         report(f"removing {', '.join(names)}")
         script = """
-            export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
-            remove() { apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@"; }
-            remove --simulate remove -- "$@" | awk '
+            get() { apt-get -q -y -o Dpkg::Use-Pty=0 "$@"; }
+            get --simulate remove -- "$@" | awk '
                 BEGIN { for (i = 1; i < ARGC; i++) asked[ARGV[i]]; ARGC = 1 }
                 $1 == "Remv" && !($2 in asked) { print "remove", $2; found = 1 }
                 $1 == "Inst" { print "install", $2; found = 1 }
                 END { if (found) exit 45 }
             ' "$@"
-            remove remove -- "$@"
+            patiently get remove -- "$@"
         """
-        command = Command.script(script, *names)
-        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
+        command = Command.script(_TOOLS + script, *names)
+        result = locks.run(host, command, report, timeout=INSTALL_SECONDS, check=False)
         if result.status == _NEEDED:
             other = " and ".join(result.stdout.strip().splitlines())
             raise StepFailed(

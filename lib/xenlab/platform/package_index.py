@@ -10,6 +10,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed
 from xenlab.host import Host
 from xenlab.names import PACKAGE_NAMES
+from xenlab.platform import locks
 from xenlab.resources.base import Difference, Report, Resource
 
 INSTALL_SECONDS = 3600.0
@@ -68,7 +69,8 @@ class Index(Resource):
         report(self.command)
         # what has not changed keeps its time: that it was asked for is to be seen all the same
         touch = 'touch -- "$1"'
-        host.run(Command.script(f"{self.script}\n{touch}", self.folder), timeout=INSTALL_SECONDS)
+        command = Command.script(f"{self.script}\n{touch}", self.folder)
+        locks.run(host, command, report, timeout=INSTALL_SECONDS)
 
 
 def require_names(names: Iterable[str], system: str) -> None:

@@ -15,7 +15,7 @@ from xenlab.platform.package_index import (
     new_versions,
     require_unneeded,
 )
-from xenlab.platform.portage_packages import PortagePackages, PortageRemoved
+from xenlab.platform.portage_packages import TOOLS, PortagePackages, PortageRemoved
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Together
 from xenlab.resources.files import File
@@ -24,10 +24,7 @@ from xenlab.resources.relocated import Relocated
 TREES = "/var/db/repos"
 HYPERVISOR = ("app-emulation/xen", "app-emulation/xen-tools", "sys-boot/grub")
 
-SYNC = """
-    export LC_ALL=C.UTF-8
-    emerge --color n --nospinner --quiet --sync
-"""
+SYNC = f"{TOOLS} emerge --color n --nospinner --quiet --sync"
 
 
 class Portage:

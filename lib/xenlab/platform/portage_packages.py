@@ -9,12 +9,24 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.platform import distcc
+from xenlab.platform import distcc, locks
 from xenlab.platform.package_index import INSTALL_SECONDS, NO_ROOT, require_names
 from xenlab.resources.base import Difference, Report, Resource
 
 INSTALLED = "/var/db/pkg"
 PROVIDED = "/etc/portage/profile/package.provided"
+
+# emerge waits for these as well, but without end, and does not say for whom
+_LOCKS = locks.patiently(
+    "/var/db/.pkg.portage_lockfile",
+    "/var/lib/portage/.world.portage_lockfile",
+    "/var/cache/binpkgs/.Packages.portage_lockfile",
+)
+TOOLS = f"""
+    export LC_ALL=C.UTF-8 NOCOLOR=true
+    {_LOCKS}
+    had_to_wait || :
+"""
 
 # A name may itself hold hyphens and digits: the version is what is left at its end (PMS, 3.2).
 _VERSION = re.compile(
@@ -84,15 +96,14 @@ class PortagePackages(Resource):
         without = f" without {', '.join(silent)}, which do not answer" if silent else ""
         report(f"emerging {len(self.names)} packages{without}")
         script = """
-            export LC_ALL=C.UTF-8 NOCOLOR=true
             how=$1; shift
             # --changed-use leaves alone what is installed already, and as it should be
             emerge --color n --nospinner --quiet-build=y --changed-use \
                 --binpkg-respect-use=y $how -- "$@"
         """
         how = "--buildpkg --usepkg" if self.build else "--usepkgonly"
-        command = Command.script(script, how, *self.names)
-        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
+        command = Command.script(TOOLS + script, how, *self.names)
+        result = locks.run(host, command, report, timeout=INSTALL_SECONDS, check=False)
         said = result.stdout + result.stderr
         # where the package is installed, only with other flags, emerge is content with that
         if result.ok and (self.build or self.probe(host) is None):
@@ -129,12 +140,9 @@ class PortageRemoved(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Raises StepFailed, with who needs it, where something that is installed does."""
         report(f"removing {', '.join(self.names)}")
-        script = """
-            export LC_ALL=C.UTF-8 NOCOLOR=true
-            emerge --color n --nospinner --verbose --depclean -- "$@"
-        """
-        command = Command.script(script, *self.names)
-        result = host.run(command, timeout=INSTALL_SECONDS, check=False)
+        script = 'emerge --color n --nospinner --verbose --depclean -- "$@"'
+        command = Command.script(TOOLS + script, *self.names)
+        result = locks.run(host, command, report, timeout=INSTALL_SECONDS, check=False)
         left = self.probe(host)
         if left is not None and "pulled in by" in result.stdout:
             names = ", ".join(row["package"] for row in left.rows)
