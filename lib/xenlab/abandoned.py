@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from xenlab.errors import ConnectionLost, ConnectionRefused
+from xenlab.errors import ConnectionLost, NoConnection
 from xenlab.host import Host
 from xenlab.journal import Journal
 
@@ -24,7 +24,7 @@ def end(
     """
     ended = sum(machine.end_marked(record["mark"]) for machine in machines)
     for guest in guests:
-        with suppress(ConnectionRefused, ConnectionLost):
+        with suppress(NoConnection, ConnectionLost):
             ended += guest.end_marked(record["mark"])
     journal.append(
         chapter=record["chapter"],

@@ -15,7 +15,9 @@ from xenlab import abandoned, hidden
 from xenlab.consent import require_consent
 from xenlab.errors import (
     ChapterOrder,
+    CommandTimeout,
     ConnectionLost,
+    ConnectionRefused,
     ConsentNeeded,
     StepFailed,
     XenlabError,
@@ -274,7 +276,7 @@ class Chapter(Seams):
                 host.transport.connect()
                 if not host.has_marked(step.mark):
                     return
-            except XenlabError:
+            except (ConnectionRefused, ConnectionLost, CommandTimeout):
                 if time.monotonic() > deadline:
                     raise
             if time.monotonic() > deadline:

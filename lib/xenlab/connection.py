@@ -114,7 +114,7 @@ def connect(
 ) -> Connection:
     """Connect and log in, over another connection where ``via`` is given.
 
-    Raises ConnectionRefused (HostKeyRefused) with one sentence, at the latest after about
+    Raises ConnectionRefused or HostKeyRefused with one sentence, at the latest after about
     ``timeout`` seconds.
     """
     # An application that has no logging set up would get paramiko's tracebacks on stderr.

@@ -47,12 +47,19 @@ class BadInput(XenlabError):
     """A parameter, a file or a name that the person gave is refused; nothing was touched."""
 
 
-class ConnectionRefused(XenlabError):
-    """The host does not answer, refuses the key, or could not be reached in time."""
+class NoConnection(XenlabError):
+    """No connection to the host was made, so nothing was run there; which kind tells why."""
 
 
-class HostKeyRefused(ConnectionRefused):
-    """The host's key is unknown or differs from the pinned one."""
+class ConnectionRefused(NoConnection):
+    """The host does not answer, refuses the key, or could not be reached in time.
+
+    Waiting may help: it may still boot.
+    """
+
+
+class HostKeyRefused(NoConnection):
+    """The host's key is unknown or differs from the pinned one; waiting does not help."""
 
 
 class ConnectionLost(XenlabError):
@@ -63,12 +70,12 @@ class Interrupted(XenlabError):
     """A person stopped the command; the remote processes were ended."""
 
 
-class CommandFailed(XenlabError):
-    """A command ended with another status than zero; carries its Result."""
+class CommandError(XenlabError):
+    """A command did not do its work; carries its Result. Which kind tells whether it ended."""
 
-    def __init__(self, result: Result, *, hint: str = "", where: str = "") -> None:
+    def __init__(self, what: str, result: Result, *, hint: str = "", where: str = "") -> None:
         self.result = result
-        message = f"command failed with exit status {result.status}: {_shortened(result.command)}"
+        message = f"{what}: {_shortened(result.command)}"
         for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
             tail = text.rstrip().splitlines()[-10:]
             if tail:
@@ -76,12 +83,20 @@ class CommandFailed(XenlabError):
         super().__init__(message, hint=hint, where=where or result.host)
 
 
-class CommandTimeout(CommandFailed):
+class CommandFailed(CommandError):
+    """A command ended with another status than zero."""
+
+    def __init__(self, result: Result, *, hint: str = "", where: str = "") -> None:
+        what = f"command failed with exit status {result.status}"
+        super().__init__(what, result, hint=hint, where=where)
+
+
+class CommandTimeout(CommandError):
     """A command did not end within its deadline; its processes were ended."""
 
     def __init__(self, result: Result, seconds: float) -> None:
-        super().__init__(result, hint="give the step a longer deadline or look at the host's load")
-        self.message = f"no end within {seconds:.0f} s: " + self.message
+        hint = "give the step a longer deadline or look at the host's load"
+        super().__init__(f"no end within {seconds:.0f} s", result, hint=hint)
 
 
 class StepFailed(XenlabError):

@@ -79,7 +79,7 @@ class Transport(Protocol):
         """Copy a file from the machine."""
 
     def connect(self) -> None:
-        """Connect if not connected; raises ConnectionRefused (HostKeyRefused) or ConnectionLost."""
+        """Connect if not connected; raises NoConnection or ConnectionLost."""
 
     def close(self) -> None:
         """End the connection; a later call connects again."""
@@ -243,8 +243,6 @@ class Host:
                 self.transport.close()
                 new = self.boot_id()
             except (ConnectionRefused, ConnectionLost, CommandTimeout) as error:
-                if type(error).__name__ == "HostKeyRefused":
-                    raise
                 reason = str(error)
             else:
                 if new != old_boot_id:

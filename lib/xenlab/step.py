@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from xenlab.command import Result, Secret, mask
-from xenlab.errors import ConnectionLost, ConnectionRefused, XenlabError
+from xenlab.errors import ConnectionLost, NoConnection, XenlabError
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.resources.base import Asked, Difference
@@ -161,6 +161,6 @@ def _status_of(error: BaseException) -> str:
         return ABORTED
     if isinstance(error, ConnectionLost):
         return UNKNOWN
-    if isinstance(error, ConnectionRefused):
+    if isinstance(error, NoConnection):
         return UNREACHABLE
     return FAILED

@@ -23,6 +23,7 @@ from xenlab.errors import (
     ConnectionLost,
     ConnectionRefused,
     ConsentNeeded,
+    HostKeyRefused,
     StepFailed,
 )
 from xenlab.host import Host
@@ -231,6 +232,23 @@ def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
     cutter.join()
     assert Path(f"{path}.count").read_text() == "once\n"
     assert journal.records()[-1]["status"] == "unknown"
+
+
+def test_another_host_key_after_a_lost_connection_ends_the_step_at_once(
+    book: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+
+    def swap() -> None:
+        wait_until(started.exists)
+        sshd.restart(new_key=True)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    with pytest.raises(HostKeyRefused, match=r"the key of \S+ has changed"):
+        book.ensure("05.1 Swapped", Made(tmp_path / "x", f'touch "{started}"; sleep 1000'))
+    swapper.join()
+    assert journal.records()[-1]["status"] == "unreachable"
 
 
 def test_an_interrupt_ends_the_remote_processes(

@@ -64,8 +64,6 @@ def reboot(power: Power, medium: Medium, host: Host, controller: Host, report: R
     try:
         after = machine.wait_for_reboot(before, timeout=power.seconds)
     except ConnectionRefused as error:
-        if type(error) is not ConnectionRefused:
-            raise
         raise StepFailed(
             f"the {_called(medium)} did not come up: {error.message}",
             hint="look at the machine's console; once it is up, run the step again",

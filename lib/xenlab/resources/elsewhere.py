@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from xenlab.errors import ConnectionLost, ConnectionRefused, HostKeyRefused
+from xenlab.errors import ConnectionLost, ConnectionRefused
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 
@@ -26,8 +26,6 @@ class Elsewhere(Resource):
         """The resource's difference, or that the machine does not answer yet."""
         try:
             return self.resource.probe(self.host)
-        except HostKeyRefused:
-            raise
         except (ConnectionRefused, ConnectionLost) as error:
             return Difference(f"once {self.name} answers: {error.message}")
 
@@ -41,8 +39,6 @@ class Elsewhere(Resource):
             try:
                 self.host.transport.connect()
                 break
-            except HostKeyRefused:
-                raise
             except (ConnectionRefused, ConnectionLost):
                 stopped = host.stop is not None and host.stop.is_set()
                 if stopped or time.monotonic() > deadline:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from xenlab import hostkeys
 from xenlab.command import Command
-from xenlab.errors import ConnectionLost, ConnectionRefused, HostKeyRefused, StepFailed
+from xenlab.errors import ConnectionLost, ConnectionRefused, NoConnection, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.resources.base import Difference, Report, Resource
@@ -145,7 +145,7 @@ class GuestAnswers(Resource):
         """Whether it answers now, and with which kernel."""
         try:
             release = self.guest.run("uname -r").stdout.strip()
-        except (ConnectionRefused, ConnectionLost) as error:
+        except (NoConnection, ConnectionLost) as error:
             return Difference(f"wait until {self.name} answers: {error.message}")
         if release.endswith(self.kernel_suffix):
             return None
@@ -159,8 +159,6 @@ class GuestAnswers(Resource):
             try:
                 self.guest.transport.connect()
                 return
-            except HostKeyRefused:
-                raise
             except (ConnectionRefused, ConnectionLost):
                 if time.monotonic() > deadline or (host.stop is not None and host.stop.is_set()):
                     raise

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, ConnectionLost, StepFailed, XenlabError
+from xenlab.errors import CommandFailed, ConnectionLost, ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.kernel import KernelBuild
@@ -112,7 +112,7 @@ def _reconnect(host: Host) -> None:
     while True:
         try:
             host.transport.connect()
-        except XenlabError:
+        except (ConnectionRefused, ConnectionLost):
             if time.monotonic() > deadline:
                 raise
             time.sleep(2)

@@ -18,7 +18,6 @@ from xenlab.errors import (
     CommandTimeout,
     ConnectionLost,
     ConnectionRefused,
-    HostKeyRefused,
     StepFailed,
 )
 from xenlab.host import Host
@@ -169,8 +168,6 @@ class Bridge(Resource):
                 # An old connection proves nothing: it may live on where no new one can be made.
                 host.transport.close()
                 answer = ask(host)
-            except HostKeyRefused:
-                raise
             except (ConnectionRefused, ConnectionLost, CommandTimeout):
                 pass
             if (
