@@ -8,21 +8,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from xenlab import cells, parameters, runs
 from xenlab.errors import BadInput
-from xenlab.execution import Kernels
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.lab import signals
 from xenlab.local import Local
-from xenlab.opening import new_run_folder
 from xenlab.parameters import Parameters
-from xenlab.progress import Follower
 from xenlab.runs import DONE, NOT_RUN, UNFINISHED, ChapterState
+
+if TYPE_CHECKING:
+    from xenlab.execution import Kernels
 
 FAILED = 1
 INTERRUPTED = 130
@@ -110,6 +109,11 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
     The exit status is 0 only if the journal holds every chapter's end and no step of them that
     failed; 130 after an interruption, when no process of the run is left.
     """
+    # what executes notebooks takes a second to import: a refusal need not wait for that
+    from xenlab.lab import signals
+    from xenlab.opening import new_run_folder
+    from xenlab.progress import Follower
+
     folder = work.folder or new_run_folder(runs_folder.absolute(), work.site.site)
     if work.folder is None:
         runs.create(folder, _record(work))
@@ -155,6 +159,8 @@ def _judged(folder: Path, chapter: str, begun: str) -> ChapterState:
 
 
 def _kernels(work: Work, folder: Path, lock: int) -> Kernels:
+    from xenlab.execution import Kernels
+
     return Kernels(
         work.notebooks[0].parent,
         {"XENLAB_RUN": str(folder), "XENLAB_MODE": work.mode},

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
 from xenlab.resources.base import Difference
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jinja2 import Environment, Template
 
 SHOWN_BYTES = 200 * 1024
 """How much of an output or a diff stands in a page; the files in the run folder hold all."""
@@ -168,6 +167,8 @@ def _template() -> Template:
 
 def environment() -> Environment:
     """Jinja2 over ``xenlab/templates`` for pages: every value is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     return Environment(
         loader=PackageLoader("xenlab", "templates"),
         autoescape=True,

@@ -100,9 +100,9 @@ def check(
     notebooks: Notebooks = None,
 ) -> None:
     """Look whether everything is still as the chapters left it; exit status 3 if it is not."""
+    outcome = _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
     from xenlab.step import WOULD_CHANGE
 
-    outcome = _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
     drift = [s for c in outcome.chapters for s in c.steps if s.status == WOULD_CHANGE]
     console = Console(soft_wrap=True, highlight=False)
     if not drift:
@@ -124,12 +124,15 @@ def render(
     ],
 ) -> None:
     """Write out the files and commands of the howto as it was, with no machine at hand."""
-    from xenlab import parameters, rendering
+    from xenlab import parameters
 
     file = (
         Path(site) if site.endswith((".yaml", ".yml")) else DEFAULT_FILE.with_name(f"{site}.yaml")
     )
-    written = rendering.write(parameters.load(file), output)
+    wanted = parameters.load(file)
+    from xenlab import rendering
+
+    written = rendering.write(wanted, output)
     chapters = len({artefact.chapter for artefact in written})
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{len(written)} files in {chapters} chapters; {output / 'CONTENTS'} lists them")
@@ -160,9 +163,7 @@ def _run(
     notebooks: Path | None,
 ) -> Outcome:
     """Execute chapters and show what came of it; ends the program where not all are done."""
-    # papermill takes a second to import, which `xenlab lab ssh` should not wait for
-    from xenlab import audit, batch, report
-    from xenlab.progress import summary
+    from xenlab import batch
 
     console = Console()
     chapter_folder = notebooks or kept_notebooks()
@@ -174,6 +175,10 @@ def _run(
         work = batch.prepare(
             chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
         )
+    # these take a second to import, which a refusal need not wait for
+    from xenlab import audit, report
+    from xenlab.progress import summary
+
     reach = cli_lab.introduce_guests(work.site)
     outcome = batch.carry_out(work, cli_runs.runs_folder(runs), console)
     cli_lab.keep_console(work.site, outcome.folder)

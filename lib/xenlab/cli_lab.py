@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,14 +19,12 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from xenlab import parameters
 from xenlab.errors import BadInput, XenlabError
-from xenlab.host import Host
-from xenlab.lab import Lab, Status
-from xenlab.lab.stages import maker
-from xenlab.local import Local
-from xenlab.parameters import Parameters
-from xenlab.resources.base import Report
+
+if TYPE_CHECKING:
+    from xenlab.lab import Lab, Status
+    from xenlab.parameters import Parameters
+    from xenlab.resources.base import Report
 
 DEFAULT_FILE = Path("parameters/lab.yaml")
 DOM0 = "dom0"
@@ -62,10 +60,17 @@ def up(
     file: File = None,
 ) -> None:
     """Build what is missing, start the machine, wait until it lets us in."""
-    site = parameters.load(file or DEFAULT_FILE) if file or DEFAULT_FILE.exists() else Parameters()
+    from xenlab import parameters
+
+    if file or DEFAULT_FILE.exists():
+        site = parameters.load(file or DEFAULT_FILE)
+    else:
+        site = parameters.Parameters()
+    from xenlab.lab.stages import maker
+
     guests = _addresses(site)
     with _reporting() as report:
-        lab = Lab(name or site.lab, report=report)
+        lab = _lab(name or site.lab, report)
         status = lab.up(made=maker(site.stage))
         if guests and guests != status.guests:
             lab.set_guests(guests)
@@ -80,14 +85,14 @@ def down(
 ) -> None:
     """Shut the machine down."""
     with _reporting() as report:
-        Lab(name, report=report).down(hard=hard)
+        _lab(name, report).down(hard=hard)
 
 
 @app.command()
 def reset(name: Name = "lab") -> None:
     """Throw the disk away: the next `up` starts with an empty one."""
     with _reporting() as report:
-        Lab(name, report=report).reset()
+        _lab(name, report).reset()
 
 
 @app.command()
@@ -95,7 +100,7 @@ def status(
     name: Name = "lab", as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
 ) -> None:
     """Say what the lab is doing."""
-    found = Lab(name).status()
+    found = _lab(name).status()
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
@@ -106,7 +111,7 @@ def status(
 @app.command(cls=WithCommand)
 def ssh(context: typer.Context, domain: DomainArgument = DOM0, name: Name = "lab") -> None:
     """Log in to dom0 or a guest, or run a command there: ssh [DOMAIN] [-- CMD…]."""
-    argv = Lab(name).ssh_argv(domain, context.meta["xenlab.command"])
+    argv = _lab(name).ssh_argv(domain, context.meta["xenlab.command"])
     # terminal, input and exit status are ssh's own from here on
     os.execvp(argv[0], argv)
 
@@ -114,32 +119,36 @@ def ssh(context: typer.Context, domain: DomainArgument = DOM0, name: Name = "lab
 @app.command()
 def console(domain: DomainArgument = DOM0, name: Name = "lab") -> None:
     """Join the serial console of dom0, or a guest's Xen console; Ctrl-] leaves."""
-    raise typer.Exit(Lab(name).attach(domain))
+    raise typer.Exit(_lab(name).attach(domain))
 
 
 @app.command()
 def snapshot(tag: str, name: Name = "lab") -> None:
     """Keep disk and memory of the running machine under a name."""
     with _reporting() as report:
-        Lab(name, report=report).snapshot(tag)
+        _lab(name, report).snapshot(tag)
 
 
 @app.command()
 def restore(tag: str, name: Name = "lab") -> None:
     """Go back to a snapshot and run on from there."""
     with _reporting() as report:
-        status = Lab(name, report=report).restore(tag)
+        status = _lab(name, report).restore(tag)
     _print_status(status)
 
 
 @app.command()
 def kernels(file: File = None) -> None:
     """Compile dom0's and the guests' kernel, ahead of the chapters that ask for them."""
-    from xenlab.recipes import kernel
+    from xenlab import parameters
 
     site = parameters.load(file or DEFAULT_FILE)
     if site.build_on != "controller":
         raise BadInput(f"build_on: {site.build_on}: this machine is not the one that compiles")
+    from xenlab.host import Host
+    from xenlab.local import Local
+    from xenlab.recipes import kernel
+
     with _reporting() as report:
         kernel.made(site, Host(Local()), report)
 
@@ -148,13 +157,13 @@ def kernels(file: File = None) -> None:
 def boot(source: Literal["disk", "rescue"], name: Name = "lab") -> None:
     """Start the machine afresh from its disk or from the rescue system."""
     with _reporting() as report:
-        status = Lab(name, report=report).boot(source, wait=True)
+        status = _lab(name, report).boot(source, wait=True)
     _print_status(status)
 
 
 def overrides(name: str) -> dict[str, object]:
     """The parameters that name a lab: its way in and its disk's serial. Raises BadInput."""
-    found = Lab(name).status()
+    found = _lab(name).status()
     return {
         "lab": name,
         "ssh": {"host": DOM0, "config": str(found.ssh_config)},
@@ -167,7 +176,7 @@ def introduce_guests(site: Parameters) -> list[str]:
     """Let the lab of a site know its guests; how to reach them, in lines for a person."""
     if site.power != "lab":
         return []
-    lab = Lab(site.lab)
+    lab = _lab(site.lab)
     guests = _addresses(site)
     if lab.status().running and lab.status().guests != guests:
         lab.set_guests(guests)
@@ -185,7 +194,7 @@ def keep_console(site: Parameters, folder: Path) -> None:
     """Copy the serial log of the site's lab into a run's folder, beside an earlier copy."""
     if site.power != "lab":
         return
-    log = Lab(site.lab).status().console_log
+    log = _lab(site.lab).status().console_log
     if not log.exists():
         return
     shelf = folder / "console"
@@ -197,6 +206,13 @@ def keep_console(site: Parameters, folder: Path) -> None:
     shutil.copyfile(log, place)
 
 
+def _lab(name: str, report: Report | None = None) -> Lab:
+    # what speaks to QEMU is not imported to show a help text or to refuse a file
+    from xenlab.lab import Lab
+
+    return Lab(name, report=report) if report else Lab(name)
+
+
 def _addresses(site: Parameters) -> dict[str, str]:
     return {domain.name: domain.address.partition("/")[0] for domain in site.domains}
 
@@ -205,7 +221,7 @@ def _print_overview(status: Status) -> None:
     """What the Xen host has, where the lab runs one."""
     if not status.running or status.boot != "disk":
         return
-    # pandas takes a second to import, which `xenlab lab ssh` should not wait for
+    from xenlab.host import Host
     from xenlab.recipes.overview import overview
     from xenlab.ssh import SSH, Target
 

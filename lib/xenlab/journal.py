@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from xenlab.errors import JournalDamaged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FIRST = "0" * 64
 """What the first record names as the hash of the line before it."""
@@ -95,6 +96,8 @@ class Journal:
 
     def frame(self) -> pd.DataFrame:
         """All records as a DataFrame with the columns of `COLUMNS`."""
+        import pandas as pd
+
         return pd.DataFrame(self.records()).reindex(columns=COLUMNS)
 
     def head(self) -> str:

@@ -54,6 +54,51 @@ def refused(done: Done, said: str, status: int = 2) -> None:
     assert "\x1b" not in done.stderr
 
 
+HEAVY = {"IPython", "asyncio", "jinja2", "jupyter_client", "matplotlib", "nbformat", "numpy"}
+HEAVY |= {"pandas", "papermill", "paramiko", "qemu", "traitlets", "zmq"}
+
+START = """
+import sys
+from xenlab.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print(end.code, *sorted(%r & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["lab", "--help"], 0),
+        (["run", "-f", "bad.yaml"], 2),
+        (["plan", "-f", "bad.yaml"], 2),
+        (["check", "-f", "bad.yaml"], 2),
+        (["run", "99", "-f", "good.yaml"], 2),
+        (["run", "--mode", "try", "-f", "good.yaml"], 2),
+        (["render", "bad.yaml", "-o", "out"], 2),
+        (["lab", "up", "-f", "bad.yaml"], 2),
+        (["lab", "kernels", "-f", "bad.yaml"], 2),
+    ],
+)
+def test_a_refusal_waits_for_no_library(tmp_path: Path, words: list[str], status: int) -> None:
+    """What takes seconds to import is imported when there is something to do (bench/start.py)."""
+    (tmp_path / "bad.yaml").write_text("site: 1\n")
+    (tmp_path / "good.yaml").write_text("site: good\n")
+    (tmp_path / "notebooks").symlink_to(Path(__file__).parents[2] / "notebooks")
+    script = START % HEAVY
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == str(status), done.stdout + done.stderr
+
+
 def test_without_words_it_says_what_it_can_do(xenlab: Run) -> None:
     done = xenlab("--help")
     assert done.returncode == 0
