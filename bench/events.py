@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -40,18 +39,10 @@ class Event:
 
     @property
     def command(self) -> str:
-        """The shell text as a person would write it.
-
-        Without the mark by which xenlab finds its processes again, and the shell that carries it.
-        """
-        if not self.text.startswith("XENLAB_STEP="):
-            return self.text
-        match shlex.split(self.text):
-            case [_, "exec", "/bin/sh", "-c", text]:
-                return text
-            case [_, "exec", *words]:
-                return shlex.join(words)
-        return self.text
+        """The shell text as a person would write it: in a chroot without ``exec``."""
+        return (
+            self.text.removeprefix("exec ") if self.text.startswith("exec chroot ") else self.text
+        )
 
 
 def load(folder: Path) -> list[Event]:

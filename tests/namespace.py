@@ -37,13 +37,14 @@ class Namespace(Local):
         timeout: float,
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
+        mark: str = "",
     ) -> tuple[int, bytes, bytes]:
         """Like `Local`, inside."""
         enter = Command.argv(
             "nsenter", "-t", self._holder.pid, *self._enter, "/bin/sh", "-c", text,
         )  # fmt: skip
         return super().execute(
-            enter.text, input=input, timeout=timeout, on_output=on_output, stop=stop
+            enter.text, input=input, timeout=timeout, on_output=on_output, stop=stop, mark=mark
         )
 
     def end(self) -> None:

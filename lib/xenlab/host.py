@@ -31,7 +31,9 @@ READ_SECONDS = 60.0
 
 FIND_MARKED = """
 marked() {
-    seeds=$(grep -lzxF -e "XENLAB_STEP=$mark" /proc/[0-9]*/environ 2>/dev/null \\
+    # one word: as a word of its own it would find this grep
+    seeds=$(grep -lzxF "-eXENLAB_STEP=$mark" /proc/[0-9]*/environ /proc/[0-9]*/cmdline \\
+        2>/dev/null \\
         | tr -dc '0-9\\n' | tr '\\n' ' ') || :
     [ -n "$seeds" ] || return 0
     cat /proc/[0-9]*/stat 2>/dev/null | awk -v seeds="$seeds" '
@@ -65,9 +67,11 @@ class Transport(Protocol):
         timeout: float,
         on_output: Output | None = None,
         stop: threading.Event | None = None,
+        mark: str = "",
     ) -> tuple[int, bytes, bytes]:
-        """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
+        """Run text under /bin/sh, umask 022 and ``XENLAB_STEP=mark`` in its environment.
 
+        Returns the exit status (128 + n for signal n), stdout, stderr.
         Raises TimeoutError past ``timeout`` seconds, KeyboardInterrupt when ``stop`` is set,
         ConnectionLost when the connection broke.
         """
@@ -145,10 +149,9 @@ class Host:
         """
         command = command if isinstance(command, Command) else Command(command)
         mark = self.mark or f"run-{uuid.uuid4().hex}"
-        inside = () if self.root == "/" else ("chroot", self.root)
-        # exec: a shell that only exports the mark does not carry it in its own environment.
-        shell = Command.argv(*inside, "/bin/sh", "-c", command.text).text
-        text = f"XENLAB_STEP={Command.argv(mark).text} exec {shell}"
+        text = command.text
+        if self.root != "/":
+            text = "exec " + Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
         said = mask(str(command), self.secrets)
         if self.on_command is not None:
             self.on_command(said)
@@ -163,7 +166,7 @@ class Host:
         start = time.monotonic()
         try:
             status, out, err = self.transport.execute(
-                text, input=input, timeout=timeout, on_output=show, stop=self.stop
+                text, input=input, timeout=timeout, on_output=show, stop=self.stop, mark=mark
             )
         except TimeoutError:
             self._end_own(mark, timeout)

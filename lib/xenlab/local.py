@@ -37,9 +37,11 @@ class Local:
         timeout: float,
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
+        mark: str = "",
     ) -> tuple[int, bytes, bytes]:
         """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
 
+        It runs under umask 022, with ``XENLAB_STEP=mark`` in its environment.
         Raises TimeoutError past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set;
         in both cases the whole process group is ended first.
         """
@@ -49,6 +51,8 @@ class Local:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            umask=0o022,
+            env={**os.environ, "XENLAB_STEP": mark} if mark else None,
         )
         assert process.stdin and process.stdout and process.stderr
         writer = threading.Thread(target=_feed, args=(process.stdin, input), daemon=True)
@@ -97,10 +101,29 @@ class Local:
     def upload(
         self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Copy a file on this machine, whole or not at all."""
+        """Copy a file on this machine, whole or not at all; a new one has mode 0644."""
+        there = Path(remote)
+        mode = there.stat().st_mode & 0o7777 if there.exists() else 0o644
+        self._copy(local, remote, progress, mode)
+
+    def download(
+        self, remote: str, local: Path, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Copy a file on this machine."""
+        self._copy(Path(remote), str(local), progress)
+
+    @staticmethod
+    def _copy(
+        local: Path,
+        remote: str,
+        progress: Callable[[int, int], None] | None,
+        mode: int | None = None,
+    ) -> None:
         temporary = f"{remote}.xenlab-{secrets.token_hex(4)}"
         try:
             shutil.copyfile(local, temporary)
+            if mode is not None:
+                os.chmod(temporary, mode)
             os.replace(temporary, remote)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -108,12 +131,6 @@ class Local:
         if progress is not None:
             size = local.stat().st_size
             progress(size, size)
-
-    def download(
-        self, remote: str, local: Path, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        """Copy a file on this machine."""
-        self.upload(Path(remote), str(local), progress)
 
 
 def _feed(stdin: object, data: bytes) -> None:

@@ -46,12 +46,14 @@ def pump(
     stop: threading.Event | None = None,
     writable: Callable[[], bool] = lambda: True,
     keep: bool = True,
+    own: Callable[[str, bytes], bytes] = lambda _, piece: piece,
 ) -> tuple[bytes, bytes]:
     """Feed a command's input and collect its output until it has ended.
 
     ``channel`` is a paramiko Channel on which the command was started. Returns when the exit
     status is known and the output has come in, or when the channel was closed: the caller looks
-    at ``channel.exit_status``. Without ``keep`` standard output goes to ``on_output`` only.
+    at ``channel.exit_status``. ``own`` picks from each piece what counts as output; without
+    ``keep`` standard output goes to ``on_output`` only.
     Raises TimeoutError past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
     """
     channel.settimeout(0.0)
@@ -73,7 +75,9 @@ def pump(
         ):
             if ready():
                 moved = True
-                piece = receive(RECEIVE)
+                piece = own(name, receive(RECEIVE))
+                if not piece:
+                    continue
                 if keep or name == "stderr":
                     pieces.append(piece)
                 if on_output is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from xenlab.connection import FAILURES, Connection, SessionRefused, connect
 from xenlab.copying import download, upload
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused
+from xenlab.loginshell import Entry
 from xenlab.pump import POLL_SECONDS, Source, pump
 from xenlab.target import Target, hops, resolve
 
@@ -90,15 +91,20 @@ class SSH:
         timeout: float,
         on_output: Output | None = None,
         stop: threading.Event | None = None,
+        mark: str = "",
     ) -> tuple[int, bytes, bytes]:
         """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
+
+        /bin/sh runs it, under umask 022, whatever the account's login shell is; what that prints
+        by itself is left out. Its processes carry ``XENLAB_STEP=mark`` in their environment or,
+        the first, among its words.
 
         ``timeout`` seconds count from the moment when a session was free. Raises TimeoutError
         past them and KeyboardInterrupt when ``stop`` is set, both leaving the remote processes
         to the caller; ConnectionLost when the connection broke after the command was sent;
         ConnectionRefused when it could not be sent.
         """
-        return self._execute(text, input, timeout, on_output, stop)
+        return self._execute(text, input, timeout, on_output, stop, mark=mark)
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a file to the machine, whole or not at all.
@@ -120,7 +126,10 @@ class SSH:
         on_output: Output | None,
         stop: threading.Event | None,
         keep: bool = True,
+        mark: str = "",
     ) -> tuple[int, bytes, bytes]:
+        entry = Entry()
+        text = entry.text(text, mark)
         if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
             raise BadInput(
                 f"the command is longer than {LONGEST_COMMAND} bytes",
@@ -140,8 +149,12 @@ class SSH:
                     stop=stop,
                     writable=connection.wire.writable,
                     keep=keep,
+                    own=entry.own,
                 )
-                return self._status(connection, channel), out, err
+                status = self._status(connection, channel)
+                if not entry.passed:
+                    raise self._no_shell(status, entry.said)
+                return status, out, err
             except FAILURES as error:
                 if connection.alive:
                     raise
@@ -164,6 +177,16 @@ class SSH:
                     hint="look at ForceCommand and the login shell",
                 )
         raise self._lost(connection)
+
+    def _no_shell(self, status: int, said: str) -> ConnectionRefused:
+        answer = f"answered “{said[-200:]}”" if said else f"ended with exit status {status}"
+        return ConnectionRefused(
+            "the server runs no commands for this user: its login shell or a forced command "
+            + answer,
+            where=self.name,
+            hint="give the user a shell there (usermod -s /bin/sh), or look at ForceCommand in "
+            "sshd_config and at command= in authorized_keys",
+        )
 
     def _lost(self, connection: Connection) -> ConnectionLost:
         patience = self._timing["patience"]

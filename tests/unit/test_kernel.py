@@ -286,6 +286,7 @@ def test_a_lost_connection_finds_its_build_again(archive: Path) -> None:
             timeout: float,
             on_output: Output | None = None,
             stop: threading.Event | None = None,
+            mark: str = "",
         ) -> tuple[int, bytes, bytes]:
             def seen(stream: str, piece: bytes) -> None:
                 if on_output is not None:
@@ -294,7 +295,9 @@ def test_a_lost_connection_finds_its_build_again(archive: Path) -> None:
                     self.lost = True
                     raise ConnectionLost("the cable was pulled", where=self.name)
 
-            return super().execute(text, input=input, timeout=timeout, on_output=seen, stop=stop)
+            return super().execute(
+                text, input=input, timeout=timeout, on_output=seen, stop=stop, mark=mark
+            )
 
     transport = Lossy()
     host = Host(transport)

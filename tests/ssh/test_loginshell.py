@@ -1,0 +1,184 @@
+"""Commands past any login shell: the same /bin/sh, the same bytes, whatever the shell prints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tests.ssh.conftest import Sshd, processes_with
+
+from xenlab.command import Command
+from xenlab.errors import CommandTimeout, ConnectionRefused
+from xenlab.host import Host
+from xenlab.local import Local
+from xenlab.ssh import SSH
+
+SHELLS = ("sh", "bash", "csh", "tcsh", "fish")
+NOISE = {
+    ".bashrc": "echo WELCOME; echo to stderr >&2; printf 'no end of line'\n",
+    ".cshrc": "echo WELCOME; printf 'no end of line'\n",
+    ".config/fish/config.fish": "echo WELCOME; echo to stderr >&2; printf 'no end of line'\n",
+}
+SCRIPT = """
+# it's a comment!
+set -eu
+set -- "$(printf 'a\\tb')" 'two
+lines' "it's" '!!' "back\\\\slash"
+for each do printf '[%s]' "$each"; done
+cat << END
+here $# !x 'y' \\$z `echo tick`
+END
+"""
+SAID = b"[a\tb][two\nlines][it's][!!][back\\slash]here 5 !x 'y' $z tick\n"
+BYTES = st.text(alphabet=st.characters(exclude_characters="\0", codec="utf-8"), max_size=60)
+
+
+def make_noise(home: Path) -> None:
+    """Start-up files that print, for each shell."""
+    for name, text in NOISE.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+
+
+def forced(program: str) -> str:
+    """A setting by which another program is the login shell, as far as a command can tell."""
+    return f'ForceCommand exec {program} -c "$SSH_ORIGINAL_COMMAND"'
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Host]]:
+    """A host for each login shell, each of which prints something first."""
+    servers, found = [], {}
+    for name in SHELLS:
+        program = shutil.which(name)
+        assert program, f"{name} is missing: scripts/bootstrap test"
+        server = Sshd(tmp_path_factory.mktemp(name), forced(program))
+        make_noise(server.folder)
+        servers.append(server)
+        found[name] = Host(SSH(server.target))
+    yield found
+    for host in found.values():
+        host.transport.close()
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(params=SHELLS)
+def host(request: pytest.FixtureRequest, hosts: dict[str, Host]) -> Host:
+    """A host with one of the login shells."""
+    return hosts[request.param]
+
+
+def test_a_command_runs_under_sh_and_only_its_own_output_counts(host: Host) -> None:
+    seen: list[tuple[str, bytes]] = []
+    status, out, err = host.transport.execute(
+        SCRIPT + "echo err >&2\nexit 3", timeout=60, on_output=lambda *piece: seen.append(piece)
+    )
+    assert (status, out, err) == (3, SAID, b"err\n")
+    assert b"".join(piece for stream, piece in seen if stream == "stdout") == SAID
+    assert b"".join(piece for stream, piece in seen if stream == "stderr") == b"err\n"
+
+
+def test_it_begins_as_a_shell_of_its_own_would(host: Host) -> None:
+    script = """printf '%s|' "$#" "$0" "${i-}" "$IFS"; umask; case $- in *e*) echo e; esac"""
+    assert host.run(script).out == b"0|/bin/sh|| \t\n|0022\n"
+
+
+def test_input_and_output_are_any_bytes(host: Host) -> None:
+    data = os.urandom(1 << 20) + bytes(range(256))
+    assert host.run("cat", input=data).out == data
+    assert host.run("cat >&2", input=data).err == data
+
+
+@pytest.mark.parametrize("name", SHELLS)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=BYTES)
+@example(value="!! !x ^a^b \\! '!' $HOME $(id) `id` \\\n\\\\ \\' ' \n\n #~*?[]{}<>|&; %")
+@example(value="".join(map(chr, range(1, 256))))
+@example(value="\udcff\udc80 \udcc3(")
+@example(value="line\n" * 300)
+@example(value="x" * 4000)
+def test_any_value_arrives_through_any_shell(value: str, name: str, hosts: dict[str, Host]) -> None:
+    wanted = value.encode("utf-8", "surrogateescape")
+    assert hosts[name].run(Command.script('printf %s "$1"', value)).out == wanted
+
+
+def test_copies_past_a_shell_that_prints(host: Host, tmp_path: Path) -> None:
+    here, there, back = tmp_path / "here", tmp_path / "there", tmp_path / "back"
+    here.write_bytes(os.urandom(100_000))
+    host.upload(here, str(there))
+    host.download(str(there), back)
+    assert there.read_bytes() == back.read_bytes() == here.read_bytes()
+
+
+def test_what_it_left_running_is_found_and_ended(host: Host) -> None:
+    marked = host.marked("step'1 of !2")
+    with pytest.raises(CommandTimeout):
+        marked.run("while :; do :; done", timeout=1)
+    assert not host.has_marked("step'1 of !2")
+    marked.run("sleep 600 > /dev/null 2>&1 &")
+    assert processes_with("XENLAB_STEP=step'1 of !2")
+    assert host.has_marked("step'1 of !2")
+    assert host.end_marked("step'1 of !2") == 1
+
+
+def test_a_shell_that_shows_what_it_runs(sshd: Sshd, ssh: SSH) -> None:
+    (sshd.folder / ".bashrc").write_text("set -xv\n")
+    assert ssh.execute("echo on; echo err >&2", timeout=60) == (0, b"on\n", b"err\n")
+
+
+def test_a_shell_that_joins_the_streams(sshd: Sshd, ssh: SSH) -> None:
+    (sshd.folder / ".bashrc").write_text("exec 2>&1\necho noise\n")
+    assert ssh.execute("echo on", timeout=60) == (0, b"on\n", b"")
+
+
+def test_a_shell_that_prints_for_long(sshd: Sshd, ssh: SSH) -> None:
+    (sshd.folder / ".bashrc").write_text("seq 200000; seq 200000 >&2\n")
+    assert ssh.execute("echo on", timeout=60) == (0, b"on\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("/usr/sbin/nologin", "answered “This account is currently not available.”"),
+        ("/bin/false", "ended with exit status 1"),
+        ("echo only backups here", "answered “only backups here”"),
+    ],
+)
+def test_who_runs_no_commands_says_so_in_one_sentence(
+    make_sshd: Callable[..., Sshd], program: str, said: str
+) -> None:
+    ssh = SSH(make_sshd(f"ForceCommand {program}").target)
+    with pytest.raises(ConnectionRefused) as refused:
+        ssh.execute("echo on", timeout=60)
+    assert str(refused.value) == (
+        "box: the server runs no commands for this user: its login shell or a forced command "
+        f"{said}\nTry: give the user a shell there (usermod -s /bin/sh), or look at ForceCommand "
+        "in sshd_config and at command= in authorized_keys"
+    )
+    ssh.close()
+
+
+@pytest.mark.parametrize("kind", ["ssh", "local"])
+def test_every_command_runs_under_umask_022(
+    kind: str, sshd: Sshd, ssh: SSH, tmp_path: Path
+) -> None:
+    (sshd.folder / ".bashrc").write_text("umask 077\n")
+    here, made = tmp_path / "here", tmp_path / "made"
+    here.write_text("x")
+    before = os.umask(0o077)
+    try:
+        host = Host(ssh if kind == "ssh" else Local())
+        host.run(Command.argv("mkdir", "-p", made / "exports.d" / "deep"))
+        host.write(str(made / "auto" / "name"), "text", mode=0o640)
+        host.upload(here, str(made / "auto" / "sent"))
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in made.rglob("*")} == {
+        "exports.d": 0o755, "deep": 0o755, "auto": 0o755, "name": 0o640, "sent": 0o644,
+    }  # fmt: skip
