@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from xenlab.names import PACKAGE_NAMES, cut, quoted
+from xenlab.names import PACKAGE_NAMES, cut
 
 if TYPE_CHECKING:
     from xenlab.parameters import Parameters
@@ -16,16 +16,41 @@ if TYPE_CHECKING:
 DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswap")
 """The partitions that are there whatever the domains are called; no domain's may be one of them."""
 
+DOM0_NAMES = ("dom0", "domain-0", "domain0")
+"""What the lab, Xen's tools and people call dom0."""
+
+LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback", "ip6-allnodes", "ip6-allrouters")
+"""The names that every domain's /etc/hosts gives away already."""
+
+LEAST = {
+    "boot_mib": (64, "/boot holds GRUB, Xen and two kernels"),
+    "dom0_root_mib": (1024, "the stage and what chapters 02 to 05 install would not fit"),
+    "share_mib": (1024, "the share holds the stage, the image and the kernel sources"),
+    "domu_root_mib": (768, "the image of dom0's root would not fit"),
+    "dom0_mem_mib": (256, "dom0 does not boot with less"),
+}
+"""The least of some sizes in MiB, and why."""
+
+LEAST_MEMORY = 64
+"""The least memory of a guest in MiB."""
+
 
 def contradictions(site: Parameters) -> list[str]:
     """A sentence for each pair of parameters that exclude each other."""
-    return [*_twice(site), *_network(site), *_lan(site), *_selections(site), *_names(site)]
+    return [
+        *_twice(site),
+        *_network(site),
+        *_lan(site),
+        *_selections(site),
+        *_names(site),
+        *_sizes(site),
+    ]
 
 
 def _twice(site: Parameters) -> Iterator[str]:
     """Domains that share what each must have for itself."""
     taken: dict[str, dict[str, str]] = {
-        "name": {site.hostname.lower(): "dom0"},
+        "name": _reserved(site),
         "MAC": {},
         "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
         "address": {site.gateway: "the gateway", _bare(site.address): "dom0"},
@@ -114,9 +139,6 @@ def _selections(site: Parameters) -> Iterator[str]:
             yield f"guest_exports names {export.name}, which is not in lan_guests"
         if export.name in site.shared_usr:
             yield f"guest_exports names {export.name}, which installs nothing: shared_usr names it"
-        if set(export.path) & set(' \t#"'):
-            path = quoted(export.path)
-            yield f"guest_exports: {path} cannot be exported: no space, # or quote in it"
         if PurePosixPath(export.path).is_relative_to(site.share):
             yield f"guest_exports: {cut(export.path)} is dom0's share, which only dom0 can export"
 
@@ -136,8 +158,28 @@ def _names(site: Parameters) -> Iterator[str]:
         yield f"{cut(package)} is unwanted, and yet in software or shared_packages"
     if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
-    if site.share == "/":
-        yield "share must be a folder to mount the share at, not /"
+
+
+def _sizes(site: Parameters) -> Iterator[str]:
+    """Sizes with which nothing of today boots; what is only written out was smaller."""
+    if site.platform == "gentoo-2006":
+        return
+    for key, (least, reason) in LEAST.items():
+        if getattr(site, key) < least:
+            yield f"{key} must be at least {least}, not {getattr(site, key)}: {reason}"
+    for number, domain in enumerate(site.domains):
+        if domain.memory_mib < LEAST_MEMORY:
+            yield (
+                f"domains[{number}].memory_mib must be at least {LEAST_MEMORY}, not "
+                f"{domain.memory_mib}: kernel and init do not start with less"
+            )
+
+
+def _reserved(site: Parameters) -> dict[str, str]:
+    """Names by which a guest's steps would act on another machine, and whose they are."""
+    own = dict.fromkeys((*DOM0_NAMES, site.hostname.lower()), "dom0")
+    loopback = dict.fromkeys(LOOPBACK_NAMES, "the loopback interface")
+    return {site.site.lower(): "the site", site.ssh.host.lower(): "the target"} | loopback | own
 
 
 def _bare(address: str) -> str:

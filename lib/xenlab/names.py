@@ -259,6 +259,37 @@ CompilerFlags = Annotated[
     AfterValidator(pattern(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)")),
 ]
 TargetPath = Annotated[Text, AfterValidator(target_path)]
+DevicePath = Annotated[
+    TargetPath,
+    AfterValidator(
+        pattern(
+            r"/dev(/[A-Za-z0-9._:+@=,-]+)+",
+            "the path of a disk, such as /dev/sda or one below /dev/disk/by-id",
+        )
+    ),
+]
+# What is exported is mounted, and stands in fstab(5), exports(5), units, and on the command line of
+# a guest's kernel, which knows no way to write a blank.
+MountPath = Annotated[
+    TargetPath,
+    AfterValidator(
+        pattern(
+            r"(/[A-Za-z0-9._+@-]+)+",
+            "a path of letters, digits and . _ + @ - (it stands on kernels' command lines)",
+        )
+    ),
+]
+# Xen passes 1024 characters on to a kernel (MAX_GUEST_CMDLINE), of which chapters take some. What a
+# shell, GRUB or the kernel's own reader would take for quoting is in no option that a boot needs.
+CommandLine = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"(?=.{0,700}$)([A-Za-z0-9._,:;=/@%+~^!*#\[\]-]+( +|$))*",
+            "words of a command line (at most 700 characters, no quotes, none of $`\\|&<>())",
+        )
+    ),
+]
 ControllerPath = Annotated[Text, AfterValidator(controller_path)]
 OptionalPath = Annotated[Text, AfterValidator(optional_path)]
 MacAddress = Annotated[Text, AfterValidator(mac_address)]

@@ -15,8 +15,10 @@ from xenlab import yamlfile
 from xenlab.consistency import contradictions
 from xenlab.errors import BadInput
 from xenlab.names import (
+    CommandLine,
     CompilerFlags,
     ControllerPath,
+    DevicePath,
     DistccHost,
     DnsDomain,
     DomainName,
@@ -29,6 +31,7 @@ from xenlab.names import (
     LabName,
     MacAddress,
     Mib,
+    MountPath,
     OptionalPath,
     PackageKeywords,
     PackageUse,
@@ -109,7 +112,7 @@ class GuestExport(BaseModel):
     model_config = _STRICT
 
     name: DomainName
-    path: TargetPath
+    path: MountPath
 
 
 class Parameters(BaseModel):
@@ -126,7 +129,7 @@ class Parameters(BaseModel):
     power: Literal["lab", "ipmi", "manual"] = "lab"
     lab: LabName = "lab"
 
-    disk: TargetPath = "/dev/vda"
+    disk: DevicePath = "/dev/vda"
     may_wipe: list[Given] = ["XENLAB-LAB"]
     boot_mib: Mib = 512
     dom0_swap_mib: Mib = 512
@@ -137,7 +140,7 @@ class Parameters(BaseModel):
 
     stage: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst"
     stage_checksums: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst.sha256"
-    share: TargetPath = "/mnt/share"
+    share: MountPath = "/mnt/share"
     portage: Portage = Portage()
 
     kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
@@ -145,8 +148,8 @@ class Parameters(BaseModel):
     kernel_options: list[KernelOption] = []
 
     dom0_mem_mib: Mib = 1024
-    xen_options: Text = ""
-    dom0_options: Text = "console=hvc0 net.ifnames=0"
+    xen_options: CommandLine = ""
+    dom0_options: CommandLine = "console=hvc0 net.ifnames=0"
 
     hostname: HostName = "dom0"
     domain: DnsDomain = "lab.internal"
@@ -178,7 +181,7 @@ class Parameters(BaseModel):
     rollback_seconds: Seconds = 120
 
     guest_type: Literal["pv", "pvh"] = "pv"
-    domu_options: Text = ""
+    domu_options: CommandLine = ""
     domains: list[Domain] = Field(
         [
             Domain(

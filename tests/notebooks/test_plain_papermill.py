@@ -40,7 +40,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path, machine: Sshd) -> Path:
     """The lab's parameters, or a real Gentoo machine's, for that machine."""
     values = yaml.safe_load((ROOT / "parameters" / f"{request.param}.yaml").read_text())
     values["ssh"] = {"host": machine.alias, "config": str(machine.config)}
-    values["disk"] = str(tmp_path / "no-disk")
+    values["disk"] = "/dev/no-disk"
     values["may_wipe"] = []
     stage = tmp_path / "stage.tar.zst"
     stage.write_bytes(b"never unpacked here")

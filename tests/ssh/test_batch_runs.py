@@ -284,15 +284,15 @@ def test_only_some_chapters(site: Site) -> None:
 
 
 def test_hostile_text_arrives_as_it_was_written(site: Site) -> None:
-    text = "a'b\"; touch /tmp/xenlab-owned; $(id) `id` <script>alert(1)</script> {curly} ${x} ünï"
-    site.write(dom0_options=text)
+    text = "/a'b\"; touch /tmp/xenlab-owned; $(id) `id` <script>alert(1)</script> {curly} ${x} ünï"
+    site.write(image=text)
     site.chapter("01_first", site.made("01.1"))
     place = site.folder / "notebooks" / "01_first.ipynb"
     notebook = nbformat.read(place, as_version=4)
-    notebook.cells[1].source += '\ndom0_options: str = ""  # kernel command line'
-    seen = f"assert book.site.dom0_options == {text!r}"
+    notebook.cells[1].source += '\nimage: str = "/a"  # where it is kept'
+    seen = f"assert book.site.image == {text!r}"
     notebook.cells.insert(3, new_code_cell(seen))
-    show = 'import pandas as pd\nbook.facts("01.2 Seen", pd.DataFrame([[book.site.dom0_options]]))'
+    show = 'import pandas as pd\nbook.facts("01.2 Seen", pd.DataFrame([[book.site.image]]))'
     notebook.cells.insert(4, new_code_cell(show))
     nbformat.write(notebook, place)
     done = site.xenlab("run", "-f", "site.yaml")

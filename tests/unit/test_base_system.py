@@ -39,7 +39,8 @@ def test_fstab_names_partitions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", ["/srv/all of it", "/srv/back\\slash", "/srv/a#b"])
 def test_fstab_keeps_a_strange_path_whole(tmp_path: Path, share: str) -> None:
-    assert fstab(tmp_path, Parameters(share=share))["PARTLABEL=share"]["target"] == share
+    site = Parameters().model_copy(update={"share": share})
+    assert fstab(tmp_path, site)["PARTLABEL=share"]["target"] == share
 
 
 def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ class TestPartitionTable:
         assert lab_table().compare(table(partitions=parts, sectorsize=4096)) is None
 
     def test_a_real_table_is_made_once(self, tmp_path: Path) -> None:
-        site = Parameters(disk=image(tmp_path / "disk 'a", needed_mib(Parameters())))
+        place = image(tmp_path / "disk 'a", needed_mib(Parameters()))
+        site = Parameters().model_copy(update={"disk": place})
         wanted = recipe.partition_table(site)
         assert wanted.wipes() == site.disk
         assert wanted.probe(HOST) is not None

@@ -76,6 +76,10 @@ INTERFACE = "a network interface's name (letters, digits, . _ -; at most 15)"
 LABEL = "a partition name (letters, digits, . _ -; at most 16, as it is the ext4 label too)"
 OPTION = "CONFIG_NAME= with y, n, a number or a quoted text (there are no modules)"
 
+MOUNTED = "a path of letters, digits and . _ + @ - (it stands on kernels' command lines)"
+DISK = "the path of a disk, such as /dev/sda or one below /dev/disk/by-id"
+WORDS = "words of a command line (at most 700 characters, no quotes, none of $`\\|&<>())"
+
 SENTENCES: list[tuple[dict[str, Any], str]] = [
     # unknown keys
     ({"dom0_memm_mib": 1}, "unknown parameter dom0_memm_mib; did you mean dom0_mem_mib?"),
@@ -199,12 +203,58 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"disk": "vda"}, "disk must be an absolute path, not 'vda'"),
     ({"share": "/mnt/../x"}, "share must be a plain path: write '/x', not '/mnt/../x'"),
     ({"share": "/mnt/share/"}, "share must be a plain path: write '/mnt/share', not '/mnt/share/'"),
-    ({"share": "/"}, "share must be a folder to mount the share at, not /"),
+    ({"share": "/"}, f"share must be {MOUNTED}, not '/'"),
     ({"stage": "stage.tar"}, "stage must begin with / or ~/, not 'stage.tar'"),
     ({"ssh": {"host": "x", "config": "c"}}, "ssh.config must begin with / or ~/, not 'c'"),
     (
         {"image": "/a\nb"},
         "image must be one line without control or invisible characters, not '/a\\nb'",
+    ),
+    ({"disk": "/dev/vda -- rm"}, f"disk must be {DISK}, not '/dev/vda -- rm'"),
+    ({"disk": "/root/disk.img"}, f"disk must be {DISK}, not '/root/disk.img'"),
+    ({"disk": "/dev/$(reboot)"}, f"disk must be {DISK}, not '/dev/$(reboot)'"),
+    ({"share": "/mnt/$(touch T)"}, f"share must be {MOUNTED}, not '/mnt/$(touch T)'"),
+    ({"share": "/mnt/s *(rw)"}, f"share must be {MOUNTED}, not '/mnt/s *(rw)'"),
+    ({"share": "/mnt/50%"}, f"share must be {MOUNTED}, not '/mnt/50%'"),
+    # command lines
+    ({"xen_options": 'a="b'}, f"xen_options must be {WORDS}, not 'a=\"b'"),
+    ({"xen_options": "a=`id`"}, f"xen_options must be {WORDS}, not 'a=`id`'"),
+    ({"dom0_options": "a=$(id)"}, f"dom0_options must be {WORDS}, not 'a=$(id)'"),
+    ({"domu_options": "it's"}, f'domu_options must be {WORDS}, not "it\'s"'),
+    ({"domu_options": "x" * 701}, f"domu_options must be {WORDS}, not '{'x' * 78}…"),
+    # what cannot boot
+    (
+        {"domu_root_mib": 40},
+        "domu_root_mib must be at least 768, not 40: the image of dom0's root would not fit",
+    ),
+    (
+        {"dom0_mem_mib": 64},
+        "dom0_mem_mib must be at least 256, not 64: dom0 does not boot with less",
+    ),
+    (
+        {"domains": [guest(memory_mib=16)]},
+        "domains[0].memory_mib must be at least 64, not 16: kernel and init do not start with less",
+    ),
+    # names that are another machine's
+    (
+        {"domains": [guest(name="Domain-0")]},
+        "dom0 and domain 1 (Domain-0) have the same name: Domain-0",
+    ),
+    (
+        {"hostname": "castle", "domains": [guest(name="dom0")]},
+        "dom0 and domain 1 (dom0) have the same name: dom0",
+    ),
+    (
+        {"domains": [guest(name="localhost")]},
+        "the loopback interface and domain 1 (localhost) have the same name: localhost",
+    ),
+    (
+        {"site": "Web", "domains": [guest()]},
+        "the site and domain 1 (web) have the same name: web",
+    ),
+    (
+        {"ssh": {"host": "web"}, "domains": [guest()]},
+        "the target and domain 1 (web) have the same name: web",
     ),
     # two domains of one …
     (
@@ -260,7 +310,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
             "lan_guests": [lan_guest()],
             "guest_exports": [{"name": "domu1", "path": "/srv/my data"}],
         },
-        "guest_exports: '/srv/my data' cannot be exported: no space, # or quote in it",
+        f"guest_exports[0].path must be {MOUNTED}, not '/srv/my data'",
     ),
     (
         {"lan_guests": [lan_guest(address="10.67.0.11/24")]},
@@ -339,7 +389,7 @@ def test_every_parameters_file_is_accepted(path: Path) -> None:
 
 
 def test_an_override_replaces_a_value_of_the_file() -> None:
-    assert load(FILES / "lab.yaml", {"share_mib": 77}).share_mib == 77
+    assert load(FILES / "lab.yaml", {"share_mib": 7777}).share_mib == 7777
 
 
 def test_a_bad_override_is_not_blamed_on_a_line_of_the_file() -> None:
@@ -539,9 +589,21 @@ def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, senten
 @pytest.mark.parametrize(
     "values",
     [
-        {"share": '/mnt/it\'s a "$(share)"; `x` & <y> | *'},
+        {"share": "/mnt/my.share_2+@-"},
+        {"disk": "/dev/disk/by-id/usb-Maker_Stick_4C53-0:0"},
+        {"disk": "/dev/mapper/vg-xen", "image": '/mnt/it\'s a "$(share)"; `x` & <y> | *'},
         {"stage": "~/my stage's $HOME.tar"},
-        {"xen_options": 'console=vga loglvl=all "a b" $x'},
+        {"xen_options": "console=vga  loglvl=all com1=115200,8n1,0x3f8,4 cpufreq=xen:performance"},
+        {"dom0_options": "acpi_osi=!* ivrs_ioapic[10]=00:14.0 video=HDMI-1:1920x1080@60 "},
+        {"domu_options": "x" * 700},
+        {"boot_mib": 64, "dom0_root_mib": 1024, "share_mib": 1024, "domu_root_mib": 768},
+        {"dom0_mem_mib": 256, "domains": [guest(memory_mib=64)]},
+        {
+            "platform": "gentoo-2006",
+            "software": [],
+            "dom0_mem_mib": 64,
+            "domains": [guest(memory_mib=48)],
+        },
         {"kernel_options": ["CONFIG_A=y", "CONFIG_B=-1", "CONFIG_C=0xff", 'CONFIG_D="a b"']},
         {"software": ["g++", "libstdc++6", "python3.11"]},
         {"may_wipe": []},
