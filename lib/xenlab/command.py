@@ -1,73 +1,16 @@
-"""Commands, their results and secrets: the one place where quoting and masking happen."""
+"""Commands and their results: the one place where quoting happens."""
 
 from __future__ import annotations
 
-import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-MASK = "•••"
-
-
-@dataclass(frozen=True)
-class Secret:
-    """A value that may reach a remote command's input but never a record, log or page.
-
-    Hand it over by reference: ``Secret.from_env`` or ``Secret.from_file``.
-    """
-
-    value: str = field(repr=False)
-
-    @classmethod
-    def from_env(cls, name: str) -> Secret:
-        """The value of an environment variable; raises KeyError if it is not set."""
-        return cls(os.environ[name])
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Secret:
-        """The content of a file, without the newline at its end; raises OSError."""
-        return cls(Path(path).expanduser().read_text().rstrip("\n"))
-
-    def __str__(self) -> str:
-        return MASK
-
-
-def mask(text: str, secrets: tuple[Secret, ...]) -> str:
-    """The text with every occurrence of each secret replaced by a mask."""
-    for secret in secrets:
-        if secret.value:
-            text = text.replace(secret.value, MASK)
-    return text
-
-
-class MaskedStream:
-    """Masks secrets in a stream of bytes, also where one is split over two pieces."""
-
-    def __init__(self, secrets: tuple[Secret, ...]) -> None:
-        self._secrets = secrets
-        self._held = b""
-        self._longest = max((len(s.value.encode()) for s in secrets), default=0)
-
-    def feed(self, piece: bytes) -> bytes:
-        """The masked bytes that can be shown by now."""
-        data = mask_bytes(self._held + piece, self._secrets)
-        keep = min(max(self._longest - 1, 0), len(data))
-        self._held = data[len(data) - keep :]
-        return data[: len(data) - keep]
-
-    def flush(self) -> bytes:
-        """What was held back."""
-        held, self._held = self._held, b""
-        return held
-
-
-def mask_bytes(data: bytes, secrets: tuple[Secret, ...]) -> bytes:
-    """The bytes with every occurrence of each secret replaced by a mask."""
-    for secret in secrets:
-        if secret.value:
-            data = data.replace(secret.value.encode(), MASK.encode())
-    return data
+from xenlab.masking import MASK as MASK
+from xenlab.masking import MaskedStream as MaskedStream
+from xenlab.masking import Secret as Secret
+from xenlab.masking import mask as mask
+from xenlab.masking import mask_bytes as mask_bytes
 
 
 @dataclass(frozen=True)
@@ -132,5 +75,4 @@ def _quote(value: str | Path | int | Secret) -> str:
 
 
 def _secrets(values: tuple[str | Path | int | Secret, ...]) -> tuple[Secret, ...]:
-    found = (v for v in values if isinstance(v, Secret))
-    return tuple(s for v in found for s in (v, Secret(shlex.quote(v.value))))
+    return tuple(v for v in values if isinstance(v, Secret))
