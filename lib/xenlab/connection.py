@@ -14,7 +14,7 @@ from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_REQUEST, cMSG_GLOB
 from paramiko.ssh_exception import IncompatiblePeer
 
 from xenlab import hostkeys
-from xenlab.errors import ConnectionRefused
+from xenlab.errors import ConnectionRefused, NoConnection, Unreachable
 from xenlab.login import log_in
 from xenlab.target import SSH_PORT, Route, Target, unknown_name
 from xenlab.wire import Wire, proxy_process
@@ -114,7 +114,7 @@ def connect(
 ) -> Connection:
     """Connect and log in, over another connection where ``via`` is given.
 
-    Raises ConnectionRefused or HostKeyRefused with one sentence, at the latest after about
+    Raises NoConnection, which kind tells why, with one sentence; at the latest after about
     ``timeout`` seconds.
     """
     # An application that has no logging set up would get paramiko's tracebacks on stderr.
@@ -240,15 +240,17 @@ def _greet(
         transport.get_remote_server_key()
     except FAILURES as error:
         words = f" ({last_words()})" if last_words() else ""
+        kind: type[NoConnection] = ConnectionRefused
         if time.monotonic() >= deadline - 0.05:
             problem = f"{route.address} does not answer as an SSH server within {timeout:.0f} s"
         elif isinstance(error, IncompatiblePeer):
             problem = f"{route.address} speaks no algorithm in common: {error}"
+            kind = Unreachable
         elif not transport.remote_version:
             problem = f"{route.address} closed the connection before its SSH greeting"
         else:
             problem = f"{route.address} broke off the key exchange: {error or 'connection closed'}"
-        raise ConnectionRefused(
+        raise kind(
             problem + words,
             where=target.host,
             hint="is it still booting, and is that port its sshd?",

@@ -52,10 +52,14 @@ class NoConnection(XenlabError):
 
 
 class ConnectionRefused(NoConnection):
-    """The host does not answer, refuses the key, or could not be reached in time.
+    """The host does not answer, or could not be reached in time.
 
     Waiting may help: it may still boot.
     """
+
+
+class Unreachable(NoConnection):
+    """The host lets nobody in, or there is no such host; waiting does not help."""
 
 
 class HostKeyRefused(NoConnection):

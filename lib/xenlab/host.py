@@ -82,8 +82,8 @@ class Transport(Protocol):
     def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
         """Copy a file from the machine."""
 
-    def connect(self) -> None:
-        """Connect if not connected; raises NoConnection or ConnectionLost."""
+    def connect(self, stop: threading.Event | None = None) -> None:
+        """Connect if not connected; raises NoConnection, KeyboardInterrupt for a set ``stop``."""
 
     def close(self) -> None:
         """End the connection; a later call connects again."""

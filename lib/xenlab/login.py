@@ -10,7 +10,7 @@ from pathlib import Path
 import paramiko
 from paramiko.pkey import PublicBlob
 
-from xenlab.errors import ConnectionRefused
+from xenlab.errors import ConnectionRefused, NoConnection, Unreachable
 from xenlab.target import Route, Target
 
 
@@ -70,7 +70,8 @@ class _Offer:
 def log_in(transport: paramiko.Transport, target: Target, route: Route, deadline: float) -> None:
     """Authenticate an encrypted connection whose host key was checked.
 
-    Raises ConnectionRefused with one sentence where no key is accepted.
+    Raises Unreachable with one sentence where no key is accepted, ConnectionRefused where nobody
+    answers any more.
     """
     offer = _Offer(route)
     accepted: list[str] | None = None
@@ -117,7 +118,7 @@ def _refusal(
     offer: _Offer,
     methods: list[str] | None,
     deadline: float,
-) -> ConnectionRefused:
+) -> NoConnection:
     who = f"{route.user}@{route.address}"
     notes = f" ({'; '.join(offer.notes)})" if offer.notes else ""
     authorize = f"add the public key to ~{route.user}/.ssh/authorized_keys there"
@@ -126,7 +127,11 @@ def _refusal(
         problem = f"{who} asks for a {again}{' or '.join(methods)}; only keys and agents are used"
         hint = f"{authorize} and allow PubkeyAuthentication in its sshd_config"
     elif time.monotonic() > deadline:
-        problem, hint = f"{who} did not answer the login in time", "is the machine overloaded?"
+        return ConnectionRefused(
+            f"{who} did not answer the login in time",
+            where=target.host,
+            hint="is the machine overloaded?",
+        )
     elif not offer.tried:
         names = ", ".join(str(path) for path in route.identities) or "no identity file"
         problem = f"there is no key to log in as {who}: {names} not usable, no agent key{notes}"
@@ -134,4 +139,4 @@ def _refusal(
     else:
         problem = f"{who} accepts none of the keys offered: {', '.join(offer.tried)}{notes}"
         hint = f"{authorize}, or name another key in ssh.identity"
-    return ConnectionRefused(problem, where=target.host, hint=hint)
+    return Unreachable(problem, where=target.host, hint=hint)

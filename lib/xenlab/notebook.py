@@ -22,7 +22,7 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
     """Open a chapter for the parameters in a notebook's namespace (``globals()``).
 
     In a notebook its steps appear as HTML, anywhere else as lines of text. Raises BadInput before
-    anything is touched, ConnectionRefused if the host cannot be reached.
+    anything is touched, NoConnection if the host cannot be reached.
     """
     if VIEW in namespace:
         return open_in_view(name, namespace, namespace[VIEW])

@@ -21,7 +21,7 @@ def open_chapter(name: str, namespace: Mapping[str, Any], view: View | None = No
     """Open a chapter for the parameters found in a notebook's namespace.
 
     The run folder is ``$XENLAB_RUN``, or a new one under ``runs/``; ``$XENLAB_MODE`` is "apply"
-    or "plan". Raises BadInput before anything is touched, ConnectionRefused if the host cannot be
+    or "plan". Raises BadInput before anything is touched, NoConnection if the host cannot be
     reached.
     """
     site = from_notebook(dict(namespace))

@@ -67,6 +67,7 @@ class Ssh(BaseModel):
     user: SshWord = ""
     identity: OptionalPath = ""
     known_hosts: OptionalPath = ""
+    patience_seconds: int = Field(180, ge=0, le=86400)
 
 
 class Domain(BaseModel):

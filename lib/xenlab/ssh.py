@@ -15,6 +15,7 @@ from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused
 from xenlab.loginshell import Entry
 from xenlab.pump import POLL_SECONDS, Source, pump
 from xenlab.target import Target, hops, resolve
+from xenlab.wait import Wait
 
 __all__ = ["SSH", "Target"]
 
@@ -38,7 +39,7 @@ class SSH:
 
     ``connect_timeout`` seconds cover everything up to the login; ``keepalive`` seconds of
     silence are followed by a question, ``patience`` seconds without any answer end the
-    connection.
+    connection. ``wait`` says for how long it is tried again where nobody answers.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class SSH:
         connect_timeout: float = 20.0,
         keepalive: float = 5.0,
         patience: float = 30.0,
+        wait: Wait | None = None,
     ) -> None:
         self.target = target
         self.name = target.host
         self._via = via
+        self._wait = wait or Wait()
         self._jump: SSH | None = None
         self._depth = 0
         self._timing = {
@@ -65,13 +68,14 @@ class SSH:
         self._slots = threading.BoundedSemaphore(SESSIONS)
         self._busy = 0
 
-    def connect(self) -> None:
+    def connect(self, stop: threading.Event | None = None) -> None:
         """Connect if not connected.
 
-        Raises BadInput for a file or setting that is missing, ConnectionRefused where the host
-        does not answer or lets nobody in, HostKeyRefused for a key that is not pinned.
+        Raises BadInput for a file or setting that is missing, Unreachable where the host
+        lets nobody in, ConnectionRefused where it has not answered for as long as it is waited for,
+        HostKeyRefused for a key that is not pinned, KeyboardInterrupt when ``stop`` is set.
         """
-        self._connected()
+        self._wait.until_answered(self.name, self._connected, stop)
 
     def close(self) -> None:
         """End the connection; a later call connects again. Commands in flight are lost."""
@@ -99,10 +103,10 @@ class SSH:
         by itself is left out. Its processes carry ``XENLAB_STEP=mark`` in their environment or,
         the first, among its words.
 
-        ``timeout`` seconds count from the moment when a session was free. Raises TimeoutError
-        past them and KeyboardInterrupt when ``stop`` is set, both leaving the remote processes
-        to the caller; ConnectionLost when the connection broke after the command was sent;
-        ConnectionRefused when it could not be sent.
+        ``timeout`` seconds count from the moment when a session was free, without those in which
+        nobody answered. Raises TimeoutError past them and KeyboardInterrupt when ``stop`` is set,
+        both leaving the remote processes to the caller; ConnectionLost when the connection broke
+        after the command was sent; NoConnection when it could not be sent.
         """
         return self._execute(text, input, timeout, on_output, stop, mark=mark)
 
@@ -137,8 +141,7 @@ class SSH:
                 hint="pass data through its input",
             )
         with self._slot(stop):
-            deadline = time.monotonic() + timeout
-            connection, channel = self._session(deadline, timeout, stop)
+            connection, channel, deadline = self._session(timeout, stop)
             try:
                 connection.start(channel, text)
                 out, err = pump(
@@ -198,21 +201,27 @@ class SSH:
         )
 
     def _session(
-        self, deadline: float, timeout: float, stop: threading.Event | None
-    ) -> tuple[Connection, Any]:
-        """A channel on which nothing was sent yet, so everything up to here may be repeated."""
+        self, timeout: float, stop: threading.Event | None
+    ) -> tuple[Connection, Any, float]:
+        """A channel on which nothing was sent yet, so everything up to here may be repeated.
+
+        With it comes the time when ``timeout`` is over, which rests while nobody answers.
+        """
+        deadline = time.monotonic() + timeout
         fresh = False
         while True:
             if stop is not None and stop.is_set():
                 raise KeyboardInterrupt
-            connection = self._connected()
+            asked = time.monotonic()
+            connection = self._wait.until_answered(self.name, self._connected, stop)
+            deadline += time.monotonic() - asked
             remaining = deadline - time.monotonic()
             if fresh:
                 remaining = max(remaining, 1.0)
             if remaining <= 0:
                 raise TimeoutError(timeout)
             try:
-                return connection, connection.session(remaining)
+                return connection, connection.session(remaining), deadline
             except SessionRefused as error:
                 if self._busy > 1:
                     time.sleep(POLL_SECONDS / 2)
@@ -265,7 +274,7 @@ class SSH:
                 user=hop.user,
                 known_hosts=self.target.known_hosts,
             )
-            self._jump = SSH(target, via=self._jump, **self._timing)
+            self._jump = SSH(target, via=self._jump, wait=None, **self._timing)
             self._jump._depth = self._depth + 1
         return self._jump
 

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlab.errors import BadInput, ConnectionRefused
+from xenlab.errors import BadInput, Unreachable
 
 SSH_PORT = 22
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
@@ -126,16 +126,16 @@ def hops(jump: str) -> list[Target]:
     return found
 
 
-def unknown_name(target: Target, route: Route) -> ConnectionRefused:
+def unknown_name(target: Target, route: Route) -> Unreachable:
     """The error for a name that neither the resolver nor the ssh_config knows."""
     if not target.config:
-        return ConnectionRefused(
+        return Unreachable(
             f"the name {route.host} is not known", where=target.host, hint="check ssh.host"
         )
     aliases = config_aliases(Path(target.config).expanduser())
     near = difflib.get_close_matches(target.host, aliases, 1, 0.5)
     named = f"{near[0]}?" if near else "one of " + ", ".join(aliases) if aliases else ""
-    return ConnectionRefused(
+    return Unreachable(
         f"{route.host} is neither an alias of {target.config} nor a name that resolves",
         where=target.host,
         hint=f"did you mean {named}" if named else "",

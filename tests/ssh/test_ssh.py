@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.ssh.conftest import Sshd, free_port, keygen, kill, wait_until
 
-from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused
+from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused, NoConnection
 from xenlab.ssh import SSH, Target
 
 MakeSshd = Callable[..., Sshd]
@@ -38,7 +38,7 @@ def opened() -> Iterator[Callable[..., SSH]]:
 
 def refusal(target: Target, **settings: float) -> str:
     """What a person reads when the target cannot be connected to."""
-    with pytest.raises((ConnectionRefused, BadInput)) as refused:
+    with pytest.raises((NoConnection, BadInput)) as refused:
         SSH(target, **settings).connect()  # type: ignore[arg-type]
     return str(refused.value)
 

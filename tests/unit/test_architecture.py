@@ -39,6 +39,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "loginshell",
             "pump",
             "target",
+            "wait",
             "wire",
         ),
         "local": ("local",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ class Impostor(Local):
 
     name = "domu1"
 
-    def connect(self) -> None:
+    def connect(self, stop: threading.Event | None = None) -> None:
         raise HostKeyRefused("the key of domu1 has changed")
 
     def execute(self, *_: object, **__: object) -> tuple[int, bytes, bytes]:

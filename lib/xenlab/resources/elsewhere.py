@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
-from xenlab.errors import ConnectionLost, ConnectionRefused
+from xenlab.errors import ConnectionLost, ConnectionRefused, Unreachable
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.wait import Wait
 
 ANSWER_SECONDS = 900.0
 """How long a machine that boots may take to answer."""
@@ -26,25 +26,17 @@ class Elsewhere(Resource):
         """The resource's difference, or that the machine does not answer yet."""
         try:
             return self.resource.probe(self.host)
-        except (ConnectionRefused, ConnectionLost) as error:
+        except (ConnectionRefused, Unreachable, ConnectionLost) as error:
             return Difference(f"once {self.name} answers: {error.message}")
 
     def apply(self, host: Host, report: Report) -> None:
         """Wait until the other machine answers, which may still boot; bring it into the state.
 
-        Raises ConnectionRefused past the deadline.
+        Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
-        deadline = time.monotonic() + self.seconds
-        while True:
-            try:
-                self.host.transport.connect()
-                break
-            except (ConnectionRefused, ConnectionLost):
-                stopped = host.stop is not None and host.stop.is_set()
-                if stopped or time.monotonic() > deadline:
-                    raise
-            report(f"waiting until {self.name} answers")
-            time.sleep(1)
+        Wait(self.seconds, report).until_answered(
+            self.name, lambda: self.host.transport.connect(host.stop), host.stop
+        )
         self.resource.apply(self._watched(host), report)
 
     def verify(self, host: Host) -> None:

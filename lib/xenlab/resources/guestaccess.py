@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 from xenlab import hostkeys
 from xenlab.command import Command
-from xenlab.errors import ConnectionLost, ConnectionRefused, NoConnection, StepFailed
+from xenlab.errors import ConnectionLost, NoConnection, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.guest import RECORDS
 from xenlab.target import SSH_PORT, Target, resolve
+from xenlab.wait import Wait
 
 ANSWER_SECONDS = 900
 
@@ -152,14 +152,11 @@ class GuestAnswers(Resource):
         return Difference(f"{self.name} runs kernel {release}, wanted is one …{self.kernel_suffix}")
 
     def apply(self, host: Host, report: Report) -> None:
-        """Try to connect until the guest answers; raises ConnectionRefused past the deadline."""
+        """Try to connect until the guest answers.
+
+        Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
+        """
         report(f"waiting for {self.name}")
-        deadline = time.monotonic() + self.seconds
-        while True:
-            try:
-                self.guest.transport.connect()
-                return
-            except (ConnectionRefused, ConnectionLost):
-                if time.monotonic() > deadline or (host.stop is not None and host.stop.is_set()):
-                    raise
-            time.sleep(1)
+        Wait(self.seconds, report).until_answered(
+            self.name, lambda: self.guest.transport.connect(host.stop), host.stop
+        )
