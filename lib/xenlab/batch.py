@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from xenlab import cells, parameters, runs
+from xenlab import cells, hidden, parameters, runs
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.journal import Journal
@@ -72,6 +72,7 @@ def prepare(
     if mode not in MODES:
         raise BadInput(f"there is no mode {mode}", hint=f"it is {' or '.join(MODES)}")
     site = parameters.load(file, overrides)
+    hidden.declared(site.secrets)
     known = _notebooks(notebooks)
     wanted = {_chapter(name, known) for name in chapters} or set(known)
     first = _chapter(from_, known) if from_ else ""
@@ -91,6 +92,7 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
     """
     record = runs.read(folder)
     site = parameters.validate(record["parameters"], str(folder / "run.json"))
+    hidden.declared(site.secrets)
     given = file or Path(record["file"])
     if file is not None or given.exists():
         now = parameters.load(given, record["overrides"])

@@ -56,7 +56,7 @@ class Chapter(Seams):
         self.mode = mode
         self.stop = threading.Event()
         self.consents: list[str] = []
-        self._secrets = hidden.known(site.ssh.identity)
+        self._secrets = hidden.known(site.ssh.identity, site.secrets)
         self.controller = Host(Local(), secrets=self._secrets)
         self.host = Host(SSH(_target(site)), secrets=self._secrets)
         self._view = view

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from xenlab import hidden
 from xenlab.chapter import Chapter
 from xenlab.errors import XenlabError
 from xenlab.journal import Journal
@@ -25,6 +26,7 @@ def open_chapter(name: str, namespace: Mapping[str, Any], view: View | None = No
     reached.
     """
     site = from_notebook(dict(namespace))
+    hidden.declared(site.secrets)
     folder = os.environ.get("XENLAB_RUN")
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,33 @@ class Ssh(BaseModel):
     patience_seconds: int = Field(180, ge=0, le=86400)
 
 
+class SecretReference(BaseModel):
+    """Where a secret is found that must not be recorded: its value has no place in a file."""
+
+    model_config = _STRICT
+
+    env: Text = ""
+    file: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_reference(cls, value: object) -> object:
+        # what stands here may be the secret itself: no message repeats it
+        if not isinstance(value, dict) or not set(value) <= set(cls.model_fields):
+            raise ValueError("must be {env: NAME} or {file: PATH}: a secret is named, not written")
+        return value
+
+    @model_validator(mode="after")
+    def _names_one(self) -> SecretReference:
+        if bool(self.env) == bool(self.file):
+            raise ValueError("must name one thing: {env: NAME} or {file: PATH}")
+        if self.env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.env):
+            raise ValueError("must be the name of an environment variable, as {env: NAME}")
+        if self.file and not self.file.startswith(("/", "~/")):
+            raise ValueError("must be a path that begins with / or ~/, as {file: PATH}")
+        return self
+
+
 class Domain(BaseModel):
     """One guest: its memory in MiB, and the partition (named as the guest) that is its root."""
 
@@ -126,6 +154,7 @@ class Parameters(BaseModel):
 
     site: PlainName = "lab"
     ssh: Ssh = Ssh(host="dom0", config="~/.cache/xenlab/labs/lab/ssh_config")
+    secrets: list[SecretReference] = []
     platform: Literal["debian", "gentoo", "gentoo-2006"] = "debian"
     power: Literal["lab", "ipmi", "manual"] = "lab"
     lab: LabName = "lab"

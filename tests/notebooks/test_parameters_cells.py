@@ -20,7 +20,7 @@ every_chapter = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 def test_it_declares_parameters_of_the_schema(path: Path) -> None:
     names = declared(path)
     assert set(names) <= set(Parameters.model_fields)
-    assert {"site", "ssh", "platform"} <= set(names)
+    assert {"site", "ssh", "secrets", "platform"} <= set(names)
     assert len(set(names)) == len(names)
 
 

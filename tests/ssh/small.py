@@ -106,7 +106,9 @@ class Site:
         self.file.write_text(yaml.safe_dump(values | keys))
 
     def chapter(self, name: str, *cells: str, close: str = "book.close()") -> None:
-        parameters = 'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name'
+        parameters = (
+            'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []'
+        )
         first = new_code_cell(parameters)
         first.metadata["tags"] = ["parameters"]
         opening = (

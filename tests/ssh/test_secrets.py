@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import shlex
+from urllib.parse import quote
+
 import pytest
 from tests.ssh.small import Site
 
+from xenlab import runs
 from xenlab.command import Secret
+from xenlab.errors import BadInput
 from xenlab.hidden import known
+from xenlab.opening import open_chapter
 
 TOKEN = "tok-5ae1c9$'\"x"
 PASSWORD = "correct horse battery"
@@ -52,6 +59,108 @@ def test_planted_secrets_are_nowhere(site: Site, monkeypatch: pytest.MonkeyPatch
         assert [name for name, text in files.items() if secret in text] == []
 
 
+def test_declared_secrets_are_nowhere_and_their_references_are_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = ["first-line-of-it", "second/line of+it"]
+    place = site.folder / "vault"
+    place.write_text("\n".join(several) + "\n")
+    monkeypatch.setenv("PLAIN_NAME", TOKEN)
+    references = [{"env": "PLAIN_NAME"}, {"file": str(place)}]
+    site.write(secrets=references)
+    words = [TOKEN, *several]
+    forms = [form for word in words for form in (word, quote(word, safe=""), shlex.quote(word))]
+    encoded = [
+        encode(head + word.encode()).decode()
+        for word in words
+        for encode in (base64.b64encode, base64.urlsafe_b64encode)
+        for head in (b"", b"a", b"ab")
+    ]
+    tell = f'Command.script(\'printf "%s\\n" "$@"; exit 3\', *{[*forms, *encoded]!r})'
+    site.chapter("01_first", f'book.run("01.1 Tell", Told({tell}), on=book.host)')
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert dict(site.steps()) == {"01.1": "failed"}
+    files = kept(site) | {"the terminal": done.stdout + done.stderr}
+    # the chapter's own cell holds the words, so that its source in the notebook does too
+    source = {name for name in files if name.endswith(".ipynb")}
+    for word in [*forms, *(text.rstrip("=")[4:-2] for text in encoded)]:
+        assert [name for name, text in files.items() if word in text and name not in source] == []
+    assert runs.read(site.run_folders()[-1])["parameters"]["secrets"] == [
+        {"env": "PLAIN_NAME", "file": ""},
+        {"env": "", "file": str(place)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ({"env": "NO_SUCH_VARIABLE"}, "$NO_SUCH_VARIABLE cannot be masked: the environment has"),
+        ({"env": "SHORT"}, "$SHORT cannot be masked: it has less than 6 characters"),
+        ({"file": "/no/such/file"}, "/no/such/file cannot be masked: No such file"),
+        ({"env": PASSWORD}, "secrets[0] must be the name of an environment variable"),
+        ({"file": PASSWORD}, "secrets[0] must be a path"),
+        ({"value": PASSWORD}, "secrets[0] must be {env: NAME} or {file: PATH}"),
+        (PASSWORD, "secrets[0] must be {env: NAME} or {file: PATH}"),
+        ({}, "secrets[0] must name one thing"),
+    ],
+)
+def test_a_secret_that_cannot_be_read_is_refused_before_anything_is_touched(
+    site: Site, monkeypatch: pytest.MonkeyPatch, reference: object, said: str
+) -> None:
+    monkeypatch.setenv("SHORT", "12345")
+    site.chapter("01_first", site.made("01.1"))
+    site.write(secrets=[reference])
+    for command in ("run", "plan"):
+        done = site.xenlab(command, "-f", "site.yaml")
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+    assert not site.runs.exists()
+
+
+def test_a_chapter_that_is_opened_alone_reads_them_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XENLAB_RUNS", str(site.runs))
+    values = {"ssh": {"host": site.sshd.alias, "config": str(site.sshd.config)}}
+    with pytest.raises(BadInput, match=r"\$NO_SUCH_VARIABLE cannot be masked"):
+        open_chapter("01_first", values | {"secrets": [{"env": "NO_SUCH_VARIABLE"}]})
+    assert not site.runs.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_KEY", "GH_PAT", "IPMI_PASS", "DB_PWD", "sshpass", "OPENAI_APIKEY", "WIFI_PSK",
+     "AWS_SECRET_ACCESS_KEY", "CI_JOB_TOKEN", "DB_CREDENTIALS", "SIGNING_KEYS"],
+)  # fmt: skip
+def test_names_of_secrets(name: str) -> None:
+    assert known("", (), {name: "abc-123-def"}) == (Secret("abc-123-def"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PWD", "/home/person"),
+        ("OLDPWD", "relative"),
+        ("SSH_KEY", "~/.ssh/id_ed25519"),
+        ("SIGNING_KEY", "/etc/keys/1"),
+        ("COMPOSE_KEY", "Multi_key"),
+        ("MINISIGN_PUBLIC_KEY", "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0Q"),
+        ("AWS_ACCESS_KEY_ID", "AKIA0123456789"),
+        ("SSH_ASKPASS", "/usr/bin/ssh-askpass"),
+        ("PATH", "/usr/bin:/bin"),
+        ("COMPASS", "northwest"),
+    ],
+)
+def test_what_is_no_secret_is_not_blotted_out(name: str, value: str) -> None:
+    assert known("", (), {name: value}) == ()
+
+
+def test_the_credentials_of_a_proxy_are_secrets_wherever_they_stand() -> None:
+    found = known("", (), {"http_proxy": "http://me:p%40ssword@proxy:3128/"})
+    assert set(found) == {Secret("p%40ssword"), Secret("p@ssword")}
+
+
 def test_a_password_in_a_parameters_file_is_refused_and_not_repeated(site: Site) -> None:
     site.chapter("01_first", site.made("01.1"))
     site.write(password=PASSWORD)
@@ -69,7 +178,7 @@ def test_what_is_known_to_be_secret(site: Site) -> None:
         "SHORT_TOKEN": "abc",
         "PATH": "/usr/bin:/bin",
     }
-    assert known("", environment) == (Secret("abcdefgh-longer"), Secret("abcdefgh"))
-    assert known("/no/such/key", environment) == known("", environment)
-    whole = known(str(site.sshd.identity), {})
+    assert known("", (), environment) == (Secret("abcdefgh-longer"), Secret("abcdefgh"))
+    assert known("/no/such/key", (), environment) == known("", (), environment)
+    whole = known(str(site.sshd.identity), (), {})
     assert all(not secret.value.startswith("-----") for secret in whole) and len(whole) > 3
