@@ -128,8 +128,9 @@ def sign(
 ) -> None:
     """Sign a run as it is now with an SSH key."""
     from xenlab import audit as trail
+    from xenlab.target import expanded
 
-    print(trail.sign(find(run, runs), key or Path("~/.ssh/id_ed25519").expanduser()))
+    print(trail.sign(find(run, runs), key or expanded("~/.ssh/id_ed25519")))
 
 
 def runs_folder(given: Path | None) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import os
+import pwd
 import re
 import subprocess
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ class Target:
     """What a person says about a host.
 
     ``host`` is a host name, an address, or an alias of the ssh_config file ``config``. A field
-    that is not empty wins over that file. No ssh_config is read unless ``config`` names one
-    (``~`` is expanded): a run must not change its meaning with the account it runs in.
+    that is not empty wins over that file. No ssh_config is read unless ``config`` names one: a run
+    must not change its meaning with the account it runs in. ``~`` in these paths is what a shell
+    makes of it, HOME; in those that the file or OpenSSH's defaults name, see `expanded`.
     """
 
     host: str
@@ -76,11 +79,11 @@ def resolve(target: Target) -> Route:
 
     def expand(text: str) -> str:
         tokens = {"%": "%", "h": host, "n": target.host, "p": str(port), "r": user}
-        tokens |= {"d": str(Path.home()), "u": getpass.getuser()}
+        tokens |= {"d": str(expanded("~")), "u": getpass.getuser()}
         return re.sub(r"%(.)", lambda found: tokens.get(found[1], found[0]), text)
 
     def path(text: str) -> Path:
-        return Path(expand(text)).expanduser()
+        return expanded(expand(text))
 
     if target.identity:
         identities: tuple[Path, ...] = (_existing(target.identity, "identity file", target.host),)
@@ -105,6 +108,17 @@ def resolve(target: Target) -> Route:
         jump=one("proxyjump"),
         proxy_command=expand(one("proxycommand")),
     )
+
+
+def expanded(path: str) -> Path:
+    """A path with ``~`` as OpenSSH expands it: by the account's passwd entry, whatever HOME is."""
+    if path != "~" and not path.startswith("~/"):
+        return Path(path).expanduser()
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir + path[1:])
+    except KeyError:
+        # OpenSSH does not run at all for an account that has no entry
+        return Path(path).expanduser()
 
 
 def hops(jump: str) -> list[Target]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ Host dom0 alias-of-dom0
   User admin
   IdentityFile "{tmp_path}/a folder/%h key"
   UserKnownHostsFile "{spaced}" ~/second
+  IdentityFile ~/third
+  IdentityFile %d/fourth
   GlobalKnownHostsFile none
   HostKeyAlias the-lab
 Host behind
@@ -36,12 +40,20 @@ Match host guest1
     return path
 
 
-def test_an_alias_brings_everything(config: Path) -> None:
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The account's own folder, by which OpenSSH goes, while HOME is another one."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)
+
+
+def test_an_alias_brings_everything(config: Path, account: Path) -> None:
     route = resolve(Target("dom0", config=str(config)))
     folder = config.parent / "a folder"
     assert (route.host, route.port, route.user) == ("127.0.0.1", 2201, "admin")
-    assert route.identities == (folder / "127.0.0.1 key",)
-    assert route.known_hosts == (folder / "known hosts", Path("~/second").expanduser())
+    key = folder / "127.0.0.1 key"
+    assert route.identities == (key, account / "third", account / "fourth")
+    assert route.known_hosts == (folder / "known hosts", account / "second")
     assert (route.key_alias, route.jump, route.proxy_command) == ("the-lab", "", "")
 
 
@@ -69,14 +81,15 @@ def test_include_match_and_both_kinds_of_proxy(config: Path) -> None:
     assert resolve(Target("behind", config=str(config))).proxy_command == "nc behind 22 %"
 
 
-def test_no_ssh_config_is_read_unless_named(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+def test_no_ssh_config_is_read_unless_named(config: Path, account: Path) -> None:
     home = config.parent / "home"
     (home / ".ssh").mkdir(parents=True)
     (home / ".ssh" / "config").write_text("Host dom0\n  Port 99\n")
-    monkeypatch.setenv("HOME", str(home))
     route = resolve(Target("dom0"))
     assert (route.host, route.port, route.user) == ("dom0", 22, getpass.getuser())
-    assert route.known_hosts[0] == home / ".ssh" / "known_hosts"
+    assert route.known_hosts[0] == account / ".ssh" / "known_hosts"
+    assert route.identities[0] == account / ".ssh" / "id_ed25519"
+    # what a person says is expanded as their shell would
     tilde = resolve(Target("dom0", config="~/.ssh/config"))
     assert tilde.port == 99
 
