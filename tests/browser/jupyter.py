@@ -11,15 +11,16 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, expect
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from tests.ssh.conftest import free_port, wait_until
 
 SECONDS = 120
 """How long a person would wait for anything to appear."""
+
+KERNEL = re.compile("Python 3|python3")
+"""What the kernel is called, by its display name or, before that is known, by its own."""
 
 SETTINGS = {
     # cells out of sight are left out of the page otherwise
@@ -58,9 +59,16 @@ class Jupyter:
         expect.set_options(timeout=SECONDS * 1000)
 
     def open(self, name: str) -> None:
-        """Open a notebook and wait until its kernel is ready."""
+        """Open a notebook with a kernel that was started for it, and wait until that is ready.
+
+        JupyterLab shows a notebook as idle before it has a kernel. A cell that is run then is
+        dropped, or asks for a kernel of its own while the first one starts, which ends in a question
+        to the person (“Select Kernel”). The kernel's name is shown once the notebook has it.
+        """
+        self._start_kernel(name)
         self.page.goto(f"{self._address}/doc/tree/{name}?token={self._token}")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        expect(self.page.locator(".jp-KernelName")).to_have_text(KERNEL)
         self.wait_until_idle()
 
     def wait_until_idle(self) -> None:
@@ -72,44 +80,15 @@ class Jupyter:
         return self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
 
     def run(self, number: int) -> Locator:
-        """Run a code cell without waiting for its end; returns it.
-
-        JupyterLab drops what it is asked before its kernel listens, so that one asks again.
-        """
+        """Run a code cell without waiting for its end; returns it."""
         cell = self.cell(number)
         prompt = cell.locator(".jp-InputPrompt")
         before = prompt.inner_text()
-
-        dialog = self.page.locator(".jp-Dialog")
-
-        def begun() -> bool:
-            if dialog.count():
-                self._choose_kernel(dialog)
-                return False
-            try:
-                cell.locator(".jp-InputArea-editor").click(timeout=5000)
-            except PlaywrightTimeout:
-                # the question has come up just now
-                return False
-            self.page.keyboard.press("Control+Enter")
-            with suppress(AssertionError):
-                expect(prompt).not_to_have_text(before, timeout=5000)
-                return True
-            return False
-
-        wait_until(begun, SECONDS)
+        cell.locator(".jp-InputArea-editor").click()
+        expect(cell).to_have_class(re.compile(r"\bjp-mod-active\b"))
+        self.page.keyboard.press("Control+Enter")
+        expect(prompt).not_to_have_text(before)
         return cell
-
-    def _choose_kernel(self, dialog: Locator) -> None:
-        """Say that the notebook shall have its kernel; any other question fails the test.
-
-        JupyterLab asks where a busy machine's server has not named its kernels in time.
-        """
-        text = dialog.first.inner_text()
-        assert "Select Kernel" in text, f"JupyterLab asks: {text}"
-        # the button shows “Select”, and is called otherwise
-        dialog.first.get_by_role("button", name="Select Kernel", exact=True).click()
-        expect(dialog).to_have_count(0)
 
     def run_to_end(self, number: int) -> Locator:
         """Run a code cell and wait until it has ended."""
@@ -170,8 +149,21 @@ class Jupyter:
     def _answers(self) -> bool:
         assert self._process.poll() is None, self._log.read_text()
         try:
-            address = f"{self._address}/api/status?token={self._token}"
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                return bool(answer.status == 200)
+            self._ask("status")
         except OSError:
             return False
+        return True
+
+    def _start_kernel(self, notebook: str) -> None:
+        """Start a notebook's kernel, as JupyterLab itself would, and name it to the server."""
+        kernel = {"name": "python3"}
+        self._ask("sessions", path=notebook, name=notebook, type="notebook", kernel=kernel)
+
+    def _ask(self, what: str, **values: object) -> None:
+        """Ask the server's interface for programs; with values it is told something."""
+        request = urllib.request.Request(
+            f"{self._address}/api/{what}",
+            json.dumps(values).encode() if values else None,
+            {"Authorization": f"token {self._token}", "Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=SECONDS).close()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import nbformat
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from tests.browser.jupyter import SECONDS, Jupyter
 from tests.notebooks.chapters import FOLDER
 from tests.ssh.conftest import wait_until
@@ -119,3 +119,20 @@ def test_the_panel_runs_and_stops(site: Site, jupyter: Callable[..., Jupyter]) -
     lab.shot("panel-stopped")
     wait_until(lambda: not sleepers(), SECONDS)
     assert site.steps() == [("01.1", "changed"), ("01.2", "aborted")]
+
+
+def test_a_cell_is_not_run_before_a_busy_server_has_given_the_notebook_its_kernel(
+    site: Site, jupyter: Callable[..., Jupyter]
+) -> None:
+    write_chapter(site)
+    lab = jupyter(site.folder / "notebooks")
+
+    def late(route: Route) -> None:
+        lab.page.wait_for_timeout(8000)
+        route.continue_()
+
+    lab.page.route("**/api/sessions*", late)
+    lab.open("01_first.ipynb")
+    cell = lab.run_to_end(0)
+    expect(cell.locator(".jp-InputPrompt")).to_have_text("[1]:")
+    expect(lab.page.locator(".jp-Dialog")).to_have_count(0)
