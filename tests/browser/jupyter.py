@@ -62,8 +62,8 @@ class Jupyter:
         """Open a notebook with a kernel that was started for it, and wait until that is ready.
 
         JupyterLab shows a notebook as idle before it has a kernel. A cell that is run then is
-        dropped, or asks for a kernel of its own while the first one starts, which ends in a question
-        to the person (“Select Kernel”). The kernel's name is shown once the notebook has it.
+        dropped, or asks for a kernel of its own while the first one starts, which ends in a
+        question to the person (“Select Kernel”). The kernel's name is shown once there is one.
         """
         self._start_kernel(name)
         self.page.goto(f"{self._address}/doc/tree/{name}?token={self._token}")

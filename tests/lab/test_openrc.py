@@ -8,6 +8,7 @@ from tests.lab.roots import Roots, quiet
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.platform.daemon import parse_failed
 from xenlab.platform.interfaces import Netifrc
 from xenlab.platform.openrc import OpenRc
 from xenlab.resources.base import Resource
@@ -66,6 +67,16 @@ def test_a_service_that_does_not_exist(root: Host) -> None:
     with pytest.raises(CommandFailed, match="there is no script nothing-like-it in /etc/init.d"):
         missing.apply(root, quiet)
     assert OpenRc().disabled("nothing-like-it").probe(root) is None
+
+
+def test_what_failed_to_start_is_named_with_its_last_lines(root: Host) -> None:
+    none = OpenRc().none_failed()
+    assert root.run(none.look).stdout == ""
+    root.run("mkdir -p /run/openrc/failed && ln -s /etc/init.d/cron /run/openrc/failed/cron")
+    root.run("printf 'cron: %s\\nsshd: fine\\n' 'no table' 'no time' > /var/log/messages")
+    assert parse_failed(root.run(none.look).stdout) == {"cron": ["cron: no table", "cron: no time"]}
+    difference = none.probe(root)
+    assert difference is not None and difference.summary.startswith("nobody can say yet")
 
 
 def test_a_root_that_is_not_there_yet(root: Host) -> None:

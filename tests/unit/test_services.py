@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.platform.daemon import parse_states
+from xenlab.platform.daemon import parse_failed, parse_states
 from xenlab.platform.services import services
 from xenlab.platform.systemd import Systemd
 from xenlab.resources.files import File
@@ -147,3 +147,18 @@ def test_states_are_read_back(units: dict[str, bool]) -> None:
     text = "".join(f"{name} {'enabled' if on else 'missing'} -\n" for name, on in units.items())
     states = parse_states(text)
     assert {name: at_boot == "enabled" for name, (at_boot, _) in states.items()} == units
+
+
+LINES = st.lists(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1))
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z@.-]+", fullmatch=True), LINES))
+def test_what_failed_is_read_back_with_its_last_lines(failed: dict[str, list[str]]) -> None:
+    text = "".join(f"{name}\n" + "".join(f"\t{x}\n" for x in said) for name, said in failed.items())
+    assert parse_failed(text) == failed
+
+
+def test_where_nothing_runs_nobody_can_say_what_failed(root: Host) -> None:
+    for name in ("debian", "gentoo"):
+        difference = services(name).none_failed().probe(root)
+        assert difference is not None and difference.summary.startswith("nobody can say yet")

@@ -35,7 +35,7 @@ STAGE_OFF = (
     *(
         f"system-generators/{name}-generator"
         for name in (
-            "rpc-pipefs", "systemd-cryptsetup", "systemd-debug", "systemd-gpt-auto",
+            "systemd-cryptsetup", "systemd-debug", "systemd-gpt-auto",
             "systemd-hibernate-resume", "systemd-integritysetup", "systemd-rc-local",
             "systemd-run", "systemd-system-update", "systemd-veritysetup",
         )

@@ -140,3 +140,43 @@ class Carrying(Resource):
         if host.root == "/":
             report(f"restarting {self.name}")
             host.run(self.restart, timeout=START_SECONDS)
+
+
+@dataclass(frozen=True)
+class NoneFailed(Resource):
+    """The condition that no service of a machine has failed.
+
+    ``look`` prints the name of each that has, below it the last lines of its log after a tab.
+    """
+
+    look: Command
+    hint: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which have failed, and what they said at last."""
+        result = host.run(self.look, check=False, timeout=START_SECONDS)
+        if host.root != "/" or result.status in NO_ROOT:
+            return Difference("nobody can say yet whether a service has failed")
+        if not result.ok:
+            raise CommandFailed(result)
+        found = parse_failed(result.stdout)
+        if not found:
+            return None
+        said = (": ".join((name, " / ".join(lines))) for name, lines in found.items())
+        return Difference(f"has failed: {'; '.join(said)}", hint=self.hint)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing makes it true here: raises StepFailed where a service has failed."""
+        if (found := self.probe(host)) is not None:
+            raise StepFailed(found.summary, hint=found.hint)
+
+
+def parse_failed(text: str) -> dict[str, list[str]]:
+    """Names of services, each with the lines below it that begin with a tab."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if not line.startswith("\t"):
+            found[line] = []
+        elif found:
+            found[list(found)[-1]].append(line.strip())
+    return found

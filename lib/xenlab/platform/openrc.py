@@ -11,7 +11,13 @@ from typing import Any
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.platform import early
-from xenlab.platform.daemon import START_SECONDS, Carrying, Configured, ServiceStates
+from xenlab.platform.daemon import (
+    START_SECONDS,
+    Carrying,
+    Configured,
+    NoneFailed,
+    ServiceStates,
+)
 from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
@@ -56,6 +62,25 @@ _FIND = """
             *) rc-service -- "$2" "$1" ;;
         esac
     }
+"""
+
+
+# What failed to start is in a folder, whose daemon died is worked out (rc-status(8)). The boot is
+# waited for: what has not been started yet cannot have failed.
+_FAILED = """
+    command -v rc-status > /dev/null || exit 127
+    for second in $(seq 300); do
+        [ -n "$(ls -A /run/openrc/starting 2> /dev/null)" ] || break
+        sleep 1
+    done
+    {
+        ls -A /run/openrc/failed 2> /dev/null || :
+        rc-status --crashed 2> /dev/null || :
+    } | sort -u | while read -r script; do
+        printf '%s\\n' "$script"
+        cat /var/log/rc.log /var/log/messages /var/log/syslog 2> /dev/null \\
+            | grep -F -- "$script" | tail -n 5 | sed 's/^/\\t/'
+    done
 """
 
 
@@ -132,6 +157,10 @@ class OpenRc:
             f"{folder} is not mounted, or a service does not wait for it",
             "rc-status; rc-depend --type ineed SERVICE",
         )
+
+    def none_failed(self) -> NoneFailed:
+        """No script has failed to start, and no daemon that one has started is gone."""
+        return NoneFailed(Command.script(_FAILED), "rc-status --all; rc-service SCRIPT status")
 
     def server_unordered(self) -> Resource:
         """Nothing: OpenRC orders no mount after this machine's own server by itself."""

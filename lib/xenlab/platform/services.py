@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from xenlab.command import Command
 from xenlab.errors import BadInput
+from xenlab.platform.daemon import NoneFailed
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.systemd import Systemd
 from xenlab.resources.base import Resource
@@ -50,6 +51,9 @@ class Services(Protocol):
 
     def waited(self, folder: str, *names: str) -> Resource:
         """The condition that these services started after the folder was mounted."""
+
+    def none_failed(self) -> NoneFailed:
+        """The condition that no service has failed; one that did is named with its last lines."""
 
     def server_unordered(self) -> Resource:
         """NFS mounts do not wait for this machine's own NFS server (howto: S60)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.platform import early
-from xenlab.platform.daemon import Carrying, Configured
+from xenlab.platform.daemon import Carrying, Configured, NoneFailed
 from xenlab.platform.units import UNITS, Masked, ServerUnordered, UnitFile, Units
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition
@@ -21,6 +21,16 @@ _WAITED = """
     [ "$mounted" -gt 0 ]
     for name do
         [ "$(systemctl show -P ExecMainStartTimestampMonotonic -- "$name")" -gt "$mounted" ]
+    done
+"""
+
+# The boot is waited for: what has not been started yet cannot have failed.
+_FAILED = """
+    command -v systemctl > /dev/null || exit 127
+    systemctl is-system-running --wait > /dev/null 2>&1 || :
+    for unit in $(systemctl list-units --state=failed --plain --no-legend | cut -d ' ' -f 1); do
+        printf '%s\\n' "$unit"
+        journalctl --boot --unit "$unit" --lines 5 --output cat --no-pager | sed 's/^/\\t/'
     done
 """
 
@@ -77,6 +87,10 @@ class Systemd:
             f"{folder} is not mounted, or a service did not wait for it",
             "systemctl --failed; systemctl list-dependencies --after",
         )
+
+    def none_failed(self) -> NoneFailed:
+        """No unit is in the state "failed" (systemctl(1)), whatever kind it is of."""
+        return NoneFailed(Command.script(_FAILED), "systemctl --failed; systemctl status UNIT")
 
     def server_unordered(self) -> Resource:
         """nfs-server-generator is out of use."""

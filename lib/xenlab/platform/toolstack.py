@@ -88,6 +88,9 @@ class Toolstack(Protocol):
     def rebooted(self, name: str) -> Resource:
         """An action: the guest reboots and its domain gets a new id."""
 
+    def gone(self, name: str) -> Command:
+        """The command whose exit status is 0 where no such domain runs."""
+
     def stopped(self, name: str) -> Resource:
         """A guest that was asked to shut down and is gone."""
 
@@ -158,6 +161,10 @@ class Xl:
     def rebooted(self, name: str) -> Resource:
         """``xl reboot``."""
         return DomainRebooted(name)
+
+    def gone(self, name: str) -> Command:
+        """``xl domid`` knows none."""
+        return Command.script('! xl domid "$1" > /dev/null 2>&1', name)
 
     def stopped(self, name: str) -> Resource:
         """``xl shutdown -ww``."""
