@@ -6,11 +6,13 @@ import hashlib
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from xenlab import durable
+from xenlab.chain import HEAD, Chain, read
 from xenlab.errors import BadInput, JournalDamaged, XenlabError
-from xenlab.journal import Journal, verify
+from xenlab.journal import Journal
 
 NAMESPACE = "xenlab-run"
 """What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
@@ -23,28 +25,47 @@ SIGNATURE = f"{STATEMENT}.sig"
 UNKEPT = ("journal.*", "run.lock", "kernels.log", "report.html", ".*")
 """What no record names: the journal and its signature, and what can be made again."""
 
+LEFT = ("/run.json", "/*.ipynb", "/output/*", "/input/*", "/console/*")
+"""What a run leaves, named by a record in the end; an interruption may come before that."""
+
 SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found: numbers of records and files, the head, who signed, and what is wrong."""
+    """What was found: numbers of records and files, the head, who signed, and what is wrong.
+
+    ``cut`` says what an interruption explains, and nobody needs to have changed; ``problems`` are
+    what it does not.
+    """
 
     records: int
     files: int
     head: str
     signed_by: str
     problems: tuple[str, ...]
+    cut: tuple[str, ...] = ()
 
 
 def keep_files(folder: Path) -> None:
-    """Record the digest of each file of a run that no record names yet."""
+    """Record the digest of each file of a run that no record names yet; each is on disk then.
+
+    Raises DiskFull.
+    """
     journal = Journal(folder)
     named = dict(_named(journal.records()))
     for path in _files(folder):
         if path not in named:
-            digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
-            journal.append(phase="kept", path=path, sha256=digest)
+            with durable.space(folder):
+                durable.sync(folder / path)
+                durable.sync((folder / path).parent)
+            journal.append(phase="kept", path=path, sha256=_digest(folder / path))
+
+
+def end(folder: Path, status: int) -> None:
+    """Record a run's files and its end; raises DiskFull where there is no space even for that."""
+    keep_files(folder)
+    Journal(folder).append(phase="end", status=status)
 
 
 def inspect(folder: Path, signers: Path | None = None) -> Audit:
@@ -54,21 +75,51 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
     that none of them signed has a problem. Raises BadInput where there is no journal.
     """
     path = folder / "journal.jsonl"
-    if not path.exists():
+    if not path.exists() and _files(folder) != ["run.json"]:
         raise BadInput("this run has no journal", where=str(folder))
     if signers is not None and not signers.is_file():
         raise BadInput("there is no such file of signers", where=str(signers))
     try:
-        count = verify(path)
+        chain = read(path)
     except JournalDamaged as error:
         return Audit(0, 0, "", "", (error.message,))
-    journal = Journal(folder)
-    named = dict(_named(journal.records()))
+    named = dict(_named(chain.records))
     problems = [said for name in named if (said := _compare(folder / name, named[name], name))]
-    problems += [f"{name}: no record names it" for name in _files(folder) if name not in named]
-    signed_by, complaint = _signature(folder, _statement(journal, count), signers)
+    cut, unnamed = list(_cut(chain)), [name for name in _files(folder) if name not in named]
+    for name in unnamed:
+        explained = cut and any(PurePath(f"/{name}").match(shape) for shape in LEFT)
+        said = "no record names it yet" if explained else "no record names it"
+        (cut if explained else problems).append(f"{name}: {said}")
+    signed_by, complaint = _signature(folder, _statement(folder, chain), signers)
     problems += [complaint] if complaint else []
-    return Audit(count, len(named), journal.head(), signed_by, tuple(problems))
+    count = len(chain.records)
+    return Audit(count, len(named), chain.head, signed_by, tuple(problems), tuple(cut))
+
+
+def _cut(chain: Chain) -> Iterator[str]:
+    """What a journal's end says of an interruption."""
+    if chain.torn:
+        yield f"cut off in record {len(chain.records) + 1}, which was not on disk yet"
+    if chain.behind or chain.head_cut:
+        yield f"cut off when {HEAD} was not on disk yet"
+    begun, opened, full = False, dict[str, None](), False
+    for record in chain.records:
+        phase, chapter = record.get("phase"), str(record.get("chapter", ""))
+        if phase in ("begin", "end"):
+            begun, full = phase == "begin", full and phase == "end"
+            opened.clear()
+        elif phase == "open":
+            opened[chapter], full = None, False
+        elif phase == "close":
+            opened.pop(chapter, None)
+        elif phase == "full":
+            full = True
+    if full:
+        yield "cut short: the disk was full"
+    elif opened:
+        yield f"cut short in {', '.join(opened)}: no record says that it ended"
+    elif begun or not chain.records:
+        yield "cut short: no record says that the run ended"
 
 
 def sign(folder: Path, key: Path) -> Path:
@@ -84,7 +135,7 @@ def sign(folder: Path, key: Path) -> Path:
         )
     statement = folder / STATEMENT
     (folder / SIGNATURE).unlink(missing_ok=True)
-    statement.write_text(_statement(Journal(folder), found.records))
+    statement.write_text(_statement(folder, read(folder / "journal.jsonl")))
     done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(statement))
     if done.returncode:
         statement.unlink()
@@ -92,8 +143,8 @@ def sign(folder: Path, key: Path) -> Path:
     return folder / SIGNATURE
 
 
-def _statement(journal: Journal, records: int) -> str:
-    return f"run {journal.run}\nrecords {records}\nhead {journal.head()}\n"
+def _statement(folder: Path, chain: Chain) -> str:
+    return f"run {folder.name}\nrecords {len(chain.records)}\nhead {chain.head}\n"
 
 
 def _signature(folder: Path, statement: str, signers: Path | None) -> tuple[str, str]:
@@ -133,7 +184,7 @@ def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for record in records:
         if record.get("output"):
             yield str(record["output"]), str(record["output_sha256"])
-        if record.get("phase") == "kept":
+        if record.get("phase") in ("begin", "kept"):
             yield str(record["path"]), str(record["sha256"])
         inputs = [c["input"] for c in record.get("commands") or () if c.get("input")]
         for kept in (*inputs, *(record.get("attachments") or ())):
@@ -151,6 +202,11 @@ def _files(folder: Path) -> list[str]:
 def _compare(path: Path, digest: str, name: str) -> str:
     if not path.is_file():
         return f"{name}: it is gone"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if _digest(path) != digest:
         return f"{name}: it was changed since it was recorded"
     return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -102,7 +102,10 @@ def verify(
     ] = None,
     runs: Runs = None,
 ) -> None:
-    """Hold journal, outputs, notebooks and signature together; exit status 1 if one is false."""
+    """Hold journal, outputs, notebooks and signature together; exit status 1 if one is false.
+
+    A run that was cut short holds: what it could not record any more is named.
+    """
     from xenlab.audit import inspect
 
     folder = find(run, runs)
@@ -113,6 +116,8 @@ def verify(
             console.print(Text(problem, style="bold red" if console.is_terminal else ""))
         console.print(Text(f"{folder} is not what was recorded"))
         raise typer.Exit(1)
+    for said in found.cut:
+        console.print(Text(said, style="yellow" if console.is_terminal else ""))
     console.print(Text(f"{found.records} records and {found.files} files are as recorded"))
     console.print(Text(f"head: {found.head}"))
     console.print(Text(f"signed by: {found.signed_by or 'nobody'}"))

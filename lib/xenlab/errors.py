@@ -125,6 +125,10 @@ class ChapterOrder(XenlabError):
     """A chapter was opened before one that it needs."""
 
 
+class DiskFull(XenlabError):
+    """The disk of this machine that holds the run is full: nothing more can be recorded."""
+
+
 class JournalDamaged(XenlabError):
     """The hash chain of a journal does not hold."""
 

@@ -9,28 +9,43 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xenlab.errors import JournalDamaged
+from xenlab import chain, durable
+from xenlab.chain import FIRST, HEAD, SYNCED, digest, head_line, parse, split
+from xenlab.errors import DiskFull, JournalDamaged
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FIRST = "0" * 64
-"""What the first record names as the hash of the line before it."""
-
-HEAD = "journal.head"
-"""The file that holds the hash of the last line: without it a missing end would not be seen."""
 
 COLUMNS = [
     "seq", "time", "chapter", "step", "title", "phase", "status", "host", "boot_id", "operator",
     "commands", "exit_status", "seconds", "transcript", "output", "output_sha256", "difference",
     "message", "mark", "run", "prev",
 ]  # fmt: skip
+
+STARTS = ("begin", "open")
+"""The phases of the records before which the reserve is made whole."""
+
+STEP_BYTES = 128 * 1024
+"""With less space than this no step is applied: what it prints would not be kept."""
+
+CLOSING = ("kept", "end")
+"""The phases of the records that close a run."""
+
+DONE_ALREADY = ("final", "close", *CLOSING)
+"""The phases of the records that tell of what was done, which is so even if the disk is full."""
+
+RESERVE = ".reserve"
+RESERVE_BYTES = 256 * 1024
+"""The space that is kept for a run's closing records, in a file of its folder."""
+
+LAST_BYTES = 32 * 1024
+"""The largest record that is written from the reserve; what is larger leaves its details out."""
 
 
 class Journal:
@@ -46,53 +61,59 @@ class Journal:
         self.run = folder.name
         self.operator = f"{getpass.getuser()}@{socket.gethostname()}"
         self._lock = threading.Lock()
-        self._size = -1
+        self._size = 0
         self._seq = 0
         self._head = FIRST
+        self._full = False
         self._running: dict[tuple[str, str], dict[str, Any]] = {}
+        self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "output").mkdir(mode=0o700, exist_ok=True)
 
     def append(self, **fields: Any) -> dict[str, Any]:
-        """Write a record and fsync it before returning; returns the whole record."""
+        """Write a record, on disk before this returns; returns the whole record.
+
+        Raises DiskFull, after a record that says so. A record of what was done already is written
+        even then, from the reserve; those that close a run are all that can still be written.
+        """
         with self._lock, self._open() as file:
             self._catch_up(file)
-            record = {
-                "run": self.run,
-                "seq": self._seq + 1,
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "operator": self.operator,
-                **fields,
-                "prev": self._head,
-            }
-            line = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
-            os.write(file, line + b"\n")
-            os.fsync(file)
-            self._note(record)
-            self._seq += 1
-            self._head = hashlib.sha256(line).hexdigest()
-            self._size += len(line) + 1
-            self._write_head()
+            try:
+                with durable.space(self.folder):
+                    if not self._seq:
+                        self._begin()
+                    if fields.get("phase") in (*STARTS, "running"):
+                        durable.require(self.folder, STEP_BYTES)
+                    if fields.get("phase") in STARTS:
+                        self._reserve.fill()
+                    record = self._put(file, fields)
+            except DiskFull as full:
+                closing = self._last_words(file, fields, full)
+                if closing is None:
+                    raise
+                record = closing
+            if record.get("phase") == "end":
+                self._reserve.drop()
         return record
 
     def save_output(self, name: str, data: bytes, suffix: str = ".txt") -> tuple[str, str]:
-        """Keep a step's full output; return its path in the run folder and its SHA-256."""
-        digest = hashlib.sha256(data).hexdigest()
+        """Keep a step's full output on disk; return its path in the run folder and its SHA-256.
+
+        Raises DiskFull; what was written of it is gone then.
+        """
         number = 1
         while True:
             place = self.folder / "output" / f"{name}{'' if number == 1 else f'.{number}'}{suffix}"
             try:
-                handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                durable.create(place, data)
             except FileExistsError:
                 number += 1
                 continue
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            return str(place.relative_to(self.folder)), digest
+            return str(place.relative_to(self.folder)), hashlib.sha256(data).hexdigest()
 
     def records(self) -> list[dict[str, Any]]:
         """All whole records, oldest first."""
-        return [record for _, record in _records(self.path)] if self.path.exists() else []
+        return Reader(self.path).fresh()
 
     def frame(self) -> pd.DataFrame:
         """All records as a DataFrame with the columns of `COLUMNS`."""
@@ -102,8 +123,9 @@ class Journal:
 
     def head(self) -> str:
         """The SHA-256 of the last line, which stands for the whole journal."""
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        return hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
+        with self._lock, self._open() as file:
+            self._catch_up(file)
+            return self._head
 
     def unfinished(self, chapter: str, step: str) -> dict[str, Any] | None:
         """The last record of a step if it says that the step was running, else None."""
@@ -121,32 +143,100 @@ class Journal:
             os.close(file)
 
     def _catch_up(self, file: int) -> None:
+        """Read what others have written since, and put aside what a crash cut off."""
         size = os.fstat(file).st_size
         if size == self._size:
             return
-        data = self.path.read_bytes()
-        whole, newline, torn = data.rpartition(b"\n")
+        if size < self._size:
+            self._size, self._seq, self._head = 0, 0, FIRST
+            self._running.clear()
+        lines, torn = split(_read(file, self._size, size))
+        for line in lines:
+            record = parse(line)
+            if record is None:
+                raise JournalDamaged(
+                    f"line {self._seq + 1} is no JSON of a record", where=str(self.path)
+                )
+            self._wrote(line, record)
         if torn:
-            with (self.folder / "journal.torn").open("ab") as keep:
-                keep.write(torn + b"\n")
-                keep.flush()
-                os.fsync(keep.fileno())
-            os.ftruncate(file, len(whole) + len(newline))
-        lines = whole.split(b"\n") if whole else []
-        self._seq = len(lines)
-        self._head = hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
-        self._size = len(whole) + len(newline)
-        self._running.clear()
-        for _, record in _records(self.path):
-            self._note(record)
+            self._put_aside(torn)
+            os.ftruncate(file, self._size)
 
-    def _write_head(self) -> None:
-        # written over in place: 64 digits and a newline never have another length
+    def _begin(self) -> None:
+        """The names of the journal and its head are on disk before the first record is."""
+        self._write_head(synced=True)
+        durable.sync(self.folder)
+        durable.sync(self.folder.parent)
+
+    def _put(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        record = {
+            "run": self.run,
+            "seq": self._seq + 1,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "operator": self.operator,
+            **fields,
+            "prev": self._head,
+        }
+        line = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
+        try:
+            durable.write(file, line + b"\n")
+            os.fdatasync(file)
+        except BaseException:
+            os.ftruncate(file, self._size)
+            raise
+        self._wrote(line, record)
+        self._write_head(record.get("phase") in SYNCED)
+        return record
+
+    def _wrote(self, line: bytes, record: dict[str, Any]) -> None:
+        self._note(record)
+        self._seq += 1
+        self._head = digest(line)
+        self._size += len(line) + 1
+
+    def _write_head(self, synced: bool) -> None:
         file = os.open(self.folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.write(file, f"{self._head}\n".encode())
+            # an older one holds of an honest end; only a disk that copies on write can be full here
+            with suppress(DiskFull), durable.space(self.folder):
+                durable.write(file, head_line(self._head, self._seq))
+                if synced:
+                    os.fdatasync(file)
         finally:
             os.close(file)
+
+    def _last_words(
+        self, file: int, fields: Mapping[str, Any], full: DiskFull
+    ) -> dict[str, Any] | None:
+        """Record what was done already, and that the disk is full, in the space that was kept.
+
+        Returns the record if it is one that closes the run, and was written.
+        """
+        written = None
+        if fields.get("phase") in DONE_ALREADY:
+            if len(json.dumps(fields)) > LAST_BYTES:
+                fields = _lightened(fields)
+            written = self._put_from_reserve(file, fields)
+        if not self._full:
+            said = full.message
+            self._put_from_reserve(file, {"phase": "full", "status": "failed", "message": said})
+        return written if fields.get("phase") in CLOSING else None
+
+    def _put_from_reserve(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        while self._reserve.give():
+            with suppress(DiskFull), durable.space(self.folder):
+                return self._put(file, fields)
+        return None
+
+    def _put_aside(self, torn: bytes) -> None:
+        with suppress(DiskFull), durable.space(self.folder):
+            place = self.folder / "journal.torn"
+            file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                durable.write(file, torn.removesuffix(b"\n") + b"\n")
+                os.fsync(file)
+            finally:
+                os.close(file)
 
     def _note(self, record: dict[str, Any]) -> None:
         """Keep in mind which steps are running, so that nobody reads the journal for each step."""
@@ -155,6 +245,31 @@ class Journal:
             self._running[place] = record
         elif record.get("phase") == "final":
             self._running.pop(place, None)
+        elif record.get("phase") in STARTS:
+            self._full = False
+        elif record.get("phase") == "full":
+            self._full = True
+
+
+class Reader:
+    """The records of a journal that grows, each of them read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def fresh(self) -> list[dict[str, Any]]:
+        """The whole records since the last call, oldest first; raises JournalDamaged."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            lines, _ = split(file.read())
+        self._offset += sum(len(line) + 1 for line in lines)
+        records = [record for line in lines if (record := parse(line)) is not None]
+        if len(records) < len(lines):
+            raise JournalDamaged("a line is no JSON of a record", where=str(self._path))
+        return records
 
 
 def transcript(folder: Path, record: Mapping[str, Any]) -> str:
@@ -170,48 +285,20 @@ def verify(path: Path) -> int:
 
     Raises JournalDamaged naming the first record that does not hold.
     """
-    place = path.with_name(HEAD)
-    kept = place.read_text(errors="replace").strip() if place.exists() else ""
-    head = FIRST
-    found = list(_records(path))
-    for number, (line, record) in enumerate(found, start=1):
-        if record.get("prev") != head or record.get("seq") != number:
-            raise _broken(path, [record for _, record in found], number, line, kept)
-        head = hashlib.sha256(line).hexdigest()
-    if kept != head:
-        last = found[-1][1].get("step", "?") if found else "none"
-        raise JournalDamaged(
-            f"the journal's end is not what {HEAD} names: line {len(found)} (step {last}) was "
-            "changed, or lines after it were removed",
-            where=str(path),
-            hint="compare with a copy of the run folder",
-        )
-    return len(found)
+    return len(chain.read(path).records)
 
 
-def _broken(
-    path: Path, records: Sequence[Mapping[str, Any]], number: int, line: bytes, head: str
-) -> JournalDamaged:
-    """The error for a chain that breaks at a line; one that its follower knows is not to blame."""
-    record = records[number - 1]
-    known = records[number].get("prev") if number < len(records) else head
-    if known == hashlib.sha256(line).hexdigest() and record.get("seq") == number > 1:
-        number, record = number - 1, records[number - 2]
-    return JournalDamaged(
-        f"the journal's chain breaks at line {number} (step {record.get('step', '?')}): "
-        "a record was changed, removed or moved",
-        where=str(path),
-        hint="compare with a copy of the run folder",
-    )
+def _lightened(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's short values alone, and a word on what is left out."""
+    light = {key: value for key, value in fields.items() if isinstance(value, str | int | float)}
+    said = f"{fields.get('message', '')}\nThe disk was full: not all of it is recorded."
+    return {**light, "message": said.strip()[-LAST_BYTES:]}
 
 
-def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    lines = path.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise JournalDamaged(f"line {number} is no JSON: {error}", where=str(path)) from error
-        if not isinstance(record, dict):
-            raise JournalDamaged(f"line {number} is no record", where=str(path))
-        yield line, record
+def _read(file: int, start: int, end: int) -> bytes:
+    """A part of a file; a read may give less than was asked for."""
+    parts = []
+    while start < end and (part := os.pread(file, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

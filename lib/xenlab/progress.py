@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xenlab.card import diff_lines, duration
-from xenlab.journal import Journal
+from xenlab.journal import Reader
 from xenlab.runs import DONE, ChapterState
 
 LOOK_SECONDS = 0.2
@@ -63,11 +63,10 @@ class Follower(AbstractContextManager["Follower"]):
         self, console: Console, folder: Path, chapters: Mapping[str, Sequence[str]]
     ) -> None:
         self._console = console
-        self._journal = Journal(folder)
+        self._journal = Reader(folder / "journal.jsonl")
         self._chapters = chapters
-        self._seen = 0
-        self._size = -1
         self._over = threading.Event()
+        self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -82,7 +81,7 @@ class Follower(AbstractContextManager["Follower"]):
         self._finished: dict[str, set[str]] = {}
 
     def __enter__(self) -> Follower:
-        self._seen = len(self._journal.records())
+        self._journal.fresh()
         self._bars.start()
         self._thread.start()
         return self
@@ -126,14 +125,9 @@ class Follower(AbstractContextManager["Follower"]):
             self._look()
 
     def _look(self) -> None:
-        size = self._journal.path.stat().st_size if self._journal.path.exists() else 0
-        if size == self._size:
-            return
-        self._size = size
-        records = self._journal.records()
-        for record in records[self._seen :]:
-            self._show(record)
-        self._seen = len(records)
+        with self._looking:
+            for record in self._journal.fresh():
+                self._show(record)
 
     def _show(self, record: Mapping[str, Any]) -> None:
         chapter, phase = str(record.get("chapter", "")), record.get("phase")

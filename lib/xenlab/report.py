@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from xenlab import runs
+from xenlab import durable, runs
 from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
+from xenlab.chain import FIRST
 from xenlab.errors import BadInput, JournalDamaged
-from xenlab.journal import FIRST, Journal, transcript, verify
+from xenlab.journal import Journal, transcript, verify
 from xenlab.resources.base import Difference
 from xenlab.runs import StepState
 
@@ -23,7 +23,7 @@ FACTS = ("site", "started", "mode", "file")
 def write(folder: Path) -> Path:
     """Write ``report.html`` into a run's folder, from its journal, and return its path.
 
-    Raises BadInput where there is no journal.
+    Raises BadInput where there is no journal, DiskFull.
     """
     journal = Journal(folder)
     if not journal.path.exists():
@@ -47,10 +47,7 @@ def write(folder: Path) -> Path:
         )
     )
     place = folder / "report.html"
-    fresh = folder / ".report.html.new"
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(page)
-    fresh.rename(place)
+    durable.replace(place, page.encode())
     return place
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -17,8 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from xenlab import durable
 from xenlab.errors import BadInput
-from xenlab.journal import Journal
+from xenlab.journal import Journal, Reader
 
 DONE = "done"
 UNFINISHED = "unfinished"
@@ -67,10 +69,20 @@ class ChapterState:
 
 def create(folder: Path, record: Mapping[str, Any]) -> None:
     """Put ``run.json`` into a fresh run folder; one that is there already is never written over."""
-    place = folder / "run.json"
-    with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(record, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    fresh = folder / ".run.json.new"
+    fresh.unlink(missing_ok=True)
+    durable.create(fresh, text.encode())
+    # a link, since a rename would write over
+    os.link(fresh, folder / "run.json")
+    fresh.unlink()
+    durable.sync(folder)
+
+
+def begin(folder: Path) -> None:
+    """Record that a run begins, or goes on, with the ``run.json`` that is there."""
+    digest = hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
+    Journal(folder).append(phase="begin", path="run.json", sha256=digest)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -111,25 +123,42 @@ def find(runs: Path, name: str) -> Path:
     raise BadInput(f"there is no run {name} in {runs}", hint=hint)
 
 
+class Chapters:
+    """What the journal of a run says of its chapters while it grows; each record is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = Reader(folder / "journal.jsonl")
+        self._records: dict[str, list[Mapping[str, Any]]] = {}
+
+    def state(self, chapter: str) -> ChapterState:
+        """What the journal says of one chapter now."""
+        self._read()
+        return _state(chapter, self._records.get(chapter, ()))
+
+    def opened(self) -> list[str]:
+        """The chapters that were opened, in this order."""
+        self._read()
+        return [
+            chapter
+            for chapter, records in self._records.items()
+            if any(record.get("phase") == "open" for record in records)
+        ]
+
+    def _read(self) -> None:
+        for record in self._reader.fresh():
+            self._records.setdefault(str(record.get("chapter", "")), []).append(record)
+
+
 def states(folder: Path) -> list[ChapterState]:
     """What the journal of a run says of each of its chapters, those that were not run included."""
-    records = Journal(folder).records()
+    chapters = Chapters(folder)
     wanted = read(folder)["chapters"] if (folder / "run.json").exists() else []
-    opened = (str(r["chapter"]) for r in records if r.get("phase") == "open")
-    names = dict.fromkeys([*wanted, *opened])
-    return [_state(name, records) for name in names]
+    return [chapters.state(name) for name in dict.fromkeys([*wanted, *chapters.opened()])]
 
 
 def state(folder: Path, chapter: str) -> ChapterState:
-    """What the journal of a run says of one chapter."""
-    return _state(chapter, Journal(folder).records())
-
-
-def attempt(chapter: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records of a chapter since it was last opened."""
-    own = [record for record in records if record.get("chapter") == chapter]
-    opened = [n for n, record in enumerate(own) if record.get("phase") == "open"]
-    return own[opened[-1] :] if opened else []
+    """What the journal of a run says of one chapter; `Chapters` reads it once for several."""
+    return Chapters(folder).state(chapter)
 
 
 def environment(notebooks: Path) -> dict[str, Any]:
@@ -170,7 +199,9 @@ def alone(folder: Path) -> Iterator[int]:
 
 
 def _state(chapter: str, records: Sequence[Mapping[str, Any]]) -> ChapterState:
-    own = attempt(chapter, records)
+    """What a chapter's own records say of it since it was last opened."""
+    opened = [n for n, record in enumerate(records) if record.get("phase") == "open"]
+    own = records[opened[-1] :] if opened else ()
     last: dict[str, StepState] = {}
     for record in own:
         if record.get("phase") == "final":

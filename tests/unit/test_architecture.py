@@ -29,7 +29,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "refusals",
             "yamlfile",
         ),
-        "journal": ("journal",),
+        "journal": ("journal", "chain", "durable"),
         "ssh": (
             "ssh",
             "hostkeys",

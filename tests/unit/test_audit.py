@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,6 +39,15 @@ def make_run(folder: Path) -> Path:
     (folder / "console" / "dom0.log").write_text("login:")
     audit.keep_files(folder)
     return folder
+
+
+@cache
+def made() -> tuple[tuple[str, bytes], ...]:
+    """The files of such a run: made once, since each record is synced."""
+    with TemporaryDirectory() as place:
+        run = make_run(Path(place) / "run")
+        found = [path for path in run.rglob("*") if path.is_file()]
+        return tuple((str(path.relative_to(run)), path.read_bytes()) for path in found)
 
 
 def make_key(place: Path) -> Path:
@@ -102,7 +112,10 @@ def test_a_file_that_nobody_recorded_is_named(run: Path) -> None:
 @settings(deadline=None, max_examples=60)
 def test_a_flipped_byte_in_the_journal_is_found(data: st.DataObject) -> None:
     with TemporaryDirectory() as place:
-        run = make_run(Path(place) / "run")
+        run = Path(place)
+        for name, data_of in made():
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_bytes(data_of)
         path = run / "journal.jsonl"
         raw = bytearray(path.read_bytes())
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from xenlab.chain import FIRST
 from xenlab.errors import JournalDamaged
-from xenlab.journal import COLUMNS, FIRST, Journal, transcript, verify
+from xenlab.journal import COLUMNS, Journal, transcript, verify
 
 
 def fill(folder: Path, count: int = 5) -> Journal:
@@ -21,6 +23,21 @@ def fill(folder: Path, count: int = 5) -> Journal:
     for number in range(count):
         journal.append(chapter="04_grub", step=f"04.{number}", phase="final", status="ok")
     return journal
+
+
+@cache
+def filled() -> tuple[tuple[str, bytes], ...]:
+    """The files of a run with five records: made once, since each record is synced."""
+    with TemporaryDirectory() as place:
+        fill(Path(place))
+        names = ("journal.jsonl", "journal.head")
+        return tuple((name, (Path(place) / name).read_bytes()) for name in names)
+
+
+def lay_out(folder: Path) -> Path:
+    for name, data in filled():
+        (folder / name).write_bytes(data)
+    return folder / "journal.jsonl"
 
 
 def test_records_are_chained_and_numbered(tmp_path: Path) -> None:
@@ -70,11 +87,7 @@ def test_a_line_cut_off_by_a_crash_is_kept_aside_and_the_chain_goes_on(tmp_path:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_a_flipped_byte_is_found(tmp_path: Path, data: st.DataObject) -> None:
-    folder = tmp_path / "flipped"
-    path = folder / "journal.jsonl"
-    if path.exists():
-        path.unlink()
-    fill(folder)
+    path = lay_out(tmp_path)
     raw = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(raw) - 1))
     line = raw[:place].count(b"\n") + 1
@@ -96,7 +109,7 @@ def test_a_missing_moved_or_cut_line_is_found(
     change: str, line: int, other: int, bytes_kept: int
 ) -> None:
     with TemporaryDirectory() as folder:
-        path = fill(Path(folder)).path
+        path = lay_out(Path(folder))
         lines = path.read_bytes().splitlines(keepends=True)
         if change == "delete":
             del lines[line]

@@ -1,0 +1,138 @@
+"""Files that are whole and on disk before anybody relies on them; what is left when it is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from xenlab.errors import DiskFull
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk, or somebody's share of it, is full."""
+
+PORTION = 16 * 1024
+"""How much of a reserve is given up at once: others who want space may be quicker than we."""
+
+
+@contextmanager
+def space(folder: Path) -> Iterator[None]:
+    """What is done here writes below this folder; raises DiskFull where that disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise full(folder) from error
+
+
+def require(folder: Path, size: int) -> None:
+    """Raise DiskFull where less than this is free, and say how much."""
+    left = free(folder)
+    if left < size:
+        raise full(folder, f" ({mib(left)} are free)")
+
+
+def full(folder: Path, how: str = "") -> DiskFull:
+    """The error for a full disk that holds this folder."""
+    return DiskFull(
+        f"the disk that holds {folder} is full{how}: nothing more is done on the machine",
+        hint="free space there, then take the run up again",
+    )
+
+
+def free(folder: Path) -> int:
+    """How many bytes can still be written where this folder is, or will be."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    found = os.statvfs(there)
+    return found.f_bavail * found.f_frsize
+
+
+def mib(size: int) -> str:
+    """A size as a person reads it."""
+    return f"{size / 2**20:.1f} MiB"
+
+
+def write(file: int, data: bytes) -> None:
+    """Write all of it, however little the system takes at a time."""
+    rest = memoryview(data)
+    while rest:
+        taken = os.write(file, rest)
+        if not taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest = rest[taken:]
+
+
+def create(place: Path, data: bytes) -> None:
+    """Make a file that is on disk, its name too, before this returns; nothing is left of a failure.
+
+    Raises FileExistsError, DiskFull.
+    """
+    with space(place.parent):
+        file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            try:
+                write(file, data)
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except BaseException:
+            with suppress(OSError):
+                place.unlink()
+            raise
+        sync(place.parent)
+
+
+def replace(place: Path, data: bytes) -> None:
+    """Put a whole file in a place, where there may be an older one; raises DiskFull."""
+    fresh = place.with_name(f".{place.name}.new")
+    fresh.unlink(missing_ok=True)
+    create(fresh, data)
+    fresh.rename(place)
+    sync(place.parent)
+
+
+def sync(place: Path) -> None:
+    """Have a file's content, or a folder's names, on disk before this returns."""
+    file = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+class Reserve:
+    """Space that is kept in a file until it is needed for what must still be said."""
+
+    def __init__(self, place: Path, size: int) -> None:
+        self._place = place
+        self._size = size
+
+    def fill(self) -> None:
+        """Take the space, unless it is there; raises DiskFull."""
+        if self._left() < self._size:
+            with space(self._place.parent):
+                file = os.open(self._place, os.O_WRONLY | os.O_CREAT, 0o600)
+                try:
+                    os.posix_fallocate(file, 0, self._size)
+                finally:
+                    os.close(file)
+
+    def give(self) -> bool:
+        """Give up a portion; whether there was one."""
+        left = self._left()
+        if left:
+            os.truncate(self._place, max(0, left - PORTION))
+        return left > 0
+
+    def drop(self) -> None:
+        """Give up all of it."""
+        self._place.unlink(missing_ok=True)
+
+    def _left(self) -> int:
+        try:
+            return self._place.stat().st_size
+        except FileNotFoundError:
+            return 0
