@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from xenlab import cells, hidden, parameters, runs
-from xenlab.errors import BadInput
+from xenlab import cells, durable, hidden, parameters, runs
+from xenlab.errors import BadInput, DiskFull
 from xenlab.host import Host
-from xenlab.journal import Journal
+from xenlab.journal import RESERVE_BYTES, Journal
 from xenlab.local import Local
 from xenlab.parameters import Parameters
 from xenlab.runs import DONE, NOT_RUN, UNFINISHED, ChapterState
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 FAILED = 1
 INTERRUPTED = 130
+
+CHAPTER_BYTES = 2 * 1024 * 1024
+"""What a chapter may leave in a run's folder: an executed notebook, outputs, pictures."""
+
 MODES = ("apply", "plan")
 
 
@@ -47,12 +51,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run's folder, what the journal says of its chapters, and the exit status."""
+    """A run's folder, what the journal says of its chapters, the exit status, and the report."""
 
     folder: Path
     chapters: tuple[ChapterState, ...]
     status: int
     problem: str = ""
+    report: Path | None = None
 
 
 def prepare(
@@ -99,7 +104,8 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
         _refuse_changes(site, now, given, folder)
     known = _notebooks(notebooks)
     paths = tuple(known[_chapter(name, known)] for name in record["chapters"])
-    todo = tuple(path for path in paths if runs.state(folder, path.stem).status != DONE)
+    seen = runs.Chapters(folder)
+    todo = tuple(path for path in paths if seen.state(path.stem).status != DONE)
     values = {path.stem: _values(path, site) for path in paths}
     mode = str(record["mode"])
     return Work(site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute())
@@ -111,51 +117,113 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
     The exit status is 0 only if the journal holds every chapter's end and no step of them that
     failed; 130 after an interruption, when no process of the run is left.
     """
+    _refuse_without_room(work, work.folder or runs_folder)
     # what executes notebooks takes a second to import: a refusal need not wait for that
-    from xenlab.lab import signals
+    from xenlab import audit
     from xenlab.opening import new_run_folder
-    from xenlab.progress import Follower
 
     folder = work.folder or new_run_folder(runs_folder.absolute(), work.site.site)
     if work.folder is None:
         runs.create(folder, _record(work))
-    names = [path.stem for path in work.notebooks]
-    status, problem, last = 0, "", ""
+    seen = runs.Chapters(folder)
+    status, problem, begun = 0, "", list[str]()
     with runs.alone(folder) as lock:
         try:
-            with ExitStack() as stack:
-                stack.enter_context(signals.ending_cleanly())
-                kernels = stack.enter_context(_kernels(work, folder, lock))
-                if work.todo:
-                    kernels.prepare()
-                steps = {
-                    path.stem: [step.title for step in cells.steps(path)] for path in work.todo
-                }
-                follower = stack.enter_context(Follower(console, folder, steps))
-                for path in work.todo:
-                    last = path.stem
-                    follower.begin(last)
-                    problem = _execute(path, work, folder, kernels)
-                    state = _judged(folder, last, last)
-                    follower.end(state)
-                    if state.status != DONE:
-                        status = FAILED
-                        problem = state.message or problem or f"{last} stopped without its end"
-                        break
+            if work.folder is not None:
+                audit.keep_files(folder)
+            runs.begin(folder)
+            problem = _chapters(work, folder, lock, console, seen, begun)
+            status = FAILED if problem else 0
+        except DiskFull as full:
+            status, problem = FAILED, str(full)
+            _note_full(folder, full)
         except KeyboardInterrupt:
             status, problem = INTERRUPTED, "interrupted"
         except SystemExit as error:
             status, problem = int(error.code or FAILED), "ended by a signal"
         finally:
             _end_leftovers(folder)
-    chapters = tuple(_judged(folder, name, last) for name in names)
-    return Outcome(folder, chapters, status, problem if status else "")
+    chapters = tuple(_judged(seen, path.stem, begun) for path in work.notebooks)
+    return Outcome(folder, chapters, status, problem)
 
 
-def _judged(folder: Path, chapter: str, begun: str) -> ChapterState:
+def _chapters(
+    work: Work,
+    folder: Path,
+    lock: int,
+    console: Console,
+    seen: runs.Chapters,
+    begun: list[str],
+) -> str:
+    """Execute the chapters that are left to do; return "" or what stopped them.
+
+    ``begun`` gets the name of each that is started. Raises DiskFull.
+    """
+    from xenlab.lab import signals
+    from xenlab.progress import Follower
+
+    with ExitStack() as stack:
+        stack.enter_context(signals.ending_cleanly())
+        kernels = stack.enter_context(_kernels(work, folder, lock))
+        if work.todo:
+            kernels.prepare()
+        steps = {path.stem: [step.title for step in cells.steps(path)] for path in work.todo}
+        follower = stack.enter_context(Follower(console, folder, steps))
+        for path in work.todo:
+            durable.require(folder, CHAPTER_BYTES)
+            begun.append(path.stem)
+            follower.begin(path.stem)
+            problem = _execute(path, work, folder, kernels)
+            state = _judged(seen, path.stem, begun)
+            follower.end(state)
+            if state.status != DONE:
+                return state.message or problem or f"{path.stem} stopped without its end"
+    return ""
+
+
+def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
+    """``keep`` what else belongs into a run's folder, record its files and its end, and report.
+
+    What the disk has no space for is left out, and the outcome says so.
+    """
+    from xenlab import audit, report
+
+    def end() -> None:
+        audit.end(outcome.folder, outcome.status)
+
+    def write() -> None:
+        nonlocal outcome
+        outcome = replace(outcome, report=report.write(outcome.folder))
+
+    for act in (keep, end, write):
+        try:
+            act()
+        except DiskFull as full:
+            _note_full(outcome.folder, full)
+            problem = outcome.problem or str(full)
+            outcome = replace(outcome, status=outcome.status or FAILED, problem=problem)
+    return outcome
+
+
+def _refuse_without_room(work: Work, folder: Path) -> None:
+    free, needed = durable.free(folder), RESERVE_BYTES + len(work.todo) * CHAPTER_BYTES
+    if work.todo and free < needed:
+        raise BadInput(
+            f"cannot start: {len(work.todo)} chapters may need {durable.mib(needed)}, and "
+            f"{durable.mib(free)} are free for {folder}",
+            hint="free space there, or give another folder with --runs",
+        )
+
+
+def _note_full(folder: Path, full: DiskFull) -> None:
+    with suppress(DiskFull):
+        Journal(folder).append(phase="full", status="failed", message=full.message)
+
+
+def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterState:
     """What the journal says; a chapter that was begun but never opened is not done either."""
-    state = runs.state(folder, chapter)
-    if chapter == begun and state.status == NOT_RUN:
+    state = seen.state(chapter)
+    if chapter in begun and state.status == NOT_RUN:
         return replace(state, status=UNFINISHED)
     return state
 

@@ -176,18 +176,16 @@ def _run(
             chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
         )
     # these take a second to import, which a refusal need not wait for
-    from xenlab import audit, report
     from xenlab.progress import summary
 
     reach = cli_lab.introduce_guests(work.site)
     outcome = batch.carry_out(work, cli_runs.runs_folder(runs), console)
-    cli_lab.keep_console(work.site, outcome.folder)
-    audit.keep_files(outcome.folder)
+    outcome = batch.close(outcome, lambda: cli_lab.keep_console(work.site, outcome.folder))
     console.print()
     console.print(summary(outcome.chapters))
     console.print(Text(f"\nrun folder: {outcome.folder}"), soft_wrap=True)
-    if (outcome.folder / "journal.jsonl").exists():
-        console.print(Text(f"report:     {report.write(outcome.folder)}"), soft_wrap=True)
+    if outcome.report is not None:
+        console.print(Text(f"report:     {outcome.report}"), soft_wrap=True)
     if outcome.status:
         problem = outcome.problem or "not all chapters are done"
         again = f"xenlab run --resume {outcome.folder.name}"

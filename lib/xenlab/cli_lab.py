@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from xenlab import durable
 from xenlab.errors import BadInput, XenlabError
 
 if TYPE_CHECKING:
@@ -191,19 +191,23 @@ def introduce_guests(site: Parameters) -> list[str]:
 
 
 def keep_console(site: Parameters, folder: Path) -> None:
-    """Copy the serial log of the site's lab into a run's folder, beside an earlier copy."""
+    """Copy the serial log of the site's lab into a run's folder, beside an earlier copy.
+
+    Raises DiskFull.
+    """
     if site.power != "lab":
         return
     log = _lab(site.lab).status().console_log
     if not log.exists():
         return
     shelf = folder / "console"
-    shelf.mkdir(mode=0o700, exist_ok=True)
+    with durable.space(folder):
+        shelf.mkdir(mode=0o700, exist_ok=True)
     place, number = shelf / "dom0.log", 1
     while place.exists():
         number += 1
         place = shelf / f"dom0.{number}.log"
-    shutil.copyfile(log, place)
+    durable.create(place, log.read_bytes())
 
 
 def _lab(name: str, report: Report | None = None) -> Lab:

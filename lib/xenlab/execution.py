@@ -18,6 +18,9 @@ from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 from traitlets import Unicode
 
+from xenlab import durable
+from xenlab.errors import DiskFull
+
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
@@ -63,7 +66,7 @@ class Kernels(ExitStack):
 
         What the notebook did is not ours to say: the journal knows. Unless it is the ``last``
         one, a kernel is started for the next. Raises KeyboardInterrupt after the kernel was
-        interrupted and ended.
+        interrupted and ended, DiskFull where the executed notebook does not fit on the disk.
         """
         # seconds of importing, in which the kernel starts
         import papermill
@@ -71,7 +74,7 @@ class Kernels(ExitStack):
         from papermill.exceptions import PapermillExecutionError
 
         try:
-            with self._next(last=last) as kernel, _quiet():
+            with durable.space(output.parent), self._next(last=last) as kernel, _quiet():
                 papermill.execute_notebook(
                     _plain(notebook),
                     _plain(output),
@@ -84,9 +87,12 @@ class Kernels(ExitStack):
                     km=kernel,
                 )
         except PapermillExecutionError as error:
-            return f"{error.ename}: {error.evalue}"
+            name = "" if error.ename == DiskFull.__name__ else f"{error.ename}: "
+            return f"{name}{error.evalue}"
         except DeadKernelError:
             return "the notebook's kernel died"
+        except DiskFull:
+            raise
         except Exception as error:
             # a notebook that papermill cannot read or start: for a person, one line like the rest
             return f"{type(error).__name__}: {error}"
