@@ -80,13 +80,14 @@ def check(
         return
     others = [line for line in lines if not line.revoked]
     keyscan = f"ssh-keyscan -p {port} {name}"
+    place = next((file for file in files if file.is_file() or not file.exists()), "known_hosts")
     if not others:
         raise HostKeyRefused(
             f"{host} is unknown: it offers {describe(key)}, and no key of it stands in {named}",
             where=where,
             hint="compare the fingerprint on the machine's own console "
             "(ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub), "
-            f"then pin the key: {keyscan} >> {files[0] if files else 'known_hosts'}",
+            f"then pin the key: {keyscan} >> {place}",
         )
     raise HostKeyRefused(
         f"the key of {host} has changed: it offers {describe(key)}, "
@@ -102,12 +103,13 @@ def pin(file: Path, name: str, port: int, key_line: str) -> bool:
     """Add a key for a host unless it stands there; whether the file was changed.
 
     ``key_line`` is a line of a ``.pub`` file or of ssh-keyscan. The file is replaced whole, so
-    that a reader never sees half a line. Raises BadInput if the line holds no key.
+    that a reader never sees half a line. Raises BadInput if the line holds no key, and where
+    `kept_in` does.
     """
     key = _key_of(key_line)
     if key is None:
         raise BadInput(f"{key_line.strip()!r} is no public host key", where=name)
-    file = file.expanduser().resolve()
+    file = kept_in(file, name)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -122,6 +124,25 @@ def pin(file: Path, name: str, port: int, key_line: str) -> bool:
         return True
     finally:
         os.close(folder)
+
+
+def kept_in(file: Path, name: str) -> Path:
+    """The regular file, there or not yet, that a known_hosts file is: a link is followed.
+
+    What replaces a file would replace the link, or the device, that bears its name. Raises
+    BadInput where it is no regular file, as with ``UserKnownHostsFile /dev/null``.
+    """
+    try:
+        place = file.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"no key can be pinned in {file}: {error}", where=name) from None
+    if place.exists() and not place.is_file():
+        raise BadInput(
+            f"no key can be pinned in {file}: it is no regular file",
+            where=name,
+            hint="name a file in ssh.known_hosts, or in the ssh_config (UserKnownHostsFile)",
+        )
+    return place
 
 
 def _replace(file: Path, content: bytes, folder: int) -> None:
@@ -152,6 +173,9 @@ def _key_of(text: str) -> paramiko.PKey | None:
 
 def _lines(files: Iterable[Path], host: str) -> Iterator[Pinned]:
     for file in files:
+        # a device or a pipe holds no lines, and may have no end
+        if not file.is_file():
+            continue
         try:
             text = file.read_bytes().decode("utf-8", "replace")
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.ssh.conftest import keygen, keygen_fingerprint
 
 from xenlab.errors import BadInput, HostKeyRefused
-from xenlab.hostkeys import check, describe, host_name, known_keys, pin
+from xenlab.hostkeys import check, describe, host_name, kept_in, known_keys, pin, pinned
 
 BROKEN = (
     "half",
@@ -202,3 +203,38 @@ def test_pinning_refuses_what_is_no_key(known: Path, line: str) -> None:
 
 def test_host_names_as_known_hosts_writes_them() -> None:
     assert (host_name("Box", 22), host_name("::1", 2222)) == ("box", "[::1]:2222")
+
+
+def test_a_key_is_pinned_where_a_link_leads(tmp_path: Path, keys: dict[str, str]) -> None:
+    link, real = tmp_path / "known_hosts", tmp_path / "real"
+    link.symlink_to("real")
+    for _ in range(2):
+        pin(link, "box", 22, keys["one"])
+        assert link.is_symlink() and not real.is_symlink()
+        assert accepted(real, keys["one"])
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_nothing_is_pinned_onto_what_is_no_regular_file(
+    tmp_path: Path, keys: dict[str, str], linked: bool
+) -> None:
+    pipe, folder, loop = tmp_path / "pipe", tmp_path / "folder", tmp_path / "loop"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    loop.symlink_to(loop)
+    for number, place in enumerate((pipe, folder, loop)):
+        file = place
+        if linked:
+            file = tmp_path / f"link-{number}"
+            file.symlink_to(place)
+        with pytest.raises(BadInput, match=f"no key can be pinned in {file}: "):
+            pin(file, "box", 22, keys["one"])
+        assert pinned([file], "box") == []
+    assert pipe.is_fifo() and loop.is_symlink()
+
+
+def test_the_null_device_holds_no_key_and_keeps_none() -> None:
+    null = Path("/dev/null")
+    assert pinned([null], "box") == []
+    with pytest.raises(BadInput, match="/dev/null: it is no regular file"):
+        kept_in(null, "box")

@@ -308,6 +308,20 @@ def test_the_key_is_pinned_and_replaced(guest: Guest, tmp_path: Path) -> None:
     assert len(hostkeys.known_keys([known], "10.0.2.22")) == 1, "other guests' keys stay"
 
 
+def test_a_key_is_replaced_where_a_link_leads_and_the_link_stays(
+    guest: Guest, tmp_path: Path
+) -> None:
+    make(guest)
+    real, link, config = tmp_path / "real", tmp_path / "known_hosts", tmp_path / "ssh_config"
+    link.symlink_to(real)
+    config.write_text(f"Host domu1\n  HostName 10.0.2.21\n  UserKnownHostsFile {link}\n")
+    real.write_text("10.0.2.21 " + " ".join(_other_key(tmp_path).split()[:2]) + "\n")
+    pin = HostKeyPinned("domu1", Target("domu1", str(config)), str(tmp_path / "records"))
+    pin.apply(HOST, silent)
+    pin.verify(HOST)
+    assert link.is_symlink() and len(hostkeys.known_keys([real], "10.0.2.21")) == 1
+
+
 def _other_key(folder: Path) -> str:
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "other")
     return (folder / "other.pub").read_text()

@@ -87,8 +87,8 @@ class HostKeyPinned(Resource):
             )
         file, name, port = self._place()
         if hostkeys.known_keys([file], name, port):
-            known = hostkeys.host_name(name, port)
-            Host(Local()).run(Command.argv("ssh-keygen", "-q", "-R", known, "-f", file))
+            known, place = hostkeys.host_name(name, port), hostkeys.kept_in(file, name)
+            Host(Local()).run(Command.argv("ssh-keygen", "-q", "-R", known, "-f", place))
         hostkeys.pin(file, name, port, line)
 
     def _place(self) -> tuple[Path, str, int]:
