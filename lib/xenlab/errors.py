@@ -107,6 +107,10 @@ class StepFailed(XenlabError):
     """A step could not be applied, or its verification does not hold."""
 
 
+class MachineBusy(XenlabError):
+    """Another run works on the machine: it says whose, from where, and since when."""
+
+
 class ConsentNeeded(XenlabError):
     """A step would destroy data on a device whose serial nobody has consented to.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xenlab.connection import FAILURES, Connection, SessionRefused, connect
+from xenlab.conversation import Conversation
 from xenlab.copying import download, upload
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused
 from xenlab.loginshell import Entry
@@ -109,6 +110,17 @@ class SSH:
         after the command was sent; NoConnection when it could not be sent.
         """
         return self._execute(text, input, timeout, on_output, stop, mark=mark)
+
+    def converse(self, text: str, *, timeout: float) -> Conversation:
+        """Start a command that stays, beside those that `execute` counts; raises as that does."""
+        entry = Entry()
+        connection, channel, _ = self._session(timeout, None)
+        try:
+            connection.start(channel, entry.text(text))
+        except FAILURES as error:
+            channel.close()
+            raise self._lost(connection) from error
+        return Conversation(connection, channel, entry)
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a file to the machine, whole or not at all.

@@ -38,6 +38,7 @@ class Sshd:
         self.identity = folder / "id_ed25519"
         self.host_key = folder / "host_key"
         self.log = folder / "sshd.log"
+        self.notes = folder / "notes"
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         keygen(self.identity)
@@ -147,7 +148,7 @@ class Sshd:
             "MaxStartups 100",
             "Subsystem sftp internal-sftp",
             # The account's own start-up files would slow each command down, or change it.
-            f'SetEnv {MARK}={self.token} HOME="{self.folder}"',
+            f'SetEnv {MARK}={self.token} HOME="{self.folder}" XENLAB_NOTES="{self.notes}"',
         )
         (self.folder / "sshd_config").write_text("".join(f"{s}\n" for s in settings))
 

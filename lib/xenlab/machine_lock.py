@@ -1,0 +1,139 @@
+"""One run at a time on a machine: a lock there, held over the connection and gone with it.
+
+Whoever works on a machine has an entry below /run/xenlab there, which a process of his connection
+keeps locked (flock(1)). Entries that nobody keeps locked are nobody's any more. So a killed
+controller leaves nothing behind, nor does a reboot.
+"""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from xenlab.command import Command
+from xenlab.conversation import Conversation
+from xenlab.errors import ConnectionLost, MachineBusy, StepFailed
+from xenlab.ssh import SSH
+
+ANSWER_SECONDS = 60.0
+"""How long the machine may take to say whether the lock is free."""
+
+BEAT_SECONDS = 30.0
+"""How often the machine hears that its run is still there."""
+
+SILENCE_SECONDS = 120
+"""How long it may hear nothing: a controller may lose its power, or its network."""
+
+NEXT_SECONDS = 60
+"""How long the lock is kept for the next chapter of a run, which has a connection of its own."""
+
+# An entry is three lines: the run, until which second of uptime it is kept for the run's next
+# chapter though nobody has it locked, and the words for whoever is refused.
+HOLD = """
+run=$1 words=$2 silence=$3 kept=$4
+folder=${XENLAB_NOTES:-/run/xenlab}/working
+uptime_seconds() { read -r now rest < /proc/uptime; now=${now%.*}; }
+mkdir -p -- "$folder"
+exec 8> "$folder.lock"
+timeout 20 flock 8
+uptime_seconds
+for entry in "$folder"/*; do
+    [ -f "$entry" ] || continue
+    other= until= said=
+    { read -r other && read -r until && read -r said; } < "$entry" || :
+    if flock -n "$entry" true; then
+        if [ "$other" = "$run" ] || [ "$now" -ge "${until:-0}" ]; then
+            rm -f -- "$entry"
+            continue
+        fi
+    fi
+    [ "$other" = "$run" ] || { printf 'refused %s\\n' "$said"; exit 0; }
+done
+mine=$(mktemp -- "$folder/XXXXXX")
+exec 9> "$mine"
+flock 9
+printf '%s\\n0\\n%s\\n' "$run" "$words" > "$mine"
+exec 8>&-
+echo taken
+while word=$(timeout "$silence" head -c 1 9>&-) && [ "$word" = . ]; do :; done
+if [ "$word" = n ]; then
+    uptime_seconds
+    printf '%s\\n%s\\n%s\\n' "$run" "$((now + kept))" "$words" > "$mine"
+else
+    rm -f -- "$mine"
+fi
+"""
+
+
+class MachineLock:
+    """The right to change a machine: one run's alone, whose chapters may have it together."""
+
+    def __init__(
+        self, ssh: SSH, run: Path, *, silence: int = SILENCE_SECONDS, kept: int = NEXT_SECONDS
+    ) -> None:
+        self._ssh = ssh
+        self._seconds = (silence, kept)
+        self._run = f"{platform.node()}:{run.absolute()}"
+        self._who = f"{run.name} of {getpass.getuser()}@{platform.node()} ({run.absolute()})"
+        self._held: Conversation | None = None
+        self._over = threading.Event()
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held, as far as anybody knows."""
+        return self._held is not None and self._held.alive
+
+    def take(self) -> None:
+        """Take the lock, unless it is held; one that was lost with its connection is taken again.
+
+        Raises MachineBusy, which names who has it; StepFailed where the machine cannot lock.
+        """
+        if self.held:
+            return
+        words = f"{self._who}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        command = Command.script(HOLD, self._run, words, *self._seconds)
+        held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS)
+        try:
+            answer = held.answer(ANSWER_SECONDS)
+        except (TimeoutError, EOFError) as error:
+            held.close()
+            raise ConnectionLost(
+                f"the machine did not say whether it is free: {error}", where=self._ssh.name
+            ) from error
+        if answer != "taken":
+            held.close()
+            self._refuse(answer, held.complaint)
+        self._held, self._over = held, threading.Event()
+        threading.Thread(target=_beat, args=(held, self._over), daemon=True).start()
+
+    def release(self, *, for_next: bool = False) -> None:
+        """Give it back, or leave it to the run's next chapter for a while."""
+        held, self._held = self._held, None
+        self._over.set()
+        if held is not None:
+            if for_next:
+                held.say("n")
+            held.close(ANSWER_SECONDS)
+
+    def _refuse(self, answer: str, complaint: str) -> None:
+        refused, _, who = answer.partition(" ")
+        if refused == "refused":
+            raise MachineBusy(
+                f"cannot work on this machine: another run does, {who or 'nobody says which'}",
+                where=self._ssh.name,
+                hint="wait until that run is over, or end it where it runs",
+            )
+        raise StepFailed(
+            f"cannot lock the machine for this run: {complaint or answer or 'no answer'}",
+            where=self._ssh.name,
+            hint="the account must be root's, and flock (util-linux) must be there",
+        )
+
+
+def _beat(held: Conversation, over: threading.Event) -> None:
+    while not over.wait(BEAT_SECONDS):
+        if not held.say("."):
+            return
