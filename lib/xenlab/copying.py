@@ -15,6 +15,7 @@ from typing import BinaryIO
 from xenlab.command import Command, Result
 from xenlab.errors import BadInput, CommandFailed
 from xenlab.pump import Output, Source
+from xenlab.wholefile import FOLLOW, PLACE
 
 Progress = Callable[[int, int], None]
 
@@ -33,22 +34,27 @@ def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progr
         source = local.open("rb")
     except OSError as error:
         raise BadInput(f"{local} cannot be read: {error.strerror}", where=where) from error
-    # A lost connection looks to cat like the end of its input: the size decides. Writing to a
-    # closed stderr kills some shells before their trap, so what is left over goes first.
+    # A lost connection looks to cat like the end of its input: the size decides; SSH sees to it
+    # that what comes is what was sent. Writing to a closed stderr kills some shells before their
+    # trap, so what is left over goes first.
     command = Command.script(
-        """
+        FOLLOW
+        + PLACE
+        + """
         [ ! -d "$1" ] || { echo "$1 is a folder" >&2; exit 1; }
-        trap 'rm -f -- "$2"' EXIT
-        cat > "$2"
-        [ "$(wc -c < "$2")" -eq "$3" ] || {
-            rm -f -- "$2"
+        follow "$1"
+        temporary=${file%/*}/.xenlab-$2
+        trap 'rm -f -- "$temporary"' EXIT
+        cat > "$temporary"
+        [ "$(wc -c < "$temporary")" -eq "$3" ] || {
+            rm -f -- "$temporary"
             echo "the copy is incomplete" >&2
             exit 1
         }
-        mv -f -- "$2" "$1"
+        place "$temporary" "$file" "" ""
         """,
         remote,
-        f"{remote}.xenlab-{secrets.token_hex(4)}",
+        secrets.token_hex(4),
         size,
     )
     with source:

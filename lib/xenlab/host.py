@@ -17,14 +17,19 @@ from xenlab.errors import (
     CommandTimeout,
     ConnectionLost,
     ConnectionRefused,
+    StepFailed,
     XenlabError,
 )
+from xenlab.wholefile import FOLLOW, NO_PLACE, PLACE, RECEIVE, size_and_digest
 
 Output = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr" and each piece of output as it arrives."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
+
+_NO_ROOT = (125, 126, 127)
+"""What chroot(1) ends with where there is no system in the root yet."""
 
 READ_SECONDS = 60.0
 """Deadline of a command that only looks; what changes something names its own."""
@@ -195,40 +200,75 @@ class Host:
         return self.run(command, timeout=timeout, check=False).ok
 
     def read(self, path: str) -> str | None:
-        """A file's text, None where there is no such file."""
+        """A file's text, None where there is no such file.
+
+        Bytes that are not UTF-8 stand in it as `surrogateescape` has them: `write` puts the same
+        bytes back.
+        """
+        data = self.read_bytes(path)
+        return None if data is None else data.decode("utf-8", "surrogateescape")
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """A file's content, None where there is no such file."""
         command = Command.script('if [ -e "$1" ]; then cat -- "$1"; else exit 44; fi', path)
         result = self.run(command, check=False)
-        if result.status == 44 or (self.root != "/" and result.status in (125, 126, 127)):
+        if result.status == 44 or (self.root != "/" and result.status in _NO_ROOT):
             return None
         if not result.ok:
             raise CommandFailed(result)
-        return result.stdout
+        return result.out
 
-    def write(self, path: str, text: str, *, mode: int = 0o644, owner: str = "root:root") -> None:
-        """Write a file whole or not at all; missing folders above it are made."""
+    def write(
+        self, path: str, text: str | bytes, *, mode: int | None = None, owner: str = ""
+    ) -> None:
+        """Write a file whole or not at all, and onto the disk.
+
+        Missing folders above it are made. Mode and owner that are not stated stay as they are, as
+        do ACLs and extended attributes; a new file is root's and has mode 0644. A symbolic link is
+        followed, inside the root. Raises StepFailed where it leads to no place for a file.
+        """
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
         command = Command.script(
-            """
+            RECEIVE
+            + FOLLOW
+            + PLACE
+            + """
             mkdir -p -- "${1%/*}/"
-            temporary=$(mktemp -- "$1.xenlab-XXXXXX")
+            follow "$1"
+            temporary=$(mktemp -- "${file%/*}/.xenlab-XXXXXX")
             trap 'rm -f -- "$temporary"' EXIT
-            cat > "$temporary"
-            chmod -- "$2" "$temporary"
-            chown -- "$3" "$temporary"
-            mv -f -- "$temporary" "$1"
+            receive "$temporary" "$2" "$3"
+            place "$temporary" "$file" "$4" "$5"
             """,
             path,
-            f"{mode:o}",
+            *size_and_digest(data),
+            "" if mode is None else f"{mode:o}",
             owner,
         )
-        self.run(command, input=text.encode())
+        result = self.run(command, input=data, check=False)
+        if result.status == NO_PLACE:
+            raise StepFailed(
+                f"cannot write {path}: because {result.stderr.strip()}",
+                where=self.name,
+                hint="look where the link leads; remove it if a file shall stand there",
+            )
+        if not result.ok:
+            raise CommandFailed(replace(result, command=f"write {path}"))
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
-        """Copy a local file to a path inside the root."""
-        self.transport.upload(local, self.path(remote), progress)
+        """Copy a local file to a path inside the root; links, mode and owner as in `write`."""
+        self.transport.upload(local, self.followed(remote), progress)
 
     def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
         """Copy a file inside the root to this machine."""
-        self.transport.download(self.path(remote), local, progress)
+        self.transport.download(self.followed(remote), local, progress)
+
+    def followed(self, path: str) -> str:
+        """A path inside the root as the machine itself names it, its links followed inside it."""
+        if self.root == "/":
+            return path
+        found = self.run(Command.argv("readlink", "-f", "--", path)).out
+        return self.path(found.decode("utf-8", "surrogateescape").removesuffix("\n"))
 
     def boot_id(self) -> str:
         """The kernel's boot id, another one after each boot (random(4))."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-import secrets
 import selectors
-import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from xenlab.command import Command, Result
+from xenlab.errors import CommandFailed
+from xenlab.wholefile import FOLLOW, PLACE
+
+COPY_SECONDS = 3600.0
+"""Deadline of a copy on this machine, in seconds."""
 
 QUIET_SECONDS = 1.0
 """How long output may be silent after a command's end before it counts as complete."""
@@ -101,36 +106,34 @@ class Local:
     def upload(
         self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Copy a file on this machine, whole or not at all; a new one has mode 0644."""
-        there = Path(remote)
-        mode = there.stat().st_mode & 0o7777 if there.exists() else 0o644
-        self._copy(local, remote, progress, mode)
+        """Copy a file on this machine, whole or not at all."""
+        size = local.stat().st_size
+        command = Command.script(
+            FOLLOW
+            + PLACE
+            + """
+            follow "$2"
+            temporary=$(mktemp -- "${file%/*}/.xenlab-XXXXXX")
+            trap 'rm -f -- "$temporary"' EXIT
+            cat -- "$1" > "$temporary"
+            place "$temporary" "$file" "" ""
+            """,
+            local.absolute(),
+            remote,
+        )
+        start = time.monotonic()
+        status, out, err = self.execute(command.text, timeout=COPY_SECONDS)
+        if status:
+            what, seconds = f"copy {local} to {remote}", time.monotonic() - start
+            raise CommandFailed(Result(self.name, what, status, out, err, seconds))
+        if progress is not None:
+            progress(size, size)
 
     def download(
         self, remote: str, local: Path, progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Copy a file on this machine."""
-        self._copy(Path(remote), str(local), progress)
-
-    @staticmethod
-    def _copy(
-        local: Path,
-        remote: str,
-        progress: Callable[[int, int], None] | None,
-        mode: int | None = None,
-    ) -> None:
-        temporary = f"{remote}.xenlab-{secrets.token_hex(4)}"
-        try:
-            shutil.copyfile(local, temporary)
-            if mode is not None:
-                os.chmod(temporary, mode)
-            os.replace(temporary, remote)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        if progress is not None:
-            size = local.stat().st_size
-            progress(size, size)
+        self.upload(Path(remote), str(local), progress)
 
 
 def _feed(stdin: object, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +171,13 @@ class SSH:
                     raise self._no_shell(status, entry.said)
                 return status, out, err
             except FAILURES as error:
-                if connection.alive:
+                if not _within(0.5, lambda: not connection.alive):
                     raise
                 raise self._lost(connection) from error
             finally:
-                channel.close()
+                # A connection that has just died must not hide what became of the command.
+                with suppress(*FAILURES):
+                    channel.close()
 
     def _status(self, connection: Connection, channel: Any) -> int:
         status = int(channel.exit_status)

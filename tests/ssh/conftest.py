@@ -106,8 +106,9 @@ class Sshd:
     def stop(self) -> None:
         """Kill the server, its sessions and everything that they started."""
         if self.process is not None:
-            doomed = {self.process.pid, *descendants(self.process.pid), *self.marked()}
-            for process in doomed:
+            # Parents first: a session must not live to tell how its command ended.
+            doomed = (self.process.pid, *descendants(self.process.pid), *self.marked())
+            for process in dict.fromkeys(doomed):
                 kill(process)
             self.process.wait()
             self.process = None

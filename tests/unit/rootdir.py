@@ -10,15 +10,20 @@ from pathlib import Path
 from xenlab.host import Host
 from xenlab.local import Local
 
+WRITING = (
+    *("cat", "chmod", "chown", "cp", "id", "mkdir", "mktemp", "mv", "readlink", "rm"),
+    *("sha256sum", "stat", "sync", "wc"),
+)
+
 
 def root_with(root: Path, *programs: str) -> Host:
-    """Fill a directory with programs and the libraries that they need."""
+    """Fill a directory with programs, those that files are written with, and their libraries."""
     for name in ("bin", "dev", "proc", "etc", "root", "run"):
         (root / name).mkdir(parents=True)
     (root / "dev" / "null").touch()
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc" / "group").write_text("root:x:0:\n")
-    for name in ("sh", "cat", "env", *programs):
+    for name in dict.fromkeys(("sh", "env", *WRITING, *programs)):
         program = shutil.which(name)
         assert program, name
         shutil.copy(program, root / "bin" / name)

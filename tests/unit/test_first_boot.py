@@ -79,7 +79,7 @@ def authorized(folder: Path, *lines: str) -> None:
 def rescue(tmp_path: Path, root: Host) -> Host:
     """A rescue system whose installed root is at /mnt/dom0; its own root is a chroot here."""
     machine = Path(root.root)
-    (machine / "mnt" / "dom0").mkdir(parents=True)
+    root_with(machine / "mnt" / "dom0")
     authorized(machine, *LINES)
     return Chrooted(root)
 
@@ -91,7 +91,7 @@ class Chrooted(Host):
         super().__init__(host.transport, host.root)
 
     def inside(self, root: str) -> Host:
-        return self
+        return self if root == "/" else Host(self.transport, f"{self.root}{root}")
 
 
 def test_who_may_log_in_to_the_rescue_system_may_log_in_to_dom0(rescue: Host) -> None:

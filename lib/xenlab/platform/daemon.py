@@ -96,7 +96,7 @@ class Configured(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Write the file, test it, have it read. Raises StepFailed if it is refused."""
-        before = host.read(self.file.path)
+        before = host.read_bytes(self.file.path)
         self.file.apply(host, report)
         if self.test:
             result = host.run(Command.argv(*self.test), check=False)
@@ -104,7 +104,7 @@ class Configured(Resource):
                 if before is None:
                     host.run(Command.argv("rm", "-f", "--", self.file.path))
                 else:
-                    host.write(self.file.path, before, mode=self.file.mode, owner=self.file.owner)
+                    host.write(self.file.path, before)
                 raise StepFailed(
                     f"{self.file.path} is refused by “{' '.join(self.test)}”, the former one is "
                     f"back: {result.stderr.strip()}"

@@ -80,7 +80,10 @@ class Resource(ABC):
 
 
 def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Difference | None:
-    """A unified diff between a file's text (None: no such file) and the wanted text."""
+    """A unified diff between a file's text (None: no such file) and the wanted text.
+
+    Bytes that are not UTF-8 (`Host.read`) are shown in hexadecimal.
+    """
     if now == wanted:
         return None
     lines = difflib.unified_diff(
@@ -89,6 +92,6 @@ def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Di
         path if now is not None else "/dev/null",
         path,
     )
-    return Difference(
-        summary, "".join(line if line.endswith("\n") else line + "\n" for line in lines)
-    )
+    diff = "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+    shown = diff.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Difference(summary, shown)

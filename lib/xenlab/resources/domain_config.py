@@ -82,15 +82,12 @@ def write_accepted(host: Host, path: str, text: str) -> None:
     draft = f"{path}.draft"
     host.write(draft, text)
     script = """
-        if xl create -n "$1" < /dev/null > /dev/null; then
-            mv -f -- "$1" "$2"
-        else
-            rm -f -- "$1"
-            exit 1
-        fi
+        trap 'rm -f -- "$1"' EXIT
+        xl create -n "$1" < /dev/null > /dev/null
     """
-    result = host.run(Command.script(script, draft, path), check=False)
+    result = host.run(Command.script(script, draft), check=False)
     if not result.ok:
         raise StepFailed(
             f"xl refuses the configuration for {path}: {result.stderr.strip()}", where=host.name
         )
+    host.write(path, text)

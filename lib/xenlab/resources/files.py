@@ -25,14 +25,18 @@ def render(template: str, **values: Any) -> str:
 
 @dataclass(frozen=True)
 class File(Resource):
-    """A file with this very text, mode and owner; ``content``, or ``template`` with ``values``."""
+    """A file with this very text; ``content``, or ``template`` with ``values``.
+
+    ``mode`` and ``owner`` are looked at where they are stated (`Host.write` says what becomes of
+    them otherwise).
+    """
 
     path: str
     content: str = ""
     template: str = ""
     values: dict[str, Any] = field(default_factory=dict)
-    mode: int = 0o644
-    owner: str = "root:root"
+    mode: int | None = None
+    owner: str = ""
 
     def text(self) -> str:
         """The wanted text."""
@@ -41,19 +45,28 @@ class File(Resource):
     def probe(self, host: Host) -> Difference | None:
         """The diff of the text, or the mode and owner where only they differ."""
         command = Command.script(
-            '[ -e "$1" ] || exit 44; stat -c "%a %U:%G" -- "$1"; cat -- "$1"', self.path
+            '[ -e "$1" ] || exit 44; stat -L -c "%a %U:%G" -- "$1"; cat -- "$1"', self.path
         )
         result = host.run(command, check=False)
         if not result.ok:
             if result.status not in (44, 125, 126, 127):
                 raise CommandFailed(result)
             return text_difference(f"create {self.path}", self.path, None, self.text())
-        state, _, now = result.stdout.partition("\n")
-        wanted = f"{self.mode:o} {self.owner}"
+        state, _, now = result.out.decode("utf-8", "surrogateescape").partition("\n")
         different = text_difference(f"write {self.path}", self.path, now, self.text())
-        if different is None and state != wanted:
-            return Difference(f"set mode and owner of {self.path} to {wanted}, now {state}")
+        if different is None:
+            return self._access(*state.split())
         return different
+
+    def _access(self, mode: str, owner: str) -> Difference | None:
+        wanted = {}
+        if self.mode is not None and mode != f"{self.mode:o}":
+            wanted[f"mode {self.mode:o}"] = mode
+        if self.owner and owner != self.owner:
+            wanted[f"owner {self.owner}"] = owner
+        if not wanted:
+            return None
+        return Difference(f"{self.path}: set {', '.join(wanted)}, now {', '.join(wanted.values())}")
 
     def apply(self, host: Host, report: Report) -> None:
         """Write the file whole or not at all."""
@@ -112,7 +125,11 @@ class Symlink(Resource):
 
 @dataclass(frozen=True)
 class Line(Resource):
-    """One line in a file, in the place of a line that starts with ``key``, else at its end."""
+    """One line in a file, in the place of the first that starts with ``key``, else at its end.
+
+    Further lines that start with ``key`` go. All others stay byte by byte, with whatever ends
+    them; a file whose last line has no end has none afterwards.
+    """
 
     path: str
     line: str
@@ -121,20 +138,32 @@ class Line(Resource):
     def probe(self, host: Host) -> Difference | None:
         """The diff that setting the line makes."""
         now = host.read(self.path)
-        return text_difference(
-            f"set “{self.line}” in {self.path}", self.path, now, self._wanted(now)
-        )
+        wanted = with_line(now or "", self.line, self.key)
+        return text_difference(f"set “{self.line}” in {self.path}", self.path, now, wanted)
 
     def apply(self, host: Host, report: Report) -> None:
         """Write the file with the line; other lines stay as they are."""
-        host.write(self.path, self._wanted(host.read(self.path)))
+        host.write(self.path, with_line(host.read(self.path) or "", self.line, self.key))
 
-    def _wanted(self, now: str | None) -> str:
-        lines = (now or "").splitlines()
-        places = [number for number, text in enumerate(lines) if text.startswith(self.key)]
-        if places:
-            lines[places[0]] = self.line
-            lines = [t for n, t in enumerate(lines) if n not in places[1:]]
-        else:
-            lines.append(self.line)
-        return "\n".join(lines) + "\n"
+
+def with_line(text: str, line: str, key: str) -> str:
+    """A file's text with this line in it; see `Line`."""
+    # Not splitlines(): a form feed or U+2028 inside a line ends none.
+    lines = text.split("\n")
+    ended = lines[-1] == ""
+    if ended:
+        lines.pop()
+    places = [number for number, each in enumerate(lines) if each.startswith(key)]
+    if places:
+        lines[places[0]] = line + _carriage(lines[places[0]])
+        lines = [each for number, each in enumerate(lines) if number not in places[1:]]
+    else:
+        usual = _carriage(lines[0]) if lines else ""
+        if lines and not ended:
+            lines[-1] += usual
+        lines.append(line + (usual if ended else ""))
+    return "\n".join(lines) + ("\n" if ended else "")
+
+
+def _carriage(line: str) -> str:
+    return "\r" if line.endswith("\r") else ""

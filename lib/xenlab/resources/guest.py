@@ -25,6 +25,7 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
 from xenlab.resources.files import File, Symlink
+from xenlab.wholefile import RECEIVE, size_and_digest
 
 RECORDS = "/var/lib/xenlab/guests"
 MOUNTS = "/mnt"
@@ -100,6 +101,7 @@ mv -- "$records/.new" "$records/root"
 # the guest may have planted there, and nothing is ever written outside of the guest's root.
 _CONFIGURE = """
 record=$5
+receive "$records/.files" "$6" "$7"
 read -r generation unpacked 2>/dev/null < "$records/root" || exit 47
 [ "$unpacked" = "$(uuid)" ] || exit 47
 mount -- "$device" "$mount"
@@ -108,8 +110,9 @@ for usr in "" /usr.old; do
     has_poweroff=yes
 done
 [ "${has_poweroff:-}" = yes ] || exit 48
-tar -C "$mount" --numeric-owner -xpf -
-shift 5
+tar -C "$mount" --numeric-owner -xpf "$records/.files"
+rm -f -- "$records/.files"
+shift 7
 while [ $# -ge 2 ]; do
     file=$(readlink -e -- "$mount$1") || file=
     case $file in "$(readlink -f -- "$mount")"/*) sed -i -e "$2" -- "$file" ;; esac
@@ -230,11 +233,13 @@ class GuestConfigured(Resource):
         """Write everything while the root is mounted once; the record is written last."""
         report("writing the guest's configuration")
         edits = [word for f in self.files if f.edit for word in (f.path, f.edit)]
+        data = archive(self.files)
+        values = (self.name, self.device, self.records, self.mounts, manifest(self.files))
         in_namespace(
             host,
-            GUARD + _CONFIGURE,
-            (self.name, self.device, self.records, self.mounts, manifest(self.files), *edits),
-            input=archive(self.files),
+            GUARD + RECEIVE + _CONFIGURE,
+            (*values, *map(str, size_and_digest(data)), *edits),
+            input=data,
             timeout=CONFIGURE_SECONDS,
         )
 

@@ -14,6 +14,7 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.wholefile import RECEIVE, size_and_digest
 
 TAKE_SECONDS = 3600.0
 """Deadline of taking or reading an image, in seconds: an emulated host packs 10 MB a second."""
@@ -65,17 +66,18 @@ class Image(Resource):
         report(f"packing {self.device or self.source}")
         folder = package_files("xenlab").joinpath("templates")
         way, source = ("device", self.device) if self.device else ("bind", self.source)
+        left_out = "".join(f".{path}\n" for path in self.without)
+        patterns = (folder.joinpath("leave-out.txt").read_text() + left_out).encode()
         command = Command.script(
             'exec unshare --mount --propagation private -- /bin/sh -c "$@"',
-            folder.joinpath("take-image.sh").read_text(),
+            RECEIVE + folder.joinpath("take-image.sh").read_text(),
             "take-image",
             self.path,
             way,
             source,
             self.base,
+            *size_and_digest(patterns),
         )
-        left_out = "".join(f".{path}\n" for path in self.without)
-        patterns = (folder.joinpath("leave-out.txt").read_text() + left_out).encode()
         result = host.run(command, input=patterns, check=False, timeout=TAKE_SECONDS)
         if result.status in _REFUSED:
             tail = result.stderr.strip().splitlines()[-1:]

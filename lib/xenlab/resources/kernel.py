@@ -23,6 +23,7 @@ from xenlab.resources.kernel_config import (
     parse_config,
     script,
 )
+from xenlab.wholefile import RECEIVE, size_and_digest
 
 RECIPE = 1
 """Counts changes of the build scripts that give another image from the same sources."""
@@ -181,13 +182,14 @@ class KernelConfigured(Resource):
         """Run tinyconfig, merge_config.sh and olddefconfig of the sources."""
         facts = self.build.require(host)
         report(f"configuring the {self.build.flavour} kernel")
+        text = fragment(self.build.options()).encode()
         command = Command.script(
-            script("configure"),
+            RECEIVE + script("configure"),
             self.build.tree(facts),
             self.build.work(facts),
             self.build.result(facts),
+            *size_and_digest(text),
         )
-        text = fragment(self.build.options()).encode()
         host.run(command, input=text, timeout=CONFIGURE_SECONDS)
 
 

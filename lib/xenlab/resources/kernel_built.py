@@ -12,6 +12,7 @@ from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.kernel import KernelBuild
 from xenlab.resources.kernel_config import script
+from xenlab.wholefile import RECEIVE, size_and_digest
 
 COMPILED_FILES = {"dom0": 1590, "domU": 1420}
 """About how many files a build from nothing compiles: what a progress bar is measured by."""
@@ -46,13 +47,14 @@ class KernelBuilt(Resource):
         deadline = time.monotonic() + BUILD_SECONDS
         while True:
             follow = Command.script(
-                script("follow"),
+                RECEIVE + script("follow"),
                 self.build.tree(facts),
                 self.build.work(facts),
                 self.build.result(facts),
                 facts.stamp,
                 self.build.key(facts),
                 log.lines,
+                *size_and_digest(text),
             )
             try:
                 result = log.watch(host).run(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.early_boot import Needed, needed_before
@@ -62,8 +61,7 @@ class UsrLinked(Resource):
         if self.stopped.probe(host) is not None:
             report("looking what the boot needs of /usr")
             text = "".join(f"{path}\n" for path in self.needed())
-            script = 'mkdir -p -- "${1%/*}"; cat > "$1"'
-            host.run(Command.script(script, kept), input=text.encode())
+            host.write(kept, text)
             self.stopped.apply(host, report)
             self.stopped.verify(host)
         report("making /usr a link to the share")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from xenlab.command import Command
@@ -9,6 +10,7 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 
+FSTAB = "/etc/fstab"
 MOUNT_SECONDS = 300.0
 
 _NO_EXPORTFS = (125, 126, 127)
@@ -105,21 +107,23 @@ class NfsMount(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Put the line in the place of another one for that path, then mount it."""
         report(f"mounting {self.path}")
+        host.write(FSTAB, with_entry(host.read(FSTAB) or "", self.path, self.line))
+        # systemd learns of the line at the next boot, and of the mount at once
         script = """
-            line=$1 path=$2 source=$3
-            new=$(mktemp /etc/fstab.XXXXXX)
-            trap 'rm -f -- "$new"' EXIT
-            awk -v path="$path" '$1 ~ /^#/ || $2 != path' /etc/fstab > "$new"
-            printf '%s\\n' "$line" >> "$new"
-            chmod 644 "$new"
-            # systemd learns of the line at the next boot, and of the mount at once
-            mv -f -- "$new" /etc/fstab
+            path=$1 source=$2
             now=$(findmnt -n -o SOURCE -- "$path" || :)
             [ -z "$now" ] || [ "$now" = "$source" ] || umount -- "$path"
             [ "$now" = "$source" ] || mount -- "$path"
         """
-        command = Command.script(script, self.line, self.path, self.source)
+        command = Command.script(script, self.path, self.source)
         host.run(command, timeout=MOUNT_SECONDS)
+
+
+def with_entry(text: str, path: str, line: str) -> str:
+    """The text of fstab(5) with this line for a path, at its end; all other lines stay."""
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+    kept = "".join(each for each in lines if each.startswith("#") or each.split()[1:2] != [path])
+    return kept + ("\n" if kept and not kept.endswith("\n") else "") + f"{line}\n"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.guest import GUARD, MOUNTS, RECORDS, UNPACK_SECONDS, in_namespace
+from xenlab.wholefile import RECEIVE, size_and_digest
 
 BUSYBOX = "/usr/bin/busybox"
 SWAP_SECONDS = 300.0
@@ -100,10 +101,11 @@ class UsrSwapped(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Swap it while the guest is down; can be cut off anywhere and done again."""
         report("swapping /usr")
-        first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_text()
+        first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_bytes()
         values = (self.name, self.device, self.records, self.mounts, self.busybox, self._record(""))
-        script = GUARD + (_SET_ASIDE if self.shared else _PUT_BACK)
-        in_namespace(host, script, values, input=first.encode(), timeout=SWAP_SECONDS)
+        script = GUARD + (RECEIVE + _SET_ASIDE if self.shared else _PUT_BACK)
+        sent = (*values, *map(str, size_and_digest(first)))
+        in_namespace(host, script, sent, input=first, timeout=SWAP_SECONDS)
 
     def _record(self, uuid: str) -> str:
         return f"usr.old {uuid}"
@@ -111,6 +113,7 @@ class UsrSwapped(Resource):
 
 _SET_ASIDE = """
 busybox=$5 record=$6
+receive "$records/.init" "$7" "$8"
 echo swapping > "$records/usr"
 mount -- "$device" "$mount"
 if [ ! -e "$mount/usr.old" ]; then
@@ -118,10 +121,12 @@ if [ ! -e "$mount/usr.old" ]; then
 fi
 mkdir -p -- "$mount/usr" "$mount/.xenlab"
 cp -- "$busybox" "$mount/.xenlab/busybox"
-cat > "$mount/.xenlab/init"
+cp -- "$records/.init" "$mount/.xenlab/init"
 chmod 755 "$mount/.xenlab/busybox" "$mount/.xenlab/init"
 umount -- "$mount"
+rm -f -- "$records/.init"
 printf '%s%s\\n' "$record" "$(uuid)" > "$records/.new"
+sync -- "$records/.new"
 mv -- "$records/.new" "$records/usr"
 """
 

@@ -80,22 +80,19 @@ class AuthorizedKeys(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the keys; those that are there stay. Raises StepFailed where there is none."""
-        script = """
-            [ -s "$1" ] || exit 45
-            umask 077
-            mkdir -p -- "${2%/*}"
-            { [ ! -e "$2" ] || cat -- "$2"; cat -- "$1"; } | awk '!seen[$0]++' > "$2.new"
-            chmod 600 -- "$2.new"
-            mv -f -- "$2.new" "$2"
-        """
-        result = host.inside("/").run(self._command(script), check=False)
-        if result.status == _NOBODY:
+        allowed = (host.inside("/").read(AUTHORIZED) or "").split("\n")
+        if not any(allowed):
             raise StepFailed(
                 f"{AUTHORIZED} is empty, so nobody could log in to dom0 after its boot",
                 hint="log in to the rescue system as root by key, not by password",
             )
-        if not result.ok:
-            raise CommandFailed(result)
+        installed = host.inside(self.root)
+        script = '[ -d "$1" ] || mkdir -m 700 -- "$1"'
+        installed.run(Command.script(script, AUTHORIZED.rpartition("/")[0]))
+        text = installed.read(AUTHORIZED) or ""
+        text += "\n" if text and not text.endswith("\n") else ""
+        missing = [key for key in dict.fromkeys(allowed) if key and key not in text.split("\n")]
+        installed.write(AUTHORIZED, text + "".join(f"{key}\n" for key in missing), mode=0o600)
 
     def _command(self, script: str) -> Command:
         installed = AUTHORIZED if self.root == "/" else f"{self.root}{AUTHORIZED}"

@@ -1,6 +1,6 @@
 # Take an image of a root file system: archive, checksum and record, each whole or not there.
 # $1 image   $2 "bind" (a mounted root) or "device"   $3 that root or device   $4 what shaped it
-# Standard input: patterns of what is left out. Runs in a mount namespace of its own (unshare):
+# $5, $6 size and SHA-256 of standard input: patterns of what is left out. Runs in a mount namespace of its own (unshare):
 # whatever ends it ends its mounts.
 set -eu
 image=$1 way=$2 source=$3 base=$4
@@ -12,7 +12,7 @@ trap 'cd /; umount -- "$root" 2> /dev/null || :; rm -rf -- "$own" "$scratch/leav
     rmdir -- "$root" "$scratch"; rm -f -- "$image.new"' EXIT
 trap 'exit 143' HUP INT TERM
 mkdir "$root" "$own" "$own/etc" "$own/dev"
-cat > "$scratch/leave-out"
+receive "$scratch/leave-out" "$5" "$6"
 
 # A bind mount that is not recursive shows the root below everything that is mounted on it: the
 # static device nodes under /dev, and /proc, /sys and the share as the empty folders they are.

@@ -1,5 +1,6 @@
 # Make a kernel's .config: nothing but what the fragment on standard input asks for.
 # $1 source tree   $2 output folder of this kernel   $3 where the finished config is kept
+# $4, $5 size and SHA-256 of standard input
 set -eu
 tree=$1 work=$2 result=$3
 # what a make above us, or the person's shell, has set must not decide what is built
@@ -10,7 +11,7 @@ export LC_ALL=C
 mkdir -p "$result" "$work"
 exec 9> "$work/lock"
 flock 9
-cat > "$work/fragment"
+receive "$work/fragment" "$4" "$5"
 make -s -C "$tree" O="$work" tinyconfig
 # Never -s: "strict" gives up at the first option that tinyconfig has set otherwise.
 (cd "$tree" && scripts/kconfig/merge_config.sh -m -O "$work" "$work/.config" "$work/fragment")

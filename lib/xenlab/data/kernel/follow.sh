@@ -1,6 +1,7 @@
 # Start a detached build, or follow the one that runs already; the log comes on standard output.
 # $1 source tree   $2 output folder   $3 result   $4 time stamp   $5 key   $6 lines of the log seen
-# Standard input: build.sh. Status 46: this build failed; 47: it was another one, ask again.
+# $7, $8 size and SHA-256 of standard input: build.sh
+# Status 46: this build failed; 47: it was another one, ask again.
 set -eu
 work=$2 result=$3 key=$5 seen=$6
 mkdir -p "$work" "$result"
@@ -10,7 +11,7 @@ mkdir -p "$work" "$result"
 exec 9> "$work/lock"
 if flock -n 9; then
     rm -f "$work/status"
-    cat > "$work/build.sh"
+    receive "$work/build.sh" "$7" "$8"
     : > "$work/log"
     setsid sh "$work/build.sh" "$1" "$2" "$3" "$4" "$5" > "$work/log" 2>&1 < /dev/null &
     echo "$!" > "$work/pid"
