@@ -13,9 +13,10 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.toolstack import Xl
-from xenlab.resources.console import FOLLOW, LOGIN, PANIC, log_path
-from xenlab.resources.domain import DomainRebooted, DomainStopped, domain_id
+from xenlab.resources.console import FOLLOW, LOGIN, PANIC
+from xenlab.resources.domain import DomainRebooted, DomainStopped
 from xenlab.resources.domain_config import DomainConfig
+from xenlab.resources.domain_state import domain, log_path
 from xenlab.resources.present import PathsExist
 
 HOST = Host(Local())
@@ -102,7 +103,7 @@ def test_off_xen_there_is_something_to_do_and_no_certainty(tmp_path: Path) -> No
     assert both.summary == "create domu1, domu2"
     assert xl.stopped("domu1").probe(HOST) is None
     with pytest.raises(CommandFailed):
-        domain_id(HOST, "domu1")
+        domain(HOST, "domu1")
     with pytest.raises(CommandFailed):
         DomainStopped("domu1").verify(HOST)
     with pytest.raises(CommandFailed):

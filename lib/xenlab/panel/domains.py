@@ -20,7 +20,7 @@ from xenlab.panel.cards import CardView
 from xenlab.panel.worker import Worker
 from xenlab.parameters import Parameters
 from xenlab.resources.base import Resource
-from xenlab.resources.console import log_path
+from xenlab.resources.domain_state import CRASHED, RUNNING, log_path
 
 CHAPTER = "91_panel"
 LOOK_SECONDS = 3.0
@@ -95,7 +95,9 @@ class DomainPanel:
         book = self._opened()
         self._show(book.toolstack.domains(book.target))
         name = self.console.value
-        if name in self.rows:
+        if name not in self.rows:
+            name = next((n for n in self.rows if self._state(n) == CRASHED), "")
+        if name:
             command = Command.argv("tail", "-c", CONSOLE_BYTES, "--", log_path(name))
             text = clean(book.target.run(command, check=False).stdout)
             self.console_text.value = _console(text)
@@ -150,7 +152,10 @@ class DomainPanel:
         busy = self._worker.busy
         self.stop.disabled = not busy
         for name, row in self.rows.items():
-            row.enable(running=name in self._running, busy=busy or not self._running)
+            row.enable(self._state(name), busy=busy or not self._running)
+
+    def _state(self, name: str) -> str:
+        return str(self._running[name]["state"]) if name in self._running else ""
 
 
 class _Row:
@@ -177,10 +182,16 @@ class _Row:
         """What xl said of it, None where it does not run."""
         self.text.value = _facts(self.name, facts)
 
-    def enable(self, *, running: bool, busy: bool) -> None:
-        """Only what can be done now."""
+    def enable(self, state: str, *, busy: bool) -> None:
+        """Only what can be done in a domain's state, "" where there is none."""
+        possible = {
+            "start": state != RUNNING,
+            "shut down": bool(state),
+            "reboot": state == RUNNING,
+            "destroy": bool(state),
+        }
         for what, button in self.buttons.items():
-            button.disabled = busy or running == (what == "start")
+            button.disabled = busy or not possible[what]
 
 
 def _facts(name: str, facts: Mapping[Any, Any] | None) -> str:

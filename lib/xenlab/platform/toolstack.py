@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.resources import domain_state
 from xenlab.resources.autostart import AutoLinks
 from xenlab.resources.base import Resource
 from xenlab.resources.console import ConsoleAnswers
@@ -24,6 +25,7 @@ from xenlab.resources.domain import (
     DomainStopped,
 )
 from xenlab.resources.domain_config import DomainAddition, DomainConfig
+from xenlab.resources.domain_state import STATE_OF
 from xenlab.resources.files import Line, render
 
 COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
@@ -107,7 +109,7 @@ class Toolstack(Protocol):
         """Guests are shut down with dom0, and their memory is not written to disk."""
 
     def domains(self, host: Host) -> pd.DataFrame:
-        """The running domains: name, id, memory_mib, vcpus, state, seconds of CPU time."""
+        """The domains that there are: name, id, memory_mib, vcpus, state, seconds of CPU time."""
 
     def configurations(self, host: Host) -> pd.DataFrame:
         """What the running domains were created from: type, memory, disks, MACs, bridges."""
@@ -163,8 +165,9 @@ class Xl:
         return DomainRebooted(name)
 
     def gone(self, name: str) -> Command:
-        """``xl domid`` knows none."""
-        return Command.script('! xl domid "$1" > /dev/null 2>&1', name)
+        """None whose state in ``xl list`` is that of one that runs."""
+        script = 'case $(state_of "$1") in "" | *[pscd]*) ;; *) exit 1 ;; esac'
+        return Command.script(STATE_OF + script, name)
 
     def stopped(self, name: str) -> Resource:
         """``xl shutdown -ww``."""
@@ -191,7 +194,8 @@ class Xl:
 
     def domains(self, host: Host) -> pd.DataFrame:
         """``xl list``."""
-        return parse_list(host.run(Command.argv("xl", "list")).stdout)
+        found = (astuple(one) for one in domain_state.domains(host))
+        return pd.DataFrame(found, columns=COLUMNS)
 
     def configurations(self, host: Host) -> pd.DataFrame:
         """``xl list -l``."""
@@ -209,31 +213,6 @@ def toolstack(platform: str) -> Toolstack:
     if platform == "gentoo":
         return Xl("/etc/conf.d", ("xenconsoled", "XENCONSOLED_OPTS"))
     raise BadInput(f"no toolstack is known that runs on the platform {platform!r}")
-
-
-_ROW = re.compile(
-    r"(?P<name>.+?)\s+(?P<id>\d+)\s+(?P<memory>\d+)\s+(?P<vcpus>\d+)\s+"
-    r"(?P<state>[r-][b-][p-][s-][c-][d-])\s+(?P<seconds>\d+(?:\.\d+)?)"
-)
-
-
-def parse_list(text: str) -> pd.DataFrame:
-    """The table of ``xl list``; a line that is no domain's is passed over."""
-    rows = []
-    for line in text.splitlines():
-        found = _ROW.fullmatch(line.strip())
-        if found:
-            rows.append(
-                [
-                    found["name"],
-                    int(found["id"]),
-                    int(found["memory"]),
-                    int(found["vcpus"]),
-                    found["state"],
-                    float(found["seconds"]),
-                ]
-            )
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def parse_long_list(text: str) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from xenlab.platform.services import Services
 from xenlab.platform.toolstack import Toolstack
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain import DOM0_WEIGHT
+from xenlab.resources.domain_state import RUNNING
 from xenlab.resources.running_xen import wait_for_toolstack
 from xenlab.resources.shown import Shown
 
@@ -104,16 +105,20 @@ class PowerCycled(Resource):
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless these guests run, no other, created in this order."""
-        running = self._running(host)
-        if running != list(self.names):
+        found = self._found(host)
+        running = [name for name, state in found.items() if state == RUNNING]
+        if running != list(self.names) or len(found) > len(running):
+            came = (n if s == RUNNING else f"{n} ({s})" for n, s in found.items())
             raise StepFailed(
-                f"{', '.join(running) or 'no guest'} came back, wanted: {', '.join(self.names)}",
+                f"{', '.join(came) or 'no guest'} came back, wanted: {', '.join(self.names)}",
                 hint=f"{self.services.hint('xendomains')}; xl list",
             )
         saved = host.run(Command.script('ls -A -- "$1" 2> /dev/null || :', SAVED)).stdout.split()
         if saved:
             raise StepFailed(f"guests were saved and not shut down: {', '.join(saved)} in {SAVED}")
 
-    def _running(self, host: Host) -> list[str]:
-        table = self.toolstack.domains(host)
-        return [str(name) for name in table.sort_values("id")["name"] if name != "Domain-0"]
+    def _found(self, host: Host) -> dict[str, str]:
+        """The guests that there are with their states, in the order of their creation."""
+        table = self.toolstack.domains(host).sort_values("id")
+        pairs = zip(table["name"], table["state"], strict=True)
+        return {str(name): str(state) for name, state in pairs if name != "Domain-0"}

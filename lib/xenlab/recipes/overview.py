@@ -6,7 +6,7 @@ import json
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.toolstack import parse_list
+from xenlab.resources.domain_state import parse_list
 from xenlab.resources.nfs import parse_exports
 
 _SECTION = "----"
@@ -30,7 +30,6 @@ def overview(host: Host) -> dict[str, str] | None:
 def parse(text: str) -> dict[str, str]:
     """The answer of the look: four sections."""
     domains, addresses, exports, started = (text.split(f"{_SECTION}\n") + [""] * 4)[:4]
-    table = parse_list(domains)
     devices = [d for d in json.loads(addresses or "[]") if "ifname" in d]
     masters = sorted({d["master"] for d in devices if "master" in d})
     ports = {m: [d["ifname"] for d in devices if d.get("master") == m] for m in masters}
@@ -43,7 +42,8 @@ def parse(text: str) -> dict[str, str]:
     names = (path.rpartition("/")[2].removesuffix(".cfg") for path in started.split())
     found = {
         "domains": ", ".join(
-            f"{row.name} ({row.memory_mib} MiB)" for row in table.itertuples(index=False)
+            f"{one.name} ({one.memory_mib} MiB{'' if one.runs else f', {one.state}'})"
+            for one in parse_list(domains)
         ),
         "bridges": "; ".join(f"{bridge}: {', '.join(ports[bridge])}" for bridge in masters),
         "dom0's addresses": ", ".join(own),

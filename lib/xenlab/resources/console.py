@@ -13,12 +13,20 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.domain_state import (
+    STATE_OF,
+    domain,
+    last_words,
+    log_path,
+    require_running,
+)
 
-LOGS = "/var/log/xen/console"
 LOGIN = " login:"
 PANIC = "Kernel panic - not syncing"
 BOOT_SECONDS = 900
 VISIT_SECONDS = 180
+CRASHED_STATUS = 57
+"""The exit status of what watches a console if the guest crashed."""
 
 REFUSALS = {
     51: ("the console of {name} showed no login prompt in time", "read the console's output above"),
@@ -27,12 +35,16 @@ REFUSALS = {
     54: ("xenconsoled keeps no log of {name}", "run chapter 07_dom0_configuration"),
     55: ("the console of {name} could not be opened", "is it open elsewhere?"),
     56: ("{name} does not run", "create it first"),
+    57: ("{name} crashed before its console showed a login prompt", "read its last lines"),
+    58: ("{name} is paused: its console shows nothing more", "xl unpause {name}"),
 }
 
 # `follow` prints what a log gains beyond a size until a text stands in it, in whatever pieces it
 # came: a prompt has no end of line. The open file remembers how far it was read, so that a look
 # takes one program: starting one is slow on an emulated machine, and xl slower still.
-FOLLOW = """
+FOLLOW = (
+    STATE_OF
+    + """
 log_size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
 uptime_seconds() { read -r up rest < /proc/uptime; now=${up%.*}; }
 open_log() {
@@ -56,18 +68,22 @@ follow() {
         uptime_seconds
         if [ "$now" -ge "$end" ]; then [ -e "$log" ] && return 51 || return 54; fi
         round=$((round + 1))
-        if [ $((round % 10)) = 0 ]; then xl domid "$domain" > /dev/null 2>&1 || return 53; fi
+        if [ $((round % 10)) = 0 ]; then
+            case $(state_of "$domain") in
+                "" | *d) return 53 ;; *c*) return 57 ;; *p*) return 58 ;;
+            esac
+        fi
         sleep 1
     done
 }
 """
+)
 
 # A terminal of its own is what makes xenconsole listen to its keyboard; script(1) gives it one.
 # The answer is looked for in the log, where nothing old can be taken for it; a key that is pressed
 # before the terminal is ready may be lost, so return is pressed again.
 _VISIT = """
 name=$1 log=$2 wanted=$3 panic=$4 seconds=$5
-xl domid "$name" > /dev/null || exit 56
 folder=$(mktemp -d)
 visit=
 trap '[ -z "$visit" ] || kill "$visit" 2>/dev/null || :; rm -rf -- "$folder"' EXIT
@@ -106,11 +122,6 @@ echo "left with Ctrl-]; $name goes on running as domain $(xl domid "$name")"
 """
 
 
-def log_path(name: str) -> str:
-    """Where xenconsoled keeps the console log of a guest."""
-    return f"{LOGS}/guest-{name}.log"
-
-
 def refuse(host: Host, command: Command, name: str, *, timeout: float) -> None:
     """Run a console script; turn its own exit statuses into sentences.
 
@@ -118,8 +129,10 @@ def refuse(host: Host, command: Command, name: str, *, timeout: float) -> None:
     """
     result = host.run(command, timeout=timeout, check=False)
     if result.status in REFUSALS:
-        message, hint = REFUSALS[result.status]
-        raise StepFailed(message.format(name=name), hint=hint, where=host.name)
+        message, hint = (text.format(name=name) for text in REFUSALS[result.status])
+        there = domain(host, name) if result.status == CRASHED_STATUS else None
+        last = last_words(host, there) if there is not None else ""
+        raise StepFailed(message + last, hint=hint, where=host.name)
     if not result.ok:
         raise CommandFailed(result)
 
@@ -140,6 +153,7 @@ class ConsoleAnswers(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Visit the console; what it showed is the step's output."""
+        require_running(host, self.name)
         report(f"visiting the console of {self.name}")
         values = (self.name, log_path(self.name), LOGIN, PANIC, self.seconds)
         command = Command.script(FOLLOW + _VISIT, *values)

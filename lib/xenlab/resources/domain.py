@@ -13,11 +13,23 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.console import BOOT_SECONDS, FOLLOW, LOGIN, PANIC, log_path, refuse
+from xenlab.resources.console import BOOT_SECONDS, FOLLOW, LOGIN, PANIC, refuse
+from xenlab.resources.domain_state import (
+    DYING,
+    PAUSED,
+    Domain,
+    domain,
+    domains,
+    last_words,
+    log_path,
+    require_running,
+)
 
 CREATE_SECONDS = 300
 END_SECONDS = 600
-UNKNOWN_DOMAIN = "maybe this domain does not exist"
+GONE_SECONDS = 60
+"""How long a domain that is being taken down may still be there."""
+
 NOTES = "/run/xenlab"
 DOM0_WEIGHT = 1024
 """Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
@@ -33,6 +45,15 @@ env -u XENLAB_STEP xl create "$config" < /dev/null > "$out" 2>&1 || status=$?
 cat -- "$out" >&2
 rm -f -- "$out"
 [ "$status" = 0 ] || exit 1
+"""
+
+_GONE = """
+uptime_seconds; end=$((now + $2))
+while xl domid "$1" > /dev/null 2>&1; do
+    uptime_seconds
+    [ "$now" -lt "$end" ] || exit 1
+    sleep 1
+done
 """
 
 _WATCH = """
@@ -60,30 +81,20 @@ follow "$log" "$from" "$wanted" "$panic" "$name" "$seconds"
 """
 
 
-def domain_id(host: Host, name: str) -> int | None:
-    """The id of a running domain, None if there is none of that name.
-
-    Raises CommandFailed where xl cannot say.
-    """
-    found = host.run(Command.argv("xl", "domid", name), check=False)
-    if found.ok:
-        return int(found.stdout)
-    if UNKNOWN_DOMAIN in found.stderr:
-        return None
-    raise CommandFailed(found, hint="xl works only in a dom0 that runs on Xen")
-
-
-def _looked_up(host: Host, name: str) -> int | None:
-    """Like `domain_id`, for a first look: where there is no Xen, there is no such domain."""
+def _looked_up(host: Host, name: str) -> Domain | None:
+    """The domain, for a first look: where there is no Xen, there is no such domain."""
     try:
-        return domain_id(host, name)
+        return domain(host, name)
     except CommandFailed:
         return None
 
 
 @dataclass(frozen=True)
 class DomainRunning(Resource):
-    """A domain that runs; with ``console``, its boot is followed up to the login prompt."""
+    """A domain that runs; with ``console``, its boot is followed up to the login prompt.
+
+    A paused one goes on; one that crashed or is down is taken away first, its disks as they are.
+    """
 
     name: str
     config: str
@@ -91,15 +102,15 @@ class DomainRunning(Resource):
     seconds: int = BOOT_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether xl knows the domain."""
-        if _looked_up(host, self.name) is not None:
+        """Whether it runs, and what else it does; a crashed one's last lines."""
+        found = _looked_up(host, self.name)
+        if found is not None and found.runs:
             return None
-        return Difference(f"create {self.name} from {self.config}")
+        return Difference(_to_do(host, self.name, self.config, found))
 
     def apply(self, host: Host, report: Report) -> None:
-        """Create it; the console's text is the step's output."""
-        _create(host, self.name, self.config, report)
-        if self.console:
+        """Create it, or let it go on; the console's text is the step's output."""
+        if _brought_up(host, self.name, self.config, report) and self.console:
             _watch(host, self.name, self.seconds, report)
 
 
@@ -114,9 +125,18 @@ class DomainsRunning(Resource):
     seconds: int = BOOT_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
-        """Which of them xl does not know."""
-        missing = ", ".join(name for name, _ in self._missing(host))
-        return Difference(f"create {missing}") if missing else None
+        """Which of them do not run, and what else they do."""
+        try:
+            there = {one.name: one for one in domains(host)}
+        except CommandFailed:
+            there = {}
+        found = [(name, config, there.get(name)) for name, config in self.configs]
+        idle = [each for each in found if each[2] is None or not each[2].runs]
+        if not idle:
+            return None
+        if all(one is None for _, _, one in idle):
+            return Difference(f"create {', '.join(name for name, _, _ in idle)}")
+        return Difference("; ".join(_to_do(host, *each) for each in idle))
 
     def apply(self, host: Host, report: Report) -> None:
         """Create those that do not run, and watch them boot at the same time.
@@ -126,14 +146,47 @@ class DomainsRunning(Resource):
         """
         weight = Command.argv("xl", "sched-credit2", "-d", "Domain-0", "-w", DOM0_WEIGHT)
         host.run(weight, check=False)
-        missing = self._missing(host)
-        for name, config in missing:
-            _create(host, name, config, report)
-        for name, _ in missing:
+        created = [name for name, config in self.configs if _brought_up(host, name, config, report)]
+        for name in created:
             _watch(host, name, self.seconds, report)
 
-    def _missing(self, host: Host) -> list[tuple[str, str]]:
-        return [pair for pair in self.configs if _looked_up(host, pair[0]) is None]
+
+def _to_do(host: Host, name: str, config: str, found: Domain | None) -> str:
+    """What makes a domain run that does not."""
+    if found is None:
+        return f"create {name} from {config}"
+    if found.state == PAUSED:
+        return f"let {name} go on: domain {found.id} is paused"
+    words = last_words(host, found)
+    return f"create {name} from {config} again: domain {found.id} is {found.state}{words}"
+
+
+def _brought_up(host: Host, name: str, config: str, report: Report) -> bool:
+    """Make a domain run; whether it was created, so that its boot is to be seen."""
+    found = domain(host, name)
+    if found is not None and found.runs:
+        return False
+    if found is not None and found.state == PAUSED:
+        report(f"letting {name} go on")
+        host.run(Command.argv("xl", "unpause", name))
+        return False
+    if found is not None:
+        _taken_away(host, found, report)
+    _create(host, name, config, report)
+    return True
+
+
+def _taken_away(host: Host, found: Domain, report: Report) -> None:
+    """Destroy a domain, unless that is under way, and wait until nothing is left of it."""
+    report(f"destroying {found.name} ({found})")
+    if found.state != DYING:
+        host.run(Command.argv("xl", "destroy", found.name), timeout=CREATE_SECONDS)
+    command = Command.script(FOLLOW + _GONE, found.name, GONE_SECONDS)
+    if not host.run(command, timeout=GONE_SECONDS + 60, check=False).ok:
+        raise StepFailed(
+            f"domain {found.id}, {found.name}, does not go away: it is {found.state}",
+            hint="something in dom0 holds its memory or a disk; a reboot of the machine frees it",
+        )
 
 
 def _create(host: Host, name: str, config: str, report: Report) -> None:
@@ -161,12 +214,24 @@ class DomainStopped(Resource):
     seconds: int = END_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether it still runs, and as which domain."""
-        number = _looked_up(host, self.name)
-        return None if number is None else Difference(f"shut down {self.name} (domain {number})")
+        """Whether it is still there, and as which domain."""
+        found = _looked_up(host, self.name)
+        return None if found is None else Difference(f"shut down {self.name} ({found})")
 
     def apply(self, host: Host, report: Report) -> None:
-        """Ask the guest to shut down and wait until the domain is gone, not only down."""
+        """Ask the guest to shut down and wait until the domain is gone, not only down.
+
+        A paused one has to go on first; one that hears nothing any more is taken away.
+        """
+        found = domain(host, self.name)
+        if found is None:
+            return
+        if found.state == PAUSED:
+            report(f"letting {self.name} go on, so that it can shut down")
+            host.run(Command.argv("xl", "unpause", self.name))
+        elif not found.runs:
+            _taken_away(host, found, report)
+            return
         report(f"waiting for {self.name} to shut down")
         command = Command.argv("timeout", self.seconds, "xl", "shutdown", "-ww", self.name)
         result = host.run(command, timeout=self.seconds + 60, check=False)
@@ -180,8 +245,9 @@ class DomainStopped(Resource):
 
     def verify(self, host: Host) -> None:
         """Hold only if xl says that there is no such domain."""
-        if domain_id(host, self.name) is not None:
-            raise StepFailed(f"{self.name} still runs")
+        found = domain(host, self.name)
+        if found is not None:
+            raise StepFailed(f"{self.name} is still there: {found}")
 
 
 @dataclass(frozen=True)
@@ -189,14 +255,15 @@ class DomainDestroyed(DomainStopped):
     """A domain that was ended at once, the howto's “Windows-Reboot”; the guest is not asked."""
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether it runs, and as which domain."""
-        number = _looked_up(host, self.name)
-        return None if number is None else Difference(f"destroy {self.name} (domain {number})")
+        """Whether it is there, and as which domain."""
+        found = _looked_up(host, self.name)
+        return None if found is None else Difference(f"destroy {self.name} ({found})")
 
     def apply(self, host: Host, report: Report) -> None:
         """Destroy the domain."""
-        report(f"destroying {self.name}")
-        host.run(Command.argv("xl", "destroy", self.name), timeout=CREATE_SECONDS)
+        found = domain(host, self.name)
+        if found is not None:
+            _taken_away(host, found, report)
 
 
 @dataclass(frozen=True)
@@ -213,12 +280,13 @@ class DomainRebooted(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """Which domain will be rebooted."""
-        number = _looked_up(host, self.name)
-        now = "it does not run" if number is None else f"domain {number}"
+        found = _looked_up(host, self.name)
+        now = "it does not run" if found is None else str(found)
         return Difference(f"reboot {self.name} ({now})")
 
     def apply(self, host: Host, report: Report) -> None:
         """Reboot; the console's text is the step's output."""
+        require_running(host, self.name)
         report(f"rebooting {self.name}")
         log = log_path(self.name)
         values = (self.name, self._note, log, LOGIN, PANIC, self.seconds)
@@ -226,11 +294,11 @@ class DomainRebooted(Resource):
         refuse(host, command, self.name, timeout=2 * self.seconds + 60)
 
     def verify(self, host: Host) -> None:
-        """The domain has another id than the one noted before."""
+        """The domain runs and has another id than the one noted before."""
         old = (host.read(self._note) or "").strip()
-        number = domain_id(host, self.name)
-        if number is None or not old or number == int(old):
+        found = domain(host, self.name)
+        if found is None or not found.runs or not old or found.id == int(old):
             raise StepFailed(
                 f"{self.name} was not rebooted: its domain was {old or 'not noted'}, "
-                f"now it is {number if number is not None else 'gone'}"
+                f"now it is {found or 'gone'}"
             )

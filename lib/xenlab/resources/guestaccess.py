@@ -18,6 +18,7 @@ from xenlab.errors import ConnectionLost, NoConnection, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.domain_state import standing
 from xenlab.resources.guest import RECORDS
 from xenlab.target import SSH_PORT, Target, resolve
 from xenlab.wait import Wait
@@ -133,7 +134,7 @@ class HostKeysDiffer(Resource):
 class GuestAnswers(Resource):
     """A guest that answers over SSH with the kernel that was built for it.
 
-    ``guest`` is the guest itself; the host that a step hands in is not used.
+    ``guest`` is the guest itself; the host that a step hands in is asked for its domain alone.
     """
 
     name: str
@@ -157,6 +158,6 @@ class GuestAnswers(Resource):
         Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
         report(f"waiting for {self.name}")
-        Wait(self.seconds, report).until_answered(
+        Wait(self.seconds, report, lambda: standing(host, self.name)).until_answered(
             self.name, lambda: self.guest.transport.connect(host.stop), host.stop
         )
