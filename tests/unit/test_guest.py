@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cutshort import CutShort
 
 from xenlab import hostkeys
-from xenlab.errors import StepFailed, XenlabError
+from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.guestsystem import OFF, DebianGuest, GentooGuest, GuestSettings
@@ -399,6 +400,48 @@ def test_a_manifest_is_the_same_in_any_order(contents: dict[str, str]) -> None:
 @given(st.text(max_size=60))
 def test_no_text_breaks_a_fingerprint(text: str) -> None:
     fingerprint(text)
+
+
+@pytest.mark.parametrize("arrived", [0, 25, 512, -1])
+def test_nothing_is_configured_with_files_that_did_not_arrive_whole(
+    guest: Guest, tmp_path: Path, device: str, arrived: int
+) -> None:
+    root, configured = guest
+    root.apply(HOST, silent)
+    with pytest.raises(CommandFailed, match="not all of .* has arrived"):
+        configured.apply(Host(CutShort(arrived)), silent)
+    assert configured.probe(HOST) is not None
+
+    def as_it_was(place: Path) -> None:
+        assert (place / "etc/hostname").read_text() == "image\n"
+        assert not (place / "etc/network").exists()
+
+    look(device, tmp_path, as_it_was)
+    configured.apply(HOST, silent)
+    configured.verify(HOST)
+
+
+@pytest.mark.parametrize("arrived", [0, 25, -1])
+def test_usr_stays_where_the_first_program_did_not_arrive_whole(
+    guest: Guest, tmp_path: Path, device: str, arrived: int
+) -> None:
+    make(guest)
+    look(device, tmp_path, lambda place: (place / "usr/bin").mkdir(parents=True))
+    busybox = tmp_path / "busybox"
+    busybox.write_text("static\n")
+    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    aside = UsrSwapped("domu1", device, True, str(busybox), mounts, records)
+    with pytest.raises(CommandFailed, match="not all of .* has arrived"):
+        aside.apply(Host(CutShort(arrived)), silent)
+    assert aside.probe(HOST) is not None
+
+    def as_it_was(place: Path) -> None:
+        assert (place / "usr/bin").is_dir()
+        assert not (place / ".xenlab").exists()
+
+    look(device, tmp_path, as_it_was)
+    aside.apply(HOST, silent)
+    aside.verify(HOST)
 
 
 def test_usr_is_set_aside_and_put_back(guest: Guest, tmp_path: Path, device: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cutshort import CutShort
 
-from xenlab.errors import StepFailed
+from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.recipes.imaging import parse_proof
@@ -145,6 +146,16 @@ def test_an_image_is_taken_proven_and_found_again(machine: Machine, tmp_path: Pa
     gone = ("etc/hostname", "xenboot", "boot/vmlinuz", "root/.ssh/id_ed25519", "etc/xen/domu1.cfg")
     assert [name for name in gone if (copy / name).exists()] == []
     assert list((copy / "var/log/journal").iterdir()) == []
+
+
+@pytest.mark.parametrize("arrived", [0, 25, -1])
+def test_no_image_is_taken_while_what_to_leave_out_did_not_arrive_whole(
+    machine: Machine, arrived: int
+) -> None:
+    with pytest.raises(CommandFailed, match="not all of .* has arrived"):
+        machine.image.apply(Host(CutShort(arrived)), silent)
+    assert not Path(machine.image.path).exists()
+    assert machine.image.probe(HERE) is not None
 
 
 def test_nothing_stays_mounted(machine: Machine) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cutshort import CutShort
 from tests.unit.rootdir import root_with
 
-from xenlab.errors import BadInput, ConnectionLost, StepFailed
+from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import Host, Output
 from xenlab.local import Local
 from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources, parse_facts
@@ -248,6 +249,25 @@ def test_an_option_that_is_dropped_fails_with_its_name(archive: Path, host: Host
     configured.apply(host, silent)
     with pytest.raises(StepFailed, match="does not honour DROPPED=y"):
         configured.verify(host)
+
+
+@pytest.mark.parametrize("arrived", [0, 25, -1])
+def test_no_kernel_is_made_of_what_did_not_arrive_whole(
+    archive: Path, host: Host, arrived: int
+) -> None:
+    build = kernel(archive)
+    Sources(build).apply(host, silent)
+    short = Host(CutShort(arrived))
+    configured, built = KernelConfigured(build), KernelBuilt(build)
+    with pytest.raises(CommandFailed, match="not all of .* has arrived"):
+        configured.apply(short, silent)
+    assert configured.config(host) is None
+    configured.apply(host, silent)
+    with pytest.raises(CommandFailed, match="not all of .* has arrived"):
+        built.apply(short, silent)
+    assert started(archive) == 0
+    built.apply(host, silent)
+    built.verify(host)
 
 
 def test_a_build_that_fails_says_why_and_leaves_no_kernel(archive: Path, host: Host) -> None:
