@@ -44,6 +44,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "wire",
         ),
         "local": ("local",),
+        "quoting": ("quoting",),
     },
     {"host": ("host",)},
     {"resources": ("resources",), "platform": ("platform",)},

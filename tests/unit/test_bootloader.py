@@ -19,11 +19,11 @@ from xenlab.platform.bootloader import (
     Grub2,
     XenEntry,
     bootloader,
-    grub_words,
     serial_command,
 )
 from xenlab.platform.grub import GrubMenu
 from xenlab.platform.power import Ipmi, Lab, Manual, Medium, power, reboot
+from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Report
 from xenlab.resources.files import File
 from xenlab.resources.hypervisor import link_names, newest_image
@@ -61,11 +61,11 @@ def test_options_that_cannot_be_split_are_refused_by_name() -> None:
 
 @given(words)
 def test_grub_reads_back_the_words_that_it_is_given(given_words: list[str]) -> None:
-    assert shlex.split(grub_words(given_words)) == given_words
+    assert shlex.split(grub(given_words)) == given_words
 
 
 def test_plain_words_stay_as_they_are() -> None:
-    assert grub_words(ENTRY.xen_words) == " ".join(ENTRY.xen_words)
+    assert grub(ENTRY.xen_words) == " ".join(ENTRY.xen_words)
 
 
 @pytest.mark.parametrize(

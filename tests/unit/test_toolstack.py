@@ -20,8 +20,8 @@ from xenlab.platform.toolstack import (
     parse_long_list,
     toolstack,
     xl_config,
-    xl_string,
 )
+from xenlab.quoting import xl
 from xenlab.resources.domain_state import parse_list
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "xl"
@@ -155,7 +155,7 @@ def test_a_path_that_xl_would_take_apart_is_refused(path: str) -> None:
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
 def test_a_string_comes_back_as_it_was(text: str) -> None:
-    quoted = xl_string(text)
+    quoted = xl(text)
     assert quoted[0] == quoted[-1] == '"'
     assert re.sub(r"\\(.)", r"\1", quoted[1:-1]) == text
     assert not re.search(r'(?<!\\)(\\\\)*"', quoted[1:-1])
@@ -164,7 +164,7 @@ def test_a_string_comes_back_as_it_was(text: str) -> None:
 @pytest.mark.parametrize("text", ["a\nb", "ä", "\t"])
 def test_a_string_that_is_no_plain_line_is_refused(text: str) -> None:
     with pytest.raises(BadInput):
-        xl_string(text)
+        xl(text)
 
 
 def test_each_platform_has_its_answer() -> None:

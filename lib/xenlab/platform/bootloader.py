@@ -12,6 +12,7 @@ from typing import Protocol
 
 from xenlab.errors import BadInput
 from xenlab.platform.grub import GrubMenu, GrubOnDisk, ScriptsOff
+from xenlab.quoting import grub
 from xenlab.resources.base import Resource
 from xenlab.resources.files import File
 from xenlab.resources.hypervisor import HypervisorLinks
@@ -107,10 +108,10 @@ class Grub2:
                 "/etc/grub.d/08_xenlab",
                 template="grub2-xen.j2",
                 values={
-                    "release": shlex.quote(entry.release),
-                    "xen": shlex.quote(grub_words(entry.xen_words)),
-                    "dom0": shlex.quote(grub_words(entry.dom0_words)),
-                    "native": shlex.quote(grub_words(entry.native_words)),
+                    "release": entry.release,
+                    "xen": entry.xen_words,
+                    "dom0": entry.dom0_words,
+                    "native": entry.native_words,
                 },
                 mode=0o755,
             ),
@@ -119,18 +120,11 @@ class Grub2:
 
     def menu(self, entry: XenEntry) -> Resource:
         """/boot/grub/grub.cfg."""
-        return GrubMenu(entry.release, grub_words(entry.xen_words), grub_words(entry.dom0_words))
+        return GrubMenu(entry.release, grub(entry.xen_words), grub(entry.dom0_words))
 
     def installed(self, disk: str) -> Resource:
         """GRUB's first stage in the disk's first sector, its core in the BIOS boot partition."""
         return GrubOnDisk(disk)
-
-
-def grub_words(words: list[str]) -> str:
-    """Words as GRUB's own shell reads them, quoted where they hold more than plain characters."""
-    return " ".join(
-        word if re.fullmatch(r"[\w.,:=/@%+-]+", word, re.ASCII) else _quoted(word) for word in words
-    )
 
 
 def serial_lines(xen_words: list[str]) -> list[tuple[int, int]]:
@@ -144,10 +138,6 @@ def serial_command(xen_words: list[str]) -> str:
     for number, speed in serial_lines(xen_words):
         return f"serial --unit={number} --speed={speed}"
     return ""
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def _split(name: str, text: str) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from xenlab.quoting import double_quoted
+
 SHARED = "net.lo"
 """The script that every interface's script is a link to."""
 
@@ -26,9 +28,9 @@ def settings_path(interface: str) -> str:
 def settings(interface: str, address: str, gateway: str = "", *, kept: bool = False) -> str:
     """``config_`` and ``routes_`` of an interface; ``kept``: only by hand is it stopped."""
     name = re.sub(r"[^A-Za-z0-9]", "_", interface)
-    lines = ["# written by xenlab", f'config_{name}="{address}"']
+    lines = ["# written by xenlab", f"config_{name}={double_quoted(address)}"]
     if gateway:
-        lines.append(f'routes_{name}="default via {gateway}"')
+        lines.append(f"routes_{name}={double_quoted(f'default via {gateway}')}")
     if kept:
         lines.append('rc_keyword="-stop"')
     return "".join(f"{line}\n" for line in lines)

@@ -11,6 +11,7 @@ from xenlab.command import Command
 from xenlab.platform import early
 from xenlab.platform.daemon import Carrying, Configured, NoneFailed
 from xenlab.platform.units import UNITS, Masked, ServerUnordered, UnitFile, Units
+from xenlab.quoting import unit_word
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition
 from xenlab.resources.files import File
@@ -77,7 +78,8 @@ class Systemd:
 
     def after_mount(self, name: str, folder: str) -> Resource:
         """RequiresMountsFor=, which an update of the package does not undo."""
-        text = f"# written by xenlab, chapter 15\n[Unit]\nRequiresMountsFor={folder}\n"
+        wanted = f"[Unit]\nRequiresMountsFor={unit_word(folder)}\n"
+        text = f"# written by xenlab, chapter 15\n{wanted}"
         return UnitFile(f"{UNITS}/{name}.service.d/xenlab-usr.conf", text)
 
     def waited(self, folder: str, *names: str) -> Resource:

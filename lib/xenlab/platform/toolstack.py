@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.quoting import xl, xl_list
 from xenlab.resources import domain_state
 from xenlab.resources.autostart import AutoLinks
 from xenlab.resources.base import Resource
@@ -143,9 +144,9 @@ class Xl:
         """A block at the file's end; ``+=`` adds to the lists and texts above it."""
         lines = []
         if vifs:
-            lines.append(f"vif += [ {', '.join(_vif(vif) for vif in vifs)} ]\n")
+            lines.append(f"vif += {xl_list(map(_vif, vifs))}\n")
         if cmdline:
-            lines.append(f"cmdline += {xl_string(' ' + cmdline)}\n")
+            lines.append(f"cmdline += {xl(' ' + cmdline)}\n")
         return DomainAddition(self.config_path(name), chapter, "".join(lines))
 
     def running(self, name: str, *, console: bool = False) -> Resource:
@@ -259,27 +260,17 @@ def xl_config(domain: DomainSpec) -> str:
     return render(
         "domain.cfg.j2",
         heading=f"The domain {domain.name}",
-        name=xl_string(domain.name),
-        type=xl_string(domain.type),
-        kernel=xl_string(domain.kernel),
-        cmdline=xl_string(domain.cmdline),
+        name=domain.name,
+        type=domain.type,
+        kernel=domain.kernel,
+        cmdline=domain.cmdline,
         memory=domain.memory_mib,
         vcpus=domain.vcpus,
-        disks=[xl_string(text) for text in disks],
+        disks=disks,
         vifs=[_vif(vif) for vif in domain.vifs],
-        on_poweroff=xl_string("destroy"),
-        on_reboot=xl_string("restart"),
-        on_crash=xl_string("preserve"),
-        options=[(key, xl_string(value)) for key, value in domain.options],
+        options=domain.options,
     )
 
 
-def xl_string(text: str) -> str:
-    """A text quoted as xl's own reader takes it apart (libxlu_cfg: backslash escapes)."""
-    if re.search(r"[^ -~]", text):
-        raise BadInput(f"{text!r} cannot stand in a domain's configuration: plain ASCII only")
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _vif(vif: Vif) -> str:
-    return xl_string(f"mac={vif.mac},bridge={vif.bridge}")
+    return f"mac={vif.mac},bridge={vif.bridge}"

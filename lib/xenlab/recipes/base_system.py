@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xenlab import quoting
 from xenlab.command import Command
 from xenlab.parameters import Parameters
 from xenlab.recipes.disk import SWAP_FOLDER, below
@@ -58,7 +59,7 @@ def fstab(site: Parameters) -> File:
         ("PARTLABEL=share", site.share, "ext4", "noatime", "0", "2"),
         ("PARTLABEL=domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
     )
-    lines = ("  ".join(_escape(field) for field in row) for row in rows)
+    lines = ("  ".join(quoting.fstab(field) for field in row) for row in rows)
     return File(
         "/etc/fstab", "# written by xenlab, chapter 02; see fstab(5)\n" + "\n".join(lines) + "\n"
     )
@@ -80,8 +81,3 @@ def tls_settled() -> Resource:
         Command.script(script),
         "the installed system is not 64 bit: it would need the howto's flags",
     )
-
-
-def _escape(field: str) -> str:
-    # fstab(5): white space in a path is written in octal
-    return field.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from xenlab import quoting
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.parameters import GuestExport
@@ -42,7 +43,9 @@ def serving(book: Chapter) -> list[Resource]:
 
     def server(export: GuestExport) -> Resource:
         address = _address(book, export)
-        exports = f"# written by xenlab, chapter 15\n{export.path} {lan}({WRITE})\n"
+        exports = (
+            f"# written by xenlab, chapter 15\n{quoting.exports(export.path)} {lan}({WRITE})\n"
+        )
         return Together(
             (
                 Directory(export.path),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from xenlab import quoting
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.host import Host
@@ -46,7 +47,7 @@ def server_installed(book: Chapter) -> Resource:
 def server_configured(site: Parameters) -> tuple[Resource, ...]:
     """NFS 4 alone, on dom0's address in the LAN alone; the exports; the writable store."""
     lan = network(site)
-    exports = f"{site.share} {lan}({READ})\n{STORE} {lan}({WRITE})\n"
+    exports = f"{quoting.exports(site.share)} {lan}({READ})\n{STORE} {lan}({WRITE})\n"
     return (
         File(
             "/etc/nfs.conf.d/xenlab.conf",

@@ -6,21 +6,22 @@ from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.quoting import environment
 from xenlab.resources.base import Difference, Report, Resource, text_difference
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template in ``xenlab/templates`` (Jinja2); an unknown name is an error."""
+    """The text of a template in ``xenlab/templates`` (Jinja2); an unknown name is an error.
+
+    So is a value that no filter of `xenlab.quoting` has made fit for the file.
+    """
     text = package_files("xenlab").joinpath("templates", template).read_text()
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
-    )
-    return environment.from_string(text).render(**values)
+    return environment(undefined=StrictUndefined).from_string(text).render(**values)
 
 
 @dataclass(frozen=True)

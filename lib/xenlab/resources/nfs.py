@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.quoting import fstab
 from xenlab.resources.base import Difference, Report, Resource
 
 FSTAB = "/etc/fstab"
@@ -89,7 +90,8 @@ class NfsMount(Resource):
     @property
     def line(self) -> str:
         """The line in /etc/fstab."""
-        return f"{self.source}\t{self.path}\tnfs4\t{self.options}\t0\t0"
+        fields = (self.source, self.path, "nfs4", self.options, "0", "0")
+        return "\t".join(fstab(field) for field in fields)
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the line or the mount is missing."""
@@ -107,7 +109,7 @@ class NfsMount(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Put the line in the place of another one for that path, then mount it."""
         report(f"mounting {self.path}")
-        host.write(FSTAB, with_entry(host.read(FSTAB) or "", self.path, self.line))
+        host.write(FSTAB, with_entry(host.read(FSTAB) or "", fstab(self.path), self.line))
         # systemd learns of the line at the next boot, and of the mount at once
         script = """
             path=$1 source=$2
