@@ -14,7 +14,7 @@ from xenlab import display
 from xenlab.card import duration
 from xenlab.chapter import Chapter
 from xenlab.opening import open_chapter as open_in_view
-from xenlab.resources.base import Asked, Difference
+from xenlab.resources.base import Asked, Difference, Waiting
 from xenlab.view import VIEW, StepView, View
 
 
@@ -69,9 +69,10 @@ class TextStep:
             self.table(pd.DataFrame(list(difference.rows)))
 
     def progress(self, what: str, done: float | None) -> None:
-        """What a person is asked for, at once; the rest is over when the step is written."""
-        if isinstance(what, Asked):
-            print(f"waiting for you: {what}", file=self._out, flush=True)
+        """What is waited for, at once; the rest is over when the step is written."""
+        if isinstance(what, Asked | Waiting):
+            you = "waiting for you: " if isinstance(what, Asked) else ""
+            print(f"{you}{what}", file=self._out, flush=True)
 
     def output(self, stream: str, text: str) -> None:
         """Nothing: the whole output is a file in the run folder."""

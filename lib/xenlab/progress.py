@@ -140,6 +140,9 @@ class Follower(AbstractContextManager["Follower"]):
         elif phase == "asked":
             said = Text(f"waiting for you: {record.get('message', '')}", style="bold yellow")
             self._console.print(said, soft_wrap=True)
+        elif phase == "waiting":
+            said = Text(str(record.get("message", "")), style="yellow")
+            self._console.print(said, soft_wrap=True)
         elif phase == "final":
             self._finished.setdefault(chapter, set()).add(str(record["step"]))
             if task is not None:

@@ -23,7 +23,8 @@ class StepView(Protocol):
     def progress(self, what: str, done: float | None) -> None:
         """What is being done now and the fraction (0 to 1) done, None where it is not counted.
 
-        `Asked` words are what the step now waits for a person to do.
+        `Asked` words are what the step now waits for a person to do, `Waiting` words what it waits
+        for that comes by itself.
         """
 
     def output(self, stream: str, text: str) -> None:

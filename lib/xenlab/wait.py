@@ -18,6 +18,11 @@ AGAIN_SECONDS = 1.0
 SAY_SECONDS = 60.0
 """How often it is said that somebody still waits."""
 
+SURE_SECONDS = 3.0
+"""For how long waiting must be in vain: a guest that reboots has no domain for a moment."""
+
+VAIN_HINT = "start it (chapter 11_action does), or look at its console"
+
 
 def _nobody(text: str) -> None:
     return None
@@ -45,23 +50,25 @@ class Wait:
         KeyboardInterrupt when ``stop`` is set; whatever else an attempt raises is raised at once.
         """
         start = time.monotonic()
-        said = looked = float("-inf")
+        said = look_at = float("-inf")
+        vain = False
         while True:
             try:
                 return attempt()
             except ConnectionRefused as error:
                 now = time.monotonic()
-                if now - looked >= self.look_seconds:
-                    looked = now
-                    reason = self.in_vain()
-                    if reason:
-                        raise Unreachable(reason, where=name, hint=error.hint) from error
                 left = start + self.seconds - now
+                if now >= look_at:
+                    reason = self.in_vain()
+                    if reason and (vain or left <= 0):
+                        raise Unreachable(reason, hint=VAIN_HINT) from error
+                    vain = bool(reason)
+                    look_at = now + (SURE_SECONDS if vain else self.look_seconds)
                 if left <= 0:
                     if self.seconds:
                         error.message += f" (waited for {now - start:.0f} s)"
                     raise
-                if now - said >= SAY_SECONDS:
+                if not vain and now - said >= SAY_SECONDS:
                     said = now
                     self.say(f"waiting for {name}, for {left:.0f} s at most: {error.message}")
             if (stop or threading.Event()).wait(min(AGAIN_SECONDS, max(left, 0.0))):

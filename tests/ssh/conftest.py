@@ -202,9 +202,9 @@ def processes_with(variable: str) -> list[int]:
 def descendants(root: int, name: str = "") -> list[int]:
     """All processes below one, only those of a program if ``name`` is given."""
     children: dict[int, list[tuple[int, str]]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            head, _, tail = stat.read_text(errors="replace").rpartition(")")
+            head, _, tail = (folder / "stat").read_text(errors="replace").rpartition(")")
         except OSError:
             continue
         number, _, program = head.partition(" (")

@@ -104,7 +104,7 @@ def test_a_person_may_stop_it(waiting: Waiting, sshd: Sshd) -> None:
 def test_what_waits_in_vain_ends_with_the_reason(sshd: Sshd) -> None:
     waiting = Waiting(sshd, reason="its domain does not run")
     sshd.stop()
-    with pytest.raises(Unreachable, match="^box: its domain does not run"):
+    with pytest.raises(Unreachable, match="^its domain does not run"):
         waiting.ssh.execute("true", timeout=10)
     assert not waiting.said
 

@@ -109,7 +109,8 @@ def test_a_domain_that_computes_or_waits_runs(dom0: Dom0, letters: str) -> None:
 def test_a_domain_that_is_not_there(dom0: Dom0) -> None:
     host, xl = dom0(""), Xl()
     assert host.test(xl.gone("domu1"))
-    assert standing(host, "domu1") == ""
+    # this machine is no dom0 that has just booted: nobody starts that domain
+    assert standing(host, "domu1") == "domu1 does not run: there is no such domain"
     with pytest.raises(StepFailed, match="domu1 does not run"):
         require_running(host, "domu1")
     for resource in (xl.stopped("domu1"), xl.destroyed("domu1")):
@@ -146,6 +147,11 @@ class Deaf(Local):
 
     def connect(self, *_: object) -> None:
         raise ConnectionRefused("nobody listens")
+
+
+def test_nobody_waits_for_a_guest_that_is_not_there(dom0: Dom0) -> None:
+    with pytest.raises(Unreachable, match="domu1 does not run: there is no such domain"):
+        GuestAnswers("domu1", Host(Deaf())).apply(dom0(""), silent)
 
 
 def test_nobody_waits_for_a_guest_that_crashed(dom0: Dom0) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.resources.base import Report
+from xenlab.resources.base import Report, Waiting
 
 WAIT_SECONDS = 600
 """How long a lock is waited for."""
@@ -103,7 +103,7 @@ def run(
 
     Raises StepFailed, with who it is, if a lock was held for too long.
     """
-    lines = _Lines(lambda line: report(line) if line.startswith(WAITING) else None)
+    lines = _Lines(lambda line: report(Waiting(line)) if line.startswith(WAITING) else None)
     result = _hearing(host, lines).run(command, timeout=timeout, check=False)
     if result.status == _GIVEN_UP:
         said = (result.stderr.strip().splitlines() or [""])[-1]

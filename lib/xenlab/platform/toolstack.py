@@ -112,6 +112,9 @@ class Toolstack(Protocol):
     def domains(self, host: Host) -> pd.DataFrame:
         """The domains that there are: name, id, memory_mib, vcpus, state, seconds of CPU time."""
 
+    def why_silent(self, host: Host, name: str) -> str:
+        """Why a guest cannot answer: its domain does not run, or not any more; "" where it does."""
+
     def configurations(self, host: Host) -> pd.DataFrame:
         """What the running domains were created from: type, memory, disks, MACs, bridges."""
 
@@ -197,6 +200,10 @@ class Xl:
         """``xl list``."""
         found = (astuple(one) for one in domain_state.domains(host))
         return pd.DataFrame(found, columns=COLUMNS)
+
+    def why_silent(self, host: Host, name: str) -> str:
+        """The state that ``xl list`` shows; where there is no Xen, no domain runs."""
+        return domain_state.standing(host, name)
 
     def configurations(self, host: Host) -> pd.DataFrame:
         """``xl list -l``."""

@@ -43,6 +43,10 @@ class Asked(str):
     """A report's words that ask a person for something, which the step then waits for."""
 
 
+class Waiting(str):
+    """A report's words about something that must come by itself: a terminal shows them too."""
+
+
 class Report(Protocol):
     """Where a resource tells how far it is."""
 

@@ -17,6 +17,9 @@ CONSOLE_LOGS = "/var/log/xen/console"
 CONSOLE_LINES = 12
 """How many of a crashed guest's last lines are shown."""
 
+BOOT_SECONDS = 300
+"""How long after dom0's boot guests that start with it may still come."""
+
 RUNNING, PAUSED, SHUT_DOWN, CRASHED, DYING = "running", "paused", "shut down", "crashed", "dying"
 
 # One that is being taken down may have crashed before, and a crash is a way of shutting down.
@@ -97,15 +100,21 @@ def require_running(host: Host, name: str) -> Domain:
 
 
 def standing(host: Host, name: str) -> str:
-    """Why nobody needs to wait for a guest: its domain is there and does not run; "" otherwise.
+    """Why nobody needs to wait for a guest: its domain is not there, or does not run; "" otherwise.
 
-    One that is not there may come yet, and where xl cannot say, nothing is known.
+    In dom0's first minutes one that is not there may come yet.
     """
     try:
         found = domain(host, name)
     except CommandFailed:
-        return ""
-    return "" if found is None or found.runs else _stands(host, found)
+        found = None
+    if found is not None:
+        return "" if found.runs else _stands(host, found)
+    young = Command.form(
+        "grep -qs control_d /proc/xen/capabilities && awk '{ exit $1 >= %s }' /proc/uptime",
+        BOOT_SECONDS,
+    )
+    return "" if host.inside("/").test(young) else f"{name} does not run: there is no such domain"
 
 
 def _stands(host: Host, found: Domain) -> str:

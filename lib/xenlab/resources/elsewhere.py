@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from xenlab.errors import ConnectionLost, ConnectionRefused, Unreachable
 from xenlab.host import Host
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Difference, Report, Resource, Waiting
 from xenlab.wait import Wait
 
 ANSWER_SECONDS = 900.0
@@ -34,7 +34,7 @@ class Elsewhere(Resource):
 
         Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
-        Wait(self.seconds, report).until_answered(
+        Wait(self.seconds, lambda line: report(Waiting(line))).until_answered(
             self.name, lambda: self.host.transport.connect(host.stop), host.stop
         )
         self.resource.apply(self._watched(host), report)

@@ -17,7 +17,7 @@ from xenlab.command import Command
 from xenlab.errors import ConnectionLost, NoConnection, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Difference, Report, Resource, Waiting
 from xenlab.resources.domain_state import standing
 from xenlab.resources.guest import RECORDS
 from xenlab.target import SSH_PORT, Target, resolve
@@ -158,6 +158,7 @@ class GuestAnswers(Resource):
         Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
         report(f"waiting for {self.name}")
-        Wait(self.seconds, report, lambda: standing(host, self.name)).until_answered(
+        say, vain = lambda line: report(Waiting(line)), lambda: standing(host, self.name)
+        Wait(self.seconds, say, vain).until_answered(
             self.name, lambda: self.guest.transport.connect(host.stop), host.stop
         )
