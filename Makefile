@@ -10,8 +10,8 @@ help:
 	@echo 'make lab SITE=lab-gentoo  the same with Portage and OpenRC'
 	@echo 'make jupyter    JupyterLab on the chapters, against the running lab'
 	@echo 'make docs       the pages, from the chapters as they ran here'
-	@echo 'make test       lint, types, all tests up to the lab and its rescue system'
-	@echo 'make test-end-to-end  from the empty disk to running guests'
+	@echo 'make test       lint, types, all tests up to the main job: an empty disk becomes a Xen host'
+	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
 	@echo 'make test-gentoo  the whole lab with Portage and OpenRC'
 	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff mends what it can and says the rest'
@@ -30,7 +30,7 @@ docs: bootstrap
 	@echo docs/_build/html/index.html
 
 test: check
-	@$(bin)/pytest tests/unit tests/ssh tests/notebooks tests/browser tests/lab
+	@scripts/test
 
 test-end-to-end: bootstrap-test
 	@$(bin)/pytest --timeout 5400 tests/end_to_end

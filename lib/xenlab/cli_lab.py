@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -146,11 +147,18 @@ def kernels(file: File = None) -> None:
     if site.build_on != "controller":
         raise BadInput(f"build_on: {site.build_on}: this machine is not the one that compiles")
     from xenlab.host import Host
+    from xenlab.lab import signals
     from xenlab.local import Local
     from xenlab.recipes import kernel
 
-    with _reporting() as report:
-        kernel.made(site, Host(Local()), report)
+    host = Host(Local()).marked(token_hex(16))
+    try:
+        with signals.ending_cleanly(), _reporting() as report:
+            kernel.made(site, host, report)
+    except BaseException:
+        # a build is detached: by its mark it is found, and ends with this command
+        host.end_marked(host.mark)
+        raise
 
 
 @app.command()

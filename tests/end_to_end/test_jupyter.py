@@ -9,8 +9,9 @@ from pathlib import Path
 import nbformat
 from playwright.sync_api import Locator, expect
 from tests.browser.jupyter import Jupyter
-from tests.end_to_end.conftest import NAME, Site
+from tests.end_to_end.conftest import NAME
 from tests.notebooks.chapters import FOLDER
+from tests.whole_lab import Site
 
 MINUTES = 60_000
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Request
-from tests.end_to_end.conftest import ROOT, Site
 from tests.end_to_end.test_finish import whole
 from tests.end_to_end.test_jupyter import notebooks_of
 from tests.notebooks.chapters import NOTEBOOKS
+from tests.whole_lab import ROOT, Site
 
 from xenlab import runs
 

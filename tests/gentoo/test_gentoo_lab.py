@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from tests.end_to_end.conftest import Site, fresh, wait_until
+from tests.whole_lab import Site, fresh, power_cycled, wait_until
 
 from xenlab import runs
 
@@ -78,23 +78,13 @@ def test_the_bugfix_stops_and_starts(site: Site) -> None:
 
 
 def test_a_power_cycle_brings_it_back_in_the_right_order(site: Site) -> None:
-    assert site.xenlab("lab", "down", "--hard", "--name", site.name).returncode == 0
-    up = site.xenlab("lab", "up", "-f", str(site.parameters))
-    assert up.returncode == 0, up.stdout + up.stderr
-
-    def back() -> bool:
-        listing = site.ssh("", "xl", "list").splitlines()[2:]
-        return [line.split()[0] for line in listing] == AUTOSTARTED
-
-    wait_until(back, seconds=1800, what="exactly the selected guests run, in their order")
+    power_cycled(site, AUTOSTARTED)
     last = partial(exists, site, "", f"/run/openrc/started/{ORDER[-1]}")
     wait_until(last, seconds=600, what=f"{ORDER[-1]} is started")
     started = site.ssh("", "ls -1tr /run/openrc/started").split()
     assert [name for name in started if name in ORDER] == ORDER
     assert "vif0.1" in site.ssh("", "ip -o link show master xenbr1")
     for guest in AUTOSTARTED:
-        answers = partial(site.answers, guest)
-        wait_until(answers, seconds=1800, what=f"{guest} answers")
         assert "/mnt/share" in site.ssh(guest, "findmnt -rn -t nfs4 -o TARGET || :")
 
 

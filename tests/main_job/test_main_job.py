@@ -1,0 +1,80 @@
+"""The main job, once, with one guest: an empty disk becomes a Xen host, and stays one.
+
+The tests build on each other and run in the order in which they stand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, fresh, killed, power_cycled, statuses
+
+from xenlab import runs
+from xenlab.journal import Journal, verify
+
+# kernels may have to be compiled first; each wait below has its own deadline
+pytestmark = pytest.mark.timeout(5400)
+
+GUEST = "domu1"
+DONE = CHAPTERS[: CHAPTERS.index("12_autostart") + 1]
+"""What it takes until guests come back by themselves; 12 has a power cycle of its own."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The committed lab's site with its first guest alone."""
+    lab = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
+    alone = {
+        "domains": [d for d in lab["domains"] if d["name"] == GUEST],
+        "lan_guests": [g for g in lab["lan_guests"] if g["name"] == GUEST],
+        "autostart": [GUEST],
+        "shared_usr": [],
+        "guest_exports": [],
+    }
+    yield from fresh("lab", "main-job", tmp_path_factory.mktemp("site"), **alone)
+
+
+def test_a_run_killed_in_chapter_09_is_taken_up_again(site: Site) -> None:
+    run = killed(site, "09.", *DONE)
+    before = (run / "journal.jsonl").read_bytes()
+    done = {str(r["chapter"]) for r in Journal(run).records() if r["phase"] == "close"}
+    assert done == set(CHAPTERS[:9])
+
+    resumed = site.xenlab("run", "-f", str(site.parameters), "--resume", str(run))
+    assert resumed.returncode == 0, resumed.stdout[-3000:] + resumed.stderr[-3000:]
+    after = (run / "journal.jsonl").read_bytes()
+    assert after.startswith(before[: before.rindex(b"\n") + 1])
+    verify(run / "journal.jsonl")
+    records = Journal(run).records()
+    opened = Counter(str(r["chapter"]) for r in records if r["phase"] == "open")
+    assert opened == {c: 2 if c.startswith("09") else 1 for c in DONE}
+    changed = Counter(str(r["step"]) for r in records if r.get("status") == "changed")
+    assert {step: n for step, n in changed.items() if n > 1} == {}
+    assert [r["step"] for r in records if r.get("status") == "aborted"]
+
+
+def test_a_second_run_finds_nothing_to_do(site: Site) -> None:
+    again = site.xenlab("run", *DONE, "-f", str(site.parameters), timeout=HOUR)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    ended = statuses(runs.find(site.runs, "last"))
+    assert {step: status for step, status in ended.items() if status != "ok"} == {}
+
+
+def test_after_a_hard_power_cycle_the_guest_is_back_and_no_service_has_failed(site: Site) -> None:
+    power_cycled(site, [GUEST])
+
+
+def test_a_service_that_fails_is_named_with_what_it_said(site: Site) -> None:
+    for domain in ("dom0", GUEST):
+        task = f"systemd-run --unit a-task sh -c 'echo no luck in {domain}; exit 1'"
+        site.ssh(domain, f"{task}; until systemctl --quiet is-failed a-task; do sleep 1; done")
+    check = site.xenlab("check", "12", "-f", str(site.parameters))
+    assert check.returncode == 3, check.stdout[-3000:] + check.stderr[-3000:]
+    assert check.stdout.count("has failed: a-task.service: ") >= 2
+    for domain in ("dom0", GUEST):
+        assert f"no luck in {domain}" in check.stdout
+        site.ssh(domain, "systemctl", "reset-failed")
+    assert site.xenlab("check", "12", "-f", str(site.parameters)).returncode == 0
