@@ -10,12 +10,15 @@ import tarfile
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
+from tests.ssh.conftest import processes_with, wait_until
 from tests.unit.rootdir import root_with
 
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
@@ -382,6 +385,27 @@ def test_a_stopped_step_ends_its_build(
     monkeypatch.setenv("SLOWNESS", "0")
     KernelBuilt(build).apply(host, silent)
     KernelBuilt(build).verify(host)
+
+
+def test_kernels_compiled_ahead_end_with_the_command_that_compiles_them(
+    archive: Path, tmp_path: Path
+) -> None:
+    site = yaml.safe_load((LIB.parent / "parameters" / "lab.yaml").read_text())
+    file = tmp_path / "site.yaml"
+    file.write_text(yaml.safe_dump(site | {"kernel_source": str(archive)}))
+    cache = {"XENLAB_CACHE": str(tmp_path / "cache"), "SLOWNESS": "1234"}
+    ahead = subprocess.Popen(
+        [sys.executable, "-m", "xenlab", "lab", "kernels", "-f", str(file)],
+        env={**os.environ, **cache, "PYTHONPATH": str(LIB)},
+        stdin=subprocess.DEVNULL,
+        # what is started in the background of a script may have to ignore it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
+    )
+    begun = tmp_path / "cache" / "kernel" / "started"
+    wait_until(lambda: begun.exists() or ahead.poll() is not None, 120)
+    ahead.terminate()
+    assert ahead.wait(120) == 128 + signal.SIGTERM
+    assert processes_with(f"XENLAB_CACHE={cache['XENLAB_CACHE']}") == []
 
 
 def test_a_missing_archive_is_said_before_anything_is_done(tmp_path: Path, host: Host) -> None:
