@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import threading
@@ -16,6 +17,7 @@ from tests.ssh.conftest import Sshd, kill, wait_until
 from tests.ssh.test_loginshell import SHELLS, forced, make_noise
 from tests.unit.rootdir import root_with
 
+from xenlab import wholefile
 from xenlab.command import Command
 from xenlab.errors import ConnectionLost, StepFailed, XenlabError
 from xenlab.host import Host
@@ -367,3 +369,14 @@ def test_another_file_of_the_same_length_is_not_what_was_sent(ssh: SSH, tmp_path
     assert (result.status, result.stderr) == (74, f"not all of {tmp_path}/file has arrived\n")
     assert not (tmp_path / "file").exists()
     assert Host(ssh).run(command, input=b"right").ok
+
+
+def test_no_other_script_makes_a_file_of_a_command_s_input() -> None:
+    package = Path(wholefile.__file__).parent
+    found = {
+        path.name
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".sh", ".j2")
+        and any(re.search(r"\bcat\s*>[^&<]*$", line) for line in path.read_text().splitlines())
+    }
+    assert found == {"wholefile.py", "copying.py"}

@@ -123,7 +123,7 @@ class KernelInstalled(Resource):
         for name, path in copies.items():
             if self.builder.transport is host.transport:
                 source = self.builder.path(f"{result}/{name}")
-                host.inside("/").run(Command.argv("cp", "--", source, host.path(path)))
+                host.inside("/").run(Command.argv("cp", "--", source, host.followed(path)))
             else:
                 host.upload(Path(self.builder.path(f"{result}/{name}")), path)
 
