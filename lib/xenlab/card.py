@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+from xenlab.plain import clean
 from xenlab.resources.base import Difference
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ SHOWN_ROWS = 500
 
 TAIL_LINES = 12
 """How many lines of output are seen while a step runs."""
-
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 # White text stands on these, so they read the same on a light and on a dark page.
 COLOURS = {
@@ -125,13 +122,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def clean(text: str) -> str:
-    """Terminal output as plain lines: no escape sequences; what a line overwrote is gone."""
-    text = _ESCAPES.sub("", text.replace("\r\n", "\n"))
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    return _CONTROLS.sub("", "\n".join(lines))
-
-
 def shown(text: str) -> tuple[str, bool]:
     """The part of an output that stands in a page, at most `SHOWN_BYTES`; whether it was cut."""
     data = text.encode()
@@ -165,14 +155,20 @@ def _template() -> Template:
     return environment().get_template("step.html.j2")
 
 
+def _plain(value: object) -> object:
+    # what is HTML already was made of plain texts
+    return clean(value) if type(value) is str else value
+
+
 def environment() -> Environment:
-    """Jinja2 over ``xenlab/templates`` for pages: every value is escaped."""
+    """Jinja2 over ``xenlab/templates`` for pages: every value is escaped, and plain text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader("xenlab", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_plain,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from xenlab import cli_lab, cli_runs
 from xenlab.cli_runs import Runs
 from xenlab.errors import BadInput, XenlabError
+from xenlab.terminal import Terminal
 
 if TYPE_CHECKING:
     from xenlab.batch import Outcome
@@ -104,7 +104,7 @@ def check(
     from xenlab.step import WOULD_CHANGE
 
     drift = [s for c in outcome.chapters for s in c.steps if s.status == WOULD_CHANGE]
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     if not drift:
         console.print(Text("\nno drift"))
         return
@@ -134,7 +134,7 @@ def render(
 
     written = rendering.write(wanted, output)
     chapters = len({artefact.chapter for artefact in written})
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     console.print(f"{len(written)} files in {chapters} chapters; {output / 'CONTENTS'} lists them")
 
 
@@ -147,7 +147,7 @@ def main(words: list[str] | None = None) -> None:
     except XenlabError as error:
         if "--debug" in own:
             raise
-        console = Console(stderr=True, soft_wrap=True)
+        console = Terminal(stderr=True, soft_wrap=True)
         console.print(Text(str(error), style="bold red" if console.is_terminal else ""))
         sys.exit(2 if isinstance(error, BadInput) else 1)
 
@@ -165,7 +165,7 @@ def _run(
     """Execute chapters and show what came of it; ends the program where not all are done."""
     from xenlab import batch
 
-    console = Console()
+    console = Terminal()
     chapter_folder = notebooks or kept_notebooks()
     if resume:
         work = batch.prepare_resume(chapter_folder, cli_runs.find(resume, runs), file)
@@ -189,7 +189,7 @@ def _run(
     if outcome.status:
         problem = outcome.problem or "not all chapters are done"
         again = f"xenlab run --resume {outcome.folder.name}"
-        complaint = Console(stderr=True, soft_wrap=True)
+        complaint = Terminal(stderr=True, soft_wrap=True)
         style = "bold red" if complaint.is_terminal else ""
         complaint.print(Text(f"\n{problem}", style=style))
         complaint.print(Text(f"take it up again: {again}"))

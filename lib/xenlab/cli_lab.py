@@ -12,7 +12,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,6 +20,7 @@ from typer.core import TyperCommand
 
 from xenlab import durable
 from xenlab.errors import BadInput, XenlabError
+from xenlab.terminal import Terminal
 
 if TYPE_CHECKING:
     from xenlab.lab import Lab, Status
@@ -266,13 +266,13 @@ def _print_facts(facts: Mapping[str, str]) -> None:
     for key, value in facts.items():
         if value:
             table.add_row(key, Text(value))
-    Console().print(table)
+    Terminal().print(table)
 
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
     """A bar for each long thing on a terminal, a line elsewhere."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     bars = Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}"),

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from xenlab.card import duration
+from xenlab.terminal import Terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def list_runs(runs: Runs = None) -> None:
     for run in found.to_dict("records"):
         done = f"{run['done']}/{run['chapters']}"
         table.add_row(run["run"], run["mode"], done, run["state"], duration(run["seconds"]))
-    Console().print(Text(f"no run in {runs_folder(runs)} yet") if found.empty else table)
+    Terminal().print(Text(f"no run in {runs_folder(runs)} yet") if found.empty else table)
 
 
 @app.command()
@@ -50,7 +50,7 @@ def show(run: RunName = "last", runs: Runs = None) -> None:
 
     folder = find(run, runs)
     states = folders.states(folder)
-    console = Console()
+    console = Terminal()
     console.print(summary(states))
     for state in states:
         if state.message:
@@ -69,7 +69,7 @@ def diff(
     from xenlab import history
 
     first, second = find(run, runs), find(other, runs)
-    console = Console()
+    console = Terminal()
     changes = history.parameter_changes(first, second)
     pairs = history.step_pairs(first, second)
     steps = pairs if every else pairs[pairs["first"] != pairs["second"]]
@@ -110,7 +110,7 @@ def verify(
 
     folder = find(run, runs)
     found = inspect(folder, signers)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     if found.problems:
         for problem in found.problems:
             console.print(Text(problem, style="bold red" if console.is_terminal else ""))
@@ -154,7 +154,7 @@ def find(name: str, runs: Path | None) -> Path:
     return folders.find(runs_folder(runs), name)
 
 
-def _print_parameters(console: Console, changes: pd.DataFrame, first: str, second: str) -> None:
+def _print_parameters(console: Terminal, changes: pd.DataFrame, first: str, second: str) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("parameter", first, second):
         table.add_column(name, overflow="fold")
@@ -164,7 +164,7 @@ def _print_parameters(console: Console, changes: pd.DataFrame, first: str, secon
     console.print()
 
 
-def _print_steps(console: Console, steps: pd.DataFrame, first: str, second: str) -> None:
+def _print_steps(console: Terminal, steps: pd.DataFrame, first: str, second: str) -> None:
     from xenlab.progress import styled
 
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -16,6 +16,7 @@ from xenlab.card import Card, environment
 from xenlab.errors import XenlabError
 from xenlab.painted import PaintedStep
 from xenlab.panel.consent import ConsentCard
+from xenlab.plain import clean
 from xenlab.view import StepView
 
 # IPython's functions have no types.
@@ -67,7 +68,7 @@ def _bundle(card: Card) -> dict[str, str]:
     plain = f"{card.status}  {card.title}  {card.duration}".rstrip()
     if card.message:
         plain += f"\n{card.message}"
-    return {"text/html": card.html(), "text/plain": plain}
+    return {"text/html": card.html(), "text/plain": clean(plain)}
 
 
 def in_notebook() -> bool:
@@ -89,6 +90,6 @@ def _sentence(
     trace: TracebackType | None,
     tb_offset: int | None = None,
 ) -> list[str]:
-    lines = [f"{kind.__name__}: {error}"]
+    lines = [clean(f"{kind.__name__}: {error}")]
     shell._showtraceback(kind, error, lines)
     return lines

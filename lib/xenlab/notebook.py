@@ -14,6 +14,7 @@ from xenlab import display
 from xenlab.card import duration
 from xenlab.chapter import Chapter
 from xenlab.opening import open_chapter as open_in_view
+from xenlab.plain import clean
 from xenlab.resources.base import Asked, Difference, Waiting
 from xenlab.view import VIEW, StepView, View
 
@@ -41,7 +42,8 @@ class TextView:
 
     def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
         """A line that says where the chapter works and where its records go."""
-        print(f"{name}: site {site}, host {host}, mode {mode}, run {run}", file=self._out)
+        line = f"{name}: site {site}, host {host}, mode {mode}, run {run}"
+        print(clean(line), file=self._out)
 
     def step_started(self, title: str) -> StepView:
         """A step, shown when it is finished."""
@@ -72,7 +74,7 @@ class TextStep:
         """What is waited for, at once; the rest is over when the step is written."""
         if isinstance(what, Asked | Waiting):
             you = "waiting for you: " if isinstance(what, Asked) else ""
-            print(f"{you}{what}", file=self._out, flush=True)
+            print(clean(f"{you}{what}"), file=self._out, flush=True)
 
     def output(self, stream: str, text: str) -> None:
         """Nothing: the whole output is a file in the run folder."""
@@ -98,4 +100,4 @@ class TextStep:
 
     def _add(self, text: str) -> None:
         with self._lock:
-            self._lines.extend(f"    {line}" for line in text.rstrip("\n").splitlines())
+            self._lines.extend(f"    {line}" for line in clean(text).rstrip("\n").splitlines())

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from xenlab.card import COLOURS, SHOWN_BYTES, TAIL_LINES, Card, clean, diff_lines, duration
+from xenlab.card import COLOURS, SHOWN_BYTES, TAIL_LINES, Card, diff_lines, duration
 from xenlab.notebook import TextView
+from xenlab.plain import clean
 from xenlab.resources.base import Difference
 
 HOSTILE = "<script>alert(1)</script> \" ' & </pre></details> <img src=x onerror=alert(2)>"

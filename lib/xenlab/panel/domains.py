@@ -10,7 +10,6 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from xenlab.card import clean
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import XenlabError
@@ -19,6 +18,7 @@ from xenlab.opening import new_run_folder, runs_folder
 from xenlab.panel.cards import CardView
 from xenlab.panel.worker import Worker
 from xenlab.parameters import Parameters
+from xenlab.plain import clean
 from xenlab.resources.base import Resource
 from xenlab.resources.domain_state import CRASHED, RUNNING, log_path
 
@@ -146,7 +146,7 @@ class DomainPanel:
             self._book.stop.set()
 
     def _say(self, text: str) -> None:
-        self.message.value = f'<pre style="white-space: pre-wrap">{escape(text)}</pre>'
+        self.message.value = f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
 
     def _show_buttons(self) -> None:
         busy = self._worker.busy
