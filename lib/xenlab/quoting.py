@@ -48,6 +48,22 @@ def grub(words: Iterable[str]) -> Quoted:
     return Quoted(" ".join(_grub_word(each) for each in words))
 
 
+def cmdline(value: object) -> Quoted:
+    """A kernel's command line where the file has no quoting: GRUB legacy's grub.conf."""
+    text = str(value)
+    if not re.fullmatch(r"[A-Za-z0-9._,:;=/@%+~^!*#\[\] -]*", text):
+        raise BadInput(f"{text!r} cannot stand in a file that knows no quoting")
+    return Quoted(text)
+
+
+def kconfig(value: object) -> Quoted:
+    """A line of a kernel's .config."""
+    text = _line(value)
+    if not re.match(r"CONFIG_\w+=\S", text, re.ASCII):
+        raise BadInput(f"{text!r} is no line of a kernel's .config")
+    return Quoted(text)
+
+
 def xl(value: object) -> Quoted:
     """A string of xl.cfg(5), as its reader takes it apart (libxlu_cfg: backslash escapes)."""
     text = str(value)
@@ -63,7 +79,7 @@ def xl_list(values: Iterable[str]) -> Quoted:
 
 def unit(value: object) -> Quoted:
     """A setting of a unit that is one path to the end of its line (systemd.unit(5))."""
-    text = _line(value)
+    text = _unit_line(value)
     if text != text.strip() or text.endswith("\\"):
         raise BadInput(f"{text!r} cannot stand in a unit: a blank or \\ at its end is lost")
     return Quoted(text.replace("%", "%%"))
@@ -71,13 +87,13 @@ def unit(value: object) -> Quoted:
 
 def unit_word(value: object) -> Quoted:
     """A path among others in a unit's setting (systemd.syntax(7))."""
-    text = _line(value).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    text = _unit_line(value).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return Quoted(f'"{text}"')
 
 
 def instance(value: object) -> Quoted:
     """The part of a unit's name between @ and its suffix, as systemd-escape(1) writes it."""
-    encoded = _line(value).encode()
+    encoded = _unit_line(value).encode()
     return Quoted("".join(_escaped(byte, first=not at) for at, byte in enumerate(encoded)))
 
 
@@ -121,6 +137,8 @@ FILTERS: dict[str, Callable[[Any], Quoted]] = {
         comment,
         sh,
         grub,
+        cmdline,
+        kconfig,
         xl,
         xl_list,
         unit,
@@ -154,6 +172,14 @@ def _line(value: object) -> str:
     text = str(value)
     if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
         raise BadInput(f"{text!r} cannot stand in a line of a file: it is no line of plain text")
+    return text
+
+
+def _unit_line(value: object) -> str:
+    text = _line(value)
+    # no characters at all to Unicode, and systemd passes over a line with one of them
+    if any(ord(each) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(each) <= 0xFDEF for each in text):
+        raise BadInput(f"{text!r} cannot stand in a unit: it is no text to systemd")
     return text
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader, StrictUndefined
 
 from xenlab.errors import BadInput
 from xenlab.parameters import Parameters
+from xenlab.quoting import environment
 
 PLATFORM = "gentoo-2006"
 KERNEL = "2.6.16"
@@ -52,13 +53,8 @@ def render(site: Parameters) -> list[Artefact]:
             f"only {PLATFORM} is rendered, and {site.site} is {site.platform}",
             hint="a machine of today is planned: xenlab plan",
         )
-    templates = Environment(
-        loader=PackageLoader("xenlab", _FOLDER),
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    templates = environment(
+        loader=PackageLoader("xenlab", _FOLDER), undefined=StrictUndefined, lstrip_blocks=True
     )
     found = []
     for entry in contents():

@@ -168,6 +168,7 @@ def test_exports(text: str) -> None:
 @example(HOSTILE)
 @example("a/b-c.d")
 def test_units(tmp_path: Path, text: str) -> None:
+    text = text[:15]  # a unit's name has an end, as an interface's has
     path = "/x/" + text.replace("/", "")
     if not (whole := kept(quoting.unit, path)):
         return

@@ -102,6 +102,24 @@ def test_commands_and_scripts_are_sound_shell(texts: dict[str, str]) -> None:
             assert done.returncode == 0, (place, done.stderr)
 
 
+def test_a_path_is_no_command(tmp_path: Path) -> None:
+    image = "/mnt/share/$(touch T) 'a' \"b\" `touch T`/base.tar.gz"
+    site = SITE.model_copy(update={"image": image})
+    text = "\n".join(a.text for a in render(site) if a.path == "commands.txt")
+    lines = [line for line in text.splitlines() if line.startswith(("tar ", 'mkdir -p "$'))]
+    said = 'tar() { for each do printf "%s\\n" "$each"; done; }; mkdir() { tar "$2"; }\n'
+    done = subprocess.run(
+        ["sh", "-euc", said + "\n".join(lines)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    on_share = "/mnt/tmp" + image.removeprefix("/mnt/share")
+    assert {image, on_share, on_share.rpartition("/")[0]} <= set(done.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_patch_applies_to_the_script_that_the_howto_shows(tmp_path: Path) -> None:
     patch = next(a.text for a in render(SITE) if a.path == "syslog-ng.patch")
     old = [line[1:] for line in patch.splitlines()[3:] if line[:1] in " -"]
