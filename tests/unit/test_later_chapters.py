@@ -22,7 +22,7 @@ from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain_config import MARK, DomainAddition, DomainConfig, joined, parts
 from xenlab.resources.early_boot import parse as parse_needed
 from xenlab.resources.elsewhere import Elsewhere
-from xenlab.resources.nfs import ListensOnlyOn, parse_exports
+from xenlab.resources.nfs import ListensOnlyOn, parse_exports, with_entry
 from xenlab.resources.shown import Shown
 
 HOST = Host(Local())
@@ -253,3 +253,28 @@ def test_the_overview_of_a_host() -> None:
     assert found["exports"] == "/mnt/share to 10.66.0.0/24"
     assert found["start with dom0"] == "domu1"
     assert found["domains"].startswith("Domain-0 (")
+
+
+# -- fstab
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", "NEW\n"),
+        ("# /mnt/share is shared\na / ext4", "# /mnt/share is shared\na / ext4\nNEW\n"),
+        ("old:/ /mnt/share nfs\nb  /b\text4  x\n", "b  /b\text4  x\nNEW\n"),
+        ("b /mnt/share2 x\n\n#\udcff\x0c\n", "b /mnt/share2 x\n\n#\udcff\x0c\nNEW\n"),
+    ],
+)
+def test_a_line_of_fstab_replaces_the_one_of_its_path_alone(text: str, wanted: str) -> None:
+    assert with_entry(text, "/mnt/share", "NEW") == wanted
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\n"), max_size=20), max_size=6))
+def test_all_other_lines_of_fstab_stay(lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    kept = [line for line in lines if line.startswith("#") or line.split()[1:2] != ["/x"]]
+    once = with_entry(text, "/x", "server:/x /x nfs4")
+    assert once == "".join(f"{line}\n" for line in (*kept, "server:/x /x nfs4"))
+    assert with_entry(once, "/x", "server:/x /x nfs4") == once

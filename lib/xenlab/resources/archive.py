@@ -19,18 +19,13 @@ _EMPTY, _FOREIGN = 44, 45
 
 
 def send(host: Host, local: Path, remote: str, report: Report) -> None:
-    """Copy a file to a host; it has its final name as soon as it is whole, and not before.
-
-    SSH itself sees to it that what arrives is what was sent.
-    """
+    """Copy a file to a host; it has its name as soon as it is whole, and not before."""
 
     def progress(done: int, total: int) -> None:
         report(f"uploading {local.name}", done / total if total else None)
 
-    part = f"{remote}.part"
     host.run(Command.argv("mkdir", "-p", "--", str(PurePosixPath(remote).parent)))
-    host.upload(local, part, progress)
-    host.run(Command.argv("mv", "-f", "--", part, remote))
+    host.upload(local, remote, progress)
 
 
 @dataclass(frozen=True)
