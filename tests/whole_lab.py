@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.lab import second_disk
 
 from xenlab.journal import Journal
 from xenlab.lab import Lab
 from xenlab.lab.cache import cache_root
+from xenlab.parameters import load
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks").glob("[01]?_*.ipynb"))
@@ -95,10 +97,14 @@ def fresh(parameters: str, name: str, folder: Path, **keys: Any) -> Iterator[Sit
     site = Site(file, folder / "runs", name)
     lab.down(hard=True)
     lab.reset()
+    # last year's disk, with the labels of the site's own: no step may write to it
+    second = lab.machine.second_disk
+    before = second_disk.make(second, load(file))
     up = site.xenlab("lab", "up", "-f", str(file))
     assert up.returncode == 0, up.stdout + up.stderr
     yield site
     lab.down(hard=True)
+    assert second_disk.digest(second) == before, "a step wrote to another disk"
 
 
 def statuses(run: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from xenlab import abandoned, hidden
 from xenlab.consent import require_consent
+from xenlab.disklayout import device
 from xenlab.errors import (
     ChapterOrder,
     CommandTimeout,
@@ -27,7 +28,7 @@ from xenlab.journal import Journal
 from xenlab.local import Local
 from xenlab.parameters import Parameters
 from xenlab.resources.base import Difference, Resource
-from xenlab.resources.disk import installed_root
+from xenlab.resources.partitions import ROOT_PARTITION, installed_root
 from xenlab.seams import Seams
 from xenlab.ssh import SSH, Target
 from xenlab.step import CHANGED, OK, WOULD_CHANGE, Step
@@ -56,6 +57,7 @@ class Chapter(Seams):
         self.mode = mode
         self.stop = threading.Event()
         self.consents: list[str] = []
+        self._identities: dict[str, str] = {}
         self._secrets = hidden.known(site.ssh.identity, site.secrets)
         self.controller = Host(Local(), secrets=self._secrets)
         self.host = Host(SSH(_target(site)), secrets=self._secrets)
@@ -71,7 +73,7 @@ class Chapter(Seams):
     def root(self) -> str:
         """Where the installed system's root is: ``/``, or ``/mnt/dom0`` in the rescue system."""
         if self._root is None:
-            self._root = installed_root(self.host)
+            self._root = installed_root(self.host, device(self.site, ROOT_PARTITION))
         return self._root
 
     @property
@@ -235,14 +237,15 @@ class Chapter(Seams):
         if self.mode == "plan":
             step.status = WOULD_CHANGE
             return False
-        for device in sorted({r.wipes() for r in todo} - {""}):
-            self._consent(host, device)
+        for wiped in sorted({r.wipes() for r in todo} - {""}):
+            self._consent(host, wiped)
         step.running()
         return True
 
     def _consent(self, host: Host, device: str) -> None:
         try:
-            require_consent(host, device, (*self.site.may_wipe, *self.consents))
+            allowed = (*self.site.may_wipe, *self.consents)
+            self._identities[device] = require_consent(host, device, allowed)
         except ConsentNeeded as needed:
             if needed.serial:
                 self._view.consent(needed.device, needed.serial, self.consent)
@@ -254,7 +257,8 @@ class Chapter(Seams):
         def report(what: str, done: float | None = None) -> None:
             step.report(what, done, label)
 
-        for resource in resources:
+        for wanted in resources:
+            resource = wanted.consented(self._identities.get(wanted.wipes(), ""))
             try:
                 resource.apply(watched, report)
             except ConnectionLost as error:

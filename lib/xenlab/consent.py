@@ -1,33 +1,38 @@
-"""Consent: nothing is wiped unless its disk's serial was named, and never while it is mounted."""
+"""Consent: nothing is wiped unless its disk was named, and never while it is in use."""
 
 from __future__ import annotations
 
 from xenlab.errors import ConsentNeeded
 from xenlab.host import Host
-from xenlab.resources.disk import device_facts
+from xenlab.resources.identity import Identified, identified
 
 
-def require_consent(host: Host, device: str, may_wipe: tuple[str, ...]) -> None:
-    """Raise ConsentNeeded unless the serial of the device's disk is in ``may_wipe``.
+def require_consent(host: Host, device: str, may_wipe: tuple[str, ...]) -> str:
+    """The identity of the device's disk; raises ConsentNeeded unless ``may_wipe`` names it.
 
-    A device that is mounted, or holds a mounted partition, is refused whatever was consented to.
+    A device that is in use, or holds what is, is refused whatever was consented to.
     """
-    facts = device_facts(host, device)
-    if facts.mounted_on:
-        raise ConsentNeeded(
-            f"{device} is in use ({', '.join(facts.mounted_on)}) and is never wiped while it is",
+    found = identified(host, device)
+    refused = refusal(found, device, may_wipe)
+    if refused is not None:
+        raise refused
+    return found.identity
+
+
+def refusal(found: Identified, device: str, may_wipe: tuple[str, ...]) -> ConsentNeeded | None:
+    """Why the device must not be wiped, None where it may be."""
+    if found.device.used:
+        return ConsentNeeded(
+            f"{device} is in use ({', '.join(found.device.used)}) and is never wiped while it is",
             hint="unmount it, or name another disk",
         )
-    if not facts.serial:
-        raise ConsentNeeded(
-            f"{device} has no serial number, so nobody can consent to wiping just this disk",
-            hint="name a disk with a serial (lsblk -o NAME,SERIAL)",
-        )
-    if facts.serial not in may_wipe:
-        raise ConsentNeeded(
-            f"this step destroys all data on {device}, whose disk has the serial {facts.serial}; "
-            f"may_wipe allows only: {', '.join(may_wipe) or 'nothing'}",
-            hint=f"add {facts.serial} to may_wipe if this is really the disk to wipe",
-            device=device,
-            serial=facts.serial,
-        )
+    if any(value in may_wipe for _, value in found.known_by):
+        return None
+    kind, best = found.known_by[0]
+    return ConsentNeeded(
+        f"this step destroys all data on {device}, whose disk has the {kind} {best}; "
+        f"may_wipe allows only: {', '.join(may_wipe) or 'nothing'}",
+        hint=f"add {best!r} to may_wipe if this is really the disk to wipe",
+        device=device,
+        serial=best,
+    )

@@ -42,6 +42,27 @@ def partitions(site: Parameters) -> list[Partition]:
     ]
 
 
+def partition_names(site: Parameters) -> tuple[str, ...]:
+    """The names of the site's partitions, in their order."""
+    return tuple(partition.name for partition in partitions(site))
+
+
+def device(site: Parameters, name: str) -> str:
+    """The device of one of the site's partitions, on the site's own disk."""
+    return partition_path(site.disk, partition_names(site).index(name) + 1)
+
+
+def partition_path(disk: str, number: int) -> str:
+    """The device of a disk's partition, by the rules of kernel and udev.
+
+    ``/dev/vda4``, ``/dev/nvme0n1p4``, ``/dev/disk/by-id/…-part4``: it lies on this disk and no
+    other, whatever names and labels another one has.
+    """
+    if disk.startswith(("/dev/disk/", "/dev/mapper/")):
+        return f"{disk}-part{number}"
+    return f"{disk}{'p' if disk[-1:].isdigit() else ''}{number}"
+
+
 def swap_files_mib(site: Parameters) -> int:
     """MiB of an ext4 file system that has room for the swap file of every domain.
 

@@ -14,11 +14,12 @@ from xenlab.parameters import Parameters
 from xenlab.recipes import base_system, disk
 
 HOST = Host(Local())
+NAMES = ("dom0root", "boot", "dom0swap", "share", "domuswap")
 
 
 def fstab(folder: Path, site: Parameters) -> dict[str, dict[str, str]]:
     """The fstab as libmount reads it."""
-    file = base_system.fstab(site)
+    file = base_system.fstab_file(site, {name: f"uuid-of-{name}" for name in NAMES})
     path = folder / "fstab"
     path.write_text(file.text())
     shown = HOST.run(f"findmnt --fstab --tab-file '{path}' -J -o SOURCE,TARGET,FSTYPE,OPTIONS")
@@ -28,25 +29,29 @@ def fstab(folder: Path, site: Parameters) -> dict[str, dict[str, str]]:
 def test_fstab_names_partitions(tmp_path: Path) -> None:
     rows = fstab(tmp_path, Parameters())
     assert {source: row["target"] for source, row in rows.items()} == {
-        "PARTLABEL=dom0root": "/",
-        "PARTLABEL=boot": "/boot",
-        "PARTLABEL=dom0swap": "none",
-        "PARTLABEL=share": "/mnt/share",
-        "PARTLABEL=domuswap": "/mnt/domuswap",
+        "PARTUUID=uuid-of-dom0root": "/",
+        "PARTUUID=uuid-of-boot": "/boot",
+        "PARTUUID=uuid-of-dom0swap": "none",
+        "PARTUUID=uuid-of-share": "/mnt/share",
+        "PARTUUID=uuid-of-domuswap": "/mnt/domuswap",
     }
-    assert rows["PARTLABEL=share"]["options"] == "noatime"
+    assert rows["PARTUUID=uuid-of-share"]["options"] == "noatime"
 
 
 @pytest.mark.parametrize("share", ["/srv/all of it", "/srv/back\\slash", "/srv/a#b"])
 def test_fstab_keeps_a_strange_path_whole(tmp_path: Path, share: str) -> None:
     site = Parameters().model_copy(update={"share": share})
-    assert fstab(tmp_path, site)["PARTLABEL=share"]["target"] == share
+    assert fstab(tmp_path, site)["PARTUUID=uuid-of-share"]["target"] == share
 
 
 def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:
     site = Parameters(share="/srv/all")
-    now = {Path(m.source).name: m.target for m in disk.mounts(site, "/")}
-    then = {k.removeprefix("PARTLABEL="): v["target"] for k, v in fstab(tmp_path, site).items()}
+    numbers = {"/dev/vda4": "dom0root", "/dev/vda2": "boot", "/dev/vda5": "share"}
+    numbers["/dev/vda9"] = "domuswap"
+    now = {numbers[m.source]: m.target for m in disk.mounts(site, "/")}
+    then = {
+        k.removeprefix("PARTUUID=uuid-of-"): v["target"] for k, v in fstab(tmp_path, site).items()
+    }
     assert now == {name: target for name, target in then.items() if target != "none"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,12 @@ from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.parameters import Domain, Parameters
 from xenlab.recipes import disk as recipe
+from xenlab.resources.blockdevices import parse
 from xenlab.resources.disk import (
     LINUX_DATA,
-    DeviceFacts,
     Filesystem,
     Partition,
     PartitionTable,
-    device_facts,
-    installed_root,
-    parse_facts,
 )
 from xenlab.resources.mount import SwapFile
 
@@ -84,6 +82,24 @@ class TestPartitionTable:
     def test_another_label_is_a_difference(self) -> None:
         assert lab_table().compare(table(label="dos")) is not None
 
+    def test_what_would_be_lost_is_said_of_each_partition(self) -> None:
+        devices = parse((RECORDED / "disks-lab.txt").read_text())
+        disk = replace(devices, path="/dev/vda")
+        difference = lab_table().compare(table(), disk)
+        assert difference is None, "nothing is lost"
+        difference = lab_table().compare(table(label="dos"), disk)
+        assert difference is not None
+        lost = {row["number"]: row["lost"] for row in difference.rows}
+        assert lost["1"] == ""
+        assert lost["4"] == "ext4 “dom0root”, 3072 MiB, in use as /mnt/dom0"
+
+    def test_a_number_that_is_left_out_is_a_difference(self) -> None:
+        parts = [dict(part) for part in table()["partitions"]]
+        parts[8]["node"] = "/dev/vda12"
+        difference = lab_table().compare(table(partitions=parts))
+        assert difference is not None
+        assert [row["number"] for row in difference.rows if row["same"] == "no"] == ["9", "12"]
+
     @given(number=st.integers(0, 8), what=st.sampled_from(["name", "size", "type"]))
     def test_a_partition_that_differs_is_the_one_that_is_named(
         self, number: int, what: str
@@ -101,7 +117,7 @@ class TestPartitionTable:
     def test_one_partition_more_or_less_is_a_difference(self) -> None:
         parts = table()["partitions"]
         fewer = lab_table().compare(table(partitions=parts[:-1]))
-        more = lab_table().compare(table(partitions=[*parts, parts[0]]))
+        more = lab_table().compare(table(partitions=[*parts, dict(parts[0], node="/dev/vda10")]))
         assert fewer is not None and fewer.rows[-1]["found"] == "none"
         assert more is not None and more.rows[-1]["wanted"] == "none"
 
@@ -117,6 +133,10 @@ class TestPartitionTable:
         assert wanted.probe(HOST) is not None
         wanted.apply(HOST, quiet)
         wanted.verify(HOST)
+        guid = HOST.run(f"sfdisk --disk-id '{tmp_path}/disk '\\''a'").stdout
+        wanted.apply(HOST, quiet)
+        again = HOST.run(f"sfdisk --disk-id '{tmp_path}/disk '\\''a'").stdout
+        assert again == guid, "a disk without a serial is known by it"
         assert "No errors detected" in HOST.run(f"sfdisk --verify '{tmp_path}/disk '\\''a'").stdout
 
     @given(count=st.integers(1, 40), swap=st.integers(1, 4096))
@@ -129,7 +149,7 @@ class TestPartitionTable:
 
     def test_a_missing_disk_is_refused_with_those_there_are(self) -> None:
         with pytest.raises(
-            BadInput, match="there is no disk /dev/nowhere\nTry: the disks there are"
+            BadInput, match="there is no block device /dev/nowhere\nTry: the disks there are"
         ):
             PartitionTable("/dev/nowhere", ()).probe(HOST)
 
@@ -193,44 +213,6 @@ class TestSwapFile:
         wanted.apply(HOST, quiet)
         HOST.run(f"{damage} {tmp_path}/guest.swap")
         assert wanted.probe(HOST) is not None
-
-
-class TestFacts:
-    def lab(self, device: str) -> DeviceFacts:
-        """What the lab's machine said of a device, after chapter 01."""
-        recorded = (RECORDED / "device-facts-lab.txt").read_text()
-        return parse_facts(recorded.replace("/dev/vda6\n", f"{device}\n", 1))
-
-    def test_a_partition_has_its_disks_serial(self) -> None:
-        assert self.lab("/dev/vda6") == DeviceFacts("XENLAB-CH02", (), 1536)
-        assert self.lab("/dev/vda4").mounted_on == ("/mnt/dom0",)
-
-    def test_a_disk_is_mounted_where_its_partitions_are(self) -> None:
-        facts = self.lab("/dev/vda")
-        assert facts.size_mib == 16384
-        assert facts.mounted_on == (
-            "/mnt/dom0/boot",
-            "/mnt/dom0",
-            "/mnt/dom0/mnt/share",
-            "/mnt/dom0/mnt/domuswap",
-        )
-
-    def test_without_udev_the_serial_comes_from_sysfs(self) -> None:
-        recorded = (RECORDED / "device-facts-lab.txt").read_text()
-        text = recorded.replace('"serial": "XENLAB-CH02"', '"serial": null')
-        assert parse_facts(text).serial == "XENLAB-CH02"
-
-    def test_a_device_that_lsblk_does_not_know(self) -> None:
-        with pytest.raises(BadInput, match="no disk or partition"):
-            self.lab("/dev/vdb")
-
-    def test_no_such_device(self) -> None:
-        with pytest.raises(BadInput, match="no block device /dev/nowhere"):
-            device_facts(HOST, "/dev/nowhere")
-
-    def test_a_machine_without_our_disk_is_taken_for_a_rescue_system(self) -> None:
-        assert installed_root(HOST) == "/mnt/dom0"
-        assert installed_root(HOST.inside("/mnt/dom0")) == "/mnt/dom0"
 
 
 class TestRecipe:

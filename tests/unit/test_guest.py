@@ -26,6 +26,7 @@ from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.early_boot import Needed
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.resources.identity import identified
 from xenlab.resources.linked_usr import UsrLinked, in_usr
 from xenlab.resources.shared_usr import UsrOnShare, UsrSwapped, generation
 from xenlab.target import Target
@@ -168,8 +169,16 @@ def test_what_is_left_of_an_interrupted_one_is_made_anew(
         (root / "half").write_text("unpacked\n")
 
     look(device, tmp_path, leave)
-    make(guest)
+    with pytest.raises(StepFailed, match="not the one that somebody consented to"):
+        make(guest)
+    look(device, tmp_path, lambda root: _present(root / "half"))
+    identity = identified(HOST, device).identity
+    make((guest[0].consented(identity), guest[1]))
     look(device, tmp_path, lambda root: _absent(root / "half"))
+
+
+def _present(path: Path) -> None:
+    assert path.exists()
 
 
 def _absent(path: Path) -> None:

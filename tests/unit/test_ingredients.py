@@ -28,7 +28,7 @@ from xenlab.resources.checksum import checksum_of
 
 RECORDED = Path(__file__).parent.parent / "recorded"
 HOST = Host(Local())
-SITE = Parameters(may_wipe=["XENLAB-CH02"])
+SITE = Parameters(may_wipe=["XENLAB-DISKS"])
 
 XEN = """
 ==> xl <==
@@ -48,7 +48,17 @@ def rescue() -> str:
 
 
 def lab(**changes: Any) -> Machine:
-    return dataclasses.replace(parse(rescue(), "/dev/vda"), **changes)
+    return dataclasses.replace(parse(rescue()), **changes)
+
+
+def sized(mib: int) -> Machine:
+    """The lab's machine with a disk of another size."""
+    return parse(rescue().replace("17179869184", str(mib << 20)))
+
+
+def of_disk(disk: str) -> Machine:
+    """What the lab would have said of another disk."""
+    return parse(rescue().replace("--- device\n/dev/vda\n", f"--- device\n{disk}\n"))
 
 
 class TestMachine:
@@ -57,22 +67,24 @@ class TestMachine:
         assert machine.long_mode
         assert machine.processors == 2
         assert 3800 < machine.memory_mib <= 4096
-        assert (machine.disk_mib, machine.disk_serial) == (16384, "XENLAB-CH02")
+        assert machine.disk_mib == 16384
+        assert machine.disk.known_by == (("serial", "XENLAB-DISKS"),)
         assert machine.system == "xenlab rescue system"
         assert not machine.under_xen
         assert machine.missing_tools == ()
 
     def test_under_xen_the_machines_memory_counts_and_not_dom0s(self) -> None:
-        machine = parse(rescue().replace("\n==> missing <==\n", XEN), "/dev/vda")
+        machine = parse(rescue().replace("\n==> missing <==\n", XEN))
         assert machine.under_xen
         assert (machine.memory_mib, machine.processors) == (16383, 4)
         assert machine.virtualisation == "hvm hap"
 
     def test_a_disk_that_is_not_there(self) -> None:
-        assert parse(rescue(), "/dev/vdb").disk_mib == 0
+        assert of_disk("/dev/vdz").disk_mib == 0
 
     def test_programs_that_are_missing(self) -> None:
-        assert parse(rescue() + "sfdisk\nzstd\n", "/dev/vda").missing_tools == ("sfdisk", "zstd")
+        text = rescue().replace("==> missing <==\n", "==> missing <==\nsfdisk\nzstd\n")
+        assert parse(text).missing_tools == ("sfdisk", "zstd")
 
     def test_this_machine(self) -> None:
         machine = look(HOST, "/dev/no'where; $(exit 1)")
@@ -86,11 +98,11 @@ class TestFits:
         assert misfit(SITE, lab()) is None
 
     def test_a_disk_that_is_too_small(self) -> None:
-        error = misfit(SITE, lab(disk_mib=13649))
+        error = misfit(SITE, sized(13649))
         assert "/dev/vda has 13649 MiB and the site needs 13650 MiB: biosboot 1, boot 512" in str(
             error
         )
-        assert misfit(SITE, lab(disk_mib=13650)) is None
+        assert misfit(SITE, sized(13650)) is None
 
     def test_too_little_memory(self) -> None:
         assert needed_memory_mib(SITE) == 128 + 1024 + 3 * 320 + 3 * 8
@@ -101,9 +113,9 @@ class TestFits:
         assert misfit(SITE, lab(memory_mib=2136)) is None
 
     def test_no_such_disk(self) -> None:
-        error = misfit(Parameters(disk="/dev/vdb"), parse(rescue(), "/dev/vdb"))
+        error = misfit(Parameters(disk="/dev/vdz"), of_disk("/dev/vdz"))
         assert str(error).startswith(
-            "there is no disk /dev/vdb\nTry: the disks there are: /dev/vda"
+            "there is no disk /dev/vdz\nTry: the disks there are: /dev/vda 16384 MiB XENLAB-DISKS"
         )
 
     @pytest.mark.parametrize(
@@ -129,9 +141,15 @@ class TestTables:
         assert list(frame.columns) == ["what", "wanted", "found", "fits"]
         assert set(frame["fits"]) == {"yes"}
 
+    def test_another_disk_with_the_same_names_is_named(self) -> None:
+        frame = compare(SITE, lab()).set_index("what")
+        found = frame.loc["another disk"]
+        assert found["wanted"] == "left alone"
+        assert found["found"].startswith("/dev/vdb, 120 MiB, has biosboot, boot, dom0swap, dom0")
+
     def test_a_disk_that_nobody_consented_to(self) -> None:
         frame = compare(Parameters(may_wipe=[]), lab(memory_mib=100)).set_index("what")
-        assert frame.loc["disk serial", "fits"] == "asks for consent"
+        assert frame.loc["disk to wipe", "fits"] == "asks for consent"
         assert frame.loc["memory", "fits"] == "no"
 
     def test_what_the_controller_brings(self, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ def test_files_of_a_guest(tmp_path: Path, site: Parameters) -> None:
 @few
 @given(sites())
 def test_files_of_the_share(tmp_path: Path, site: Parameters) -> None:
-    rows = texts(base_system.fstab(site))["/etc/fstab"]
+    rows = texts(base_system.fstab_file(site, defaultdict(lambda: "uuid")))["/etc/fstab"]
     (tmp_path / "fstab").write_text(rows)
     tab = run("findmnt", "--fstab", "--tab-file", str(tmp_path / "fstab"), "-J", "-o", "TARGET")
     assert site.share in [row["target"] for row in json.loads(tab)["filesystems"]]

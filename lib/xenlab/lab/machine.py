@@ -17,6 +17,7 @@ DISK_GIB = 16
 MEMORY_MIB = 4096
 CPUS = 2
 SERIAL_MAX = 20
+SECOND_SERIAL = "XENLAB-SECOND"
 _START_SECONDS = 60.0
 _QUIT_SECONDS = 60.0
 _SNAPSHOT_SECONDS = 900.0
@@ -82,6 +83,8 @@ class Machine:
         self.disk_gib = disk_gib
         self.serial = serial_for(name)
         self.disk = folder / "disk.qcow2"
+        # a raw image of somebody else's, not made here: attached where there is one
+        self.second_disk = folder / "second.raw"
         self.console_log = folder / "console.log"
         self.console_socket = folder / "serial.sock"
         self._pidfile = folder / "qemu.pid"
@@ -228,6 +231,7 @@ class Machine:
                 f"file.driver=file,file.filename={self.disk.name}",
             ),
             *("-device", f"virtio-blk-pci,drive={_DISK_NODE},serial={self.serial},bootindex=1"),
+            *self._second_disk(),
             *("-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
             *("-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile="),
             *("-device", "virtio-rng-pci"),
@@ -238,6 +242,13 @@ class Machine:
         if paused:
             words += ["-S"]
         return words
+
+    def _second_disk(self) -> tuple[str, ...]:
+        if not self.second_disk.exists():
+            return ()
+        file = f"driver=raw,node-name=disk1,file.driver=file,file.filename={self.second_disk.name}"
+        device = f"virtio-blk-pci,drive=disk1,serial={SECOND_SERIAL}"
+        return ("-blockdev", file, "-device", device)
 
     def _launch(self, words: Sequence[str]) -> str | None:
         """Start QEMU and wait until it takes commands; its complaint if it ended instead."""

@@ -31,7 +31,8 @@ class ConsentCard:
         self.allow.on_click(self._asked)
         question = widgets.HTML(
             f"<b>This step wipes {escape(device)}.</b> Type the disk's serial to allow it: "
-            "<code>lsblk -do NAME,SERIAL</code> on the machine shows it."
+            "<code>lsblk -do NAME,SERIAL</code> on the machine shows it. "
+            "The step's message says what to type for a disk without one."
         )
         row = widgets.HBox([self.serial, self.allow])
         self.widget = widgets.VBox([question, row, self.answer])

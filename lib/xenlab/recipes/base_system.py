@@ -5,6 +5,7 @@ Howto: „System“.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from xenlab import quoting
@@ -16,6 +17,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.checksum import read_checksum
 from xenlab.resources.condition import Condition
 from xenlab.resources.files import File, Line
+from xenlab.resources.partitions import OnPartitions
 from xenlab.resources.relocated import Relocated
 
 SOURCES = "/usr/src"
@@ -47,19 +49,32 @@ def kernel_tarball(site: Parameters) -> str:
     return f"{site.share}/src/{Path(site.kernel_source).name}"
 
 
-def fstab(site: Parameters) -> File:
-    """What is mounted at boot, by partition name: a disk that is found under another name boots.
+def fstab(site: Parameters) -> Resource:
+    """What is mounted at boot, by the UUIDs of the partitions on the site's own disk."""
+    return OnPartitions(
+        site.disk,
+        ("dom0root", "boot", "dom0swap", "share", "domuswap"),
+        lambda uuids: fstab_file(site, uuids),
+        "write /etc/fstab",
+    )
+
+
+def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
+    """fstab(5), with the UUID of each partition by its name.
 
     The share has no "nofail": the guests live on it.
     """
     rows = (
-        ("PARTLABEL=dom0root", "/", "ext4", "noatime", "0", "1"),
-        ("PARTLABEL=boot", "/boot", "ext4", "noatime", "0", "2"),
-        ("PARTLABEL=dom0swap", "none", "swap", "sw", "0", "0"),
-        ("PARTLABEL=share", site.share, "ext4", "noatime", "0", "2"),
-        ("PARTLABEL=domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
+        ("dom0root", "/", "ext4", "noatime", "0", "1"),
+        ("boot", "/boot", "ext4", "noatime", "0", "2"),
+        ("dom0swap", "none", "swap", "sw", "0", "0"),
+        ("share", site.share, "ext4", "noatime", "0", "2"),
+        ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
     )
-    lines = ("  ".join(quoting.fstab(field) for field in row) for row in rows)
+    lines = (
+        "  ".join([f"PARTUUID={uuids[name]}", *(quoting.fstab(field) for field in fields)])
+        for name, *fields in rows
+    )
     return File(
         "/etc/fstab", "# written by xenlab, chapter 02; see fstab(5)\n" + "\n".join(lines) + "\n"
     )

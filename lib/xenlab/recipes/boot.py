@@ -17,7 +17,9 @@ from xenlab.platform.bootloader import XenEntry
 from xenlab.platform.power import Power, reboot
 from xenlab.recipes.kernel import release
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.blockdevices import look
 from xenlab.resources.files import File
+from xenlab.resources.partitions import refuse_twins
 from xenlab.resources.running_xen import compare, wait_for_toolstack, xen_state
 from xenlab.resources.sshaccess import AuthorizedKeys, OwnKeyPinned, SshHostKeys
 from xenlab.target import Target
@@ -64,7 +66,7 @@ def host_key_pinned(book: Chapter) -> Resource:
 
 def running(book: Chapter) -> Resource:
     """The machine runs from its disk: GRUB, Xen, dom0 with its own kernel."""
-    return Running(entry(book), book.power, book.controller, book.root)
+    return Running(entry(book), book.site.disk, book.power, book.controller, book.root)
 
 
 def running_table(book: Chapter) -> pd.DataFrame:
@@ -92,6 +94,7 @@ class Running(Resource):
     """
 
     entry: XenEntry
+    disk: str
     power: Power = field(compare=False)
     controller: Host = field(compare=False)
     root: str = "/"
@@ -105,6 +108,8 @@ class Running(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Unmount the installed system, boot the disk, wait for Xen's services."""
         machine = host.inside("/")
+        # GRUB and the kernel find the root by UUIDs, which a copy has as well
+        refuse_twins(look(machine, self.disk))
         if self.root != "/":
             report(f"unmounting {self.root}")
             unmount(machine, self.root)

@@ -5,7 +5,7 @@ Howto: „Partitionen“.
 
 from __future__ import annotations
 
-from xenlab.disklayout import Kind, partitions
+from xenlab.disklayout import Kind, device, partitions
 from xenlab.parameters import Domain, Parameters
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Together
@@ -17,7 +17,6 @@ from xenlab.resources.disk import (
     Filesystem,
     Partition,
     PartitionTable,
-    by_name,
 )
 from xenlab.resources.mount import BIND, Mount, SwapFile
 
@@ -48,7 +47,7 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
     """A file system or swap on every partition but GRUB's own; each is labelled with its name."""
     return tuple(
         Filesystem(
-            by_name(p.name),
+            device(site, p.name),
             p.name,
             "swap" if p.kind == "swap" else "ext4",
             _FOR_SWAP_FILES if p.name == "domuswap" else (),
@@ -77,7 +76,7 @@ def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
         "domuswap": SWAP_FOLDER,
     }
     return tuple(
-        Mount(by_name(name), below(root, place), options="noatime")
+        Mount(device(site, name), below(root, place), options="noatime")
         for name, place in places.items()
     )
 

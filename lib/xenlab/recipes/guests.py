@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pandas as pd
 
 from xenlab.chapter import Chapter
+from xenlab.disklayout import device
 from xenlab.parameters import Domain, Parameters
 from xenlab.platform.guestsystem import GuestSettings, guest_system
 from xenlab.resources.base import Resource
-from xenlab.resources.disk import by_name
 from xenlab.resources.guest import GuestConfigured, GuestRoot
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
 from xenlab.resources.present import PathsExist
@@ -25,7 +25,7 @@ def image_taken(site: Parameters) -> Resource:
 def roots(site: Parameters) -> dict[str, Resource]:
     """Each guest's partition with the image unpacked into it."""
     return {
-        d.name: GuestRoot(d.name, by_name(d.partition), site.image, label=d.partition)
+        d.name: GuestRoot(d.name, device(site, d.partition), site.image, label=d.partition)
         for d in site.domains
     }
 
@@ -34,7 +34,7 @@ def configurations(site: Parameters) -> dict[str, Resource]:
     """Each guest's own files, host key and machine id."""
     system = guest_system(site.platform)
     return {
-        d.name: GuestConfigured(d.name, by_name(d.partition), system.files(settings(site, d)))
+        d.name: GuestConfigured(d.name, device(site, d.partition), system.files(settings(site, d)))
         for d in site.domains
     }
 

@@ -13,13 +13,13 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
+from xenlab.disklayout import device
 from xenlab.errors import XenlabError
 from xenlab.host import Host
 from xenlab.parameters import Parameters
 from xenlab.platform.packages import packages
 from xenlab.platform.power import Power, reboot
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.disk import by_name
 from xenlab.resources.image import Image, ImageProof, parse_record
 from xenlab.resources.running_xen import wait_for_toolstack
 
@@ -37,8 +37,10 @@ def image_taken(book: Chapter) -> Resource:
     taken = Image(site.image, base(site), without=tuple(site.image_without))
     if site.imaging == "bind":
         return taken
-    resting = replace(taken, device=by_name("dom0root"))
-    return ImageAtRest(taken, resting, site.share, book.power, book.controller)
+    resting = replace(taken, device=device(site, "dom0root"))
+    return ImageAtRest(
+        taken, resting, device(site, "share"), site.share, book.power, book.controller
+    )
 
 
 def image_proven(book: Chapter) -> Resource:
@@ -93,6 +95,7 @@ class ImageAtRest(Resource):
 
     image: Image
     resting: Image
+    device: str
     share: str
     power: Power = field(compare=False)
     controller: Host = field(compare=False)
@@ -121,8 +124,7 @@ class ImageAtRest(Resource):
             mkdir -p -- "$2"
             mountpoint -q -- "$2" || mount -- "$1" "$2"
         """
-        share = by_name("share")
-        machine.run(Command.script(mount, share, self.share), timeout=MOUNT_SECONDS)
+        machine.run(Command.script(mount, self.device, self.share), timeout=MOUNT_SECONDS)
         try:
             self.resting.apply(machine, report)
         finally:

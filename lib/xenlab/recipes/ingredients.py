@@ -14,12 +14,14 @@ import pandas as pd
 
 from xenlab.command import Command
 from xenlab.disklayout import fits as disk_fits
-from xenlab.disklayout import needed_mib
-from xenlab.errors import BadInput
+from xenlab.disklayout import needed_mib, partition_names
+from xenlab.errors import BadInput, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.parameters import Parameters
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.checksum import read_checksum, require_checksum
+from xenlab.resources.identity import IDENTIFY, Identified, parse_identity
+from xenlab.resources.partitions import refuse_twins
 
 Row = tuple[str, str, str, bool | str]
 """What, wanted, found, and whether that fits."""
@@ -49,13 +51,17 @@ class Machine:
     long_mode: bool
     virtualisation: str
     memory_mib: int
-    disk_mib: int
-    disk_serial: str
-    disks: str
+    disk: Identified
     system: str
     kernel: str
     under_xen: bool
     missing_tools: tuple[str, ...]
+
+    @property
+    def disk_mib(self) -> int:
+        """The size of the site's disk, 0 where there is no such disk."""
+        device = self.disk.devices.device
+        return device.mib if device else 0
 
     @property
     def hvm(self) -> bool:
@@ -64,27 +70,30 @@ class Machine:
 
 
 # few programs and raw text: each program that is started costs an emulated machine 20 ms
-_LOOK = """
+_LOOK = f"""
     tail -v -n +1 -- /proc/cpuinfo /proc/meminfo /proc/sys/kernel/osrelease /etc/os-release \\
-        /etc/xenlab-rescue "/sys/class/block/${1##*/}/serial" 2>/dev/null || :
-    printf '\\n==> disks <==\\n'
-    lsblk -d -n -r -b -e 7 -o PATH,SIZE,SERIAL
+        /etc/xenlab-rescue 2> /dev/null || :
     case $(cat /proc/xen/capabilities 2>/dev/null || :) in
         *control_d*) printf '\\n==> xl <==\\n'; xl info ;;
     esac
+    disk=$1
     shift
     printf '\\n==> missing <==\\n'
     for tool; do command -v "$tool" >/dev/null || printf '%s\\n' "$tool"; done
+    printf '\\n==> disks <==\\n'
+    set -- "$disk"
+    command -v lsblk > /dev/null || exit 0
+    {IDENTIFY}
 """
 
 
 def look(host: Host, disk: str) -> Machine:
     """What a machine has; one command."""
     result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS))
-    return parse(result.stdout, disk)
+    return parse(result.stdout)
 
 
-def parse(text: str, disk: str) -> Machine:
+def parse(text: str) -> Machine:
     """The machine out of what `look` has printed."""
     parts = re.split(r"^==> (.*) <==\n", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -94,10 +103,6 @@ def parse(text: str, disk: str) -> Machine:
     xen = _pairs(sections.get("xl", ""), ":")
     flags = processor.get("flags", "").split()
     hardware = " ".join(flag for flag in ("vmx", "svm") if flag in flags)
-    listed = filter(None, map(str.split, sections["disks"].splitlines()))
-    disks = {path: rest for path, *rest in listed}
-    size, *serial = disks.get(disk, ["0"])
-    in_sysfs = sections.get(f"/sys/class/block/{disk.rpartition('/')[2]}/serial", "")
     return Machine(
         processor=processor.get("model name", "unknown"),
         # under Xen /proc shows dom0's own share, and the flags are masked
@@ -105,9 +110,7 @@ def parse(text: str, disk: str) -> Machine:
         long_mode="lm" in flags,
         virtualisation=xen.get("virt_caps", hardware) or "none",
         memory_mib=int(xen.get("total_memory", int(memory["MemTotal"].split()[0]) // 1024)),
-        disk_mib=int(size) // 1024**2,
-        disk_serial=" ".join(serial) or in_sysfs.strip(),
-        disks=", ".join(disks),
+        disk=parse_identity(sections["disks"]),
         system=sections.get("/etc/xenlab-rescue", "").strip()
         or system.get("PRETTY_NAME", "unknown").strip('"'),
         kernel=sections["/proc/sys/kernel/osrelease"].strip(),
@@ -139,7 +142,8 @@ def needed_memory_mib(site: Parameters) -> int:
 def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
     """What the site wants and what the machine has, side by side."""
     memory, disk = needed_memory_mib(site), needed_mib(site)
-    consent = "yes" if machine.disk_serial in site.may_wipe else "asks for consent"
+    known_by = machine.disk.known_by
+    allowed = any(value in site.may_wipe for _, value in known_by)
     rows: list[Row] = [
         ("processor", "x86-64", f"{machine.processors} × {machine.processor}", machine.long_mode),
         (
@@ -151,11 +155,12 @@ def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
         ("memory", f"{memory} MiB", f"{machine.memory_mib} MiB", memory <= machine.memory_mib),
         ("disk", f"{disk} MiB on {site.disk}", f"{machine.disk_mib} MiB", disk <= machine.disk_mib),
         (
-            "disk serial",
+            "disk to wipe",
             " or ".join(site.may_wipe) or "none",
-            machine.disk_serial or "none",
-            consent,
+            " ".join(known_by[0]) if known_by else "none",
+            "yes" if allowed else "asks for consent",
         ),
+        *_other_disks(site, machine),
         (
             "running system",
             "a rescue system, or dom0 itself",
@@ -170,6 +175,18 @@ def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
         ),
     ]
     return _table(rows)
+
+
+def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
+    """Disks with partitions that are called as the site's: whose they are has to be seen."""
+    names = set(partition_names(site))
+    rows: list[Row] = []
+    for other in machine.disk.devices.others:
+        same = [part.name for part in other.parts if part.name in names]
+        if same:
+            found = f"{other.path}, {other.mib} MiB, has {', '.join(same)} too"
+            rows.append(("another disk", "left alone", found, True))
+    return rows
 
 
 def controller_software(site: Parameters) -> pd.DataFrame:
@@ -205,7 +222,7 @@ def _table(rows: list[Row]) -> pd.DataFrame:
     return frame
 
 
-def misfit(site: Parameters, machine: Machine) -> BadInput | None:
+def misfit(site: Parameters, machine: Machine) -> XenlabError | None:
     """Why the site does not fit the machine, with the numbers; None where it does."""
     if not machine.long_mode:
         return BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
@@ -217,8 +234,13 @@ def misfit(site: Parameters, machine: Machine) -> BadInput | None:
     if not machine.disk_mib:
         return BadInput(
             f"there is no disk {site.disk}",
-            hint=f"the disks there are: {machine.disks or 'none'}; name one with the key disk",
+            hint=f"the disks there are: {machine.disk.devices.listed()}; "
+            "name one with the key disk",
         )
+    try:
+        refuse_twins(machine.disk.devices)
+    except StepFailed as error:
+        return error
     try:
         disk_fits(site, machine.disk_mib)
     except BadInput as error:
@@ -246,14 +268,14 @@ class Fits(Resource):
     site: Parameters
 
     def probe(self, host: Host) -> Difference | None:
-        """None if it fits; raises BadInput, with the numbers, for the first thing that does not."""
+        """None if it fits; raises BadInput or StepFailed for the first thing that does not."""
         error = misfit(self.site, look(host, self.site.disk))
         if error is not None:
             raise error
         return None
 
     def apply(self, host: Host, report: Report) -> None:
-        """Nothing can be done from here: raises BadInput as `probe` does."""
+        """Nothing can be done from here: raises as `probe` does."""
         self.probe(host)
 
 

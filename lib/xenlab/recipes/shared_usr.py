@@ -13,12 +13,12 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
+from xenlab.disklayout import device
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
 from xenlab.recipes.network import GUEST_INTERFACE, bare
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
-from xenlab.resources.disk import by_name
 from xenlab.resources.early_boot import needed_before
 from xenlab.resources.elsewhere import Elsewhere
 from xenlab.resources.linked_usr import UsrLinked, needed_files
@@ -99,7 +99,7 @@ def swapped(book: Chapter) -> list[Resource]:
         if shared and _literal(book):
             found.append(_linked(book, guest.name))
             continue
-        swap = UsrSwapped(guest.name, by_name(_partition(book, guest.name)), shared)
+        swap = UsrSwapped(guest.name, _partition(book, guest.name), shared)
         found.append(WhileDown(book.toolstack.stopped(guest.name), swap))
     return found
 
@@ -165,7 +165,8 @@ def _sharing(book: Chapter) -> list[LanGuest]:
 
 
 def _partition(book: Chapter, name: str) -> str:
-    return next(d.partition for d in book.site.domains if d.name == name)
+    partition = next(d.partition for d in book.site.domains if d.name == name)
+    return device(book.site, partition)
 
 
 def _literal(book: Chapter) -> bool:
@@ -176,7 +177,7 @@ def _literal(book: Chapter) -> bool:
 def _linked(book: Chapter, name: str) -> Resource:
     return UsrLinked(
         name,
-        by_name(_partition(book, name)),
+        _partition(book, name),
         _folder(book),
         partial(needed_files, book.guest(name), book.site.share, book.services.early),
         book.toolstack.stopped(name),

@@ -82,6 +82,13 @@ class Resource(ABC):
         """The device whose content ``apply`` destroys (a path), "" where it destroys nothing."""
         return ""
 
+    def consented(self, identity: str) -> Resource:
+        """The same, allowed to destroy what `wipes` names, on a disk with this identity alone.
+
+        ``apply`` looks at it again in the very command that destroys.
+        """
+        return self
+
 
 def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Difference | None:
     """A unified diff between a file's text (None: no such file) and the wanted text.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from xenlab.command import Command
@@ -25,6 +25,7 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
 from xenlab.resources.files import File, Symlink
+from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
 from xenlab.wholefile import RECEIVE, size_and_digest
 
 RECORDS = "/var/lib/xenlab/guests"
@@ -60,7 +61,9 @@ REFUSALS = {
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.
 # A private mount namespace takes its mounts along when it is killed: nothing stays mounted.
-GUARD = """
+GUARD = (
+    SAME_DISK
+    + """
 name=$1 device=$2 records=$3/$1 mount=$4/$1
 exec 9> "/run/xenlab-guest-$name.lock"
 flock -n 9 || exit 41
@@ -75,11 +78,11 @@ uuid() { blkid -p -s UUID -o value -- "$device"; }
 mkdir -p -- "$records" "$mount"
 trap 'mountpoint -q -- "$mount" && umount -- "$mount"; rmdir -- "$mount" 2>/dev/null || :' EXIT
 """
+)
 
 _UNPACK = """
-image=$5 label=$6
+image=$5 label=$6 identity=$7
 [ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
-rm -f -- "$records"/*
 empty() {
     [ "$(blkid -p -s TYPE -o value -- "$device")" = ext4 ] || return 1
     mount -o ro -- "$device" "$mount" || return 1
@@ -87,7 +90,13 @@ empty() {
     umount -- "$mount"
     [ "$*" = lost+found ] || [ $# = 0 ]
 }
-empty || mkfs.ext4 -q -F -L "$label" -- "$device"
+if empty; then
+    rm -f -- "$records"/*
+else
+    same_disk "$(readlink -f -- "$device")" "$identity"
+    rm -f -- "$records"/*
+    mkfs.ext4 -q -F -L "$label" -- "$device"
+fi
 mount -- "$device" "$mount"
 tar -C "$mount" -I 'zstd -d' --numeric-owner --acls --xattrs --xattrs-include='*' -xpf "$image"
 printf '%s\\n' "$generation" > "$mount/etc/xenlab-generation"
@@ -170,6 +179,7 @@ class GuestRoot(Resource):
     label: str
     mounts: str = MOUNTS
     records: str = RECORDS
+    identity: str = field(default="", compare=False, repr=False)
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the record names this image and the partition's present file system."""
@@ -196,9 +206,16 @@ class GuestRoot(Resource):
         in_namespace(
             host,
             GUARD + _UNPACK,
-            (self.name, self.device, self.records, self.mounts, self.image, self.label),
+            (
+                *(self.name, self.device, self.records, self.mounts),
+                *(self.image, self.label, self.identity),
+            ),
             timeout=UNPACK_SECONDS,
         )
+
+    def consented(self, identity: str) -> GuestRoot:
+        """The same on a disk with this identity."""
+        return replace(self, identity=identity)
 
     def wipes(self) -> str:
         """The partition."""
@@ -301,5 +318,7 @@ def in_namespace(
             hint=hint.format(name=name, device=device),
             where=f"{host.name}: {name}",
         )
+    if result.status == ANOTHER_DISK:
+        raise refuse_another(values[1])
     if not result.ok:
         raise CommandFailed(result)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.blockdevices import plain
 
 BIND = "bind"
 
@@ -42,7 +42,7 @@ class Mount(Resource):
         target, device, *mounts = result.stdout.splitlines()
         # proc_pid_mountinfo(5): the third field is major:minor, the fifth the mount point
         fields = (line.split() for line in mounts)
-        there = [f[2] for f in fields if _plain(f[4]) == target]
+        there = [f[2] for f in fields if plain(f[4]) == target]
         if not there:
             return wanted
         number = ":".join(str(int(part, 16)) for part in device.split()[1:])
@@ -80,11 +80,6 @@ class Mount(Resource):
             )
         if not result.ok:
             raise CommandFailed(result)
-
-
-def _plain(path: str) -> str:
-    """A path of the mount table, in which white space and backslashes are octal."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 @dataclass(frozen=True)
