@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cutshort import CutShort
 
 from xenlab.disklayout import needed_mib, partitions
 from xenlab.errors import BadInput, CommandFailed, StepFailed
@@ -138,6 +139,17 @@ class TestPartitionTable:
         again = HOST.run(f"sfdisk --disk-id '{tmp_path}/disk '\\''a'").stdout
         assert again == guid, "a disk without a serial is known by it"
         assert "No errors detected" in HOST.run(f"sfdisk --verify '{tmp_path}/disk '\\''a'").stdout
+
+    @pytest.mark.parametrize("arrived", [0, 25, 200, -1])
+    def test_a_table_that_did_not_arrive_whole_leaves_the_disk_alone(
+        self, tmp_path: Path, arrived: int
+    ) -> None:
+        place = image(tmp_path / "disk", needed_mib(Parameters()))
+        wanted = recipe.partition_table(Parameters().model_copy(update={"disk": place}))
+        with pytest.raises(CommandFailed, match="not all of .* has arrived"):
+            wanted.apply(Host(CutShort(arrived)), quiet)
+        with Path(place).open("rb") as disk:
+            assert disk.read(1 << 20) == bytes(1 << 20)
 
     @given(count=st.integers(1, 40), swap=st.integers(1, 4096))
     def test_a_disk_of_the_size_that_is_asked_for_suffices(self, count: int, swap: int) -> None:

@@ -28,6 +28,7 @@ from xenlab.resources.blockdevices import (
     sections,
 )
 from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
+from xenlab.wholefile import RECEIVE, size_and_digest
 
 # Partition types of the UEFI specification and of the Discoverable Partitions Specification; a root
 # is plain Linux data on purpose: systemd-gpt-auto-generator picks "root" types by itself.
@@ -153,8 +154,13 @@ class PartitionTable(Resource):
         A GPT's own GUID stays: a disk without a serial is known by it.
         """
         report(f"partitioning {self.disk}")
+        table = self.script().encode()
         script = f"""
+            {RECEIVE}
             {SAME_DISK}
+            table=$(mktemp)
+            trap 'rm -f -- "$table"' EXIT
+            receive "$table" "$3" "$4"
             disk=$(readlink -f -- "$1")
             same_disk "$disk" "$2"
             guid=$(blkid -p -s PTUUID -o value -- "$disk" || :)
@@ -162,12 +168,13 @@ class PartitionTable(Resource):
                 *-*) keep() {{ printf 'label-id: %s\\n' "$guid"; }} ;;
                 *) keep() {{ :; }} ;;
             esac
-            {{ keep; cat; }} | sfdisk --quiet --wipe always --wipe-partitions always -- "$disk"
+            {{ keep; cat -- "$table"; }} \\
+                | sfdisk --quiet --wipe always --wipe-partitions always -- "$disk"
             if command -v udevadm > /dev/null; then udevadm settle; fi
         """
         result = host.inside("/").run(
-            Command.script(script, self.disk, self.identity),
-            input=self.script().encode(),
+            Command.script(script, self.disk, self.identity, *size_and_digest(table)),
+            input=table,
             timeout=300,
             check=False,
         )
