@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,13 @@ def test_many_at_once_build_once() -> None:
         folders = {f.result() for f in [pool.submit(cached, "kind", {}, build) for _ in range(8)]}
     assert len(built) == 1
     assert len(folders) == 1
+
+
+def test_what_went_in_is_private_and_holds_no_credentials(root: Path) -> None:
+    folder = cached("thing", {"proxy": "http://me:pass@proxy:3128"}, lambda _: None)
+    inputs = folder / "inputs.json"
+    assert inputs.stat().st_mode & 0o777 == 0o600
+    assert json.loads(inputs.read_text()) == {"proxy": "http://me:•••@proxy:3128"}
 
 
 def test_a_lock_can_be_asked_without_waiting(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from xenlab.errors import LabError
 from xenlab.lab import access, cpio, kvm, machine, sources, state
+from xenlab.lab.debian import FORGET_LOGIN
 
 LISTING = """\
 Packages|Debian|Debian|bookworm|http://mirror.example/debian/|main
@@ -38,6 +39,19 @@ def test_another_release_lends_its_mirrors() -> None:
         "deb http://mirror.example/debian/ bookworm-updates main",
         "deb http://mirror.example/security/ bookworm-security main",
     ]
+
+
+def test_no_login_of_a_mirror_gets_into_a_stage(tmp_path: Path) -> None:
+    entry = "deb http://me:pass@mirror.example/debian bookworm main\n"
+    plain = "deb http://mirror.example/debian bookworm main\n"
+    assert sources.without_login(entry) == plain
+    assert sources.without_login(plain) == plain
+    file = tmp_path / "etc/apt/sources.list.d/0000.list"
+    file.parent.mkdir(parents=True)
+    file.write_text(entry + plain)
+    # the hook's text, run as mmdebstrap runs it
+    subprocess.run(["sh", "-ec", FORGET_LOGIN, "hook", str(tmp_path)], check=True)
+    assert file.read_text() == plain * 2
 
 
 def test_no_debian_entry_gives_none() -> None:

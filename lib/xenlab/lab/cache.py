@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from xenlab.masking import mask
+
 KEY_DIGITS = 16
 
 
@@ -49,7 +51,7 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
         unfinished.mkdir()
         try:
             build(unfinished)
-            (unfinished / "inputs.json").write_text(text + "\n", encoding="utf-8")
+            write_atomic(unfinished / "inputs.json", mask(text, ()) + "\n")
             unfinished.rename(folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -14,6 +14,9 @@ NO_DOCUMENTS = (
 )  # fmt: skip
 COPYRIGHTS = "/usr/share/doc/*/copyright"
 
+FORGET_LOGIN = """find "$1"/etc/apt -type f -exec sed -i -E 's#(://)[^/@[:space:]]+@#\\1#g' {} +"""
+"""What this machine logs in with at a mirror or a proxy stays here, and out of every image."""
+
 
 def mmdebstrap(
     tree: Path,
@@ -35,6 +38,7 @@ def mmdebstrap(
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in NO_DOCUMENTS),
             f"--dpkgopt=path-include={COPYRIGHTS}",
             *options,
+            f"--customize-hook={FORGET_LOGIN}",
             sources.SUITE,
             tree,
             *entries,

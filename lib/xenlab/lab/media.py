@@ -41,7 +41,7 @@ def rescue(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
     inputs = {
         "recipe": RECIPE,
         "suite": sources.SUITE,
-        "sources": entries,
+        "sources": [sources.without_login(entry) for entry in entries],
         "packages": RESCUE_PACKAGES,
         "skip": _RESCUE_SKIP,
         "files": {name: _data(name).decode() for name in _RESCUE_FILES},

@@ -13,6 +13,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FORMAT = "$(CREATED_BY)|$(ORIGIN)|$(LABEL)|$(CODENAME)|$(REPO_URI)|$(COMPONENT)"
 _PARTS = {"Debian": ("", "-updates"), "Debian-Security": ("-security",)}
 _PROXY = re.compile(r'^(Acquire::https?::(?:\S+::)?Proxy) "(.*)";$')
+_LOGIN = re.compile(r'(?<=://)[^/@\s"]+@')
 _LOOPBACK = re.compile(r"//(localhost|127\.0\.0\.1)(?=[:/]|$)")
 HOST_SEEN_FROM_GUEST = "10.0.2.2"
 
@@ -44,15 +45,21 @@ def sources_from(listing: str) -> list[str]:
 def guest_proxies() -> list[str]:
     """The apt proxy settings of this machine as apt.conf lines that also hold inside the lab.
 
-    A proxy on this machine's loopback is reached from the lab at its gateway's address.
+    A proxy on this machine's loopback is reached from the lab at its gateway's address. What this
+    machine logs in with is not handed on.
     """
     found = []
     for line in tools.output(["apt-config", "dump"]).splitlines():
         match = _PROXY.match(line)
         if match and match[2]:
-            address = _LOOPBACK.sub(f"//{HOST_SEEN_FROM_GUEST}", match[2])
+            address = _LOOPBACK.sub(f"//{HOST_SEEN_FROM_GUEST}", without_login(match[2]))
             found.append(f'{match[1]} "{address}";')
     return found
+
+
+def without_login(text: str) -> str:
+    """A text whose URLs hold no user and no password: what goes into a stage, or a record."""
+    return _LOGIN.sub("", text)
 
 
 def mmdebstrap_keyring() -> list[str]:

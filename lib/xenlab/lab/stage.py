@@ -94,7 +94,7 @@ def built(
     inputs = {
         "recipe": RECIPE,
         "suite": sources.SUITE,
-        "sources": entries,
+        "sources": [sources.without_login(entry) for entry in entries],
         "packages": packages,
         "apt": conf,
         "left out": _NOT_IN_STAGE,
