@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab.chapter import Chapter
 from xenlab.parameters import Parameters
 from xenlab.platform.services import services
+from xenlab.quoting import xl
 from xenlab.resources import network
 from xenlab.resources.base import Resource
 from xenlab.resources.files import Directory, File, Line
@@ -54,7 +55,7 @@ def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:
         "vif.default.bridge": site.bridge,
     }
     return tuple(
-        Line("/etc/xen/xl.conf", f'{key}="{value}"', key=f"{key}=")
+        Line("/etc/xen/xl.conf", f"{key}={xl(value)}", key=f"{key}=")
         for key, value in settings.items()
     )
 
