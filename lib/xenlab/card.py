@@ -29,6 +29,7 @@ COLOURS = {
     "ok": "#6b7280",
     "changed": "#2f7d4f",
     "would change": "#37699e",
+    "would be refused": "#b3403a",
     "running": "#37699e",
     "failed": "#b3403a",
     "unreachable": "#b3403a",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from xenlab import abandoned, hidden
-from xenlab.consent import require_consent
+from xenlab.consent import planned_before, require_consent, would_refuse
 from xenlab.disklayout import device
 from xenlab.errors import (
     ChapterOrder,
@@ -31,7 +31,7 @@ from xenlab.resources.base import Difference, Resource
 from xenlab.resources.partitions import ROOT_PARTITION, installed_root
 from xenlab.seams import Seams
 from xenlab.ssh import SSH, Target
-from xenlab.step import CHANGED, OK, WOULD_CHANGE, Step
+from xenlab.step import CHANGED, OK, REFUSED, WOULD_CHANGE, Step
 from xenlab.view import View
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Chapter(Seams):
         self.stop = threading.Event()
         self.consents: list[str] = []
         self._identities: dict[str, str] = {}
+        self._before = planned_before(journal, site.disk) if mode == "plan" else ""
         self._secrets = hidden.known(site.ssh.identity, site.secrets)
         self.controller = Host(Local(), secrets=self._secrets)
         self.host = Host(SSH(_target(site)), secrets=self._secrets)
@@ -170,8 +171,9 @@ class Chapter(Seams):
         with self._step(title, host) as step:
             self._differing(step, step.watch(host), resources)
             found = Difference.of_all(list(step.differences.values()))
-            if found is not None and self.mode == "plan":
-                step.status = WOULD_CHANGE
+            if self.mode == "plan":
+                self._plan(step, host, [])
+                step.status = WOULD_CHANGE if found is not None else step.status
             elif found is not None:
                 raise StepFailed(found.summary, hint=found.hint)
 
@@ -232,15 +234,35 @@ class Chapter(Seams):
 
     def _may_go_on(self, step: Step, host: Host, todo: list[Resource]) -> bool:
         """Whether there is something to do, in this mode, with consent; a RUNNING record then."""
-        if not todo:
-            return False
         if self.mode == "plan":
-            step.status = WOULD_CHANGE
+            self._plan(step, host, todo)
+            return False
+        if not todo:
             return False
         for wiped in sorted({r.wipes() for r in todo} - {""}):
             self._consent(host, wiped)
         step.running()
         return True
+
+    def _plan(self, step: Step, host: Host, todo: list[Resource]) -> None:
+        """What `run` would do: a change, a refusal, or what nobody knows before the disk is new."""
+        if todo:
+            step.status = WOULD_CHANGE
+        step.wipes = sorted({r.wipes() for r in todo} - {""})
+        if self._before:
+            step.status = WOULD_CHANGE
+            step.message = f"unknown until {self._before}; compared with what is there now"
+            return
+        found = (r.refusal(host) or self._refusal(host, r.wipes()) for r in todo)
+        refused = next(filter(None, found), "")
+        if refused:
+            step.status, step.message = REFUSED, f"would be refused: {refused}"
+        if self.site.disk in step.wipes:
+            self._before = f"step {step.number} has made {self.site.disk} anew"
+
+    def _refusal(self, host: Host, device: str) -> str:
+        allowed = (*self.site.may_wipe, *self.consents)
+        return would_refuse(host, device, allowed) if device else ""
 
     def _consent(self, host: Host, device: str) -> None:
         try:

@@ -101,9 +101,9 @@ def check(
 ) -> None:
     """Look whether everything is still as the chapters left it; exit status 3 if it is not."""
     outcome = _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
-    from xenlab.step import WOULD_CHANGE
+    from xenlab.step import REFUSED, WOULD_CHANGE
 
-    drift = [s for c in outcome.chapters for s in c.steps if s.status == WOULD_CHANGE]
+    drift = [s for c in outcome.chapters for s in c.steps if s.status in (WOULD_CHANGE, REFUSED)]
     console = Terminal(soft_wrap=True, highlight=False)
     if not drift:
         console.print(Text("\nno drift"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from xenlab.errors import ConsentNeeded
+from xenlab.errors import BadInput, ConsentNeeded
 from xenlab.host import Host
+from xenlab.journal import Journal
 from xenlab.resources.identity import Identified, identified
 
 
@@ -17,6 +18,28 @@ def require_consent(host: Host, device: str, may_wipe: tuple[str, ...]) -> str:
     if refused is not None:
         raise refused
     return found.identity
+
+
+def would_refuse(host: Host, device: str, may_wipe: tuple[str, ...]) -> str:
+    """Why wiping the device would be refused now, "" where it would not be.
+
+    A device that is not there yet lies on the disk that an earlier step partitions.
+    """
+    try:
+        refused = refusal(identified(host, device), device, may_wipe)
+    except BadInput:
+        return ""
+    return refused.message if refused else ""
+
+
+def planned_before(journal: Journal, disk: str) -> str:
+    """Which step of this run's plan would make the disk anew, in words; "" where none would."""
+    finals = (record for record in journal.records() if record.get("phase") == "final")
+    latest = {(record["chapter"], record["step"]): record for record in finals}
+    for record in latest.values():
+        if disk in record.get("wipes", ()):
+            return f"step {record['step']} has made {disk} anew"
+    return ""
 
 
 def refusal(found: Identified, device: str, may_wipe: tuple[str, ...]) -> ConsentNeeded | None:

@@ -34,6 +34,7 @@ STYLES = {
     "done": "green",
     "changed": "green",
     "would change": "cyan",
+    "would be refused": "bold red",
     "failed": "bold red",
     "unreachable": "bold red",
     "unknown": "bold yellow",
@@ -150,7 +151,7 @@ class Follower(AbstractContextManager["Follower"]):
                 self._bars.update(task, completed=done, now=escape(self._next(chapter)))
             else:
                 self._line(record)
-            if record["status"] == "would change":
+            if record["status"] in ("would change", "would be refused"):
                 self._plan(record, named=task is not None)
 
     def _next(self, chapter: str) -> str:
@@ -173,6 +174,11 @@ class Follower(AbstractContextManager["Follower"]):
             text.append(f"    {label + ': ' if label else ''}{difference['summary']}\n", "not bold")
             for kind, line in diff_lines(difference.get("diff", "")):
                 text.append(f"      {line}\n", DIFF_STYLES[kind])
+            for row in difference.get("rows", ()):
+                if row.get("lost"):
+                    text.append(f"      lost: {row['device']}: {row['lost']}\n", "red")
+        if record.get("message"):
+            text.append(f"    {record['message']}\n", "bold red")
         text.rstrip()
         if text:
             self._console.print(text, soft_wrap=True)

@@ -17,6 +17,7 @@ from xenlab.resources.base import Asked, Difference
 from xenlab.view import StepView
 
 OK, CHANGED, WOULD_CHANGE = "ok", "changed", "would change"
+REFUSED = "would be refused"
 FAILED, UNREACHABLE, UNKNOWN, ABORTED = "failed", "unreachable", "unknown", "aborted"
 
 
@@ -41,6 +42,7 @@ class Step:
     differences: dict[str, Difference] = field(default_factory=dict)
     commands: list[dict[str, Any]] = field(default_factory=list)
     attachments: list[dict[str, str]] = field(default_factory=list)
+    wipes: list[str] = field(default_factory=list)
     mark: str = ""
 
     def __post_init__(self) -> None:
@@ -143,6 +145,8 @@ class Step:
                 fields["output"], fields["output_sha256"] = self.journal.save_output(
                     self.number, data
                 )
+            if self.wipes:
+                fields["wipes"] = self.wipes
             if self.attachments:
                 fields["attachments"] = self.attachments
             if self.message:

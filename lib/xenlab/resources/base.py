@@ -82,6 +82,10 @@ class Resource(ABC):
         """The device whose content ``apply`` destroys (a path), "" where it destroys nothing."""
         return ""
 
+    def refusal(self, host: Host) -> str:
+        """Why ``apply`` would refuse as the machine is now, "" where it would not; a plan asks."""
+        return ""
+
     def consented(self, identity: str) -> Resource:
         """The same, allowed to destroy what `wipes` names, on a disk with this identity alone.
 

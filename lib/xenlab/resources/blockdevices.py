@@ -30,6 +30,11 @@ echo '{SECTION}mounts'
 cat /proc/self/mountinfo
 echo '{SECTION}lsblk'
 lsblk -J -b -p -o NAME,KNAME,MAJ:MIN,TYPE,SIZE,SERIAL,FSTYPE,LABEL,PARTLABEL,PARTUUID
+echo '{SECTION}blkid'
+# what is on a device lsblk has from udev, which not every rescue system runs
+if [ ! -e /run/udev/control ]; then
+    lsblk -l -n -p -o NAME | xargs blkid -p -o export 2> /dev/null || :
+fi
 """
 """Shell text that looks at the device "$1" and all others; `parse` reads what it prints."""
 
@@ -131,9 +136,10 @@ def parse(text: str) -> Devices:
             places.setdefault(key, []).append(plain(fields[4]))
     for line in found["swaps"].splitlines()[1:]:
         places.setdefault(plain(line.split()[0]), []).append("[SWAP]")
+    probed = _probed(found["blkid"])
     path = found["device"].strip()
     disks = json.loads(found["lsblk"] or "{}").get("blockdevices", [])
-    return Devices(_canonical(path, disks), tuple(_device(disk, places) for disk in disks))
+    return Devices(_canonical(path, disks), tuple(_device(disk, places, probed) for disk in disks))
 
 
 def sections(text: str) -> dict[str, str]:
@@ -147,7 +153,12 @@ def plain(path: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
-def _device(entry: Mapping[str, Any], places: Mapping[str, list[str]]) -> Device:
+def _device(
+    entry: Mapping[str, Any],
+    places: Mapping[str, list[str]],
+    probed: Mapping[str, Mapping[str, str]],
+) -> Device:
+    entry = {**entry, **probed.get(entry["name"], {})}
     keys = (entry.get("maj:min"), entry["name"], entry.get("kname"))
     used = [place for key in keys if key for place in places.get(key, [])]
     return Device(
@@ -161,8 +172,29 @@ def _device(entry: Mapping[str, Any], places: Mapping[str, list[str]]) -> Device
         name=entry.get("partlabel") or "",
         uuid=(entry.get("partuuid") or "").lower(),
         places=tuple(dict.fromkeys(used)),
-        parts=tuple(_device(part, places) for part in entry.get("children", [])),
+        parts=tuple(_device(part, places, probed) for part in entry.get("children", [])),
     )
+
+
+_COLUMNS = {
+    "TYPE": "fstype",
+    "LABEL": "label",
+    "PART_ENTRY_NAME": "partlabel",
+    "PART_ENTRY_UUID": "partuuid",
+}
+
+
+def _probed(export: str) -> dict[str, dict[str, str]]:
+    """What ``blkid -p -o export`` says of each device, under lsblk's names of the columns."""
+    found: dict[str, dict[str, str]] = {}
+    device = ""
+    for line in export.splitlines():
+        key, _, value = line.partition("=")
+        if key == "DEVNAME":
+            device = value
+        elif key in _COLUMNS:
+            found.setdefault(device, {})[_COLUMNS[key]] = re.sub(r"\\(.)", r"\1", value)
+    return found
 
 
 def _canonical(path: str, entries: list[dict[str, Any]]) -> str:

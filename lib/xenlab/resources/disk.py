@@ -111,7 +111,7 @@ class PartitionTable(Resource):
         }
         wanted = dict(enumerate(self.partitions, 1))
         disk = devices.device if devices else None
-        lost = {number_of(part.path): content(part) for part in disk.parts} if disk else {}
+        parts = {number_of(part.path): part for part in disk.parts} if disk else {}
         rows = []
         for number in sorted(found.keys() | wanted.keys()):
             now, then = found.get(number), wanted.get(number)
@@ -125,17 +125,18 @@ class PartitionTable(Resource):
             rows.append(
                 {
                     "number": str(number),
+                    "device": parts[number].path if number in parts else "",
                     "wanted": f"{then.name}, {_size(then.size_mib)}" if then else "none",
                     "found": f"{now[0] or 'without a name'}, {_size(now[1])}" if now else "none",
                     "same": "yes" if same else "no",
-                    "lost": lost.get(number, ""),
+                    "lost": content(parts[number]) if number in parts else "",
                 }
             )
         if table.get("label") == "gpt" and all(row["same"] == "yes" for row in rows):
             return None
         if disk and disk.system:
-            whole = {"number": "whole disk", "wanted": "none", "found": disk.system, "same": "no"}
-            rows.insert(0, {**whole, "lost": content(disk)})
+            whole = {"number": "none", "device": disk.path, "wanted": "none", "same": "no"}
+            rows.insert(0, {**whole, "found": disk.system, "lost": content(disk)})
         return Difference(
             f"partition {self.disk} (GPT, {len(self.partitions)} partitions)", rows=tuple(rows)
         )

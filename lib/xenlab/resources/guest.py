@@ -24,6 +24,8 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
+from xenlab.resources.blockdevices import look
+from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink
 from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
 from xenlab.wholefile import RECEIVE, size_and_digest
@@ -32,6 +34,8 @@ RECORDS = "/var/lib/xenlab/guests"
 MOUNTS = "/mnt"
 UNPACK_SECONDS = 3600.0
 CONFIGURE_SECONDS = 600.0
+
+_USED, _MOUNTED = 42, 43
 
 REFUSALS = {
     41: ("another process is working on this guest", "wait for its end, or end it"),
@@ -59,6 +63,16 @@ REFUSALS = {
     ),
 }
 
+_IN_USE = """
+[ -b "$device" ] || exit 44
+if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
+    used=$(xenstore-ls -f /local/domain/0) || exit 46
+    number=$(stat -L -c %t:%T -- "$device")
+    case $used in *"/physical-device = \\"$number\\""*) exit 42 ;; esac
+fi
+! findmnt -n -S "$(readlink -f -- "$device")" > /dev/null || exit 43
+"""
+
 # The lock tells of another run, the store of a running guest, whichever name its device has there.
 # A private mount namespace takes its mounts along when it is killed: nothing stays mounted.
 GUARD = (
@@ -67,13 +81,9 @@ GUARD = (
 name=$1 device=$2 records=$3/$1 mount=$4/$1
 exec 9> "/run/xenlab-guest-$name.lock"
 flock -n 9 || exit 41
-[ -b "$device" ] || exit 44
-if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
-    used=$(xenstore-ls -f /local/domain/0) || exit 46
-    number=$(stat -L -c %t:%T -- "$device")
-    case $used in *"/physical-device = \\"$number\\""*) exit 42 ;; esac
-fi
-! findmnt -n -S "$(readlink -f -- "$device")" > /dev/null || exit 43
+"""
+    + _IN_USE
+    + """
 uuid() { blkid -p -s UUID -o value -- "$device"; }
 mkdir -p -- "$records" "$mount"
 trap 'mountpoint -q -- "$mount" && umount -- "$mount"; rmdir -- "$mount" 2>/dev/null || :' EXIT
@@ -195,10 +205,10 @@ class GuestRoot(Resource):
         if found.ok and generation and uuid and recorded == f"{generation} {uuid}":
             return None
         now = recorded.partition(" ")[0][:12] if recorded.endswith(f" {uuid}") else ""
-        return Difference(
-            f"unpack {self.image} into {self.device}",
-            rows=({"what": "image", "now": now, "wanted": generation[:12]},),
-        )
+        device = look(host, self.device).device if uuid else None
+        lost = f"{content(device)} (unless it is empty)" if device else ""
+        row = {"device": self.device, "image now": now, "wanted": generation[:12], "lost": lost}
+        return Difference(f"unpack {self.image} into {self.device}", rows=(row,))
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack the image; the record is written last."""
@@ -220,6 +230,10 @@ class GuestRoot(Resource):
     def wipes(self) -> str:
         """The partition."""
         return self.device
+
+    def refusal(self, host: Host) -> str:
+        """That a domain uses the partition, or that it is mounted."""
+        return in_use(host, self.name, self.device)
 
 
 @dataclass(frozen=True)
@@ -246,6 +260,10 @@ class GuestConfigured(Resource):
         now = recorded if found.ok else None
         return text_difference(f"configure {self.name}", path, now, wanted)
 
+    def refusal(self, host: Host) -> str:
+        """That a domain uses the partition, or that it is mounted."""
+        return in_use(host, self.name, self.device)
+
     def apply(self, host: Host, report: Report) -> None:
         """Write everything while the root is mounted once; the record is written last."""
         report("writing the guest's configuration")
@@ -259,6 +277,14 @@ class GuestConfigured(Resource):
             input=data,
             timeout=CONFIGURE_SECONDS,
         )
+
+
+def in_use(host: Host, name: str, device: str) -> str:
+    """Why a guest's root cannot be worked on now, "" where it can or is not there yet."""
+    result = host.run(Command.script(f"name=$1 device=$2{_IN_USE}", name, device), check=False)
+    if result.status not in (_USED, _MOUNTED):
+        return ""
+    return REFUSALS[result.status][0].format(name=name, device=device)
 
 
 def manifest(files: tuple[GuestFile, ...]) -> str:
