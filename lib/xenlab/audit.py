@@ -182,12 +182,12 @@ def _keygen(action: str, *words: str, said: str | None = None) -> subprocess.Com
 def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """The files that records name, each with its digest."""
     for record in records:
-        if record.get("output"):
-            yield str(record["output"]), str(record["output_sha256"])
         if record.get("phase") in ("begin", "kept"):
             yield str(record["path"]), str(record["sha256"])
-        inputs = [c["input"] for c in record.get("commands") or () if c.get("input")]
-        for kept in (*inputs, *(record.get("attachments") or ())):
+        commands = record.get("commands") or ()
+        given = [c["input"] for c in commands if "input" in c]
+        printed = [c["output"] for c in commands if isinstance(c.get("output"), dict)]
+        for kept in (*given, *printed, *(record.get("attachments") or ())):
             yield str(kept["path"]), str(kept["sha256"])
 
 

@@ -58,6 +58,8 @@ class Card:
     output: str = ""
     lines: int = 0
     cut: bool = False
+    looked: str = ""
+    looks: int = 0
     tables: list[tuple[list[str], list[list[str]], int]] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
 
@@ -84,6 +86,11 @@ class Card:
             self.output = self.output[-SHOWN_BYTES:]
             self.cut = True
 
+    def add_look(self, stream: str, text: str) -> None:
+        """Show a command that only looked ("command"), or what it printed, apart from changes."""
+        self.looks += stream == "command"
+        self.looked = (self.looked + text)[-SHOWN_BYTES:]
+
     def add_table(self, frame: pd.DataFrame) -> None:
         """Show a table; its index is shown where it has a name."""
         if any(name is not None for name in frame.index.names):
@@ -106,7 +113,8 @@ class Card:
             card=self,
             text=text,
             cut=cut or self.cut,
-            tail=tail(self.output),
+            tail=tail(self.output or self.looked),
+            looked=clean(self.looked),
             diff_lines=diff_lines,
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -27,8 +28,9 @@ from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.local import Local
 from xenlab.parameters import Parameters
+from xenlab.recorder import Recorder
 from xenlab.resources.base import Difference, Resource
-from xenlab.resources.partitions import ROOT_PARTITION, installed_root
+from xenlab.resources.partitions import INSTALLED_ROOT, ROOT_PARTITION, installed_root
 from xenlab.seams import Seams
 from xenlab.ssh import SSH, Target
 from xenlab.step import CHANGED, OK, REFUSED, WOULD_CHANGE, Step
@@ -41,11 +43,16 @@ RECONNECT_SECONDS = 600.0
 """How long a lost host may take to answer again, and a lost command to end, before we give up."""
 
 
+Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
+"""A resource, or what makes some: called inside the step where making them takes a look."""
+
+
 class Chapter(Seams):
     """One opened chapter: the site, the machines, and the verbs that its cells use.
 
     ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
-    from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan".
+    from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan". Each verb is a step,
+    and so is opening the chapter; its hosts run nothing outside of one.
     """
 
     def __init__(
@@ -55,27 +62,28 @@ class Chapter(Seams):
         self.name = name
         self.journal = journal
         self.mode = mode
-        self.stop = threading.Event()
         self.consents: list[str] = []
         self._identities: dict[str, str] = {}
         self._before = planned_before(journal, site.disk) if mode == "plan" else ""
-        self._secrets = hidden.known(site.ssh.identity, site.secrets)
-        self.controller = Host(Local(), secrets=self._secrets)
-        self.host = Host(SSH(_target(site)), secrets=self._secrets)
+        self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets))
+        self.controller = Host(Local(), watcher=self.recorder)
+        self._ssh = SSH(_target(site))
+        self.host = Host(self._ssh, watcher=self.recorder)
+        self.root = INSTALLED_ROOT
         self._view = view
-        self._boot_id = self.host.boot_id()
-        self._root: str | None = None
-        journal.append(
-            chapter=name, phase="open", status=mode, host=self.host.name, boot_id=self._boot_id
-        )
+        self._boot_id = ""
+        self._connections = 0
+        self._number = name.partition("_")[0]
+        self._needs = 0
+        journal.append(chapter=name, phase="open", status=mode, host=self.host.name)
         view.chapter(name, site.site, self.host.name, mode, journal.folder)
+        with self._step(f"{self._number}.0 Open the chapter", self.host):
+            self._look_around()
 
     @property
-    def root(self) -> str:
-        """Where the installed system's root is: ``/``, or ``/mnt/dom0`` in the rescue system."""
-        if self._root is None:
-            self._root = installed_root(self.host, device(self.site, ROOT_PARTITION))
-        return self._root
+    def stop(self) -> threading.Event:
+        """What stops the step under way once it is set."""
+        return self.recorder.stop
 
     @property
     def target(self) -> Host:
@@ -84,92 +92,83 @@ class Chapter(Seams):
 
     def guest(self, name: str) -> Host:
         """A guest, by its alias in the site's ssh_config."""
-        return Host(SSH(_target(self.site, name)), secrets=self._secrets)
+        return Host(SSH(_target(self.site, name)), watcher=self.recorder)
 
-    def needs(self, chapter: str, resource: Resource) -> None:
+    def needs(self, chapter: str, *resources: Wanted) -> None:
         """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
 
         Raises ChapterOrder, which names that chapter.
         """
-        difference = resource.probe(self.target)
-        if difference is None:
-            return
-        message = f"chapter {self.name} needs chapter {chapter} first: {difference.summary}"
-        if self.mode == "plan":
-            self.journal.append(chapter=self.name, phase="needs", status="noted", message=message)
-            return
-        self.journal.append(chapter=self.name, phase="needs", status="failed", message=message)
-        raise ChapterOrder(message, where=self.host.name, hint=f"run chapter {chapter}")
+        self._needs += 1
+        title = f"{self._number}.0.{self._needs} Chapter {chapter} came first"
+        with self._step(title, self.target) as step:
+            self._differing(step, self.target, resources)
+            found = Difference.of_all(list(step.differences.values()))
+            if found is None:
+                return
+            step.message = f"chapter {self.name} needs chapter {chapter} first: {found.summary}"
+            if self.mode == "plan":
+                step.status = WOULD_CHANGE
+                return
+            raise ChapterOrder(step.message, hint=f"run chapter {chapter}")
 
-    def ensure(self, title: str, *resources: Resource, on: Host | None = None) -> None:
+    def ensure(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """See to it that states hold: probe, show, ask, apply, verify, record."""
         host = on or self.target
         with self._step(title, host) as step:
-            self._settle(step, host, resources)
+            todo = self._differing(step, host, resources)
+            if self._may_go_on(step, host, todo):
+                self._apply(step, host, tuple(todo), "")
+                step.status = CHANGED
 
-    def run(self, title: str, *resources: Resource, on: Host | None = None) -> None:
+    def run(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """Carry out actions: applied each time, whatever the machine's state is."""
         host = on or self.target
         with self._step(title, host) as step:
-            self._differing(step, host, resources)
+            actions = _made(resources)
+            self._differing(step, host, actions)
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
                 return
             step.running()
-            self._apply(step, host, resources, "")
+            self._apply(step, host, actions, "")
             step.status = CHANGED
 
-    def each(self, title: str, resources: Mapping[str, Resource], on: Host | None = None) -> None:
+    def each(
+        self,
+        title: str,
+        resources: Mapping[str, Resource] | Callable[[], Mapping[str, Resource]],
+        on: Host | None = None,
+    ) -> None:
         """Like `ensure`, for several labelled states side by side; all are tried, then judged."""
         host = on or self.target
-        with self._step(title, host) as step, ThreadPoolExecutor(len(resources) or 1) as pool:
-            found = dict(
-                zip(resources, pool.map(lambda r: r.probe(host), resources.values()), strict=True)
-            )
-            todo = {label: resources[label] for label, d in found.items() if d is not None}
-            for label, difference in found.items():
-                if difference is not None:
-                    step.differs(label, difference)
-            if not self._may_go_on(step, host, list(todo.values())):
-                return
-            futures = {
-                label: pool.submit(self._apply, step, host, (resource,), label)
-                for label, resource in todo.items()
-            }
-            try:
-                errors = {label: future.exception() for label, future in futures.items()}
-            except KeyboardInterrupt:
-                self.stop.set()
-                raise
-            failed = {label: error for label, error in errors.items() if error is not None}
-            if failed:
-                text = "\n".join(f"{label}: {error}" for label, error in failed.items())
-                raise StepFailed(text) from next(iter(failed.values()))
-            step.status = CHANGED
+        with self._step(title, host) as step:
+            parts = resources() if callable(resources) else resources
+            with ThreadPoolExecutor(len(parts) or 1) as pool:
+                self._side_by_side(step, host, parts, pool)
 
     def facts(
         self, title: str, frame: pd.DataFrame | Callable[[], pd.DataFrame], note: str = ""
     ) -> None:
         """Show and record a table; nothing is changed."""
         with self._step(title, self.host) as step:
-            table = frame() if callable(frame) else frame
             step.message = note
-            step.attach("table", table.to_csv(index=False).encode(), ".csv")
-            step.view.table(table)
+            step.table(frame() if callable(frame) else frame)
 
-    def picture(self, title: str, figure: Figure) -> None:
+    def picture(self, title: str, figure: Figure | Callable[[], Figure]) -> None:
         """Show and record a picture; nothing is changed."""
         with self._step(title, self.host) as step:
             data = io.BytesIO()
-            figure.savefig(data, format="png", dpi=130, bbox_inches="tight")
+            drawn = figure() if callable(figure) else figure
+            drawn.savefig(data, format="png", dpi=130, bbox_inches="tight")
             step.attach("picture", data.getvalue(), ".png")
             step.view.picture(data.getvalue())
 
-    def check(self, title: str, *resources: Resource, on: Host | None = None) -> None:
+    def check(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """What must hold, or the chapter ends here; nothing is changed."""
         host = on or self.target
         with self._step(title, host) as step:
-            self._differing(step, step.watch(host), resources)
+            self._differing(step, host, resources)
             found = Difference.of_all(list(step.differences.values()))
             if self.mode == "plan":
                 self._plan(step, host, [])
@@ -189,7 +188,8 @@ class Chapter(Seams):
         )
         self.host.transport.close()
 
-    def _step(self, title: str, host: Host) -> Step:
+    @contextmanager
+    def _step(self, title: str, host: Host) -> Iterator[Step]:
         self.stop.clear()
         step = Step(
             journal=self.journal,
@@ -198,24 +198,48 @@ class Chapter(Seams):
             title=title,
             host=host.name,
             boot_id=lambda: self._boot_id,
-            stop=self.stop,
-            secrets=self._secrets,
+            recorder=self.recorder,
         )
-        left = self.journal.unfinished(self.name, step.number)
-        if left is not None:
-            machines = (self.host, self.controller)
-            guests = [self.guest(guest.name) for guest in self.site.lan_guests]
-            abandoned.end(self.journal, left, machines, guests, self._boot_id)
-        return step
+        with step:
+            left = self.journal.unfinished(self.name, step.number)
+            if left is not None:
+                machines = (self.host, self.controller)
+                guests = [self.guest(guest.name) for guest in self.site.lan_guests]
+                abandoned.end(self.journal, left, machines, guests, self._boot_id)
+            yield step
 
-    def _settle(self, step: Step, host: Host, resources: tuple[Resource, ...]) -> None:
-        todo = self._differing(step, host, resources)
-        if self._may_go_on(step, host, todo):
-            self._apply(step, host, tuple(todo), "")
-            step.status = CHANGED
+    def _side_by_side(
+        self, step: Step, host: Host, parts: Mapping[str, Resource], pool: ThreadPoolExecutor
+    ) -> None:
+        def look(part: tuple[str, Resource]) -> Difference | None:
+            with self.recorder.during("look", part[0]):
+                return part[1].probe(host)
 
-    def _differing(self, step: Step, host: Host, resources: tuple[Resource, ...]) -> list[Resource]:
+        found = dict(zip(parts, pool.map(look, parts.items()), strict=True))
+        todo = {label: parts[label] for label, d in found.items() if d is not None}
+        for label, difference in found.items():
+            if difference is not None:
+                step.differs(label, difference)
+        if not self._may_go_on(step, host, list(todo.values())):
+            return
+        futures = {
+            label: pool.submit(self._apply, step, host, (resource,), label)
+            for label, resource in todo.items()
+        }
+        try:
+            errors = {label: future.exception() for label, future in futures.items()}
+        except KeyboardInterrupt:
+            self.stop.set()
+            raise
+        failed = {label: error for label, error in errors.items() if error is not None}
+        if failed:
+            text = "\n".join(f"{label}: {error}" for label, error in failed.items())
+            raise StepFailed(text) from next(iter(failed.values()))
+        step.status = CHANGED
+
+    def _differing(self, step: Step, host: Host, wanted: Sequence[Wanted]) -> list[Resource]:
         """What differs of these; each difference is noted, under a number if there are several."""
+        resources = _made(wanted)
         todo: list[Resource] = []
         for resource in resources:
             difference = self._probe(resource, host)
@@ -274,25 +298,27 @@ class Chapter(Seams):
             raise
 
     def _apply(self, step: Step, host: Host, resources: tuple[Resource, ...], label: str) -> None:
-        watched = step.watch(host, label)
-
         def report(what: str, done: float | None = None) -> None:
             step.report(what, done, label)
 
         for wanted in resources:
             resource = wanted.consented(self._identities.get(wanted.wipes(), ""))
             try:
-                resource.apply(watched, report)
+                with self.recorder.during("change", label):
+                    resource.apply(host, report)
             except ConnectionLost as error:
-                self._after_loss(step, host)
-                try:
-                    resource.verify(watched)
-                except XenlabError as still:
-                    raise error from still
+                with self.recorder.during("verify", label):
+                    self._after_loss(step, host)
+                    try:
+                        resource.verify(host)
+                    except XenlabError as still:
+                        raise error from still
                 step.message = f"the connection was lost ({error.message}); the verification holds"
             else:
-                resource.verify(watched)
-        self._boot_changed()
+                with self.recorder.during("verify", label):
+                    resource.verify(host)
+        with self.recorder.during("verify", label):
+            self._boot_changed()
 
     def _after_loss(self, step: Step, host: Host) -> None:
         """Connect again and wait until what was running there has ended; nothing is run twice."""
@@ -310,10 +336,25 @@ class Chapter(Seams):
             time.sleep(2)
 
     def _boot_changed(self) -> None:
-        now = self.host.boot_id()
-        if now != self._boot_id:
-            self._boot_id = now
-            self._root = None
+        # no boot leaves a connection alive
+        if self._ssh.connections != self._connections:
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""
+        boot_id = self.host.boot_id()
+        if boot_id != self._boot_id:
+            self._boot_id = boot_id
+            self.root = installed_root(self.host, device(self.site, ROOT_PARTITION))
+        self._connections = self._ssh.connections
+
+
+def _made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
+    found: list[Resource] = []
+    for each in wanted:
+        made = each if isinstance(each, Resource) else each()
+        found.extend((made,) if isinstance(made, Resource) else made)
+    return tuple(found)
 
 
 def _target(site: Parameters, host: str = "") -> Target:

@@ -151,13 +151,14 @@ def kernels(file: File = None) -> None:
     from xenlab.local import Local
     from xenlab.recipes import kernel
 
-    host = Host(Local()).marked(token_hex(16))
+    mark = token_hex(16)
+    host = Host(Local()).marked(mark)
     try:
         with signals.ending_cleanly(), _reporting() as report:
             kernel.made(site, host, report)
     except BaseException:
         # a build is detached: by its mark it is found, and ends with this command
-        host.end_marked(host.mark)
+        host.end_marked(mark)
         raise
 
 

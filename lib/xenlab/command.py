@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xenlab.masking import MASK as MASK
@@ -42,14 +42,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command gave back. ``command`` is masked; ``out`` and ``err`` are raw bytes."""
+    """What a command gave back. ``command`` is masked; ``out`` and ``err`` are raw bytes.
+
+    What is recorded or shown of them is masked by whoever does that: ``secrets`` are to be hidden.
+    """
 
     host: str
     command: str
     status: int
-    out: bytes
-    err: bytes
+    out: bytes = field(repr=False)
+    err: bytes = field(repr=False)
     seconds: float
+    secrets: tuple[Secret, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def ok(self) -> bool:

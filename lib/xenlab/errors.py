@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from xenlab.command import Result
+from xenlab.command import Result, Secret, mask
 
 
 class XenlabError(Exception):
@@ -19,6 +18,11 @@ class XenlabError(Exception):
         self.message = message
         self.hint = hint
         self.where = where
+
+    def hide(self, secrets: tuple[Secret, ...]) -> None:
+        """Mask secrets in what the error says."""
+        self.message, self.hint = mask(self.message, secrets), mask(self.hint, secrets)
+        self.args = tuple(mask(a, secrets) if isinstance(a, str) else a for a in self.args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.args, self.__dict__))
@@ -81,7 +85,7 @@ class CommandError(XenlabError):
         self.result = result
         message = f"{what}: {_shortened(result.command)}"
         for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
-            tail = text.rstrip().splitlines()[-10:]
+            tail = mask(text, result.secrets).rstrip().splitlines()[-10:]
             if tail:
                 message += f"\nlast lines of {name}:\n  " + "\n  ".join(tail)
         super().__init__(message, hint=hint, where=where or result.host)
@@ -101,6 +105,15 @@ class CommandTimeout(CommandError):
     def __init__(self, result: Result, seconds: float) -> None:
         hint = "give the step a longer deadline or look at the host's load"
         super().__init__(f"no end within {seconds:.0f} s", result, hint=hint)
+
+
+class Overdue(TimeoutError):
+    """A command did not end in time; ``out`` and ``err`` are what it had printed by then."""
+
+    def __init__(self, seconds: float, out: bytes = b"", err: bytes = b"") -> None:
+        super().__init__(seconds, out, err)
+        self.out = out
+        self.err = err
 
 
 class StepFailed(XenlabError):
@@ -123,6 +136,10 @@ class ConsentNeeded(XenlabError):
         super().__init__(message, hint=hint, where=where)
         self.device = device
         self.serial = serial
+
+
+class OutsideStep(XenlabError):
+    """A chapter's host was to run a command while no step was under way to record it."""
 
 
 class ChapterOrder(XenlabError):

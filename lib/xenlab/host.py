@@ -6,17 +6,18 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from xenlab.command import Command, MaskedStream, Result, Secret, mask, mask_bytes
+from xenlab.command import Command, Result, Secret, mask
 from xenlab.errors import (
     CommandFailed,
     CommandTimeout,
     ConnectionLost,
     ConnectionRefused,
+    Overdue,
     StepFailed,
     XenlabError,
 )
@@ -59,6 +60,33 @@ mark=$1
 """Shell function that prints every process with the mark "$1", and all that they started."""
 
 
+class Call(Protocol):
+    """One command under way, as its watcher follows it."""
+
+    def output(self, stream: str, piece: bytes) -> None:
+        """A piece of its output, as it came."""
+
+    def ended(self, status: int | None, seconds: float) -> None:
+        """Its exit status, None where nobody knows it, and how long it took."""
+
+
+class Watcher(Protocol):
+    """Who is told of each command that a host runs (`xenlab.recorder.Recorder`)."""
+
+    stop: threading.Event
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What must be masked where output is shown."""
+
+    @property
+    def mark(self) -> str:
+        """The mark that processes of these commands carry."""
+
+    def started(self, host: str, command: Command, input: bytes) -> Call:
+        """A command is about to run; raises where none may run now."""
+
+
 class Transport(Protocol):
     """A way to run shell text on a machine: `xenlab.ssh.SSH` or `xenlab.local.Local`."""
 
@@ -77,7 +105,7 @@ class Transport(Protocol):
         """Run text under /bin/sh, umask 022 and ``XENLAB_STEP=mark`` in its environment.
 
         Returns the exit status (128 + n for signal n), stdout, stderr.
-        Raises TimeoutError past ``timeout`` seconds, KeyboardInterrupt when ``stop`` is set,
+        Raises Overdue past ``timeout`` seconds, KeyboardInterrupt when ``stop`` is set,
         ConnectionLost when the connection broke.
         """
 
@@ -96,44 +124,44 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Host:
-    """A machine, or a root directory on it (`inside`), that commands and files are handled on."""
+    """A machine, or a root directory on it (`inside`), that commands and files are handled on.
+
+    ``watcher`` is told of each command; ``heard`` gets its output as well, unmasked. ``quiet``
+    keeps output that only a program reads, such as a listing of many MiB, from the watcher.
+    """
 
     transport: Transport
     root: str = "/"
-    mark: str = ""
-    on_output: Output | None = field(default=None, compare=False)
-    on_command: Callable[[str], None] | None = field(default=None, compare=False)
-    on_result: Callable[[Result], None] | None = field(default=None, compare=False)
-    stop: threading.Event | None = field(default=None, compare=False)
-    secrets: tuple[Secret, ...] = field(default=(), repr=False, compare=False)
+    mark: str | None = None
+    watcher: Watcher | None = field(default=None, compare=False)
+    heard: Output | None = field(default=None, compare=False)
+    quiet: bool = field(default=False, compare=False)
+    stoppable: bool = field(default=True, compare=False)
 
     @property
     def name(self) -> str:
         """The name by which people know the machine, with the root where it is not ``/``."""
         return self.transport.name + ("" if self.root == "/" else f":{self.root}")
 
+    @property
+    def stop(self) -> threading.Event | None:
+        """What is set when a person stops the step that the commands belong to."""
+        return self.watcher.stop if self.watcher is not None and self.stoppable else None
+
     def inside(self, root: str) -> Host:
         """The same machine seen from inside a root directory: commands run in a chroot."""
         return replace(self, root=root.rstrip("/") or "/")
 
     def marked(self, mark: str) -> Host:
-        """The same machine, whose commands carry ``XENLAB_STEP=mark`` in their environment.
+        """The same machine, whose commands carry ``XENLAB_STEP=mark``, not their watcher's mark.
 
         The mark is how `end_marked` finds what a lost or stopped step left running.
         """
         return replace(self, mark=mark)
 
-    def watched(
-        self,
-        on_output: Output | None = None,
-        on_command: Callable[[str], None] | None = None,
-        on_result: Callable[[Result], None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> Host:
-        """The same machine with its commands (masked), their output and results shown to others."""
-        return replace(
-            self, on_output=on_output, on_command=on_command, on_result=on_result, stop=stop
-        )
+    def watched(self, watcher: Watcher | None) -> Host:
+        """The same machine, whose commands this watcher is told of; nobody for None."""
+        return replace(self, watcher=watcher)
 
     def path(self, path: str) -> str:
         """A path inside the root as the machine itself names it."""
@@ -149,51 +177,54 @@ class Host:
     ) -> Result:
         """Run a command (a plain string must hold no foreign value); wait for its end.
 
-        Raises CommandFailed unless the status is 0 or ``check`` is False, CommandTimeout past
-        ``timeout`` seconds, ConnectionLost when nobody can say whether it finished.
+        The result's ``out`` and ``err`` are every byte that it printed. Raises CommandFailed
+        unless the status is 0 or ``check`` is False, CommandTimeout past ``timeout`` seconds,
+        ConnectionLost when nobody can say whether it finished.
         """
         command = command if isinstance(command, Command) else Command(command)
-        mark = self.mark or f"run-{uuid.uuid4().hex}"
+        watcher = self.watcher
+        mark = self.mark if self.mark is not None else watcher.mark if watcher else ""
+        mark = mark or f"run-{uuid.uuid4().hex}"
         text = command.text
         if self.root != "/":
             text = "exec " + Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
-        said = mask(str(command), self.secrets)
-        if self.on_command is not None:
-            self.on_command(said)
-        secrets = (*command.secrets, *self.secrets)
-        streams = {name: MaskedStream(secrets) for name in ("stdout", "stderr")}
-        on_output = self.on_output
-
-        def show(stream: str, piece: bytes) -> None:
-            if on_output is not None:
-                on_output(stream, streams[stream].feed(piece))
-
-        start = time.monotonic()
-        try:
-            status, out, err = self.transport.execute(
-                text, input=input, timeout=timeout, on_output=show, stop=self.stop, mark=mark
-            )
-        except TimeoutError:
-            self._end_own(mark, timeout)
-            elapsed = time.monotonic() - start
-            raise CommandTimeout(Result(self.name, said, -1, b"", b"", elapsed), timeout) from None
-        except KeyboardInterrupt:
-            # An unreachable machine must not hide that a person stopped the step.
-            with contextlib.suppress(XenlabError):
-                self.end_marked(mark)
-            raise
-        finally:
-            for stream, masked in streams.items():
-                rest = masked.flush()
-                if rest and on_output is not None:
-                    on_output(stream, rest)
-        out, err = (mask_bytes(data, secrets) for data in (out, err))
-        result = Result(self.name, said, status, out, err, time.monotonic() - start)
-        if self.on_result is not None:
-            self.on_result(result)
+        secrets = (*command.secrets, *(watcher.secrets if watcher else ()))
+        said = mask(str(command), secrets)
+        with self._told(command, input) as call:
+            try:
+                call.status, out, err = self.transport.execute(
+                    text,
+                    input=input,
+                    timeout=timeout,
+                    on_output=call.hear,
+                    stop=self.stop,
+                    mark=mark,
+                )
+            except Overdue as late:
+                printed = (late.out, late.err)
+                result = Result(self.name, said, -1, *printed, call.seconds, secrets)
+                self._end_own(mark, timeout)
+                raise CommandTimeout(result, timeout) from None
+            except KeyboardInterrupt:
+                # An unreachable machine must not hide that a person stopped the step.
+                with contextlib.suppress(XenlabError):
+                    self.end_marked(mark)
+                raise
+        result = Result(self.name, said, call.status, out, err, call.seconds, secrets)
         if check and not result.ok:
             raise CommandFailed(result)
         return result
+
+    @contextlib.contextmanager
+    def _told(self, command: Command, input: bytes = b"") -> Iterator[_Told]:
+        """Tell the watcher of a command, of its output and its end, whatever that is."""
+        call = self.watcher.started(self.name, command, input) if self.watcher else None
+        told = _Told(None if self.quiet else call, self.heard)
+        try:
+            yield told
+        finally:
+            if call is not None:
+                call.ended(told.status, told.seconds)
 
     def test(self, command: Command | str, *, timeout: float = READ_SECONDS) -> bool:
         """Whether a command ends with status 0."""
@@ -257,11 +288,22 @@ class Host:
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a local file to a path inside the root; links, mode and owner as in `write`."""
-        self.transport.upload(local, self.followed(remote), progress)
+        place = self.followed(remote)
+        with self._told(self._copy(local, place)) as told:
+            self.transport.upload(local, place, progress)
+            told.status = 0
 
     def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
         """Copy a file inside the root to this machine."""
-        self.transport.download(self.followed(remote), local, progress)
+        place = self.followed(remote)
+        with self._told(self._copy(local, place, back=True)) as told:
+            self.transport.download(place, local, progress)
+            told.status = 0
+
+    def _copy(self, local: Path, place: str, *, back: bool = False) -> Command:
+        """The copying that the transport does, as a person would type it."""
+        words = (str(local), f"{self.transport.name}:{place}")
+        return Command.argv("scp", "--", *(reversed(words) if back else words))
 
     def followed(self, path: str) -> str:
         """A path inside the root as the machine itself names it, its links followed inside it."""
@@ -319,13 +361,16 @@ class Host:
             echo "$count"
         """
         )
-        unmarked = replace(self.watched(), mark="", root="/")
-        return int(unmarked.run(Command.script(script, mark), timeout=120).stdout)
+        return int(self._aside().run(Command.script(script, mark), timeout=120).stdout)
 
     def has_marked(self, mark: str) -> bool:
         """Whether a process that carries a mark still runs."""
         script = FIND_MARKED + '[ -n "$(marked)" ]'
-        return replace(self.watched(), mark="", root="/").test(Command.script(script, mark))
+        return self._aside().test(Command.script(script, mark))
+
+    def _aside(self) -> Host:
+        """The machine for a command about a step's processes: not one of them, and not stopped."""
+        return replace(self, mark="", root="/", heard=None, stoppable=False)
 
     def _end_own(self, mark: str, timeout: float) -> None:
         try:
@@ -337,3 +382,23 @@ class Host:
                 where=self.name,
                 hint="look at the machine's console",
             ) from error
+
+
+class _Told:
+    """How a command goes, for those who follow it."""
+
+    def __init__(self, shown: Call | None, heard: Output | None) -> None:
+        self.status: int | None = None
+        self._start = time.monotonic()
+        listeners = (shown.output if shown else None, heard)
+        self._listeners = [listener for listener in listeners if listener is not None]
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return time.monotonic() - self._start
+
+    def hear(self, stream: str, piece: bytes) -> None:
+        """Pass a piece of output on."""
+        for listener in self._listeners:
+            listener(stream, piece)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 COLUMNS = [
     "seq", "time", "chapter", "step", "title", "phase", "status", "host", "boot_id", "operator",
-    "commands", "exit_status", "seconds", "transcript", "output", "output_sha256", "difference",
-    "message", "mark", "run", "prev",
+    "commands", "exit_status", "seconds", "attachments", "difference", "message", "mark", "run",
+    "prev",
 ]  # fmt: skip
 
 STARTS = ("begin", "open")
@@ -110,6 +110,16 @@ class Journal:
                 number += 1
                 continue
             return str(place.relative_to(self.folder)), hashlib.sha256(data).hexdigest()
+
+    def save_input(self, data: bytes) -> tuple[str, str]:
+        """Keep what a command was given, once; its path in the run folder and its SHA-256."""
+        name = hashlib.sha256(data).hexdigest()
+        place = self.folder / "input" / name
+        with self._lock:
+            if not place.exists():
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                durable.replace(place, data)
+        return str(place.relative_to(self.folder)), name
 
     def records(self) -> list[dict[str, Any]]:
         """All whole records, oldest first."""
@@ -272,11 +282,12 @@ class Reader:
         return records
 
 
-def transcript(folder: Path, record: Mapping[str, Any]) -> str:
-    """What a step's commands printed: it stands in the record, or in the file that this names."""
-    if "transcript" in record:
-        return str(record["transcript"])
-    place = folder / str(record.get("output", ""))
+def output_of(folder: Path, command: Mapping[str, Any]) -> str:
+    """What one of a record's ``commands`` printed: it stands there, or in the file named there."""
+    output = command.get("output", "")
+    if isinstance(output, str):
+        return output
+    place = folder / str(output["path"])
     return place.read_bytes().decode("utf-8", "replace") if place.is_file() else ""
 
 

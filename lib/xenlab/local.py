@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xenlab.command import Command, Result
-from xenlab.errors import CommandFailed
+from xenlab.errors import CommandFailed, Overdue
 from xenlab.wholefile import FOLLOW, PLACE
 
 COPY_SECONDS = 3600.0
@@ -47,7 +47,7 @@ class Local:
         """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
 
         It runs under umask 022, with ``XENLAB_STEP=mark`` in its environment.
-        Raises TimeoutError past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set;
+        Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set;
         in both cases the whole process group is ended first.
         """
         process = subprocess.Popen(
@@ -77,7 +77,7 @@ class Local:
                         if now > max(ended_at, moved_at) + QUIET_SECONDS:
                             break
                     if now > deadline:
-                        raise TimeoutError(timeout)
+                        raise Overdue(timeout, *map(b"".join, collected.values()))
                     if stop is not None and stop.is_set():
                         raise KeyboardInterrupt
                     for key, _ in selector.select(0.2):
@@ -92,7 +92,7 @@ class Local:
             status = process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
             _end_group(process)
-            raise TimeoutError(timeout) from error
+            raise Overdue(timeout, *map(b"".join, collected.values())) from error
         except BaseException:
             _end_group(process)
             raise

@@ -129,8 +129,8 @@ def mask(text: str, secrets: tuple[Secret, ...]) -> str:
 
 
 def mask_bytes(data: bytes, secrets: tuple[Secret, ...]) -> bytes:
-    """The bytes with every occurrence of each secret that was given replaced by a mask."""
-    return _masker(secrets).known(data)
+    """The bytes with every occurrence of each secret replaced by a mask."""
+    return _masker(secrets).data(data)
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from xenlab.card import duration
 from xenlab.chapter import Chapter
 from xenlab.opening import open_chapter as open_in_view
 from xenlab.plain import clean
+from xenlab.recorder import Phase
 from xenlab.resources.base import Asked, Difference, Waiting
 from xenlab.view import VIEW, StepView, View
 
@@ -76,8 +77,8 @@ class TextStep:
             you = "waiting for you: " if isinstance(what, Asked) else ""
             print(clean(f"{you}{what}"), file=self._out, flush=True)
 
-    def output(self, stream: str, text: str) -> None:
-        """Nothing: the whole output is a file in the run folder."""
+    def output(self, stream: str, text: str, phase: Phase) -> None:
+        """Nothing: the run folder has the whole output."""
 
     def table(self, frame: pd.DataFrame) -> None:
         """The table in columns, a word where it has no rows."""

@@ -11,10 +11,8 @@ from typing import Any
 
 from xenlab import hidden
 from xenlab.chapter import Chapter
-from xenlab.errors import XenlabError
 from xenlab.journal import Journal
 from xenlab.parameters import from_notebook
-from xenlab.step import UNREACHABLE
 from xenlab.view import Silent, View
 
 
@@ -30,11 +28,7 @@ def open_chapter(name: str, namespace: Mapping[str, Any], view: View | None = No
     folder = os.environ.get("XENLAB_RUN")
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")
-    try:
-        return Chapter(name, site, journal, view or Silent(), mode=mode)
-    except XenlabError as error:
-        journal.append(chapter=name, phase="open", status=UNREACHABLE, message=str(error))
-        raise
+    return Chapter(name, site, journal, view or Silent(), mode=mode)
 
 
 def runs_folder() -> Path:

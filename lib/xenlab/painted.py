@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 import pandas as pd
 
 from xenlab.card import Card
+from xenlab.recorder import Phase
 from xenlab.resources.base import Asked, Difference
 
 PAINT_SECONDS = 0.25
@@ -43,10 +44,13 @@ class PaintedStep(ABC):
                 self._card.doing, self._card.done = what, done
             self._changed()
 
-    def output(self, stream: str, text: str) -> None:
+    def output(self, stream: str, text: str, phase: Phase) -> None:
         """Show output; its beginning is let go when there is far more than a page holds."""
         with self._lock:
-            self._card.add_output(text)
+            if phase == "change":
+                self._card.add_output(text)
+            else:
+                self._card.add_look(stream, text)
             self._changed()
 
     def table(self, frame: pd.DataFrame) -> None:

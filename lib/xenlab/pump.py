@@ -9,6 +9,8 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Protocol
 
+from xenlab.errors import Overdue
+
 POLL_SECONDS = 0.2
 """How often a stop wish and the deadline are looked at while nothing moves."""
 
@@ -54,7 +56,7 @@ def pump(
     status is known and the output has come in, or when the channel was closed: the caller looks
     at ``channel.exit_status``. ``own`` picks from each piece what counts as output; without
     ``keep`` standard output goes to ``on_output`` only.
-    Raises TimeoutError past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
+    Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
     """
     channel.settimeout(0.0)
     poller = select.poll()
@@ -95,7 +97,7 @@ def pump(
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
         if now > deadline:
-            raise TimeoutError(timeout)
+            raise Overdue(timeout, b"".join(out), b"".join(err))
         if not moved:
             wait = min(POLL_SECONDS, feeder.pause, max(0.0, deadline - now) + 0.001)
             if channel.eof_received:

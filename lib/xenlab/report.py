@@ -13,7 +13,7 @@ from xenlab import durable, runs
 from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
 from xenlab.chain import FIRST
 from xenlab.errors import BadInput, JournalDamaged
-from xenlab.journal import Journal, transcript, verify
+from xenlab.journal import Journal, output_of, verify
 from xenlab.resources.base import Difference
 from xenlab.runs import StepState
 
@@ -81,10 +81,22 @@ def _card(folder: Path, step: StepState) -> Card:
         card.differences.append((label, _difference(difference)))
     for attachment in record.get("attachments") or ():
         _attach(card, folder / attachment["path"])
-    card.kept = str(record.get("output", ""))
-    if said := transcript(folder, record):
-        card.add_output(said)
+    card.kept = f"{folder.name}/output"
+    for command in record.get("commands") or ():
+        _add(card, command, output_of(folder, command))
     return card
+
+
+def _add(card: Card, command: Mapping[str, Any], printed: str) -> None:
+    label = f"[{command['label']}] " if "label" in command else ""
+    line = f"{label}$ {str(command['command']).rstrip()}\n"
+    if printed and not printed.endswith("\n"):
+        printed += "\n"
+    if command["phase"] == "change":
+        card.add_output(line + printed)
+    else:
+        card.add_look("command", line)
+        card.add_look("stdout", printed)
 
 
 def _attach(card: Card, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from xenlab.connection import FAILURES, Connection, SessionRefused, connect
 from xenlab.conversation import Conversation
 from xenlab.copying import download, upload
-from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused
+from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, Overdue
 from xenlab.loginshell import Entry
 from xenlab.pump import POLL_SECONDS, Source, pump
 from xenlab.target import Target, hops, resolve
@@ -40,7 +40,8 @@ class SSH:
 
     ``connect_timeout`` seconds cover everything up to the login; ``keepalive`` seconds of
     silence are followed by a question, ``patience`` seconds without any answer end the
-    connection. ``wait`` says for how long it is tried again where nobody answers.
+    connection. ``wait`` says for how long it is tried again where nobody answers;
+    ``connections`` counts how often it has connected.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class SSH:
     ) -> None:
         self.target = target
         self.name = target.host
+        self.connections = 0
         self._via = via
         self._wait = wait or Wait()
         self._jump: SSH | None = None
@@ -105,7 +107,7 @@ class SSH:
         the first, among its words.
 
         ``timeout`` seconds count from the moment when a session was free, without those in which
-        nobody answered. Raises TimeoutError past them and KeyboardInterrupt when ``stop`` is set,
+        nobody answered. Raises Overdue past them and KeyboardInterrupt when ``stop`` is set,
         both leaving the remote processes to the caller; ConnectionLost when the connection broke
         after the command was sent; NoConnection when it could not be sent.
         """
@@ -233,9 +235,11 @@ class SSH:
             if fresh:
                 remaining = max(remaining, 1.0)
             if remaining <= 0:
-                raise TimeoutError(timeout)
+                raise Overdue(timeout)
             try:
                 return connection, connection.session(remaining), deadline
+            except TimeoutError as error:
+                raise Overdue(timeout) from error
             except SessionRefused as error:
                 if self._busy > 1:
                     time.sleep(POLL_SECONDS / 2)
@@ -270,6 +274,7 @@ class SSH:
                 keepalive=self._timing["keepalive"],
                 patience=self._timing["patience"],
             )
+            self.connections += 1
             return self._connection
 
     def _jump_over(self, jump: str) -> SSH | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
-from xenlab.command import Result, Secret, mask
+import pandas as pd
+
+from xenlab.command import mask
 from xenlab.errors import ConnectionLost, NoConnection, XenlabError
-from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.resources.base import Asked, Difference
+from xenlab.recorder import CommandLog, Phase, Recorder
+from xenlab.resources.base import Asked, Difference, Waiting
 from xenlab.view import StepView
 
 OK, CHANGED, WOULD_CHANGE = "ok", "changed", "would change"
@@ -25,8 +26,9 @@ FAILED, UNREACHABLE, UNKNOWN, ABORTED = "failed", "unreachable", "unknown", "abo
 class Step:
     """A step that is under way: a context manager that always leaves a final record.
 
-    An exception inside it becomes the status ``failed``, ``unreachable``, ``unknown`` or
-    ``aborted`` and goes on to the caller with the step's place in it.
+    Every command that the chapter's hosts run meanwhile is in that record. An exception inside it
+    becomes the status ``failed``, ``unreachable``, ``unknown`` or ``aborted`` and goes on to the
+    caller with the step's place in it. Secrets are masked in all that is recorded and shown.
     """
 
     journal: Journal
@@ -35,23 +37,22 @@ class Step:
     title: str
     host: str
     boot_id: Callable[[], str]
-    stop: threading.Event
-    secrets: tuple[Secret, ...] = ()
+    recorder: Recorder
     status: str = OK
     message: str = ""
     differences: dict[str, Difference] = field(default_factory=dict)
-    commands: list[dict[str, Any]] = field(default_factory=list)
     attachments: list[dict[str, str]] = field(default_factory=list)
     wipes: list[str] = field(default_factory=list)
-    mark: str = ""
 
     def __post_init__(self) -> None:
         self.number = self.title.split()[0]
+        self.mark = f"{self.journal.run}/{self.number}/{time.time_ns():x}"
         self._start = time.monotonic()
-        self._transcript: list[bytes] = []
-        self._lock = threading.Lock()
+        self._log = CommandLog(self.host, self.recorder.secrets, self.journal, self._shown)
+        self._under_way = self.recorder.step(self._log, self.mark)
 
     def __enter__(self) -> Step:
+        self._under_way.__enter__()
         return self
 
     def __exit__(
@@ -61,68 +62,84 @@ class Step:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.message = mask(_said(error), self.secrets)
+            self._hide(error)
+            self.message = self._masked(_said(error))
             self.status = _status_of(error)
             if isinstance(error, XenlabError) and not error.where:
                 error.where = f"{self.host}, {self.chapter}, step {self.number}"
             elif isinstance(error, XenlabError) and self.number not in error.where:
                 error.where = f"{error.where}, {self.chapter}, step {self.number}"
-        self.finish()
+        try:
+            self.finish()
+        finally:
+            self._under_way.__exit__(None, None, None)
 
     def differs(self, label: str, difference: Difference) -> None:
         """Note and show a difference."""
-        self.differences[label] = difference
-        self.view.difference(label, difference)
+        masked = replace(
+            difference,
+            summary=self._masked(difference.summary),
+            diff=self._masked(difference.diff),
+            rows=tuple({k: self._masked(v) for k, v in row.items()} for row in difference.rows),
+            hint=self._masked(difference.hint),
+        )
+        self.differences[label] = masked
+        self.view.difference(label, masked)
 
     def running(self) -> None:
         """Put a RUNNING record on disk before anything is applied."""
-        record = self._record("running", "running")
-        self.mark = record["mark"]
+        self._record("running", "running")
 
     def report(self, what: str, done: float | None, label: str = "") -> None:
-        """Show what is being done; what a person is asked for is recorded too."""
+        """Show what is being done; what is waited for, a person or an event, is recorded too."""
+        text = self._masked(what)
         if isinstance(what, Asked):
-            self._record("asked", "running", message=str(what))
-            self.view.progress(what, None)
+            self._record("asked", "running", message=text)
+            self.view.progress(Asked(text), None)
+        elif isinstance(what, Waiting):
+            self._record("waiting", "running", message=text)
+            self.view.progress(Waiting(f"{label}: {text}" if label else text), None)
         else:
-            self.view.progress(f"{label}: {what}" if label else what, done)
+            self.view.progress(f"{label}: {text}" if label else text, done)
 
-    def watch(self, host: Host, label: str = "") -> Host:
-        """The host as the step's commands use it: marked, recorded and shown."""
-        prefix = f"[{label}] " if label else ""
-
-        def command(text: str) -> None:
-            self._note("command", f"{prefix}$ {text.rstrip()}\n".encode())
-
-        def result(result: Result) -> None:
-            with self._lock:
-                self.commands.append(
-                    {
-                        "command": result.command,
-                        "status": result.status,
-                        "seconds": round(result.seconds, 3),
-                    }
-                )
-
-        return host.marked(self.mark).watched(self._note, command, result, self.stop)
+    def table(self, frame: pd.DataFrame) -> None:
+        """Keep and show a table."""
+        secrets = self.recorder.secrets
+        if secrets:
+            frame = frame.map(lambda v: mask(v, secrets) if isinstance(v, str) else v)
+        self.attach("table", frame.to_csv(index=False).encode(), ".csv")
+        self.view.table(frame)
 
     def finish(self) -> None:
-        """Write the final record; its output goes to a file of its own."""
+        """Write the final record."""
+        self.message = self._masked(self.message)
         seconds = time.monotonic() - self._start
         self._record("final", self.status, seconds=round(seconds, 3))
         self.view.finished(self.status, seconds, self.message)
 
     def attach(self, name: str, data: bytes, suffix: str) -> None:
-        """Keep a table, a picture or a log beside the step's output."""
+        """Keep a table, a picture or a log beside the step's record."""
         path, digest = self.journal.save_output(f"{self.number}-{name}", data, suffix)
         self.attachments.append({"path": path, "sha256": digest})
 
-    def _note(self, stream: str, piece: bytes) -> None:
-        with self._lock:
-            self._transcript.append(piece)
-        self.view.output(stream, piece.decode("utf-8", "replace"))
+    def _shown(self, stream: str, text: str, phase: Phase) -> None:
+        self.view.output(stream, text, phase)
 
-    def _record(self, phase: str, status: str, **more: Any) -> dict[str, Any]:
+    def _masked(self, text: str) -> str:
+        return mask(text, self.recorder.secrets)
+
+    def _hide(self, error: BaseException | None) -> None:
+        """Mask secrets in an error and in what led to it: a notebook shows all of them."""
+        seen: set[int] = set()
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
+            if isinstance(error, XenlabError):
+                error.hide(self.recorder.secrets)
+            else:
+                error.args = tuple(self._masked(a) if isinstance(a, str) else a for a in error.args)
+            error = error.__cause__ or error.__context__
+
+    def _record(self, phase: str, status: str, **more: Any) -> Mapping[str, Any]:
         fields: dict[str, Any] = {
             "chapter": self.chapter,
             "step": self.number,
@@ -131,20 +148,16 @@ class Step:
             "status": status,
             "host": self.host,
             "boot_id": self.boot_id(),
-            "mark": self.mark or f"{self.journal.run}/{self.number}/{time.time_ns():x}",
+            "mark": self.mark,
             **more,
         }
         if self.differences:
             fields["difference"] = {k: asdict(d) for k, d in self.differences.items()}
         if phase == "final":
-            if self.commands:
-                fields["commands"] = self.commands
-                fields["exit_status"] = self.commands[-1]["status"]
-            if self._transcript:
-                data = b"".join(self._transcript)
-                fields["output"], fields["output_sha256"] = self.journal.save_output(
-                    self.number, data
-                )
+            commands = self._log.records(self.number)
+            if commands:
+                fields["commands"] = commands
+                fields["exit_status"] = commands[-1]["status"]
             if self.wipes:
                 fields["wipes"] = self.wipes
             if self.attachments:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from xenlab.recorder import Phase
 from xenlab.resources.base import Difference
 
 VIEW = "_xenlab_view"
@@ -27,8 +28,11 @@ class StepView(Protocol):
         for that comes by itself.
         """
 
-    def output(self, stream: str, text: str) -> None:
-        """Masked output of a command, as it arrives ("command", "stdout" or "stderr")."""
+    def output(self, stream: str, text: str, phase: Phase) -> None:
+        """A command ("command") or what it printed ("stdout", "stderr"), masked, as it arrives.
+
+        ``phase`` says what the command is for: to look, to change, or to verify.
+        """
 
     def table(self, frame: pd.DataFrame) -> None:
         """A table of facts."""
@@ -74,7 +78,7 @@ class _SilentStep:
     def progress(self, what: str, done: float | None) -> None:
         pass
 
-    def output(self, stream: str, text: str) -> None:
+    def output(self, stream: str, text: str, phase: Phase) -> None:
         pass
 
     def table(self, frame: pd.DataFrame) -> None:

@@ -33,6 +33,7 @@ from xenlab.parameters import Parameters, Ssh
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
+from xenlab.ssh import SSH
 from xenlab.view import Silent
 
 
@@ -72,12 +73,14 @@ def book(sshd: Sshd, journal: Journal) -> Chapter:
 def open_book(sshd: Sshd, journal: Journal, mode: str = "apply") -> Chapter:
     chapter = Chapter("05_base_configuration", site(sshd), journal, Silent(), mode=mode)
     # The machine under test is no dom0: its own root is what the steps work on.
-    chapter._root = "/"
+    chapter.root = "/"
     return chapter
 
 
 def statuses(journal: Journal) -> list[tuple[str, str]]:
-    return [(r["phase"], r["status"]) for r in journal.records() if r.get("step")]
+    """Of every step but the one that opens the chapter."""
+    records = journal.records()
+    return [(r["phase"], r["status"]) for r in records if r.get("step") not in (None, "05.0")]
 
 
 def test_a_state_that_does_not_hold_is_applied_verified_and_recorded(
@@ -118,7 +121,7 @@ def test_a_plan_shows_every_difference(sshd: Sshd, journal: Journal, tmp_path: P
     files = [File(str(tmp_path / name), f"{name}\n") for name in ("one", "two")]
     book.ensure("05.1 As one", Together((*files, Condition(Command("true"), "never"))))
     book.run("05.2 Actions", *files)
-    as_one, actions = (r["difference"] for r in journal.records() if r.get("step"))
+    as_one, actions = (r["difference"] for r in journal.records() if r.get("difference"))
     assert as_one[""]["summary"] == f"create {files[0].path}; create {files[1].path}"
     assert "+one\n" in as_one[""]["diff"] and "+two" in as_one[""]["diff"]
     assert [each["summary"] for each in actions.values()] == [f"create {f.path}" for f in files]
@@ -140,8 +143,12 @@ def test_output_is_kept_whole_with_its_digest(
 ) -> None:
     book.run("05.1 Talk", Made(tmp_path / "x", 'seq 5000 | tee -- "$1"; echo oops >&2'))
     final = journal.records()[-1]
-    text = (journal.folder / final["output"]).read_text()
-    assert "\n4999\n5000\n" in text and "oops" in text and text.startswith("$ set -eu")
+    look, change, verify = final["commands"]
+    assert [c["phase"] for c in final["commands"]] == ["look", "change", "verify"]
+    text = (journal.folder / change["output"]["path"]).read_text()
+    assert "\n4999\n5000\n" in text and "oops" in text
+    assert change["command"].startswith("set -eu") and change["status"] == 0
+    assert (look["status"], verify["status"]) == (1, 0)
 
 
 def test_a_failure_names_step_command_status_and_last_lines(
@@ -277,7 +284,7 @@ def test_what_a_killed_run_left_running_is_ended_and_told(
         chapter="05_base_configuration", step="05.1", title="05.1 Long", phase="running",
         status="running", host="box", mark="run/05.1/abc",
     )  # fmt: skip
-    transport = open_book(sshd, journal).host.marked(left["mark"])
+    transport = Host(SSH(sshd.target)).marked(left["mark"])
     transport.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 &")
     assert len(processes_with("XENLAB_STEP=run/05.1/abc")) == 2
     open_book(sshd, journal).ensure("05.1 Long", Made(tmp_path / "x"))
@@ -303,7 +310,7 @@ def test_facts_and_checks_are_recorded(book: Chapter, journal: Journal, tmp_path
 
 def test_a_chapter_that_was_closed_has_its_end_on_record(book: Chapter, journal: Journal) -> None:
     book.close()
-    assert [r["phase"] for r in journal.records()] == ["open", "close"]
+    assert [r["phase"] for r in journal.records()] == ["open", "final", "close"]
 
 
 def test_an_unreachable_host_is_on_record(
@@ -315,7 +322,7 @@ def test_an_unreachable_host_is_on_record(
     with pytest.raises(ConnectionRefused):
         open_chapter("05_base_configuration", values)
     record = Journal(tmp_path / "run").records()[-1]
-    assert (record["phase"], record["status"]) == ("open", "unreachable")
+    assert (record["step"], record["status"]) == ("05.0", "unreachable")
 
 
 def test_a_misspelt_parameter_in_a_notebook_is_refused_before_the_host_is_reached(
@@ -339,8 +346,9 @@ def test_steps_over_a_warm_connection_cost_little_more_than_their_command(
         action()
         timed[kind].append(time.perf_counter() - start)
 
+    host = Host(book.host.transport)
     for _ in range(20):
-        time_of("probe", lambda: made.probe(book.host))
+        time_of("probe", lambda: made.probe(host))
         time_of("step", lambda: book.ensure("05.2 Again", made))
     # The journal's share is promised to stay under 5 ms; the rest is for a machine that is busy.
     assert sorted(timed["step"])[10] < sorted(timed["probe"])[10] * 1.3 + 0.02

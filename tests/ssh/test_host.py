@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.ssh.conftest import Sshd, processes_with, wait_until
+from tests.watching import Watching
 
 from xenlab.command import MASK, Command, Secret
 from xenlab.errors import CommandFailed, CommandTimeout, ConnectionLost
@@ -146,7 +148,7 @@ def test_a_deadline_ends_the_remote_processes(
 def test_a_stop_ends_the_remote_processes(host: Host, kind: str) -> None:
     stop = threading.Event()
     mark = f"stop-{time.monotonic_ns()}"
-    machine = (host if kind == "ssh" else Host(Local())).marked(mark).watched(stop=stop)
+    machine = (host if kind == "ssh" else Host(Local())).marked(mark).watched(Watching(stop))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(machine.run, "while :; do sleep 1; done", timeout=500)
         wait_until(lambda: processes_with(f"XENLAB_STEP={mark}"))
@@ -179,7 +181,7 @@ def test_a_deadline_on_a_machine_that_is_gone(sshd: Sshd) -> None:
         sshd.process.wait()
         transport._connection = None
 
-    watched = host.marked("gone").watched(on_output=vanish)
+    watched = replace(host, mark="gone", heard=vanish)
     with pytest.raises(ConnectionLost, match=r"no end within 1 s, and ending the command failed"):
         watched.run("echo; sleep 20", timeout=1)
 

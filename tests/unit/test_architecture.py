@@ -56,6 +56,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "consent",
             "machine_lock",
             "opening",
+            "recorder",
             "seams",
             "step",
             "view",

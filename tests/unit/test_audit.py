@@ -21,7 +21,7 @@ def make_run(folder: Path) -> Path:
     """A run with a step's output, an attachment and a notebook."""
     journal = Journal(folder)
     journal.append(chapter="04_grub", phase="open", status="apply")
-    output, digest = journal.save_output("04.1", b"$ grub-install\nInstalling\n")
+    output, digest = journal.save_output("04.1", b"Installing\n")
     table, table_digest = journal.save_output("04.2-table", b"a,b\n1,2\n", ".csv")
     journal.append(
         chapter="04_grub",
@@ -29,8 +29,7 @@ def make_run(folder: Path) -> Path:
         title="04.1 Install",
         phase="final",
         status="changed",
-        output=output,
-        output_sha256=digest,
+        commands=[{"command": "grub-install", "output": {"path": output, "sha256": digest}}],
         attachments=[{"path": table, "sha256": table_digest}],
     )
     journal.append(chapter="04_grub", phase="close", status="ok")

@@ -294,7 +294,7 @@ def test_the_table_of_a_run_takes_no_text_for_markup(tmp_path: Path) -> None:
 
 def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
     journal = opened(tmp_path)
-    path, digest = journal.save_output("01.1", b"$ seq 2\n1\n2\n")
+    path, digest = journal.save_output("01.1", b"1\n2\n")
     table, _ = journal.save_output("01.1-table", b"key,value\nmemory,<b>4</b>\n", ".csv")
     picture, _ = journal.save_output("01.1-picture", b"\x89PNG", ".png")
     record(
@@ -302,8 +302,15 @@ def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
         "01.1",
         "changed",
         seconds=1,
-        output=path,
-        output_sha256=digest,
+        commands=[
+            {
+                "phase": "change",
+                "command": "seq 2",
+                "status": 0,
+                "output": {"path": path, "sha256": digest},
+            },
+            {"phase": "look", "command": "true", "status": 0, "output": "<looked>"},
+        ],
         attachments=[{"path": table}, {"path": picture}, {"path": "output/gone.csv"}],
         difference={"": {"summary": "write <x>", "diff": "--- a\n+++ b\n+new\n", "rows": []}},
     )
@@ -315,7 +322,10 @@ def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert "dom0.log" in page and "Xen 4.17\n&lt;login&gt;:" in page
     assert place.stat().st_mode & 0o777 == 0o600
     assert journal.head() in page and "the chain holds" in page
-    assert "write &lt;x&gt;" in page and "&lt;b&gt;4&lt;/b&gt;" in page and "seq 2" in page
+    assert (
+        "write &lt;x&gt;" in page and "&lt;b&gt;4&lt;/b&gt;" in page and "$ seq 2\n1\n2\n" in page
+    )
+    assert "looked: 1 command<" in page and "&lt;looked&gt;" in page
     assert "<script" not in page and "<link" not in page and "http" not in page
     (tmp_path / "journal.jsonl").write_text(
         (tmp_path / "journal.jsonl").read_text().replace("changed", "ok")

@@ -185,7 +185,7 @@ def test_outside_of_a_notebook_a_step_is_lines(capsys: pytest.CaptureFixture[str
     step.difference("", Difference("write /etc/default/grub", "+GRUB_TIMEOUT=2\n"))
     step.difference("domu1", Difference("boot", rows=({"a": "1"},)))
     step.progress("writing", 0.5)
-    step.output("stdout", "hidden\n")
+    step.output("stdout", "hidden\n", "change")
     step.table(pd.DataFrame({"key": ["value"]}))
     step.table(pd.DataFrame(columns=["key"]))
     step.picture(b"1234")
@@ -217,7 +217,7 @@ BUSY = """
 step = view.step_started("04.2 Write the Xen entry")
 def work(name):
     for number in range(300):
-        step.output("stdout", f"{name} {number}\\n")
+        step.output("stdout", f"{name} {number}\\n", "change")
         step.progress(name, number / 300)
         time.sleep(0.003)
 threads = [threading.Thread(target=work, args=(name,)) for name in ("domu1", "domu2")]
@@ -229,7 +229,7 @@ assert len(sent) > 2 and min(gaps) > 0.2, gaps
 """
 LATE = """
 step = view.step_started("04.3 Quiet after one word")
-step.output("stdout", "first\\n")
+step.output("stdout", "first\\n", "change")
 before = len(sent)
 time.sleep(0.6)
 assert len(sent) == before + 1, "what was said last is seen although nothing follows"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from xenlab.chain import FIRST
 from xenlab.errors import JournalDamaged
-from xenlab.journal import COLUMNS, Journal, transcript, verify
+from xenlab.journal import COLUMNS, Journal, output_of, verify
 
 
 def fill(folder: Path, count: int = 5) -> Journal:
@@ -162,12 +162,21 @@ def test_output_is_never_written_over(tmp_path: Path) -> None:
     assert len(digest) == 64
 
 
-def test_a_transcript_is_read_from_the_record_or_its_file(tmp_path: Path) -> None:
+def test_an_output_is_read_from_the_record_or_its_file(tmp_path: Path) -> None:
     path, _ = Journal(tmp_path).save_output("04.1", b"in a file \xff")
-    assert transcript(tmp_path, {"transcript": "in the record"}) == "in the record"
-    assert transcript(tmp_path, {"output": path}) == "in a file \N{REPLACEMENT CHARACTER}"
-    assert transcript(tmp_path, {"output": "output/gone.txt"}) == ""
-    assert transcript(tmp_path, {}) == ""
+    assert output_of(tmp_path, {"output": "in the record"}) == "in the record"
+    found = output_of(tmp_path, {"output": {"path": path}})
+    assert found == "in a file \N{REPLACEMENT CHARACTER}"
+    assert output_of(tmp_path, {"output": {"path": "output/gone.txt"}}) == ""
+    assert output_of(tmp_path, {}) == ""
+
+
+def test_what_a_command_was_given_is_kept_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    path, digest = journal.save_input(b"label: gpt\n")
+    assert journal.save_input(b"label: gpt\n") == (path, digest)
+    assert (tmp_path / path).read_bytes() == b"label: gpt\n"
+    assert len(list((tmp_path / "input").iterdir())) == 1
 
 
 def test_the_run_folder_is_for_its_owner_only(tmp_path: Path) -> None:

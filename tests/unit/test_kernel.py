@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.cutshort import CutShort
 from tests.ssh.conftest import processes_with, wait_until
 from tests.unit.rootdir import root_with
+from tests.watching import Watching
 
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import Host, Output
@@ -373,14 +374,14 @@ def test_a_stopped_step_ends_its_build(
     Sources(build).apply(host, silent)
     KernelConfigured(build).apply(host, silent)
     stop = threading.Event()
-    marked = host.marked(f"test/{archive}").watched(stop=stop)
+    marked = host.watched(Watching(stop, mark=f"test/{archive}"))
 
     def report(what: str, done: float | None = None) -> None:
         stop.set()
 
     with pytest.raises(KeyboardInterrupt):
         KernelBuilt(build).apply(marked, report)
-    assert not host.has_marked(marked.mark)
+    assert not host.has_marked(f"test/{archive}")
     assert build.manifest(host) is None
     monkeypatch.setenv("SLOWNESS", "0")
     KernelBuilt(build).apply(host, silent)

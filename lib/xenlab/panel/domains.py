@@ -93,13 +93,15 @@ class DomainPanel:
 
     def _look(self) -> None:
         book = self._opened()
-        self._show(book.toolstack.domains(book.target))
+        # read anew every few seconds, and nothing is decided by it: that is on no record
+        target = book.target.watched(None)
+        self._show(book.toolstack.domains(target))
         name = self.console.value
         if name not in self.rows:
             name = next((n for n in self.rows if self._state(n) == CRASHED), "")
         if name:
             command = Command.argv("tail", "-c", CONSOLE_BYTES, "--", log_path(name))
-            text = clean(book.target.run(command, check=False).stdout)
+            text = clean(target.run(command, check=False).stdout)
             self.console_text.value = _console(text)
         else:
             self.console_text.value = ""

@@ -104,7 +104,7 @@ def run(
     Raises StepFailed, with who it is, if a lock was held for too long.
     """
     lines = _Lines(lambda line: report(Waiting(line)) if line.startswith(WAITING) else None)
-    result = _hearing(host, lines).run(command, timeout=timeout, check=False)
+    result = replace(host, heard=lines.hear).run(command, timeout=timeout, check=False)
     if result.status == _GIVEN_UP:
         said = (result.stderr.strip().splitlines() or [""])[-1]
         raise StepFailed(
@@ -129,14 +129,3 @@ class _Lines:
             *whole, self._begun = (self._begun + piece).split(b"\n")
             for line in whole:
                 self._take(line.decode("utf-8", "replace"))
-
-
-def _hearing(host: Host, lines: _Lines) -> Host:
-    shown = host.on_output
-
-    def hear(stream: str, piece: bytes) -> None:
-        lines.hear(stream, piece)
-        if shown is not None:
-            shown(stream, piece)
-
-    return replace(host, on_output=hear)

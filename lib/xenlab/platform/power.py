@@ -57,8 +57,7 @@ def reboot(power: Power, medium: Medium, host: Host, controller: Host, report: R
     """
     machine = host.inside("/")
     before = machine.boot_id()
-    shown = controller.watched(host.on_output, host.on_command, host.on_result, host.stop)
-    power.boot(medium, shown, report)
+    power.boot(medium, controller, report)
     start = time.monotonic()
     report(f"waiting until the {_called(medium)} answers")
     try:

@@ -37,12 +37,8 @@ class Elsewhere(Resource):
         Wait(self.seconds, lambda line: report(Waiting(line))).until_answered(
             self.name, lambda: self.host.transport.connect(host.stop), host.stop
         )
-        self.resource.apply(self._watched(host), report)
+        self.resource.apply(self.host, report)
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless the state holds there."""
-        self.resource.verify(self._watched(host))
-
-    def _watched(self, host: Host) -> Host:
-        other = self.host.marked(host.mark)
-        return other.watched(host.on_output, host.on_command, host.on_result, host.stop)
+        self.resource.verify(self.host)

@@ -166,7 +166,7 @@ class ImageProof(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Check the checksum, read the whole archive, compare; raises StepFailed if it fails."""
         report("reading the image")
-        quiet = replace(host, on_output=None)
+        quiet = replace(host, quiet=True)
         script = """
             export LC_ALL=C
             cd -- "${1%/*}"

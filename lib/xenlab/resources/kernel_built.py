@@ -89,15 +89,12 @@ class _Log:
 
     def watch(self, host: Host) -> Host:
         """The host, whose output is counted too."""
-        before = host.on_output
 
         def seen(stream: str, piece: bytes) -> None:
-            if before is not None:
-                before(stream, piece)
             if stream == "stdout":
                 self._count(piece)
 
-        return replace(host, on_output=seen)
+        return replace(host, heard=seen)
 
     def _count(self, piece: bytes) -> None:
         *lines, self._rest = (self._rest + piece).split(b"\n")

@@ -1,0 +1,224 @@
+"""The commands of a chapter's hosts: each belongs to the step under way, and is recorded there."""
+
+from __future__ import annotations
+
+import codecs
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from xenlab.command import Command, MaskedStream, Secret, mask, mask_bytes
+from xenlab.errors import OutsideStep
+
+Phase = Literal["look", "change", "verify"]
+"""What a command is for: to see how the machine is, to change it, to see that the change holds."""
+
+INLINE_BYTES = 4096
+"""Output up to this size stands in the journal's record itself, more in a file of its own."""
+
+Shown = Callable[[str, str, Phase], None]
+"""Called with "command", "stdout" or "stderr", masked text, and what the command is for."""
+
+
+class Keeper(Protocol):
+    """Where what is too large for a record is kept (`xenlab.journal.Journal`)."""
+
+    def save_output(self, name: str, data: bytes, suffix: str = ".txt") -> tuple[str, str]:
+        """Keep an output in a file; its path in the run folder and its SHA-256."""
+
+    def save_input(self, data: bytes) -> tuple[str, str]:
+        """Keep what a command was given; its path in the run folder and its SHA-256."""
+
+
+class CommandLog:
+    """The commands of one step, in the order in which they were started; threads may share it."""
+
+    def __init__(
+        self, host: str, secrets: tuple[Secret, ...], keeper: Keeper, shown: Shown
+    ) -> None:
+        self.secrets = secrets
+        self._host = host
+        self._keeper = keeper
+        self._shown = shown
+        self._lock = threading.Lock()
+        self._entries: list[_Entry] = []
+
+    def started(
+        self, host: str, command: Command, input: bytes, phase: Phase, label: str
+    ) -> _Entry:
+        """Note a command that is about to run; what it is given is kept before it gets it."""
+        with self._lock:
+            self.secrets = tuple(dict.fromkeys((*command.secrets, *self.secrets)))
+            secrets = self.secrets
+        entry = _Entry(phase, label, host, mask(str(command), secrets), secrets, self._show)
+        if input:
+            data = mask_bytes(input, secrets)
+            path, digest = self._keeper.save_input(data)
+            entry.given = {"path": path, "sha256": digest, "bytes": len(data)}
+        prefix = f"[{label}] " if label else ""
+        self._show("command", f"{prefix}$ {entry.command.rstrip()}\n", phase)
+        with self._lock:
+            self._entries.append(entry)
+        return entry
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The commands as a record holds them; long outputs are kept in files that begin so.
+
+        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``seconds``; where they
+        say something: ``host`` (another than the step's), ``label``, ``times`` (of a command
+        that was repeated with the same result), ``input``, ``output``. An output is the text
+        itself, or path, SHA-256 and size of its file.
+        """
+        with self._lock:
+            entries = list(self._entries)
+        found: list[dict[str, Any]] = []
+        last: _Entry | None = None
+        for entry in entries:
+            if last is not None and last.repeated_by(entry):
+                found[-1]["times"] = found[-1].get("times", 1) + 1
+                found[-1]["seconds"] = round(found[-1]["seconds"] + entry.seconds, 3)
+                continue
+            found.append(self._record(entry, f"{name}-{len(found) + 1}"))
+            last = entry
+        return found
+
+    def _record(self, entry: _Entry, name: str) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "phase": entry.phase,
+            "command": entry.command,
+            "status": entry.status,
+            "seconds": round(entry.seconds, 3),
+        }
+        if entry.host != self._host:
+            record["host"] = entry.host
+        if entry.label:
+            record["label"] = entry.label
+        if entry.given:
+            record["input"] = entry.given
+        data = bytes(entry.data)
+        text = _inline(data)
+        if text is None:
+            path, digest = self._keeper.save_output(name, data)
+            record["output"] = {"path": path, "sha256": digest, "bytes": len(data)}
+        elif text:
+            record["output"] = text
+        return record
+
+    def _show(self, stream: str, text: str, phase: Phase) -> None:
+        self._shown(stream, text, phase)
+
+
+@dataclass
+class _Entry:
+    """One command, followed to its end (`xenlab.host.Call`)."""
+
+    phase: Phase
+    label: str
+    host: str
+    command: str
+    secrets: tuple[Secret, ...]
+    shown: Shown
+    status: int | None = None
+    seconds: float = 0.0
+    given: dict[str, Any] = field(default_factory=dict)
+    data: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        self._streams: dict[str, tuple[MaskedStream, codecs.IncrementalDecoder]] = {}
+
+    def output(self, stream: str, piece: bytes) -> None:
+        """Keep and show a piece of its output, masked."""
+        if stream not in self._streams:
+            fresh = codecs.getincrementaldecoder("utf-8")("replace")
+            self._streams[stream] = (MaskedStream(self.secrets), fresh)
+        masked, decoder = self._streams[stream]
+        self._take(stream, masked.feed(piece), decoder, final=False)
+
+    def ended(self, status: int | None, seconds: float) -> None:
+        """Its exit status and how long it took."""
+        self.status, self.seconds = status, seconds
+        for stream, (masked, decoder) in self._streams.items():
+            self._take(stream, masked.flush(), decoder, final=True)
+
+    def repeated_by(self, other: _Entry) -> bool:
+        """Whether another is this very command again, with the same result."""
+        mine = (self.phase, self.label, self.host, self.command, self.status, self.given, self.data)
+        return mine == (
+            *(other.phase, other.label, other.host, other.command, other.status),
+            *(other.given, other.data),
+        )
+
+    def _take(
+        self, stream: str, data: bytes, decoder: codecs.IncrementalDecoder, *, final: bool
+    ) -> None:
+        self.data += data
+        text = decoder.decode(data, final)
+        if text:
+            self.shown(stream, text, self.phase)
+
+
+class Recorder:
+    """Tells the step under way what a chapter's hosts do (`xenlab.host.Watcher`).
+
+    ``stop`` is set to stop that step.
+    """
+
+    def __init__(self, secrets: tuple[Secret, ...]) -> None:
+        self.stop = threading.Event()
+        self._secrets = secrets
+        self._log: CommandLog | None = None
+        self._mark = ""
+        self._thread = threading.local()
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What must not be recorded or shown: the chapter's, and those of the step's commands."""
+        return self._log.secrets if self._log is not None else self._secrets
+
+    @property
+    def mark(self) -> str:
+        """The mark of the step under way."""
+        return self._mark
+
+    def started(self, host: str, command: Command, input: bytes) -> _Entry:
+        """Note a command in the step under way; raises OutsideStep where there is none."""
+        if self._log is None:
+            raise OutsideStep(
+                f"cannot run a command outside a step: {mask(str(command), self._secrets)}",
+                where=host,
+                hint="give the step a callable instead of what it makes",
+            )
+        phase: Phase = getattr(self._thread, "phase", "look")
+        return self._log.started(host, command, input, phase, getattr(self._thread, "label", ""))
+
+    @contextmanager
+    def step(self, log: CommandLog, mark: str) -> Iterator[None]:
+        """A step is under way: its commands go to this log and carry this mark."""
+        before = self._log, self._mark
+        self._log, self._mark = log, mark
+        try:
+            yield
+        finally:
+            self._log, self._mark = before
+
+    @contextmanager
+    def during(self, phase: Phase, label: str = "") -> Iterator[None]:
+        """What this thread runs now is for this; ``label`` names the part of the step."""
+        before = getattr(self._thread, "phase", "look"), getattr(self._thread, "label", "")
+        self._thread.phase, self._thread.label = phase, label
+        try:
+            yield
+        finally:
+            self._thread.phase, self._thread.label = before
+
+
+def _inline(data: bytes) -> str | None:
+    """An output that fits into a record, as text; None where it must be a file."""
+    if len(data) > INLINE_BYTES:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None

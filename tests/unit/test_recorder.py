@@ -1,0 +1,124 @@
+"""Every command of a step on record: what it was for, its end, its output and its input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenlab.command import MASK, Command, Secret
+from xenlab.errors import CommandFailed, CommandTimeout, OutsideStep
+from xenlab.host import Host
+from xenlab.journal import Journal, output_of
+from xenlab.local import Local
+from xenlab.recorder import INLINE_BYTES, CommandLog, Recorder
+
+PASSWORD = Secret("default-route")
+
+
+def nothing(stream: str, text: str, phase: str) -> None:
+    pass
+
+
+class Watched:
+    """A host whose commands one log holds, and what was shown of them."""
+
+    def __init__(self, folder: Path, *secrets: Secret) -> None:
+        self.folder = folder
+        self.shown: list[tuple[str, str, str]] = []
+        self.recorder = Recorder(secrets)
+        self.log = CommandLog("controller", secrets, Journal(folder), self._show)
+        self.host = Host(Local(), watcher=self.recorder)
+
+    def _show(self, stream: str, text: str, phase: str) -> None:
+        self.shown.append((stream, text, phase))
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path, PASSWORD)
+
+
+def test_each_command_has_its_phase_status_and_output(watched: Watched) -> None:
+    with watched.recorder.step(watched.log, "mark"):
+        watched.host.test("exit 4")
+        with watched.recorder.during("change", "domu1"):
+            mark = watched.host.run("echo $XENLAB_STEP").stdout
+        watched.host.inside("/").run("echo out; echo err >&2")
+    first, second, third = watched.log.records("05.1")
+    assert (first["phase"], first["command"], first["status"]) == ("look", "exit 4", 4)
+    assert (second["phase"], second["label"], second["output"]) == ("change", "domu1", mark)
+    assert mark == "mark\n"
+    assert sorted(third["output"].split()) == ["err", "out"]
+    assert ("command", "[domu1] $ echo $XENLAB_STEP\n", "change") in watched.shown
+
+
+def test_outside_a_step_nothing_runs(watched: Watched, tmp_path: Path) -> None:
+    place = tmp_path / "x"
+    with pytest.raises(OutsideStep, match="cannot run a command outside a step: touch"):
+        watched.host.run(Command.argv("touch", place))
+    assert not place.exists()
+
+
+def test_what_a_timeout_had_printed_is_kept(watched: Watched) -> None:
+    with (
+        watched.recorder.step(watched.log, "mark"),
+        pytest.raises(CommandTimeout, match="last lines of stdout:\n  halfway"),
+    ):
+        watched.host.run("echo halfway; sleep 60", timeout=1)
+    record = watched.log.records("05.1")[0]
+    assert (record["status"], record["output"]) == (None, "halfway\n")
+
+
+def test_data_keeps_what_records_hide(watched: Watched, tmp_path: Path) -> None:
+    place = tmp_path / "motd"
+    text = b"# the default-route of dom0\n"
+    with watched.recorder.step(watched.log, "mark"):
+        script = Command.script('cat > "$1"; cat "$1"', place)
+        assert watched.host.run(script, input=text).out == text
+        with pytest.raises(CommandFailed) as error:
+            watched.host.run("echo the default-route; false")
+    assert place.read_bytes() == text
+    wrote, failed = watched.log.records("05.1")
+    assert wrote["output"] == f"# the {MASK} of dom0\n"
+    kept = (watched.folder / wrote["input"]["path"]).read_text()
+    assert kept == f"# the {MASK} of dom0\n"
+    assert failed["output"] == f"the {MASK}\n"
+    assert "default-route" not in str(error.value) + repr(watched.shown)
+
+
+def test_a_command_that_is_repeated_with_the_same_result_is_counted(watched: Watched) -> None:
+    with watched.recorder.step(watched.log, "mark"):
+        for _ in range(3):
+            watched.host.test("false")
+        watched.host.test("true")
+    records = watched.log.records("05.1")
+    assert [(r["command"], r.get("times", 1)) for r in records] == [("false", 3), ("true", 1)]
+
+
+def test_a_copied_file_is_on_record_as_scp(watched: Watched, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("1")
+    with watched.recorder.step(watched.log, "mark"):
+        watched.host.upload(tmp_path / "one", str(tmp_path / "two"))
+    (record,) = watched.log.records("05.1")
+    assert record["command"] == f"scp -- {tmp_path}/one controller:{tmp_path}/two"
+    assert record["status"] == 0
+
+
+@given(data=st.binary(max_size=2 * INLINE_BYTES), cut=st.integers(0, 2 * INLINE_BYTES))
+def test_any_output_is_kept_byte_for_byte(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    log = CommandLog("dom0", (), Journal(folder), nothing)
+    entry = log.started("dom0", Command("true"), b"", "look", "")
+    entry.output("stdout", data[:cut])
+    entry.output("stdout", data[cut:])
+    entry.ended(0, 0.1)
+    (record,) = log.records("05.1")
+    output = record.get("output", "")
+    kept = output.encode() if isinstance(output, str) else (folder / output["path"]).read_bytes()
+    assert kept == data
+    assert output_of(folder, record) == data.decode("utf-8", "replace")
