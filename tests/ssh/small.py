@@ -167,8 +167,9 @@ class Site:
         return Journal(self.run_folders()[-1])
 
     def steps(self) -> list[tuple[str, str]]:
+        """How the steps of cells ended; opening a chapter is a step as well."""
         finals = [r for r in self.journal().records() if r["phase"] == "final"]
-        return [(r["step"], r["status"]) for r in finals]
+        return [(r["step"], r["status"]) for r in finals if not r["step"].endswith(".0")]
 
 
 def one_line(text: str) -> str:

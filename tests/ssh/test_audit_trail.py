@@ -11,14 +11,15 @@ from xenlab.audit import inspect
 
 
 def test_a_run_is_as_it_was_recorded_until_somebody_changes_it(site: Site) -> None:
-    site.chapter("01_first", site.made("01.1"))
+    facts = 'book.facts("01.2 A table", pandas.DataFrame({"memory": [1]}))'
+    site.chapter("01_first", site.made("01.1"), f"import pandas\n{facts}")
     assert site.xenlab("run", "-f", "site.yaml").returncode == 0
     done = site.xenlab("audit", "verify")
     assert done.returncode == 0, done.stdout
     assert site.journal().head() in done.stdout
     assert "signed by: nobody" in done.stdout
     (run,) = site.run_folders()
-    for name in ("01_first.ipynb", "output/01.1.txt", "run.json"):
+    for name in ("01_first.ipynb", "output/01.2-table.csv", "run.json"):
         kept = (run / name).read_bytes()
         (run / name).write_bytes(kept.replace(b"m", b"n", 1))
         done = site.xenlab("audit", "verify", run.name)
@@ -88,7 +89,7 @@ def test_two_runs_side_by_side(site: Site) -> None:
     assert "dom0_mem_mib 1024 777" in lines
     assert any(line.startswith("01.1 Make 01.1 changed") and " ok " in line for line in lines)
     assert not any(line.startswith("01.2") for line in lines)
-    assert "1 parameters and 1 of 2 steps differ" in lines[-1]
+    assert "1 parameters and 1 of 3 steps differ" in lines[-1]
     everything = site.xenlab("diff", first, second, "--all").stdout
     assert "01.2 Make 01.2" in everything
 

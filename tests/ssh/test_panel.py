@@ -89,6 +89,7 @@ def test_the_whole_panel_is_made_of_a_parameters_file(site: Site, panel: Chapter
     records = Journal(site.run_folders()[-1]).records()
     assert [(r["phase"], r["chapter"]) for r in records] == [
         ("open", "91_panel"),
+        ("final", "91_panel"),
         ("close", "91_panel"),
     ]
 

@@ -135,8 +135,9 @@ class ChapterPanel:
             book.stop.set()
 
     def _note(self, number: str, status: str) -> None:
-        self._states[number] = status
-        self._show_steps()
+        if number in self._states:
+            self._states[number] = status
+            self._show_steps()
 
     def _say(self, text: str) -> None:
         self.message.value = (
