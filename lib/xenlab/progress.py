@@ -147,7 +147,9 @@ class Follower(AbstractContextManager["Follower"]):
         elif phase == "final":
             self._finished.setdefault(chapter, set()).add(str(record["step"]))
             if task is not None:
-                done = len(self._finished[chapter])
+                # opening a chapter is a step as well, and no cell of its own
+                steps = {title.partition(" ")[0] for title in self._chapters.get(chapter, ())}
+                done = len(self._finished[chapter] & steps)
                 self._bars.update(task, completed=done, now=escape(self._next(chapter)))
             else:
                 self._line(record)
