@@ -42,7 +42,6 @@ LOGIC = (
     ast.FunctionDef,
     ast.AsyncFunctionDef,
     ast.ClassDef,
-    ast.Lambda,
     ast.ListComp,
     ast.SetComp,
     ast.DictComp,
@@ -124,6 +123,8 @@ def test_no_cell_holds_logic(path: Path) -> None:
         for cell in code_cells(path)
         for node in ast.walk(cell.tree)
         if isinstance(node, LOGIC)
+        # what a step makes only once it runs, since making it takes a look at the machine
+        or (isinstance(node, ast.Lambda) and not isinstance(node.body, ast.Call))
     }
     assert found == set()
 
