@@ -42,7 +42,7 @@ def plan(sshd: Sshd, journal: Journal, disk: str, *may_wipe: str, name: str = "0
     ssh = Ssh(host=sshd.alias, config=str(sshd.config))
     site = Parameters(ssh=ssh, disk=disk, may_wipe=list(may_wipe))
     book = Chapter(name, site, journal, Silent(), mode="plan")
-    book._root = "/"
+    book.root = "/"
     return book
 
 
