@@ -110,9 +110,13 @@ def check(
         return
     console.print(Text(f"\ndrift in {len(drift)} steps:"))
     for step in drift:
-        found = (step.record.get("difference") or {}).values()
-        said = "; ".join(difference["summary"] for difference in found)
-        console.print(Text(f"  {step.title}: {said}"))
+        found = (step.record.get("difference") or {}).items()
+        # several states without names are counted: only a name says whose the difference is
+        said = (
+            (f"{label}: " if label.strip("0123456789") else "") + difference["summary"]
+            for label, difference in found
+        )
+        console.print(Text(f"  {step.title}: {'; '.join(said)}"))
     raise typer.Exit(DRIFT)
 
 

@@ -59,7 +59,8 @@ def test_a_run_that_was_killed_and_taken_up_again_is_whole(site: Site) -> None:
 
 def test_drift_is_reported_and_nothing_is_changed(site: Site) -> None:
     site.chapter("01_first", site.made("01.1"), site.made("01.2"))
-    site.chapter("02_second", site.made("02.1"))
+    guest = f'{{"guest": Made({str(site.path("02.1"))!r})}}'
+    site.chapter("02_second", f'book.each("02.1 Make 02.1", {guest}, on=book.host)')
     assert site.xenlab("run", "-f", "site.yaml").returncode == 0
     done = site.xenlab("check", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +72,7 @@ def test_drift_is_reported_and_nothing_is_changed(site: Site) -> None:
     said = done.stdout.partition("drift in 2 steps:")[2].split("\n")
     assert [one_line(line) for line in said if line] == [
         f"01.2 Make 01.2: make {site.path('01.2')}",
-        f"02.1 Make 02.1: make {site.path('02.1')}",
+        f"02.1 Make 02.1: guest: make {site.path('02.1')}",
     ]
     assert not site.path("01.2").exists()
 
