@@ -1,6 +1,9 @@
 """Record what xl prints on a running lab, for the tests of its parsers.
 
 Usage: python tests/recorded/record.py SSH_CONFIG [HOST]      (HOST is dom0 unless given)
+
+``list-standing.txt`` is another look's ``xl list``, after ``xl create -p`` of domu1 and the crash of
+domu2, which has ``on_crash="preserve"``.
 """
 
 from __future__ import annotations

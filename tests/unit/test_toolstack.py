@@ -48,6 +48,15 @@ def test_list_as_recorded() -> None:
     assert all(one.memory_mib > 0 and one.runs for one in found)
 
 
+def test_a_paused_and_a_crashed_domain_as_recorded() -> None:
+    found = parse_list((RECORDED / "list-standing.txt").read_text())
+    assert {one.name: one.state for one in found} == {
+        "Domain-0": "running",
+        "domu1": "paused",
+        "domu2": "crashed",
+    }
+
+
 LETTERS = {
     "r-----": "running",
     "-b----": "running",

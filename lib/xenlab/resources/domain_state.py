@@ -14,7 +14,7 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 
 CONSOLE_LOGS = "/var/log/xen/console"
-CONSOLE_LINES = 12
+CONSOLE_LINES = 24
 """How many of a crashed guest's last lines are shown."""
 
 BOOT_SECONDS = 300
