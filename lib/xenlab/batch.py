@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,7 +136,7 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
             status = FAILED if problem else 0
         except DiskFull as full:
             status, problem = FAILED, str(full)
-            _note_full(folder, full)
+            Journal(folder).note_full(full)
         except KeyboardInterrupt:
             status, problem = INTERRUPTED, "interrupted"
         except SystemExit as error:
@@ -199,7 +199,7 @@ def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
         try:
             act()
         except DiskFull as full:
-            _note_full(outcome.folder, full)
+            Journal(outcome.folder).note_full(full)
             problem = outcome.problem or str(full)
             outcome = replace(outcome, status=outcome.status or FAILED, problem=problem)
     return outcome
@@ -213,11 +213,6 @@ def _refuse_without_room(work: Work, folder: Path) -> None:
             f"{durable.mib(free)} are free for {folder}",
             hint="free space there, or give another folder with --runs",
         )
-
-
-def _note_full(folder: Path, full: DiskFull) -> None:
-    with suppress(DiskFull):
-        Journal(folder).append(phase="full", status="failed", message=full.message)
 
 
 def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterState:

@@ -61,6 +61,7 @@ class Journal:
         self.run = folder.name
         self.operator = f"{getpass.getuser()}@{socket.gethostname()}"
         self._lock = threading.Lock()
+        self._keeping = threading.Lock()
         self._size = 0
         self._seq = 0
         self._head = FIRST
@@ -68,7 +69,8 @@ class Journal:
         self._running: dict[tuple[str, str], dict[str, Any]] = {}
         self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / "output").mkdir(mode=0o700, exist_ok=True)
+        for name in ("output", "input"):
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
 
     def append(self, **fields: Any) -> dict[str, Any]:
         """Write a record, on disk before this returns; returns the whole record.
@@ -109,17 +111,29 @@ class Journal:
             except FileExistsError:
                 number += 1
                 continue
+            except DiskFull as full:
+                self.note_full(full)
+                raise
             return str(place.relative_to(self.folder)), hashlib.sha256(data).hexdigest()
 
     def save_input(self, data: bytes) -> tuple[str, str]:
         """Keep what a command was given, once; its path in the run folder and its SHA-256."""
         name = hashlib.sha256(data).hexdigest()
         place = self.folder / "input" / name
-        with self._lock:
-            if not place.exists():
-                place.parent.mkdir(mode=0o700, exist_ok=True)
-                durable.replace(place, data)
+        try:
+            with self._keeping:
+                if not place.exists():
+                    durable.replace(place, data)
+        except DiskFull as full:
+            self.note_full(full)
+            raise
         return str(place.relative_to(self.folder)), name
+
+    def note_full(self, full: DiskFull) -> None:
+        """Record that the disk is full, once."""
+        with self._lock, self._open() as file:
+            self._catch_up(file)
+            self._say_full(file, full)
 
     def records(self) -> list[dict[str, Any]]:
         """All whole records, oldest first."""
@@ -207,11 +221,13 @@ class Journal:
     def _write_head(self, synced: bool) -> None:
         file = os.open(self.folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            # an older one holds of an honest end; only a disk that copies on write can be full here
-            with suppress(DiskFull), durable.space(self.folder):
-                durable.write(file, head_line(self._head, self._seq))
-                if synced:
-                    os.fdatasync(file)
+            durable.write(file, head_line(self._head, self._seq))
+            if synced:
+                os.fdatasync(file)
+        except OSError as error:
+            # only a disk that copies on write can be full here; an older head is an honest one
+            if error.errno not in durable.FULL:
+                raise
         finally:
             os.close(file)
 
@@ -226,17 +242,22 @@ class Journal:
         if fields.get("phase") in DONE_ALREADY:
             if len(json.dumps(fields)) > LAST_BYTES:
                 fields = _lightened(fields)
-            written = self._put_from_reserve(file, fields)
-        if not self._full:
-            said = full.message
-            self._put_from_reserve(file, {"phase": "full", "status": "failed", "message": said})
+            written = self._put_somehow(file, fields)
+        self._say_full(file, full)
         return written if fields.get("phase") in CLOSING else None
 
-    def _put_from_reserve(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-        while self._reserve.give():
+    def _say_full(self, file: int, full: DiskFull) -> None:
+        if not self._full:
+            said = {"phase": "full", "status": "failed", "message": full.message}
+            self._put_somehow(file, said)
+
+    def _put_somehow(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Write a record, from the reserve if need be; None where that is used up."""
+        while True:
             with suppress(DiskFull), durable.space(self.folder):
                 return self._put(file, fields)
-        return None
+            if not self._reserve.give():
+                return None
 
     def _put_aside(self, torn: bytes) -> None:
         with suppress(DiskFull), durable.space(self.folder):
@@ -300,8 +321,8 @@ def verify(path: Path) -> int:
 
 
 def _lightened(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's short values alone, and a word on what is left out."""
-    light = {key: value for key, value in fields.items() if isinstance(value, str | int | float)}
+    """A record without what may be long, and a word on what is left out."""
+    light = {key: value for key, value in fields.items() if key not in ("commands", "difference")}
     said = f"{fields.get('message', '')}\nThe disk was full: not all of it is recorded."
     return {**light, "message": said.strip()[-LAST_BYTES:]}
 

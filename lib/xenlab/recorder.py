@@ -63,13 +63,14 @@ class CommandLog:
             self._entries.append(entry)
         return entry
 
-    def records(self, name: str) -> list[dict[str, Any]]:
+    def records(self, name: str, *, files: bool = True) -> list[dict[str, Any]]:
         """The commands as a record holds them; long outputs are kept in files that begin so.
 
         ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``seconds``; where they
         say something: ``host`` (another than the step's), ``label``, ``times`` (of a command
         that was repeated with the same result), ``input``, ``output``. An output is the text
-        itself, or path, SHA-256 and size of its file.
+        itself, or path, SHA-256 and size of its file. Without ``files``, only the end of a long
+        output is kept. Raises DiskFull.
         """
         with self._lock:
             entries = list(self._entries)
@@ -80,7 +81,7 @@ class CommandLog:
                 found[-1]["times"] = found[-1].get("times", 1) + 1
                 found[-1]["seconds"] = round(found[-1]["seconds"] + entry.seconds, 3)
                 continue
-            found.append(self._record(entry, f"{name}-{len(found) + 1}"))
+            found.append(self._record(entry, f"{name}-{len(found) + 1}" if files else ""))
             last = entry
         return found
 
@@ -98,7 +99,7 @@ class CommandLog:
         if entry.given:
             record["input"] = entry.given
         data = bytes(entry.data)
-        text = _inline(data)
+        text = _inline(data) if name else data[-INLINE_BYTES:].decode("utf-8", "replace")
         if text is None:
             path, digest = self._keeper.save_output(name, data)
             record["output"] = {"path": path, "sha256": digest, "bytes": len(data)}

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from xenlab.command import mask
-from xenlab.errors import ConnectionLost, NoConnection, XenlabError
+from xenlab.errors import ConnectionLost, DiskFull, NoConnection, XenlabError
 from xenlab.journal import Journal
 from xenlab.recorder import CommandLog, Phase, Recorder
 from xenlab.resources.base import Asked, Difference, Waiting
@@ -71,6 +71,10 @@ class Step:
                 error.where = f"{error.where}, {self.chapter}, step {self.number}"
         try:
             self.finish()
+        except DiskFull:
+            # what went wrong before is what a person has to know
+            if error is None:
+                raise
         finally:
             self._under_way.__exit__(None, None, None)
 
@@ -111,11 +115,13 @@ class Step:
         self.view.table(frame)
 
     def finish(self) -> None:
-        """Write the final record."""
+        """Write the final record; raises DiskFull where not all of it could be kept."""
         self.message = self._masked(self.message)
         seconds = time.monotonic() - self._start
-        self._record("final", self.status, seconds=round(seconds, 3))
-        self.view.finished(self.status, seconds, self.message)
+        try:
+            self._finish(round(seconds, 3))
+        finally:
+            self.view.finished(self.status, seconds, self.message)
 
     def attach(self, name: str, data: bytes, suffix: str) -> None:
         """Keep a table, a picture or a log beside the step's record."""
@@ -139,6 +145,26 @@ class Step:
                 error.args = tuple(self._masked(a) if isinstance(a, str) else a for a in error.args)
             error = error.__cause__ or error.__context__
 
+    def _finish(self, seconds: float) -> None:
+        full = None
+        try:
+            commands = self._log.records(self.number)
+        except DiskFull as error:
+            full, commands = error, self._log.records(self.number, files=False)
+        fields: dict[str, Any] = {"seconds": seconds}
+        if commands:
+            fields["commands"] = commands
+            fields["exit_status"] = commands[-1]["status"]
+        if self.wipes:
+            fields["wipes"] = self.wipes
+        if self.attachments:
+            fields["attachments"] = self.attachments
+        if self.message:
+            fields["message"] = self.message
+        self._record("final", self.status, **fields)
+        if full is not None:
+            raise full
+
     def _record(self, phase: str, status: str, **more: Any) -> Mapping[str, Any]:
         fields: dict[str, Any] = {
             "chapter": self.chapter,
@@ -153,17 +179,6 @@ class Step:
         }
         if self.differences:
             fields["difference"] = {k: asdict(d) for k, d in self.differences.items()}
-        if phase == "final":
-            commands = self._log.records(self.number)
-            if commands:
-                fields["commands"] = commands
-                fields["exit_status"] = commands[-1]["status"]
-            if self.wipes:
-                fields["wipes"] = self.wipes
-            if self.attachments:
-                fields["attachments"] = self.attachments
-            if self.message:
-                fields["message"] = self.message
         return self.journal.append(**fields)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
-from tests.ssh.conftest import keygen
+from tests.ssh.conftest import keygen, wait_until
 from tests.ssh.small import Site, one_line
 
 from xenlab.audit import inspect
@@ -55,6 +57,26 @@ def test_a_run_that_was_killed_and_taken_up_again_is_whole(site: Site) -> None:
     assert site.xenlab("run", "--resume", "last").returncode == 0
     (run,) = site.run_folders()
     assert inspect(run).problems == ()
+
+
+def test_a_run_that_was_killed_is_cut_short_and_not_tampered_with(site: Site) -> None:
+    slow = site.made("01.2", script='echo $$ > "$1.pid"; sleep 300')
+    site.chapter("01_first", site.made("01.1", script='seq 9999; echo made > "$1"'), slow)
+    process = site.start("run", "-f", "site.yaml")
+    wait_until(Path(f"{site.path('01.2')}.pid").exists, 150)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    (run,) = site.run_folders()
+    (run / "output" / "01.2-1.txt").write_bytes(b"this far")
+    done = site.xenlab("audit", "verify")
+    assert done.returncode == 0, done.stdout
+    assert "cut short in 01_first: no record says that it ended" in done.stdout
+    assert "01_first.ipynb: no record names it yet" in done.stdout
+    assert "output/01.2-1.txt: no record names it yet" in done.stdout
+    (run / "run.json").write_text("{}")
+    done = site.xenlab("audit", "verify")
+    assert done.returncode == 1
+    assert "run.json: it was changed since it was recorded" in done.stdout
 
 
 def test_drift_is_reported_and_nothing_is_changed(site: Site) -> None:

@@ -9,6 +9,8 @@ import pytest
 from tests.smalldisk import small_disk
 from tests.ssh.small import Done, Site
 
+from xenlab.journal import Journal
+
 FILL = """
 from pathlib import Path
 with Path("{place}").open("wb", buffering=0) as file:
@@ -72,6 +74,25 @@ def test_no_chapter_begins_on_a_disk_that_is_almost_full(site: Site, filler: Pat
     assert "MiB are free): nothing more is done on the machine" in done.stderr
     assert site.steps() == [("01.1", "changed")]
     assert (site.run_folders()[0] / "report.html").exists()
+
+
+@pytest.mark.parametrize("ending", ['echo made > "$1"', "exit 3"], ids=["changed", "failed"])
+def test_a_disk_that_fills_up_inside_a_step(site: Site, filler: Path, ending: str) -> None:
+    script = f"seq 9999; dd if=/dev/zero of={filler} bs=4096 || true; {ending}"
+    site.chapter("01_first", site.made("01.1", script=script), site.made("01.2"))
+    done = site.xenlab("run", "-f", "site.yaml")
+    (run,) = (place for place in site.run_folders() if place != filler)
+    finals = [r for r in Journal(run).records() if r["phase"] == "final" and r["step"] == "01.1"]
+    assert not site.path("01.2").exists()
+    said_once(done)
+    if ending == "exit 3":
+        assert "command failed with exit status 3" in finals[0]["message"]
+    assert [r["status"] for r in finals] == ["failed" if ending == "exit 3" else "changed"]
+    (dd,) = (c for c in finals[0]["commands"] if c["phase"] == "change")
+    assert dd["status"] == (3 if ending == "exit 3" else 0)
+    found = site.xenlab("audit", "verify", str(run))
+    assert found.returncode == 0, found.stdout
+    assert "cut short: the disk was full" in found.stdout
 
 
 def test_a_disk_that_was_full_is_no_alibi(site: Site, filler: Path) -> None:
