@@ -18,13 +18,17 @@ from tests.ssh.test_loginshell import SHELLS, forced, make_noise
 from tests.unit.rootdir import root_with
 
 from xenlab import wholefile
+from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import ConnectionLost, StepFailed, XenlabError
 from xenlab.host import Host
+from xenlab.journal import Journal
 from xenlab.local import Local
+from xenlab.parameters import Parameters, Ssh
 from xenlab.pump import Output
 from xenlab.resources.files import File, Line, with_line
 from xenlab.ssh import SSH
+from xenlab.view import Silent
 from xenlab.wholefile import RECEIVE, size_and_digest
 
 NOT_UTF8 = b"caf\xe9\r\n\xff\xfe\x00default-route \xc3(\x0c\xe2\x80\xa8end"
@@ -380,3 +384,29 @@ def test_no_other_script_makes_a_file_of_a_command_s_input() -> None:
         and any(re.search(r"\bcat\s*>[^&<]*$", line) for line in path.read_text().splitlines())
     }
     assert found == {"wholefile.py", "copying.py"}
+
+
+# -- what is hidden from records
+
+
+def test_a_word_that_is_hidden_from_records_stays_in_files(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADMIN_PASSWORD", "default-route")
+    make_noise(sshd.folder)
+    journal = Journal(tmp_path / "run")
+    site = Parameters(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
+    book = Chapter("05_base_configuration", site, journal, Silent())
+    file = tmp_path / "file"
+    file.write_bytes(b"# the default-route of dom0\nnew=1\n\xff default-route")
+    os.chown(file, 65534, 65534)
+    file.chmod(0o640)
+    book.ensure("05.1 Set it", Line(str(file), "new=default-route", key="new="), on=book.host)
+    assert file.read_bytes() == (
+        b"# the default-route of dom0\nnew=default-route\n\xff default-route"
+    )
+    assert (file.stat().st_mode & 0o7777, file.stat().st_uid) == (0o640, 65534)
+    book.close()
+    kept = [path for path in journal.folder.rglob("*") if path.is_file()]
+    assert kept
+    assert [path for path in kept if b"default-route" in path.read_bytes()] == []
