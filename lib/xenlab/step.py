@@ -109,8 +109,7 @@ class Step:
     def table(self, frame: pd.DataFrame) -> None:
         """Keep and show a table."""
         secrets = self.recorder.secrets
-        if secrets:
-            frame = frame.map(lambda v: mask(v, secrets) if isinstance(v, str) else v)
+        frame = frame.map(lambda v: mask(v, secrets) if isinstance(v, str) else v)
         self.attach("table", frame.to_csv(index=False).encode(), ".csv")
         self.view.table(frame)
 

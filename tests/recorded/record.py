@@ -2,7 +2,7 @@
 
 Usage: python tests/recorded/record.py SSH_CONFIG [HOST]      (HOST is dom0 unless given)
 
-``list-standing.txt`` is another look's ``xl list``, after ``xl create -p`` of domu1 and the crash of
+``list-standing.txt`` is another look's ``xl list``, after ``xl create -p`` of domu1 and a crash of
 domu2, which has ``on_crash="preserve"``.
 """
 

@@ -91,6 +91,26 @@ def test_declared_secrets_are_nowhere_and_their_references_are_kept(
     ]
 
 
+def test_credentials_in_a_url_are_nowhere_and_yet_in_the_file(site: Site) -> None:
+    hosts = site.folder / "sources.list"
+    url = '"http://me:" + "pw-of-mirror" + "@mirror.example/"'
+    site.chapter(
+        "01_first",
+        "import pandas as pd",
+        f"url = {url}",
+        f'book.run("01.1 Write it", Told(Command.script("echo deb $1 > $2", url, {str(hosts)!r})),'
+        " on=book.host)",
+        'book.facts("01.2 A table", pd.DataFrame([{"from": url}]))',
+        f'book.run("01.3 Show it", Told(Command.argv("cat", {str(hosts)!r})), on=book.host)',
+    )
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 0, done.stderr
+    assert hosts.read_text() == "deb http://me:pw-of-mirror@mirror.example/\n"
+    files = kept(site) | {"the terminal": done.stdout + done.stderr}
+    assert [name for name, text in files.items() if "me:pw-of-mirror@" in text] == []
+    assert any(f"http://me:{FOUND}@mirror.example/" in text for text in files.values())
+
+
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
