@@ -27,14 +27,16 @@ from xenlab.errors import (
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.local import Local
+from xenlab.machine_lock import Hold, MachineLock
 from xenlab.parameters import Parameters
 from xenlab.recorder import Recorder
-from xenlab.resources.base import Difference, Resource
+from xenlab.resources.base import Difference, Resource, Waiting
 from xenlab.resources.partitions import INSTALLED_ROOT, ROOT_PARTITION, installed_root
 from xenlab.seams import Seams
 from xenlab.ssh import SSH, Target
 from xenlab.step import CHANGED, OK, REFUSED, WOULD_CHANGE, Step
 from xenlab.view import View
+from xenlab.wait import Wait
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +58,14 @@ class Chapter(Seams):
     """
 
     def __init__(
-        self, name: str, site: Parameters, journal: Journal, view: View, *, mode: str = "apply"
+        self,
+        name: str,
+        site: Parameters,
+        journal: Journal,
+        view: View,
+        *,
+        mode: str = "apply",
+        hold: Hold = Hold.STEP,
     ) -> None:
         super().__init__(site)
         self.name = name
@@ -67,7 +76,9 @@ class Chapter(Seams):
         self._before = planned_before(journal, site.disk) if mode == "plan" else ""
         self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets))
         self.controller = Host(Local(), watcher=self.recorder)
-        self._ssh = SSH(_target(site))
+        self._under_way: Step | None = None
+        self._ssh = SSH(_target(site), wait=self._wait())
+        self._machine = MachineLock(self._ssh, journal.folder, hold)
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
         self._view = view
@@ -79,6 +90,8 @@ class Chapter(Seams):
         view.chapter(name, site.site, self.host.name, mode, journal.folder)
         with self._step(f"{self._number}.0 Open the chapter", self.host):
             self._look_around()
+            if mode == "apply":
+                self._machine.opened(self.recorder)
 
     @property
     def stop(self) -> threading.Event:
@@ -92,7 +105,8 @@ class Chapter(Seams):
 
     def guest(self, name: str) -> Host:
         """A guest, by its alias in the site's ssh_config."""
-        return Host(SSH(_target(self.site, name)), watcher=self.recorder)
+        wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
+        return Host(SSH(_target(self.site, name), wait=wait), watcher=self.recorder)
 
     def needs(self, chapter: str, *resources: Wanted) -> None:
         """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
@@ -130,7 +144,7 @@ class Chapter(Seams):
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
                 return
-            step.running()
+            self._starts(step)
             self._apply(step, host, actions, "")
             step.status = CHANGED
 
@@ -186,6 +200,7 @@ class Chapter(Seams):
         self.journal.append(
             chapter=self.name, phase="close", status=OK, host=self.host.name, boot_id=self._boot_id
         )
+        self._machine.closed()
         self.host.transport.close()
 
     @contextmanager
@@ -200,13 +215,18 @@ class Chapter(Seams):
             boot_id=lambda: self._boot_id,
             recorder=self.recorder,
         )
-        with step:
-            left = self.journal.unfinished(self.name, step.number)
-            if left is not None:
-                machines = (self.host, self.controller)
-                guests = [self.guest(guest.name) for guest in self.site.lan_guests]
-                abandoned.end(self.journal, left, machines, guests, self._boot_id)
-            yield step
+        self._under_way = step
+        try:
+            with step:
+                left = self.journal.unfinished(self.name, step.number)
+                if left is not None:
+                    machines = (self.host, self.controller)
+                    guests = [self.guest(guest.name) for guest in self.site.lan_guests]
+                    abandoned.end(self.journal, left, machines, guests, self._boot_id)
+                yield step
+        finally:
+            self._under_way = None
+            self._machine.step_over()
 
     def _side_by_side(
         self, step: Step, host: Host, parts: Mapping[str, Resource], pool: ThreadPoolExecutor
@@ -265,7 +285,7 @@ class Chapter(Seams):
             return False
         for wiped in sorted({r.wipes() for r in todo} - {""}):
             self._consent(host, wiped)
-        step.running()
+        self._starts(step)
         return True
 
     def _plan(self, step: Step, host: Host, todo: list[Resource]) -> None:
@@ -287,6 +307,11 @@ class Chapter(Seams):
     def _refusal(self, host: Host, device: str) -> str:
         allowed = (*self.site.may_wipe, *self.consents)
         return would_refuse(host, device, allowed) if device else ""
+
+    def _starts(self, step: Step) -> None:
+        """Nobody else changes the machine from now on; a RUNNING record is on disk."""
+        self._machine.take(self.recorder)
+        step.running()
 
     def _consent(self, host: Host, device: str) -> None:
         try:
@@ -339,6 +364,14 @@ class Chapter(Seams):
         # no boot leaves a connection alive
         if self._ssh.connections != self._connections:
             self._look_around()
+            self._machine.opened(self.recorder)
+
+    def _wait(self, in_vain: Callable[[], str] = str) -> Wait:
+        return Wait(self.site.ssh.patience_seconds, self._waiting, in_vain)
+
+    def _waiting(self, line: str) -> None:
+        if self._under_way is not None:
+            self._under_way.report(Waiting(line), None)
 
     def _look_around(self) -> None:
         """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 import getpass
 import platform
 import threading
+import time
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 
 from xenlab.command import Command
 from xenlab.conversation import Conversation
 from xenlab.errors import ConnectionLost, MachineBusy, StepFailed
+from xenlab.host import Watcher
 from xenlab.ssh import SSH
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 30.0
 """How long the machine may take to say whether the lock is free."""
 
 BEAT_SECONDS = 30.0
@@ -68,13 +71,32 @@ fi
 """
 
 
+class Hold(Enum):
+    """For how long a chapter holds the lock: a person's chapters may be open side by side."""
+
+    STEP = "while a step changes the machine"
+    CHAPTER = "until the chapter is closed"
+    RUN = "until the chapter is closed, and a while longer, for the next one of the run"
+
+
 class MachineLock:
-    """The right to change a machine: one run's alone, whose chapters may have it together."""
+    """The right to change a machine: one run's alone, whose chapters may have it together.
+
+    A chapter says when it is opened, when a step is about to change something, when that step is
+    over, and when it is closed; ``hold`` says what follows.
+    """
 
     def __init__(
-        self, ssh: SSH, run: Path, *, silence: int = SILENCE_SECONDS, kept: int = NEXT_SECONDS
+        self,
+        ssh: SSH,
+        run: Path,
+        hold: Hold = Hold.STEP,
+        *,
+        silence: int = SILENCE_SECONDS,
+        kept: int = NEXT_SECONDS,
     ) -> None:
         self._ssh = ssh
+        self._hold = hold
         self._seconds = (silence, kept)
         self._run = f"{platform.node()}:{run.absolute()}"
         self._who = f"{run.name} of {getpass.getuser()}@{platform.node()} ({run.absolute()})"
@@ -86,23 +108,40 @@ class MachineLock:
         """Whether it is held, as far as anybody knows."""
         return self._held is not None and self._held.alive
 
-    def take(self) -> None:
+    def opened(self, watcher: Watcher) -> None:
+        """A chapter that may change it is open, or has connected again; raises as `take`."""
+        if self._hold is not Hold.STEP:
+            self.take(watcher)
+
+    def step_over(self) -> None:
+        """A step is over, whether it changed something or not."""
+        if self._hold is Hold.STEP:
+            self.release()
+
+    def closed(self) -> None:
+        """The chapter is closed."""
+        self.release(for_next=self._hold is Hold.RUN)
+
+    def take(self, watcher: Watcher | None = None) -> None:
         """Take the lock, unless it is held; one that was lost with its connection is taken again.
 
-        Raises MachineBusy, which names who has it; StepFailed where the machine cannot lock.
+        ``watcher`` is told of the command. Raises MachineBusy, which names who has it, StepFailed
+        where the machine cannot lock.
         """
         if self.held:
             return
         words = f"{self._who}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         command = Command.script(HOLD, self._run, words, *self._seconds)
-        held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS)
+        call = watcher.started(self._ssh.name, command, b"") if watcher else None
+        start, status = time.monotonic(), None
         try:
-            answer = held.answer(ANSWER_SECONDS)
-        except (TimeoutError, EOFError) as error:
-            held.close()
-            raise ConnectionLost(
-                f"the machine did not say whether it is free: {error}", where=self._ssh.name
-            ) from error
+            held, answer = self._ask(command)
+            status = 0
+            if call is not None:
+                call.output("stdout", f"{answer}\n".encode())
+        finally:
+            if call is not None:
+                call.ended(status, time.monotonic() - start)
         if answer != "taken":
             held.close()
             self._refuse(answer, held.complaint)
@@ -117,6 +156,16 @@ class MachineLock:
             if for_next:
                 held.say("n")
             held.close(ANSWER_SECONDS)
+
+    def _ask(self, command: Command) -> tuple[Conversation, str]:
+        held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS)
+        try:
+            return held, held.answer(ANSWER_SECONDS)
+        except (TimeoutError, EOFError) as error:
+            held.close()
+            raise ConnectionLost(
+                f"the machine did not say whether it is free: {error}", where=self._ssh.name
+            ) from error
 
     def _refuse(self, answer: str, complaint: str) -> None:
         refused, _, who = answer.partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from xenlab import hidden
 from xenlab.chapter import Chapter
 from xenlab.journal import Journal
+from xenlab.machine_lock import Hold
 from xenlab.parameters import from_notebook
 from xenlab.view import Silent, View
 
@@ -28,7 +30,15 @@ def open_chapter(name: str, namespace: Mapping[str, Any], view: View | None = No
     folder = os.environ.get("XENLAB_RUN")
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")
-    return Chapter(name, site, journal, view or Silent(), mode=mode)
+    hold = _hold(Path(folder), name) if folder else Hold.STEP
+    return Chapter(name, site, journal, view or Silent(), mode=mode, hold=hold)
+
+
+def _hold(folder: Path, name: str) -> Hold:
+    """A run has the machine to itself until its last chapter is closed."""
+    record = folder / "run.json"
+    chapters = json.loads(record.read_text())["chapters"] if record.exists() else [name]
+    return Hold.CHAPTER if chapters[-1] == name else Hold.RUN
 
 
 def runs_folder() -> Path:

@@ -100,7 +100,11 @@ class Site:
     def write(self, **keys: object) -> None:
         values = {
             "site": "test",
-            "ssh": {"host": self.sshd.alias, "config": str(self.sshd.config)},
+            "ssh": {
+                "host": self.sshd.alias,
+                "config": str(self.sshd.config),
+                "patience_seconds": 2,
+            },
             "power": "manual",
         }
         self.file.write_text(yaml.safe_dump(values | keys))

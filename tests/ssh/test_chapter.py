@@ -143,8 +143,9 @@ def test_output_is_kept_whole_with_its_digest(
 ) -> None:
     book.run("05.1 Talk", Made(tmp_path / "x", 'seq 5000 | tee -- "$1"; echo oops >&2'))
     final = journal.records()[-1]
-    look, change, verify = final["commands"]
-    assert [c["phase"] for c in final["commands"]] == ["look", "change", "verify"]
+    look, lock, change, verify = final["commands"]
+    assert lock["output"] == "taken\n"
+    assert [c["phase"] for c in final["commands"]] == ["look", "look", "change", "verify"]
     text = (journal.folder / change["output"]["path"]).read_text()
     assert "\n4999\n5000\n" in text and "oops" in text
     assert change["command"].startswith("set -eu") and change["status"] == 0
@@ -318,7 +319,8 @@ def test_an_unreachable_host_is_on_record(
 ) -> None:
     monkeypatch.setenv("XENLAB_RUN", str(tmp_path / "run"))
     sshd.stop()
-    values = {"ssh": {"host": sshd.alias, "config": str(sshd.config)}}
+    ssh = {"host": sshd.alias, "config": str(sshd.config), "patience_seconds": 2}
+    values = {"ssh": ssh}
     with pytest.raises(ConnectionRefused):
         open_chapter("05_base_configuration", values)
     record = Journal(tmp_path / "run").records()[-1]

@@ -13,7 +13,7 @@ import pytest
 from tests.ssh.conftest import Sshd, kill, wait_until
 
 from xenlab.errors import MachineBusy, StepFailed
-from xenlab.machine_lock import MachineLock
+from xenlab.machine_lock import Hold, MachineLock
 from xenlab.ssh import SSH
 
 CONTROLLER = """
@@ -37,7 +37,8 @@ def of_run(sshd: Sshd) -> Iterator[Take]:
 
     def make(run: str, **seconds: int) -> MachineLock:
         connections.append(SSH(sshd.target))
-        return MachineLock(connections[-1], Path("/controller/runs", run), **seconds)
+        folder = Path("/controller/runs", run)
+        return MachineLock(connections[-1], folder, Hold.STEP, **seconds)
 
     yield make
     for ssh in connections:

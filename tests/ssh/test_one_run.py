@@ -1,0 +1,201 @@
+"""Chapters and whole runs on one machine: one at a time, and patient with it, over a real sshd."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.ssh.conftest import Sshd, wait_until
+from tests.ssh.small import Site
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import MachineBusy, StepFailed
+from xenlab.host import Host
+from xenlab.journal import Journal
+from xenlab.machine_lock import Hold
+from xenlab.parameters import Parameters, Ssh
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.elsewhere import Elsewhere
+from xenlab.view import Silent
+
+SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Made(Resource):
+    """A file made by a script; ``script`` gets its path as "$1"."""
+
+    path: Path
+    script: str = 'echo made | tee -- "$1"'
+
+    def probe(self, host: Host) -> Difference | None:
+        return None if host.test(Command.argv("test", "-s", self.path)) else Difference("make it")
+
+    def apply(self, host: Host, report: Report) -> None:
+        host.run(Command.script(self.script, self.path), timeout=SECONDS)
+
+
+WAITS = 'until [ -e "$1.go" ]; do sleep 0.1; done; echo made > "$1"'
+
+Open = Callable[..., Chapter]
+
+
+@pytest.fixture
+def opened(sshd: Sshd, tmp_path: Path) -> Iterator[Open]:
+    """Open a chapter of a run of its own."""
+    books: list[Chapter] = []
+
+    def make(run: str, hold: Hold = Hold.STEP, mode: str = "apply") -> Chapter:
+        ssh = Ssh(host=sshd.alias, config=str(sshd.config), patience_seconds=SECONDS)
+        journal = Journal(tmp_path / run)
+        book = Chapter("05_base", Parameters(ssh=ssh), journal, Silent(), mode=mode, hold=hold)
+        book.root = "/"
+        books.append(book)
+        return book
+
+    yield make
+    for book in books:
+        book.host.transport.close()
+
+
+def waits(journal: Journal) -> list[str]:
+    """What the journal says that was waited for."""
+    return [r["message"] for r in journal.records() if r["phase"] == "waiting"]
+
+
+def back_once_missed(journal: Journal, sshd: Sshd) -> threading.Thread:
+    """Start the server again as soon as the journal says that somebody waits for it."""
+
+    def start() -> None:
+        wait_until(lambda: waits(journal), SECONDS)
+        sshd.start()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    return thread
+
+
+def test_a_step_that_changes_the_machine_has_it_alone(opened: Open, tmp_path: Path) -> None:
+    one, other = opened("one"), opened("other")
+    slow = Made(tmp_path / "slow", WAITS)
+    work = threading.Thread(target=one.ensure, args=("05.1 Make it slowly", slow))
+    work.start()
+    running = one.journal
+    wait_until(lambda: any(r["phase"] == "running" for r in running.records()))
+    other.check("05.1 Look", Made(Path("/etc/passwd")))
+    with pytest.raises(MachineBusy, match="cannot work on this machine: another run does, one of"):
+        other.ensure("05.2 Make it", Made(tmp_path / "quick"))
+    assert other.journal.records()[-1]["status"] == "failed"
+    assert not (tmp_path / "quick").exists()
+    Path(f"{slow.path}.go").touch()
+    work.join()
+    assert one.journal.records()[-1]["status"] == "changed"
+    other.ensure("05.2 Make it", Made(tmp_path / "quick"))
+    one.ensure("05.2 Make another", Made(tmp_path / "another"))
+
+
+def test_a_run_has_the_machine_until_it_is_closed_also_after_a_reboot(
+    sshd: Sshd, opened: Open, tmp_path: Path
+) -> None:
+    run = opened("run", Hold.CHAPTER)
+    with pytest.raises(MachineBusy):
+        opened("second", Hold.CHAPTER)
+    assert Journal(tmp_path / "second").records()[-1]["status"] == "failed"
+    opened("plan", mode="plan").ensure("05.1 Make it", Made(tmp_path / "x"))
+    person = opened("person")
+    with pytest.raises(MachineBusy):
+        person.ensure("05.1 Make it", Made(tmp_path / "x"))
+    sshd.restart()
+    run.ensure("05.1 Make it", Made(tmp_path / "x"))
+    with pytest.raises(MachineBusy):
+        person.ensure("05.2 Make it", Made(tmp_path / "y"))
+    run.close()
+    person.ensure("05.2 Make it", Made(tmp_path / "y"))
+    opened("second", Hold.CHAPTER)
+
+
+def test_the_lock_is_on_record(opened: Open, tmp_path: Path) -> None:
+    book = opened("run")
+    book.ensure("05.1 Make it", Made(tmp_path / "x"))
+    taken = [c for c in book.journal.records()[-1]["commands"] if "flock" in c["command"]]
+    assert [c["output"] for c in taken] == ["taken\n"]
+
+
+def test_two_controllers_on_one_machine(site: Site, tmp_path: Path) -> None:
+    other = Site(tmp_path / "checkout", site.sshd)
+    other.folder.mkdir()
+    for each in (site, other):
+        each.write()
+        for name in ("01", "02"):
+            each.chapter(f"{name}_chapter", each.made(f"{name}.1", script=WAITS))
+    first = site.start("run", "-f", "site.yaml")
+
+    def works(number: str) -> Callable[[], bool]:
+        def seen() -> bool:
+            records = site.journal().records() if site.run_folders() else []
+            return any(r["phase"] == "running" and r["step"] == number for r in records)
+
+        return seen
+
+    for name in ("01.1", "02.1"):
+        wait_until(works(name), SECONDS)
+        second = other.start("run", "-f", "site.yaml")
+        out, _ = second.communicate(timeout=SECONDS)
+        assert second.returncode == 1, out
+        plain = " ".join(out.split())
+        assert "another run does," in plain and site.run_folders()[-1].name in plain, out
+        assert not other.path("01.1").exists()
+        Path(f"{site.path(name)}.go").touch()
+    out, _ = first.communicate(timeout=SECONDS)
+    assert first.returncode == 0, out
+    for name in ("01.1", "02.1"):
+        Path(f"{other.path(name)}.go").touch()
+    third = other.start("run", "-f", "site.yaml")
+    out, _ = third.communicate(timeout=SECONDS)
+    assert third.returncode == 0, out
+
+
+def test_a_machine_that_is_away_while_a_chapter_opens(site: Site) -> None:
+    ssh = {"host": site.sshd.alias, "config": str(site.sshd.config), "patience_seconds": SECONDS}
+    site.write(ssh=ssh)
+    site.chapter("01_first", site.made("01.1"))
+    site.sshd.stop()
+    process = site.start("run", "-f", "site.yaml")
+    wait_until(lambda: bool(site.run_folders()) and waits(site.journal()), SECONDS)
+    site.sshd.start()
+    out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, out
+    assert f"waiting for box, for {SECONDS} s at most: nobody listens on 127.0.0.1:" in out
+    assert site.steps() == [("01.1", "changed")]
+
+
+def test_a_machine_that_is_away_while_a_step_looks(
+    sshd: Sshd, opened: Open, tmp_path: Path
+) -> None:
+    book = opened("run", Hold.CHAPTER)
+    sshd.stop()
+    back = back_once_missed(book.journal, sshd)
+    book.ensure("05.1 Make it", Made(tmp_path / "x"))
+    back.join()
+    assert book.journal.records()[-1]["status"] == "changed"
+    assert len(waits(book.journal)) == 1
+
+
+def test_a_guest_without_a_domain_is_not_waited_for(
+    sshd: Sshd, make_sshd: Callable[..., Sshd], opened: Open, tmp_path: Path
+) -> None:
+    guest = make_sshd(alias="domu1")
+    sshd.config.write_text(sshd.config.read_text() + guest.config.read_text())
+    book = opened("run")
+    resource = Elsewhere("domu1", book.guest("domu1"), Made(tmp_path / "x"))
+    book.ensure("05.1 There", resource)
+    guest.stop()
+    start = time.monotonic()
+    with pytest.raises(StepFailed, match="domu1 does not run: there is no such domain"):
+        book.each("05.2 Where no domain is", {"domu1": resource})
+    assert time.monotonic() - start < SECONDS / 4
