@@ -45,6 +45,8 @@ RECONNECT_SECONDS = 600.0
 """How long a lost host may take to answer again, and a lost command to end, before we give up."""
 
 
+NOTHING = "not needed: the site asks for none of it"
+
 Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
 """A resource, or what makes some: called inside the step where making them takes a look."""
 
@@ -235,6 +237,8 @@ class Chapter(Seams):
             with self.recorder.during("look", part[0]):
                 return part[1].probe(host)
 
+        if not parts:
+            step.message = NOTHING
         found = dict(zip(parts, pool.map(look, parts.items()), strict=True))
         todo = {label: parts[label] for label, d in found.items() if d is not None}
         for label, difference in found.items():
@@ -260,6 +264,8 @@ class Chapter(Seams):
     def _differing(self, step: Step, host: Host, wanted: Sequence[Wanted]) -> list[Resource]:
         """What differs of these; each difference is noted, under a number if there are several."""
         resources = _made(wanted)
+        if not resources:
+            step.message = NOTHING
         todo: list[Resource] = []
         for resource in resources:
             difference = self._probe(resource, host)

@@ -154,17 +154,17 @@ class TestTables:
 
     def test_what_the_controller_brings(self, tmp_path: Path) -> None:
         site = brought(tmp_path)
-        assert list(controller_software(site)["fits"])[:3] == ["yes", "yes", "yes"]
+        assert list(controller_software(site, HOST)["fits"])[:3] == ["yes", "yes", "yes"]
         assert Brought(site).probe(HOST) is None
         (tmp_path / "stage.tar").write_text("damaged")
-        assert list(controller_software(site)["fits"])[:3] == ["yes", "yes", "no"]
+        assert list(controller_software(site, HOST)["fits"])[:3] == ["yes", "yes", "no"]
         with pytest.raises(BadInput, match="wrong checksum"):
             Brought(site).probe(HOST)
 
     def test_without_a_kernel_source(self, tmp_path: Path) -> None:
         site = brought(tmp_path)
         (tmp_path / "linux.tar").unlink()
-        assert list(controller_software(site)["fits"])[1] == "no"
+        assert list(controller_software(site, HOST)["fits"])[1] == "no"
         with pytest.raises(BadInput, match=r"no kernel source .*linux\.tar"):
             Brought(site).probe(HOST)
 

@@ -5,11 +5,12 @@ What is shown on one domain is shown on the first of the site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from xenlab.chapter import Chapter
+from xenlab.errors import CommandFailed
 from xenlab.resources.base import Resource
 from xenlab.resources.guestaccess import GuestAnswers
 from xenlab.resources.present import PathsExist
@@ -62,15 +63,27 @@ def all_answer(book: Chapter) -> dict[str, Resource]:
 
 
 def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
-    """The table of domains, read when the step runs; in plan mode there may be no toolstack."""
+    """The table of domains, read when the step runs."""
+    return lambda: found_domains(book, [d.name for d in book.site.domains])
 
-    def table() -> pd.DataFrame:
-        if book.mode == "plan":
-            names = [d.name for d in book.site.domains]
-            return pd.DataFrame({"name": names, "state": "would run"})
+
+def found_domains(book: Chapter, names: Sequence[str]) -> pd.DataFrame:
+    """The table of domains; in a plan for a machine without Xen, those that would run."""
+    try:
         return book.toolstack.domains(book.target)
+    except CommandFailed:
+        if book.mode == "apply":
+            raise
+        return pd.DataFrame({"name": names, "state": "would run"})
 
-    return table
+
+def at_hand(book: Chapter, names: Sequence[str]) -> list[str]:
+    """Which of these guests can be looked at: all; in a plan, which waits for none, who runs."""
+    if book.mode == "apply":
+        return list(names)
+    table = found_domains(book, names)
+    running = {str(row["name"]) for row in table.to_dict("records") if row["state"] == "running"}
+    return [name for name in names if name in running]
 
 
 def _first(book: Chapter) -> str:

@@ -17,6 +17,8 @@ from xenlab.host import Host
 from xenlab.platform.power import Power, reboot
 from xenlab.platform.services import Services
 from xenlab.platform.toolstack import Toolstack
+from xenlab.recipes.action import found_domains
+from xenlab.resources.autostart import FOLDER
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain import DOM0_WEIGHT
 from xenlab.resources.domain_state import RUNNING
@@ -48,13 +50,16 @@ def power_cycled(book: Chapter) -> list[Resource]:
 
 
 def selected(book: Chapter) -> pd.DataFrame:
-    """Every guest of the site, with its place in the order of starting."""
+    """Every guest of the site, its place in the order of starting, and what is linked now."""
     order = {name: place for place, name in enumerate(book.site.autostart, 1)}
+    links = book.target.run(Command.argv("ls", "--", FOLDER), check=False).stdout.split()
+    linked = {link.partition("-")[2].removesuffix(".cfg") for link in links}
     rows = [
         {
             "guest": d.name,
             "starts with dom0": "yes" if d.name in order else "no",
             "place": str(order.get(d.name, "-")),
+            "linked now": "yes" if d.name in linked else "no",
         }
         for d in book.site.domains
     ]
@@ -63,13 +68,7 @@ def selected(book: Chapter) -> pd.DataFrame:
 
 def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
     """The domains that run, read when the step runs."""
-
-    def table() -> pd.DataFrame:
-        if book.mode == "plan":
-            return pd.DataFrame({"name": book.site.autostart, "state": "would run"})
-        return book.toolstack.domains(book.target)
-
-    return table
+    return lambda: found_domains(book, book.site.autostart)
 
 
 @dataclass(frozen=True)

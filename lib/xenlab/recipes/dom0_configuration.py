@@ -11,6 +11,7 @@ from importlib.resources import files as package_files
 import pandas as pd
 
 from xenlab.chapter import Chapter
+from xenlab.command import Command
 from xenlab.parameters import Parameters
 from xenlab.platform.services import services
 from xenlab.quoting import xl
@@ -40,11 +41,18 @@ _XEND = (
 )
 
 
-def xend_today(site: Parameters) -> pd.DataFrame:
-    """Each setting of xend-config.sxp, and where it lives today."""
+def xend_today(book: Chapter) -> pd.DataFrame:
+    """Each setting of xend-config.sxp, where it lives today, and what /etc/xen/xl.conf has now."""
+    site = book.site
     values = {"bridge": site.bridge, "dom0_mem": str(site.dom0_mem_mib)}
-    rows = [(key, today.format(**values)) for key, today in _XEND]
-    return pd.DataFrame(rows, columns=["xend-config.sxp", "today"])
+    show = Command.argv("grep", "-v", "^ *#", "/etc/xen/xl.conf")
+    lines = book.target.run(show, check=False).stdout.splitlines()
+    now = {line.partition("=")[0].strip(): line.strip() for line in lines}
+    rows = []
+    for key, today in _XEND:
+        name = today.removeprefix("xl.conf: ").partition("=")[0]
+        rows.append((key, today.format(**values), now.get(name, "")))
+    return pd.DataFrame(rows, columns=["xend-config.sxp", "today", "in xl.conf now"])
 
 
 def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:

@@ -12,7 +12,7 @@ from xenlab.recipes.disk import swap_file
 from xenlab.resources.base import Resource
 from xenlab.resources.guest import RECORDS
 from xenlab.resources.partitions import OnPartitions, by_uuid
-from xenlab.resources.present import PathsExist
+from xenlab.resources.present import PathsExist, present
 
 KERNEL = "/xenboot/vmlinuz-domU"
 ROOT_NAME, SWAP_NAME = "xvda1", "xvda2"
@@ -63,9 +63,11 @@ def _configured(book: Chapter, domain: Domain) -> Resource:
     )
 
 
-def table(site: Parameters) -> pd.DataFrame:
-    """The domains: name, memory, disks, MAC and bridge."""
+def table(book: Chapter) -> pd.DataFrame:
+    """The domains: name, memory, disks, MAC and bridge, and whether their file is written."""
+    site = book.site
     specs = [spec(site, domain, device(site, domain.partition)) for domain in site.domains]
+    written = present(book.target, [book.toolstack.config_path(s.name) for s in specs])
     rows = [
         {
             "name": s.name,
@@ -74,6 +76,7 @@ def table(site: Parameters) -> pd.DataFrame:
             "disks": ", ".join(f"{disk.name} = {disk.path}" for disk in s.disks),
             "MAC": ", ".join(vif.mac for vif in s.vifs),
             "bridge": ", ".join(vif.bridge for vif in s.vifs),
+            "file": "written" if book.toolstack.config_path(s.name) in written else "not yet",
         }
         for s in specs
     ]

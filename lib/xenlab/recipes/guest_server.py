@@ -13,6 +13,7 @@ from xenlab import quoting
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.parameters import GuestExport
+from xenlab.recipes.action import at_hand
 from xenlab.recipes.network import bare
 from xenlab.recipes.shared_filesystems import WRITE, network, old_protocols_off
 from xenlab.resources.base import Resource
@@ -84,10 +85,17 @@ def reachable(book: Chapter) -> dict[str, Resource]:
     }
 
 
-def table(book: Chapter) -> Callable[[], pd.DataFrame]:
-    """Who serves what, and where: guest, folder, address."""
-    rows = [[e.name, e.path, _address(book, e)] for e in book.site.guest_exports]
-    return lambda: pd.DataFrame(rows, columns=["guest", "folder", "address"])
+def table(book: Chapter) -> pd.DataFrame:
+    """Who serves what, and where: guest, folder, address, and whether it is exported now."""
+    rows = []
+    there = at_hand(book, [export.name for export in book.site.guest_exports])
+    for export in book.site.guest_exports:
+        script = 'exportfs -s | grep -q -F -e "$1 "'
+        now = export.name in there and book.guest(export.name).test(
+            Command.script(script, export.path)
+        )
+        rows.append([export.name, export.path, _address(book, export), "yes" if now else "no"])
+    return pd.DataFrame(rows, columns=["guest", "folder", "address", "exported now"])
 
 
 def _address(book: Chapter, export: GuestExport) -> str:

@@ -6,7 +6,6 @@ Howto: „Rohstoffe“, „Hirnschmalz“.
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from xenlab.errors import BadInput, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.parameters import Parameters
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.checksum import read_checksum, require_checksum
+from xenlab.resources.checksum import has_checksum, read_checksum, require_checksum
 from xenlab.resources.identity import IDENTIFY, Identified, parse_identity
 from xenlab.resources.partitions import refuse_twins
 
@@ -189,22 +188,21 @@ def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
     return rows
 
 
-def controller_software(site: Parameters) -> pd.DataFrame:
+def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
     """What the controller has to bring: the stage and the kernel source."""
     rows: list[Row] = []
     for name, path in (("stage", site.stage), ("kernel source", site.kernel_source)):
-        found = Path(path).expanduser()
-        size = f"{found.stat().st_size / 1024**2:.0f} MiB" if found.is_file() else "missing"
-        rows.append((name, path, size, found.is_file()))
+        found = controller.run(
+            Command.argv("stat", "-L", "-c", "%s", "--", _own(path)), check=False
+        )
+        size = f"{int(found.stdout) / 1024**2:.0f} MiB" if found.ok else "missing"
+        rows.append((name, path, size, found.ok))
     wanted = read_checksum(site.stage_checksums, site.stage)
-    try:
-        require_checksum(Path(site.stage).expanduser(), wanted)
-    except BadInput:
-        rows.append(("stage checksum", f"{wanted[:16]}…", "another one", False))
-    else:
-        rows.append(("stage checksum", f"{wanted[:16]}…", "the same", True))
+    same = has_checksum(controller, _own(site.stage), wanted)
+    rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
     needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
-    missing = [tool for tool in needed if shutil.which(tool) is None]
+    script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
+    missing = controller.run(Command.script(script, *needed)).stdout.split()
     rows.append(
         (
             "compiler",
@@ -214,6 +212,11 @@ def controller_software(site: Parameters) -> pd.DataFrame:
         )
     )
     return _table(rows)
+
+
+def _own(path: str) -> str:
+    """A path on the controller, where ``~`` is this person's home."""
+    return str(Path(path).expanduser())
 
 
 def _table(rows: list[Row]) -> pd.DataFrame:
@@ -289,8 +292,10 @@ class Brought(Resource):
         """None if both are there; raises BadInput for what is missing or has a wrong checksum."""
         site = self.site
         wanted = read_checksum(site.stage_checksums, site.stage)
-        require_checksum(Path(site.stage).expanduser(), wanted)
-        if not Path(site.kernel_source).expanduser().is_file():
+        if not has_checksum(host, _own(site.stage), wanted):
+            # read once more, for the reason
+            require_checksum(Path(_own(site.stage)), wanted)
+        if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
             raise BadInput(f"there is no kernel source {site.kernel_source} on the controller")
         return None
 

@@ -20,7 +20,7 @@ from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition
 from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources
 from xenlab.resources.kernel_built import KernelBuilt
-from xenlab.resources.kernel_config import DOM0, DOMU, honoured
+from xenlab.resources.kernel_config import DOM0, DOMU, honoured, parse_config
 from xenlab.resources.kernel_installed import GUEST_KERNELS, KernelInstalled
 from xenlab.resources.programs import Programs
 
@@ -47,9 +47,21 @@ def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
 
 
 def wanted(book: Chapter, flavour: str) -> pd.DataFrame:
-    """The howto's list: each statement with the kernel options that it means today."""
-    rows = honoured(kernel_build(book.site, flavour).options(), {})
-    return pd.DataFrame(rows)[["howto", "symbol", "wanted"]]
+    """The howto's list: each statement with the kernel options that it means today.
+
+    ``running`` is what the kernel that runs on the machine now has of them, "?" where it does not
+    say.
+    """
+    options = kernel_build(book.site, flavour).options()
+    script = """
+        { zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2> /dev/null \\
+            | grep -E "^CONFIG_($1)=" || :
+    """
+    symbols = "|".join(option.symbol for option in options)
+    found = parse_config(book.host.run(Command.script(script, symbols)).stdout)
+    frame = pd.DataFrame(honoured(options, found))[["howto", "symbol", "wanted", "found"]]
+    running = frame["found"] if found else "?"
+    return frame.drop(columns="found").assign(running=running)
 
 
 def tools(book: Chapter) -> tuple[Resource, ...]:

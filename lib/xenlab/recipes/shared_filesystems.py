@@ -17,6 +17,7 @@ from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
 from xenlab.platform.packages import packages
 from xenlab.platform.services import services
+from xenlab.recipes.action import at_hand
 from xenlab.recipes.base_configuration import KEPT, kept
 from xenlab.recipes.network import bare
 from xenlab.resources.base import Resource
@@ -159,9 +160,9 @@ def _of_guests(
     book: Chapter, columns: tuple[str, ...], look: Callable[[Host], Sequence[tuple[str, ...]]]
 ) -> Callable[[], pd.DataFrame]:
     def table() -> pd.DataFrame:
-        """Read when the step runs; without rows in a plan."""
-        guests = book.site.lan_guests if book.mode == "apply" else []
-        rows = [(guest.name, *row) for guest in guests for row in look(book.guest(guest.name))]
+        """Read when the step runs."""
+        guests = at_hand(book, [guest.name for guest in book.site.lan_guests])
+        rows = [(name, *row) for name in guests for row in look(book.guest(name))]
         return pd.DataFrame(rows, columns=["guest", *columns])
 
     return table

@@ -16,6 +16,7 @@ from xenlab.command import Command
 from xenlab.disklayout import device
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
+from xenlab.recipes.action import at_hand
 from xenlab.recipes.network import GUEST_INTERFACE, bare
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
@@ -38,9 +39,10 @@ def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
     columns = ["started by", "program", "in /usr", "libraries in /usr"]
 
     def table() -> pd.DataFrame:
-        if book.mode == "plan" or not book.site.lan_guests:
+        there = at_hand(book, [guest.name for guest in book.site.lan_guests])
+        if not there:
             return pd.DataFrame(columns=columns)
-        host = book.guest(book.site.lan_guests[0].name)
+        host = book.guest(there[0])
         rows = [
             [
                 one.unit,
@@ -144,12 +146,12 @@ def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
 
     def table() -> pd.DataFrame:
         rows = []
-        for guest in book.site.lan_guests if book.mode == "apply" else []:
-            host = book.guest(guest.name)
+        for name in at_hand(book, [guest.name for guest in book.site.lan_guests]):
+            host = book.guest(name)
             where = host.run("findmnt -n -o SOURCE -T /usr/.").stdout.strip()
             mib = own_usr_mib(host)
             source = "its own disk" if where.startswith("/dev/") else where
-            rows.append([guest.name, source, "-" if mib is None else str(mib)])
+            rows.append([name, source, "-" if mib is None else str(mib)])
         return pd.DataFrame(rows, columns=columns)
 
     return table

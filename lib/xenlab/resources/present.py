@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+
+
+def present(host: Host, paths: Sequence[str]) -> set[str]:
+    """Which of these paths are there; none of them where there is no root yet."""
+    script = 'for path; do [ ! -e "$path" ] || printf "%s\\n" "$path"; done'
+    found = host.run(Command.script(script, *paths), check=False)
+    return set(found.stdout.splitlines()) if found.ok else set()
 
 
 @dataclass(frozen=True)
@@ -19,9 +27,8 @@ class PathsExist(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """Which of them are missing."""
-        script = 'for path; do [ -e "$path" ] || printf "%s\\n" "$path"; done'
-        found = host.run(Command.script(script, *self.paths), check=False)
-        missing = found.stdout.splitlines() if found.ok else list(self.paths)
+        there = present(host, self.paths)
+        missing = [path for path in self.paths if path not in there]
         if not missing:
             return None
         hint = f"; {self.hint}" if self.hint else ""
