@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from tests.lab import second_disk
 
+from xenlab.chapter import NOTHING
 from xenlab.journal import Journal
 from xenlab.lab import Lab
 from xenlab.lab.cache import cache_root
@@ -111,6 +112,23 @@ def statuses(run: Path) -> dict[str, str]:
     """How each step of a run ended, by its number and title."""
     finals = (r for r in Journal(run).records() if r["phase"] == "final")
     return {f"{r['step']} {r['title']}": str(r["status"]) for r in finals}
+
+
+def without_record(run: Path) -> list[str]:
+    """The steps of a run that recorded no command, but for those that say why they need none."""
+    finals = [r for r in Journal(run).records() if r["phase"] == "final"]
+    for record in finals:
+        for command in record.get("commands", ()):
+            assert command["phase"] in ("look", "change", "verify"), record["title"]
+            assert isinstance(command["status"], int), (record["title"], command["command"])
+            assert command["seconds"] >= 0
+    return [r["title"] for r in finals if not r.get("commands") and r.get("message") != NOTHING]
+
+
+def commands_of(run: Path) -> int:
+    """How many commands a run gave to its machines."""
+    finals = (r for r in Journal(run).records() if r["phase"] == "final")
+    return sum(c.get("times", 1) for r in finals for c in r.get("commands", ()))
 
 
 def killed(site: Site, step: str, *chapters: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.end_to_end.conftest import NAME
-from tests.whole_lab import HOUR, Site, power_cycled, statuses, wait_until
+from tests.whole_lab import HOUR, Site, power_cycled, statuses, wait_until, without_record
 
 from xenlab import runs
 from xenlab.lab import Lab, qmp
@@ -230,6 +230,7 @@ def test_a_second_run_of_everything_changes_nothing_and_is_five_times_faster(sit
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     second = runs.find(site.runs, "last")
     assert {step: s for step, s in statuses(second).items() if s != "ok"} == {}
+    assert without_record(second) == []
     spent = [sum(state.seconds for state in runs.states(folder)) for folder in (first, second)]
     assert spent[0] > 5 * spent[1]
 

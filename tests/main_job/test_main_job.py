@@ -10,7 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, fresh, killed, power_cycled, statuses
+from tests.whole_lab import (
+    CHAPTERS,
+    HOUR,
+    ROOT,
+    Site,
+    commands_of,
+    fresh,
+    killed,
+    power_cycled,
+    statuses,
+    without_record,
+)
 
 from xenlab import runs
 from xenlab.journal import Journal, verify
@@ -21,6 +32,9 @@ pytestmark = pytest.mark.timeout(5400)
 GUEST = "domu1"
 DONE = CHAPTERS[: CHAPTERS.index("12_autostart") + 1]
 """What it takes until guests come back by themselves; 12 has a power cycle of its own."""
+
+MOST_COMMANDS = 10_000
+"""How many commands a look at all of it may take."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +75,17 @@ def test_a_second_run_finds_nothing_to_do(site: Site) -> None:
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     ended = statuses(runs.find(site.runs, "last"))
     assert {step: status for step, status in ended.items() if status != "ok"} == {}
+    assert without_record(runs.find(site.runs, "last")) == []
+    assert commands_of(runs.find(site.runs, "last")) <= MOST_COMMANDS
+
+
+def test_a_plan_of_a_finished_host_looks_at_every_step(site: Site) -> None:
+    plan = site.xenlab("plan", *DONE, "-f", str(site.parameters), timeout=HOUR)
+    assert plan.returncode == 0, plan.stdout[-3000:] + plan.stderr[-3000:]
+    found = runs.find(site.runs, "last")
+    assert set(statuses(found).values()) == {"ok"}
+    assert without_record(found) == []
+    assert commands_of(found) <= MOST_COMMANDS
 
 
 def test_after_a_hard_power_cycle_the_guest_is_back_and_no_service_has_failed(site: Site) -> None:
