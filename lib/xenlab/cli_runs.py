@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xenlab.card import duration
+from xenlab.errors import BadInput
 from xenlab.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -43,14 +44,29 @@ def list_runs(runs: Runs = None) -> None:
 
 
 @app.command()
-def show(run: RunName = "last", runs: Runs = None) -> None:
-    """Show a run's chapters and steps."""
+def show(
+    run: RunName = "last",
+    step: Annotated[
+        str, typer.Option("--step", metavar="NUMBER", help="Only this step, with its commands.")
+    ] = "",
+    runs: Runs = None,
+) -> None:
+    """Show a run's chapters and steps, or all that is recorded of one step."""
     from xenlab import runs as folders
-    from xenlab.progress import summary
+    from xenlab.progress import step_record, summary
 
     folder = find(run, runs)
     states = folders.states(folder)
     console = Terminal()
+    if step:
+        found = [each for state in states for each in state.steps if each.number == step]
+        if not found:
+            raise BadInput(
+                f"the run {folder.name} has no step {step}",
+                hint=f"xenlab show {folder.name} lists them",
+            )
+        console.print(step_record(folder, found[-1]), soft_wrap=True)
+        return
     console.print(summary(states))
     for state in states:
         if state.message:

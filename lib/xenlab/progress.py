@@ -23,8 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from xenlab.card import diff_lines, duration
-from xenlab.journal import Reader
-from xenlab.runs import DONE, ChapterState
+from xenlab.journal import Reader, output_of
+from xenlab.runs import DONE, ChapterState, StepState
 
 LOOK_SECONDS = 0.2
 """How often the journal is looked at."""
@@ -213,6 +213,28 @@ def summary(chapters: Sequence[ChapterState]) -> Table:
         duration(sum(chapter.seconds for chapter in chapters)),
     )
     return table
+
+
+def step_record(folder: Path, step: StepState) -> Text:
+    """A step with each of its commands: what for, its exit status and seconds, what it printed."""
+    text = Text()
+    text.append(f"{step.title}\n", "bold")
+    text.append(step.status, STYLES.get(step.status, ""))
+    text.append(f"  {duration(step.seconds)}\n")
+    if step.message:
+        text.append(f"{step.message}\n")
+    for command in step.record.get("commands") or ():
+        status = command["status"] if command["status"] is not None else "unknown"
+        facts = [command["phase"], f"exit status {status}", duration(float(command["seconds"]))]
+        facts += [str(command[key]) for key in ("host", "label") if key in command]
+        facts += [f"{command['times']} times"] if "times" in command else []
+        text.append(f"\n{', '.join(facts)}\n", "dim")
+        if "input" in command:
+            text.append(f"{folder / command['input']['path']} went in\n", "dim")
+        text.append(f"$ {str(command['command']).rstrip()}\n", "bold")
+        text.append(output_of(folder, command))
+    text.rstrip()
+    return text
 
 
 def styled(status: str) -> str:

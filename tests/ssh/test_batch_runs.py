@@ -60,6 +60,10 @@ def test_a_second_run_finds_everything_done(site: Site) -> None:
     assert [row[2:4] for row in rows] == [["1/1", "done"]] * 2
     shown = site.xenlab("show", "last").stdout
     assert "1 of 1 chapters, 3 steps" in one_line(shown) and "3 ok" in shown
+    step = site.xenlab("show", "last", "--step", "01.2").stdout
+    assert "look, exit status 0, " in step and "\n$ " in step
+    nothing = site.xenlab("show", "last", "--step", "09.9")
+    assert nothing.returncode == 2 and "has no step 09.9" in nothing.stderr
 
 
 def test_plan_touches_nothing(site: Site) -> None:
