@@ -215,12 +215,9 @@ def _state(chapter: str, records: Sequence[Mapping[str, Any]]) -> ChapterState:
                 record,
             )
     bad = [step for step in last.values() if step.status in BAD]
-    refused = [r for r in own if r.get("phase") in ("open", "needs") and r.get("status") in BAD]
     closed = any(record.get("phase") == "close" for record in own)
     if bad:
         status, message = bad[-1].status, bad[-1].message
-    elif refused:
-        status, message = str(refused[-1]["status"]), str(refused[-1].get("message", ""))
     else:
         status, message = (DONE if closed else UNFINISHED if own else NOT_RUN), ""
     return ChapterState(chapter, status, _span(own), message, tuple(last.values()))

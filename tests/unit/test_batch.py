@@ -256,14 +256,6 @@ def test_a_later_attempt_counts(tmp_path: Path) -> None:
     assert runs.state(tmp_path, "01_x").status == runs.UNFINISHED
 
 
-@pytest.mark.parametrize(("phase", "status"), [("open", "unreachable"), ("needs", "failed")])
-def test_a_chapter_that_was_refused(tmp_path: Path, phase: str, status: str) -> None:
-    journal = opened(tmp_path)
-    journal.append(chapter="01_x", phase=phase, status=status, message="because")
-    state = runs.state(tmp_path, "01_x")
-    assert (state.status, state.message) == (status, "because")
-
-
 def test_steps_are_shown_as_the_journal_grows(tmp_path: Path) -> None:
     console = Console(record=True, width=100, force_terminal=False, color_system=None)
     journal = opened(tmp_path)
