@@ -18,6 +18,7 @@ from xenlab.errors import (
     ConnectionRefused,
     HostKeyRefused,
     NoConnection,
+    Overdue,
     XenlabError,
 )
 from xenlab.host import Host
@@ -53,7 +54,9 @@ def test_no_error_is_sorted_by_hand(module: Path) -> None:
     """``except X: raise`` before an ``except Y`` says that X should not be a kind of Y."""
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Try):
-            for handler in node.handlers[:-1]:
+            # whoever catches every exception has to let some through
+            named = [h for h in node.handlers if h.type and ast.unparse(h.type) != "Exception"]
+            for handler in named[:-1]:
                 assert ast.unparse(handler.body[0]) != "raise", f"line {handler.lineno}"
 
 
@@ -108,7 +111,7 @@ class Stuck(Local):
     def execute(self, text: str, **more: object) -> tuple[int, bytes, bytes]:
         if "marked" in text:
             return 0, b"0\n", b""
-        raise TimeoutError
+        raise Overdue(60)
 
 
 def test_an_xl_that_does_not_answer_is_not_taken_for_a_domain_that_is_not_there() -> None:
