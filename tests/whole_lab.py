@@ -120,7 +120,8 @@ def without_record(run: Path) -> list[str]:
     for record in finals:
         for command in record.get("commands", ()):
             assert command["phase"] in ("look", "change", "verify"), record["title"]
-            assert isinstance(command["status"], int), (record["title"], command["command"])
+            # a machine that does not answer leaves a command without an exit status
+            assert command["status"] is None or isinstance(command["status"], int)
             assert command["seconds"] >= 0
     return [r["title"] for r in finals if not r.get("commands") and r.get("message") != NOTHING]
 
