@@ -12,7 +12,7 @@ from typing import Any
 from xenlab import durable
 from xenlab.chain import HEAD, Chain, read
 from xenlab.errors import BadInput, JournalDamaged, XenlabError
-from xenlab.journal import Journal
+from xenlab.journal import Journal, kept_file
 
 NAMESPACE = "xenlab-run"
 """What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
@@ -84,7 +84,7 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
     except JournalDamaged as error:
         return Audit(0, 0, "", "", (error.message,))
     named = dict(_named(chain.records))
-    problems = [said for name in named if (said := _compare(folder / name, named[name], name))]
+    problems = [said for name in named if (said := _compare(folder, name, named[name]))]
     cut, unnamed = list(_cut(chain)), [name for name in _files(folder) if name not in named]
     for name in unnamed:
         explained = cut and any(PurePath(f"/{name}").match(shape) for shape in LEFT)
@@ -199,7 +199,11 @@ def _files(folder: Path) -> list[str]:
     )
 
 
-def _compare(path: Path, digest: str, name: str) -> str:
+def _compare(folder: Path, name: str, digest: str) -> str:
+    try:
+        path = kept_file(folder, name)
+    except JournalDamaged as error:
+        return error.message
     if not path.is_file():
         return f"{name}: it is gone"
     if _digest(path) != digest:

@@ -303,12 +303,28 @@ class Reader:
         return records
 
 
+def kept_file(folder: Path, name: str) -> Path:
+    """A file of a run by the name that a record gives it.
+
+    Raises JournalDamaged for one that is not inside the run's folder: who wrote the record may want
+    a file of this machine to be shown.
+    """
+    place = (folder / name).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise JournalDamaged(
+            f"a record names {name}, which is not inside the run's folder",
+            where=str(folder),
+            hint="do not trust this run: ask who gave it to you",
+        )
+    return place
+
+
 def output_of(folder: Path, command: Mapping[str, Any]) -> str:
     """What one of a record's ``commands`` printed: it stands there, or in the file named there."""
     output = command.get("output", "")
     if isinstance(output, str):
         return output
-    place = folder / str(output["path"])
+    place = kept_file(folder, str(output["path"]))
     return place.read_bytes().decode("utf-8", "replace") if place.is_file() else ""
 
 

@@ -13,7 +13,7 @@ from xenlab import durable, runs
 from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
 from xenlab.chain import FIRST
 from xenlab.errors import BadInput, JournalDamaged
-from xenlab.journal import Journal, output_of, verify
+from xenlab.journal import Journal, kept_file, output_of, verify
 from xenlab.resources.base import Difference
 from xenlab.runs import StepState
 
@@ -40,7 +40,10 @@ def write(folder: Path) -> Path:
             name=folder.name,
             facts=facts,
             chapters=chapters,
-            consoles=[(path.name, _console(path)) for path in sorted(folder.glob("console/*"))],
+            consoles=[
+                (path.name, _console(kept_file(folder, f"console/{path.name}")))
+                for path in sorted(folder.glob("console/*"))
+            ],
             colours=_colours(),
             duration=duration,
             total=sum(chapter.seconds for chapter, _ in chapters),
@@ -80,7 +83,7 @@ def _card(folder: Path, step: StepState) -> Card:
     for label, difference in (record.get("difference") or {}).items():
         card.differences.append((label, _difference(difference)))
     for attachment in record.get("attachments") or ():
-        _attach(card, folder / attachment["path"])
+        _attach(card, kept_file(folder, str(attachment["path"])))
     card.kept = f"{folder.name}/output"
     for command in record.get("commands") or ():
         _add(card, command, output_of(folder, command))

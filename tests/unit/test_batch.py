@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from rich.console import Console
 
-from xenlab import batch, cells, runs
-from xenlab.errors import BadInput
+from xenlab import audit, batch, cells, runs
+from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal
 from xenlab.progress import Follower, summary
 from xenlab.report import write
@@ -282,6 +283,32 @@ def test_the_table_of_a_run_takes_no_text_for_markup(tmp_path: Path) -> None:
     console.print(summary(runs.states(tmp_path)))
     text = console.export_text()
     assert "[red]x[/red] [/]" in text and "0 of 1 chapters, 2 steps" in text
+
+
+@pytest.mark.parametrize("name", ["{secret}", "../secret", "output/link"])
+@pytest.mark.parametrize("kind", ["attachment", "output", "console"])
+def test_a_report_shows_no_file_from_outside_the_run(tmp_path: Path, name: str, kind: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("PRIVATE KEY")
+    folder = tmp_path / "run"
+    journal = opened(folder)
+    (folder / "output" / "link").symlink_to(secret)
+    path = name.format(secret=secret)
+    named = {"path": path, "sha256": hashlib.sha256(secret.read_bytes()).hexdigest()}
+    if kind == "console":
+        (folder / "console").mkdir()
+        (folder / "console" / "dom0.log").symlink_to(folder / path)
+    elif kind == "output":
+        command = {"phase": "look", "command": "true", "status": 0, "output": named}
+        record(journal, "01.1", "ok", commands=[command])
+    else:
+        record(journal, "01.1", "ok", attachments=[named])
+    closed(journal)
+    with pytest.raises(JournalDamaged, match="which is not inside the run's folder"):
+        write(folder)
+    assert not (folder / "report.html").exists()
+    if kind != "console":
+        assert any("not inside the run's folder" in said for said in audit.inspect(folder).problems)
 
 
 def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
