@@ -22,7 +22,7 @@ STATEMENT = "journal.signed"
 
 SIGNATURE = f"{STATEMENT}.sig"
 
-UNKEPT = ("journal.*", "run.lock", "kernels.log", "report.html", ".*")
+UNKEPT = ("/journal.*", "/run.lock", "/kernels.log", "/report.html", "/.*", "/input/.*.new")
 """What no record names: the journal and its signature, and what can be made again."""
 
 LEFT = ("/run.json", "/*.ipynb", "/output/*", "/input/*", "/console/*")
@@ -55,7 +55,8 @@ def keep_files(folder: Path) -> None:
     journal = Journal(folder)
     named = dict(_named(journal.records()))
     for path in _files(folder):
-        if path not in named:
+        # a link is nothing that a run makes: nobody vouches for what it leads to
+        if path not in named and not (folder / path).is_symlink():
             with durable.space(folder):
                 durable.sync(folder / path)
                 durable.sync((folder / path).parent)
@@ -192,10 +193,10 @@ def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _files(folder: Path) -> list[str]:
+    found = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = (str(path.relative_to(folder)) for path in found)
     return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and not any(path.relative_to(folder).match(name) for name in UNKEPT)
+        name for name in names if not any(PurePath(f"/{name}").match(shape) for shape in UNKEPT)
     )
 
 

@@ -102,6 +102,19 @@ def test_what_went_into_a_command_is_named_by_its_record(run: Path) -> None:
     assert audit.inspect(run).problems == (f"{path}: it was changed since it was recorded",)
 
 
+@pytest.mark.parametrize("name", ["report.html", "journal.html", "run.lock", ".hidden"])
+def test_only_the_run_s_own_files_go_without_a_record(run: Path, name: str) -> None:
+    (run / "output" / name).write_text("made up")
+    assert audit.inspect(run).problems == (f"output/{name}: no record names it",)
+
+
+def test_nobody_vouches_for_what_a_link_leads_to(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("PRIVATE KEY")
+    (run / "output" / "link").symlink_to(tmp_path / "secret")
+    audit.keep_files(run)
+    assert audit.inspect(run).problems == ("output/link: no record names it",)
+
+
 def test_a_file_that_nobody_recorded_is_named(run: Path) -> None:
     (run / "output" / "04.9.txt").write_text("made up")
     assert audit.inspect(run).problems == ("output/04.9.txt: no record names it",)
