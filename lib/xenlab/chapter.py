@@ -86,6 +86,7 @@ class Chapter(Seams):
         self._view = view
         self._boot_id = ""
         self._connections = 0
+        self._looking = threading.Lock()
         self._number = name.partition("_")[0]
         self._needs = 0
         journal.append(chapter=name, phase="open", status=mode, host=self.host.name)
@@ -367,10 +368,12 @@ class Chapter(Seams):
             time.sleep(2)
 
     def _boot_changed(self) -> None:
-        # no boot leaves a connection alive
-        if self._ssh.connections != self._connections:
-            self._look_around()
-            self._machine.opened(self.recorder)
+        # parts of a step that work side by side come here together
+        with self._looking:
+            # no boot leaves a connection alive
+            if self._ssh.connections != self._connections:
+                self._look_around()
+                self._machine.opened(self.recorder)
 
     def _wait(self, in_vain: Callable[[], str] = str) -> Wait:
         return Wait(self.site.ssh.patience_seconds, self._waiting, in_vain)

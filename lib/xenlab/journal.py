@@ -201,7 +201,9 @@ class Journal:
             **fields,
             "prev": self._head,
         }
-        line = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
+        text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+        # half a character, of a file name that is no UTF-8, must not cost a step its record
+        line = text.encode("utf-8", "backslashreplace")
         try:
             durable.write(file, line + b"\n")
             os.fdatasync(file)

@@ -171,6 +171,13 @@ def test_an_output_is_read_from_the_record_or_its_file(tmp_path: Path) -> None:
     assert output_of(tmp_path, {}) == ""
 
 
+def test_half_a_character_costs_no_record(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append(chapter="04", step="04.1", phase="final", message="no file /srv/\udce4.tar")
+    assert journal.records()[-1]["message"] == "no file /srv/\udce4.tar"
+    assert verify(journal.path) == 1
+
+
 def test_what_a_command_was_given_is_kept_once(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     path, digest = journal.save_input(b"label: gpt\n")

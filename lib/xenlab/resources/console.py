@@ -55,7 +55,7 @@ open_log() {
 }
 follow() {
     log=$1 from=$2 wanted=$3 panic=$4 domain=$5
-    uptime_seconds; end=$((now + $6)) round=0 opened= new=
+    uptime_seconds; end=$((now + $6)) round=0 opened= new= paused=0
     while :; do
         if [ -e "$log" ]; then
             [ "$opened" ] && [ "$log" -ef /dev/fd/4 ] || open_log
@@ -70,7 +70,11 @@ follow() {
         round=$((round + 1))
         if [ $((round % 10)) = 0 ]; then
             case $(state_of "$domain") in
-                "" | *d) return 53 ;; *c*) return 57 ;; *p*) return 58 ;;
+                "" | *d) return 53 ;;
+                *c*) return 57 ;;
+                # a domain that is being created is paused, until its devices are there
+                *p*) paused=$((paused + 1)); [ "$paused" -lt 7 ] || return 58 ;;
+                *) paused=0 ;;
             esac
         fi
         sleep 1
