@@ -139,7 +139,8 @@ def test_who_watches_a_boot_sees_that_the_guest_stands(dom0: Dom0, tmp_path: Pat
     values = (log, log.stat().st_size, LOGIN, PANIC, "domu1", 300)
     script = FOLLOW + 'follow "$1" "$2" "$3" "$4" "$5" "$6"\n'
     for letters, status in (("---sc-", 57), ("--p---", 58), ("-----d", 53), ("", 53)):
-        assert dom0(letters).run(Command.script(script, *values), check=False).status == status
+        watched = dom0(letters).run(Command.script(script, *values), check=False, timeout=280)
+        assert watched.status == status
 
 
 class Deaf(Local):
