@@ -74,10 +74,6 @@ class ConnectionLost(XenlabError):
     """The connection broke while a command ran: whether it finished is unknown."""
 
 
-class Interrupted(XenlabError):
-    """A person stopped the command; the remote processes were ended."""
-
-
 class CommandError(XenlabError):
     """A command did not do its work; carries its Result. Which kind tells whether it ended."""
 
