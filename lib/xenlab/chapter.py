@@ -79,7 +79,7 @@ class Chapter(Seams):
         self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets))
         self.controller = Host(Local(), watcher=self.recorder)
         self._under_way: Step | None = None
-        self._ssh = SSH(_target(site), wait=self._wait())
+        self._ssh = SSH(way_to(site), wait=self._wait())
         self._machine = MachineLock(self._ssh, journal.folder, hold)
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
@@ -109,7 +109,7 @@ class Chapter(Seams):
     def guest(self, name: str) -> Host:
         """A guest, by its alias in the site's ssh_config."""
         wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
-        return Host(SSH(_target(self.site, name), wait=wait), watcher=self.recorder)
+        return Host(SSH(way_to(self.site, name), wait=wait), watcher=self.recorder)
 
     def needs(self, chapter: str, *resources: Wanted) -> None:
         """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
@@ -399,6 +399,7 @@ def _made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
     return tuple(found)
 
 
-def _target(site: Parameters, host: str = "") -> Target:
+def way_to(site: Parameters, host: str = "") -> Target:
+    """How a site reaches its machine, or a guest by its alias."""
     ssh = site.ssh
     return Target(host or ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)

@@ -17,8 +17,8 @@ from pathlib import Path
 import paramiko
 from paramiko.hostkeys import HostKeyEntry
 
-from xenlab.errors import BadInput, HostKeyRefused
-from xenlab.target import SSH_PORT
+from xenlab.errors import BadInput, HostKeyRefused, StepFailed
+from xenlab.target import SSH_PORT, Target, resolve
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,22 @@ def host_name(name: str, port: int) -> str:
     """A host as known_hosts writes it: ``[host]:port`` unless the port is 22."""
     name = name.lower()
     return name if port == SSH_PORT else f"[{name}]:{port}"
+
+
+def place(target: Target) -> tuple[Path, str, int]:
+    """The file that a host's key is pinned in, and the name and port that it is pinned under.
+
+    Raises StepFailed where no such file is named.
+    """
+    route = resolve(target)
+    if not route.known_hosts:
+        raise StepFailed(
+            f"no known_hosts file is named for {target.host}",
+            hint="name one in the ssh_config (UserKnownHostsFile) or in ssh.known_hosts",
+        )
+    if route.key_alias:
+        return route.known_hosts[0], route.key_alias, SSH_PORT
+    return route.known_hosts[0], route.host, route.port
 
 
 def describe(key: paramiko.PKey) -> str:

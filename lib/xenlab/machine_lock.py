@@ -20,6 +20,7 @@ from xenlab.conversation import Conversation
 from xenlab.errors import ConnectionLost, MachineBusy, StepFailed
 from xenlab.host import Watcher
 from xenlab.ssh import SSH
+from xenlab.uptime import UPTIME
 
 ANSWER_SECONDS = 30.0
 """How long the machine may take to say whether the lock is free."""
@@ -35,10 +36,11 @@ NEXT_SECONDS = 60
 
 # An entry is three lines: the run, until which second of uptime it is kept for the run's next
 # chapter though nobody has it locked, and the words for whoever is refused.
-HOLD = """
+HOLD = (
+    UPTIME
+    + """
 run=$1 words=$2 silence=$3 kept=$4
 folder=${XENLAB_NOTES:-/run/xenlab}/working
-uptime_seconds() { read -r now rest < /proc/uptime; now=${now%.*}; }
 mkdir -p -- "$folder"
 exec 8> "$folder.lock"
 timeout 20 flock 8
@@ -69,6 +71,7 @@ else
     rm -f -- "$mine"
 fi
 """
+)
 
 
 class Hold(Enum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2 import Environment, Undefined
@@ -41,6 +41,11 @@ def comment(value: object) -> Quoted:
 def sh(value: object) -> Quoted:
     """A word of a shell: scripts, what they source, OpenRC's files, /etc/default/grub.d."""
     return Quoted(shlex.quote(_line(value)))
+
+
+def sh_settings(values: Mapping[str, object]) -> str:
+    """Lines ``NAME=value`` of a file that a shell sources."""
+    return "".join(f"{name}={sh(value)}\n" for name, value in values.items())
 
 
 def grub(words: Iterable[str]) -> Quoted:

@@ -19,7 +19,11 @@ ABOVE_THE_SEAMS = 4
 # Floor by floor: its rooms, and the modules or packages of each. A room is one idea in several
 # modules, which may import each other; another room of the same floor is out of reach.
 FLOORS: list[dict[str, tuple[str, ...]]] = [
-    {"errors": ("errors", "command", "hidden", "masking", "plain"), "wholefile": ("wholefile",)},
+    {
+        "errors": ("errors", "command", "hidden", "masking", "plain"),
+        "wholefile": ("wholefile",),
+        "uptime": ("uptime",),
+    },
     {
         "parameters": (
             "parameters",

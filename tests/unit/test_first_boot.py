@@ -9,12 +9,16 @@ import pytest
 from tests.unit.rootdir import root_with
 
 from xenlab import hostkeys
+from xenlab.chapter import way_to
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
+from xenlab.parameters import Parameters
 from xenlab.platform.interfaces import STANZAS, Ifupdown
 from xenlab.platform.interfaces import UPLINK as PATH
+from xenlab.recipes import guests
 from xenlab.resources.files import Directory
+from xenlab.resources.guestaccess import HostKeyPinned
 from xenlab.resources.hypervisor import HypervisorLinks
 from xenlab.resources.programs import Programs
 from xenlab.resources.sshaccess import AUTHORIZED, PUBLIC_KEY, AuthorizedKeys, OwnKeyPinned
@@ -188,3 +192,13 @@ def test_programs_that_are_missing_are_named() -> None:
     assert difference.summary.startswith("no-such-program, /no/such/header.h missing")
     with pytest.raises(StepFailed, match="install them"):
         programs.apply(host, silent)
+
+
+def test_a_guest_s_key_is_pinned_where_its_connection_looks_for_it(tmp_path: Path) -> None:
+    (known := tmp_path / "known").touch()
+    ssh = {"host": "dom0", "port": 2222, "known_hosts": str(known)}
+    site = Parameters.model_validate({"ssh": ssh})
+    (pin, *_) = guests.pins(site)
+    assert isinstance(pin, HostKeyPinned)
+    assert hostkeys.place(pin.target) == hostkeys.place(way_to(site, pin.name))
+    assert hostkeys.place(pin.target)[1:] == (pin.name, 2222)

@@ -30,6 +30,7 @@ from xenlab.platform.guestsystem import DebianGuest
 from xenlab.platform.interfaces import Ifupdown
 from xenlab.platform.toolstack import Disk, DomainSpec, Vif, Xl, xl_config
 from xenlab.recipes import base_system, guests, network, shared_filesystems
+from xenlab.recipes.dom0_configuration import bridge_program
 from xenlab.resources.domain_config import DomainAddition
 from xenlab.resources.files import File, render
 from xenlab.resources.nfs import NfsMount
@@ -136,6 +137,22 @@ def test_no_filter_lets_a_value_end_its_line(name: str) -> None:
 @example(HOSTILE)
 def test_sh(text: str) -> None:
     assert run("sh", "-c", f"printf %s {quoting.sh(text)}") == text
+
+
+@few
+@given(LINES)
+@example(HOSTILE)
+def test_settings_that_a_shell_sources(tmp_path: Path, text: str) -> None:
+    place = tmp_path / "settings"
+    place.write_text(quoting.sh_settings({"A": text, "B": "two"}))
+    assert run("sh", "-c", f'. {place}; printf %s "$A|$B"') == f"{text}|two"
+
+
+def test_settings_are_lines() -> None:
+    site = Parameters().model_copy(update={"uplink": "eth0\nBRIDGE=x", "lan_bridge": "a\nb"})
+    for written in (bridge_program, network.written):
+        with pytest.raises(BadInput, match="cannot stand in a line of a file"):
+            written(site)
 
 
 @few

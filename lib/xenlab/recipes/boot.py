@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from xenlab.chapter import Chapter
+from xenlab.chapter import Chapter, way_to
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
@@ -22,7 +22,6 @@ from xenlab.resources.files import File
 from xenlab.resources.partitions import refuse_twins
 from xenlab.resources.running_xen import compare, wait_for_toolstack, xen_state
 from xenlab.resources.sshaccess import AuthorizedKeys, OwnKeyPinned, SshHostKeys
-from xenlab.target import Target
 
 UNMOUNT_SECONDS = 300.0
 
@@ -59,9 +58,7 @@ def login(book: Chapter) -> tuple[Resource, ...]:
 
 def host_key_pinned(book: Chapter) -> Resource:
     """dom0's own host key among the pinned ones, before we meet it."""
-    ssh = book.site.ssh
-    way = Target(ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
-    return OwnKeyPinned(way)
+    return OwnKeyPinned(way_to(book.site))
 
 
 def running(book: Chapter) -> Resource:

@@ -5,7 +5,6 @@ Howto: „Spezifische Konfiguration“, „Xen NIC-Layout“.
 
 from __future__ import annotations
 
-import shlex
 from importlib.resources import files as package_files
 
 import pandas as pd
@@ -14,7 +13,7 @@ from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.parameters import Parameters
 from xenlab.platform.services import services
-from xenlab.quoting import xl
+from xenlab.quoting import sh_settings, xl
 from xenlab.resources import network
 from xenlab.resources.base import Resource
 from xenlab.resources.files import Directory, File, Line
@@ -99,8 +98,7 @@ def bridge_settings(site: Parameters) -> str:
         "VIF": network.vif(site.uplink),
         "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
     }
-    settings = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
-    return f"# written by xenlab, chapter 07\n{settings}"
+    return f"# written by xenlab, chapter 07\n{sh_settings(values)}"
 
 
 def bridge_program(site: Parameters) -> tuple[Resource, ...]:

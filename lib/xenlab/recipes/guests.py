@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from xenlab.chapter import Chapter
+from xenlab.chapter import Chapter, way_to
 from xenlab.disklayout import device
 from xenlab.parameters import Domain, Parameters
 from xenlab.platform.guestsystem import GuestSettings, guest_system
@@ -14,7 +14,6 @@ from xenlab.resources.base import Resource
 from xenlab.resources.guest import GuestConfigured, GuestRoot
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
 from xenlab.resources.present import PathsExist
-from xenlab.target import Target
 
 
 def image_taken(site: Parameters) -> Resource:
@@ -59,11 +58,7 @@ def keys_differ(site: Parameters) -> Resource:
 
 def pins(site: Parameters) -> list[Resource]:
     """Each guest's host key, pinned where the site's ssh_config looks for it."""
-    ssh = site.ssh
-    return [
-        HostKeyPinned(d.name, Target(d.name, ssh.config, known_hosts=ssh.known_hosts))
-        for d in site.domains
-    ]
+    return [HostKeyPinned(d.name, way_to(site, d.name)) for d in site.domains]
 
 
 def fingerprints(book: Chapter) -> Callable[[], pd.DataFrame]:

@@ -5,7 +5,6 @@ Howto: „Netzwerk“, „Xen NIC-Layout“, „Konfiguration“.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 
@@ -17,6 +16,7 @@ from xenlab.platform.guestsystem import guest_system
 from xenlab.platform.interfaces import interfaces
 from xenlab.platform.services import Services, services
 from xenlab.platform.toolstack import Vif
+from xenlab.quoting import sh_settings
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Together
 from xenlab.resources.elsewhere import Elsewhere
@@ -44,13 +44,12 @@ def written(site: Parameters) -> tuple[Resource, ...]:
         "INTERFACE": site.lan_interface,
         "VIF": vif(site.lan_interface),
     }
-    settings = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
     program = package_files("xenlab").joinpath("templates", "xenlab-lan.sh").read_text()
     own = {"interface": site.lan_interface, "address": site.lan_address}
     units = (services(site.platform).defined(name, **own) for name in (DEVICES, BUGFIX, ADDRESS))
     return (
         File(PROGRAM, program, mode=0o755),
-        File(SETTINGS, f"# written by xenlab, chapter 13\n{settings}"),
+        File(SETTINGS, f"# written by xenlab, chapter 13\n{sh_settings(values)}"),
         *units,
         *interfaces(site.platform).lan(site.lan_interface, site.lan_address),
     )

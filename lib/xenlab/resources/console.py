@@ -20,6 +20,7 @@ from xenlab.resources.domain_state import (
     log_path,
     require_running,
 )
+from xenlab.uptime import UPTIME
 
 LOGIN = " login:"
 PANIC = "Kernel panic - not syncing"
@@ -44,9 +45,9 @@ REFUSALS = {
 # takes one program: starting one is slow on an emulated machine, and xl slower still.
 FOLLOW = (
     STATE_OF
+    + UPTIME
     + """
 log_size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
-uptime_seconds() { read -r up rest < /proc/uptime; now=${up%.*}; }
 open_log() {
     [ "$(log_size "$log")" -ge "$from" ] || from=0
     exec 4< "$log"

@@ -10,7 +10,6 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
 from xenlab import hostkeys
 from xenlab.command import Command
@@ -20,7 +19,7 @@ from xenlab.local import Local
 from xenlab.resources.base import Difference, Report, Resource, Waiting
 from xenlab.resources.domain_state import standing
 from xenlab.resources.guest import RECORDS
-from xenlab.target import SSH_PORT, Target, resolve
+from xenlab.target import Target
 from xenlab.wait import Wait
 
 ANSWER_SECONDS = 900
@@ -68,7 +67,7 @@ class HostKeyPinned(Resource):
         line = host_keys(host, (self.name,), self.records)[self.name]
         if not line:
             return Difference(f"pin the host key of {self.name}, once it is made")
-        file, name, port = self._place()
+        file, name, port = hostkeys.place(self.target)
         keys = hostkeys.known_keys([file], name, port)
         now = ", ".join(hostkeys.describe(key) for key in keys)
         wanted = fingerprint(line)
@@ -86,22 +85,11 @@ class HostKeyPinned(Resource):
             raise StepFailed(
                 f"{self.name} has no host key yet", hint="run the steps before this one first"
             )
-        file, name, port = self._place()
+        file, name, port = hostkeys.place(self.target)
         if hostkeys.known_keys([file], name, port):
             known, place = hostkeys.host_name(name, port), hostkeys.kept_in(file, name)
             Host(Local()).run(Command.argv("ssh-keygen", "-q", "-R", known, "-f", place))
         hostkeys.pin(file, name, port, line)
-
-    def _place(self) -> tuple[Path, str, int]:
-        route = resolve(self.target)
-        if not route.known_hosts:
-            raise StepFailed(
-                f"no known_hosts file is named for {self.name}",
-                hint="name one in the ssh_config (UserKnownHostsFile) or in ssh.known_hosts",
-            )
-        if route.key_alias:
-            return route.known_hosts[0], route.key_alias, SSH_PORT
-        return route.known_hosts[0], route.host, route.port
 
 
 @dataclass(frozen=True)

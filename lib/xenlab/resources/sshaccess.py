@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from xenlab import hostkeys
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.target import SSH_PORT, Target, resolve
+from xenlab.target import Target
 
 PUBLIC_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 AUTHORIZED = "/root/.ssh/authorized_keys"
@@ -114,7 +113,7 @@ class OwnKeyPinned(Resource):
         key = host.read(PUBLIC_KEY)
         if not key:
             return Difference("pin dom0's host key, once it is made")
-        file, name, port = self._place()
+        file, name, port = hostkeys.place(self.target)
         words = key.split()[:2]
         if any(
             [known.get_name(), known.get_base64()] == words
@@ -129,16 +128,5 @@ class OwnKeyPinned(Resource):
         key = host.read(PUBLIC_KEY)
         if not key:
             raise StepFailed(f"there is no {PUBLIC_KEY} yet")
-        file, name, port = self._place()
+        file, name, port = hostkeys.place(self.target)
         hostkeys.pin(file, name, port, key)
-
-    def _place(self) -> tuple[Path, str, int]:
-        route = resolve(self.target)
-        if not route.known_hosts:
-            raise StepFailed(
-                f"no known_hosts file is named for {self.target.host}",
-                hint="name one in the ssh_config (UserKnownHostsFile) or in ssh.known_hosts",
-            )
-        if route.key_alias:
-            return route.known_hosts[0], route.key_alias, SSH_PORT
-        return route.known_hosts[0], route.host, route.port
