@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -22,6 +23,14 @@ from xenlab.resources.relocated import Relocated
 @pytest.fixture
 def host() -> Iterator[Host]:
     namespace = Namespace()
+    yield Host(namespace)
+    namespace.end()
+
+
+@pytest.fixture
+def root() -> Iterator[Host]:
+    """The same as this machine's own root, who may mount a disk."""
+    namespace = Namespace(users=True)
     yield Host(namespace)
     namespace.end()
 
@@ -180,6 +189,55 @@ class TestRelocated:
         (share / "other").write_text("kept")
         Relocated(f"{tmp_path}/path", str(share)).apply(host, quiet)
         assert (tmp_path / "path/other").read_text() == "kept"
+
+    def test_the_copy_is_on_disk_before_the_original_goes(self, root: Host, tmp_path: Path) -> None:
+        """A power cut: what the disk holds is all that is left, whatever the kernel remembered."""
+        disk, share, source = tmp_path / "disk", tmp_path / "share", tmp_path / "src"
+        (source / "linux").mkdir(parents=True)
+        (source / "linux/Makefile").write_bytes(b"all:\n" * 4096)
+        share.mkdir()
+        disk.write_bytes(bytes(16 << 20))
+        root.run(f"mkfs.ext4 -q '{disk}' && mount -o loop,commit=600 '{disk}' '{share}'; sync")
+        Relocated(str(source), f"{share}/src").apply(root, quiet)
+        after = tmp_path / "after"
+        shutil.copy(disk, after)
+        (again := tmp_path / "again").mkdir()
+        root.run(f"mount -o loop '{after}' '{again}'")
+        assert root.run(f"cat '{again}/src/linux/Makefile'").out == b"all:\n" * 4096
+
+    def test_cut_off_before_the_original_is_deleted(self, root: Host, tmp_path: Path) -> None:
+        disk, place, share = tmp_path / "disk", tmp_path / "root", tmp_path / "share"
+        place.mkdir()
+        disk.write_bytes(bytes(16 << 20))
+        root.run(f"mkfs.ext4 -q '{disk}' && mount -o loop '{disk}' '{place}'")
+        root.run(f"mkdir '{place}/src' && echo all: > '{place}/src/Makefile'")
+        root.run(f"chattr +i '{place}/src/Makefile'")
+        moved = Relocated(f"{place}/src", str(share))
+        with pytest.raises(CommandFailed):
+            moved.apply(root, quiet)
+        assert (share / "Makefile").read_text() == "all:\n"
+        assert root.run(f"cat '{place}/src/Makefile'").stdout == "all:\n"
+        assert moved.probe(root) is not None
+        root.run(f"chattr -i '{place}/src.xenlab-moved/Makefile'")
+        moved.apply(root, quiet)
+        moved.verify(root)
+        assert root.run(f"ls '{place}'").stdout.split() == ["lost+found", "src"]
+
+    @pytest.mark.parametrize("copied", [True, False])
+    def test_cut_off_before_it_is_linked(self, host: Host, tmp_path: Path, copied: bool) -> None:
+        """Whether its copy is still there when the next run comes, or the share was made anew."""
+        source, share = tmp_path / "src", tmp_path / "share/src"
+        (aside := tmp_path / "src.xenlab-moved").mkdir()
+        (aside / "Makefile").write_text("all:\n")
+        if copied:
+            share.mkdir(parents=True)
+            (share / "Makefile").write_text("all:\n")
+        moved = Relocated(str(source), str(share))
+        assert moved.probe(host) is not None
+        moved.apply(host, quiet)
+        moved.verify(host)
+        assert (source / "Makefile").read_text() == "all:\n"
+        assert not aside.exists()
 
     def test_a_mount_below_it_stops_it(self, host: Host, tmp_path: Path) -> None:
         (tmp_path / "path/inner").mkdir(parents=True)
