@@ -17,7 +17,10 @@ from tests.cutshort import CutShort
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
+from xenlab.parameters import Parameters
+from xenlab.recipes import guests
 from xenlab.recipes.imaging import parse_proof
+from xenlab.resources.base import Resource
 from xenlab.resources.image import Image, ImageProof, parse_listing, parse_record, statements
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -203,6 +206,32 @@ def test_a_new_image_needs_a_new_proof(machine: Machine) -> None:
     (machine.root / "etc/new").write_text("new\n")
     taken(machine)
     assert machine.proof.probe(HERE) is not None
+
+
+def test_chapter_09_takes_only_an_image_whose_proof_holds(machine: Machine) -> None:
+    path = Path(machine.image.path)
+    needed = guests.image_proven(Parameters().model_copy(update={"image": str(path)}))
+    assert said(needed) == "there is no image with its checksum beside it"
+    taken(machine)
+    assert said(needed) == "there is no proof of it that holds"
+    machine.proof.apply(HERE, silent)
+    assert needed.probe(HERE) is None
+    os.utime(path, (1, 1))
+    assert needed.probe(HERE) is None
+    whole = path.read_bytes()
+    # the proof is older than the image, though checksum and record are those of the proven one
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert said(needed) == "it is another one than was proven"
+    path.write_bytes(whole)
+    path.with_name(path.name + ".sha256").write_text(f"{'0' * 64}  {path.name}\n")
+    assert said(needed) == "there is no proof of it that holds"
+
+
+def said(resource: Resource) -> str:
+    """The last part of what a probe finds."""
+    difference = resource.probe(HERE)
+    assert difference is not None
+    return difference.summary.rpartition(": ")[2]
 
 
 def test_a_host_key_in_the_image_fails_the_proof(machine: Machine, tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from xenlab.platform.guestsystem import GuestSettings, guest_system
 from xenlab.resources.base import Resource
 from xenlab.resources.guest import GuestConfigured, GuestRoot
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
-from xenlab.resources.present import PathsExist
+from xenlab.resources.image import ImageProof
 
 
-def image_taken(site: Parameters) -> Resource:
-    """The image and the checksum beside it."""
-    return PathsExist((site.image, f"{site.image}.sha256"))
+def image_proven(site: Parameters) -> Resource:
+    """The proof of what is in the image."""
+    return ImageProof(site.image)
 
 
 def roots(site: Parameters) -> dict[str, Resource]:

@@ -140,6 +140,13 @@ def parse_listing(text: str) -> list[Member]:
     return members
 
 
+_UNPROVEN = {
+    44: "there is no image with its checksum beside it",
+    45: "there is no proof of it that holds",
+    46: "it is another one than was proven",
+}
+
+
 @dataclass(frozen=True)
 class ImageProof(Resource):
     """Proof that an image holds what a root needs, and nothing that belongs to one machine.
@@ -154,14 +161,23 @@ class ImageProof(Resource):
     empty: tuple[str, ...] = ("./proc/", "./sys/", "./run/")
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether the image with this very checksum was proven."""
-        script = """
-            read -r digest rest < "$1.sha256"
-            grep -qx "sha256=$digest" "$1.proof"
+        """Whether the image that is there, and no other, was proven.
+
+        It is read whole only where it is not as its record says (its time differs).
         """
-        if host.test(Command.script(script, self.image)):
+        script = """
+            [ -s "$1" ] && read -r digest rest 2> /dev/null < "$1.sha256" || exit 44
+            grep -qsx "sha256=$digest" "$1.proof" || exit 45
+            grep -qsx "sha256=$digest" "$1.info" \\
+                && grep -qx "modified=$(stat -c %.9Y -- "$1")" "$1.info" \\
+                || [ "$(sha256sum < "$1")" = "$digest  -" ] || exit 46
+        """
+        command = Command.script(script, self.image)
+        result = host.run(command, check=False, timeout=TAKE_SECONDS)
+        if result.ok:
             return None
-        return Difference(f"prove what is in {self.image}")
+        reason = _UNPROVEN.get(result.status, "nobody can say yet what is in it")
+        return Difference(f"prove what is in {self.image}: {reason}")
 
     def apply(self, host: Host, report: Report) -> None:
         """Check the checksum, read the whole archive, compare; raises StepFailed if it fails."""
