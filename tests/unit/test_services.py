@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.daemon import parse_failed, parse_states
+from xenlab.platform.openrc import OpenRc, with_need
 from xenlab.platform.services import services
 from xenlab.platform.systemd import Systemd
 from xenlab.resources.files import File
@@ -135,6 +136,61 @@ def test_the_argument_of_a_process_that_runs() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+# -- what OpenRC's scripts need
+
+
+WORD = st.from_regex(r"[a-z][a-z0-9.-]{0,8}", fullmatch=True)
+NEEDS = st.lists(WORD, max_size=3).map(" ".join)
+LINES_OF_CONF = st.one_of(
+    st.sampled_from(["# a comment", "", 'SYSLOG_OPTS="-n"', "# rc_need=old", "x='rc_need=no'"]),
+    NEEDS.map(lambda words: f'rc_need="{words}"'),
+    NEEDS.map(lambda words: f"  export rc_need='{words}' # by hand"),
+    NEEDS.map(lambda words: f'rc_need="$rc_need {words}"'),
+)
+
+
+def needs(text: str) -> list[str]:
+    """What the shell that reads a file of conf.d(5) takes for rc_need."""
+    script = f'unset rc_need\n{text}\nprintf %s "$rc_need"'
+    return subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+@settings(max_examples=60)
+@given(st.lists(LINES_OF_CONF, max_size=5), st.booleans())
+@example(['rc_need="net"'], True)
+@example(['rc_need="mynetmount # netmount"'], True)
+@example(['rc_need="netmount # of old"', 'rc_need=""'], True)
+def test_a_need_is_added_and_nothing_is_lost(lines: list[str], ended: bool) -> None:
+    text = "\n".join(lines) + ("\n" if lines and ended else "")
+    new = with_need(text, "netmount")
+    assert new.startswith(text)
+    assert "netmount" in needs(new)
+    assert [word for word in needs(new) if word != "netmount"] == [
+        word for word in needs(text) if word != "netmount"
+    ]
+    assert with_need(new, "netmount") == new
+
+
+def test_what_an_admin_wrote_in_conf_d_stays(root: Host) -> None:
+    path = "/etc/conf.d/rsyslog"
+    admins = '# mine\nRSYSLOG_OPTS="-n"\nrc_need="net"\n'
+    root.write(path, admins, mode=0o640)
+    wanted = OpenRc().after_mount("rsyslog", "/mnt/share")
+    wanted.apply(root, silent)
+    wanted.verify(root)
+    text = root.read(path) or ""
+    assert text.startswith(admins) and needs(text) == ["net", "netmount"]
+    assert Path(root.path(path)).stat().st_mode & 0o777 == 0o640
+    assert OpenRc().after_mount("cron", "/mnt/share").probe(root) is not None
+
+
+def test_a_file_of_an_earlier_version_serves_as_it_is() -> None:
+    text = '# written by xenlab, chapter 15: what lies on /mnt/share\nrc_need="netmount"\n'
+    assert with_need(text, "netmount") == text
 
 
 def test_another_platform_is_refused_in_one_sentence() -> None:
