@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xenlab.command import Command
 from xenlab.errors import ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.toolstack import Vif, Xl
 from xenlab.recipes.nic_figure import NOWHERE, Wire, figure, layout
 from xenlab.recipes.overview import parse as parse_overview
+from xenlab.recipes.shared_usr import BroughtBack
 from xenlab.resources.autostart import AutoLinks
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain_config import MARK, DomainAddition, DomainConfig, joined, parts
@@ -278,3 +280,50 @@ def test_all_other_lines_of_fstab_stay(lines: list[str]) -> None:
     once = with_entry(text, "/x", "server:/x /x nfs4")
     assert once == "".join(f"{line}\n" for line in (*kept, "server:/x /x nfs4"))
     assert with_entry(once, "/x", "server:/x /x nfs4") == once
+
+
+# -- a guest that a run of chapter 15 left down
+
+
+@dataclass(frozen=True)
+class Put(Resource):
+    """A file with a text, and who wrote one in which order."""
+
+    path: Path
+    text: str
+
+    def probe(self, host: Host) -> Difference | None:
+        now = (host.read(str(self.path)) or "") == self.text
+        return None if now else Difference(f"write {self.text}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        host.write(str(self.path), self.text)
+        host.run(Command.script('echo "$2" >> "$1"', f"{self.path.parent}/order", self.text))
+
+
+@pytest.mark.parametrize(
+    ("usr", "told", "order"),
+    [
+        ("", "own", ["runs"]),
+        ("", "the share's", ["own", "runs"]),
+        ("half-way", "own", ["swapped", "the share's", "runs"]),
+        ("swapped", "own", ["the share's", "runs"]),
+        ("swapped", "the share's", ["runs"]),
+    ],
+)
+def test_a_guest_left_down_boots_whatever_moment_the_run_was_cut_off_at(
+    tmp_path: Path, usr: str, told: str, order: list[str]
+) -> None:
+    HOST.write(f"{tmp_path}/usr", usr)
+    HOST.write(f"{tmp_path}/config", told)
+    config = tmp_path / "config"
+    back = BroughtBack(
+        Put(tmp_path / "domain", "runs"),
+        lambda host: host.read(f"{tmp_path}/usr") != "",
+        (Put(tmp_path / "usr", "swapped"), Put(config, "the share's")),
+        Put(config, "own"),
+    )
+    assert back.probe(HOST) == Difference("write runs")
+    back.apply(HOST, silent)
+    back.verify(HOST)
+    assert (tmp_path / "order").read_text().splitlines() == order

@@ -79,8 +79,11 @@ def found_domains(book: Chapter, names: Sequence[str]) -> pd.DataFrame:
 
 def at_hand(book: Chapter, names: Sequence[str]) -> list[str]:
     """Which of these guests can be looked at: all; in a plan, which waits for none, who runs."""
-    if book.mode == "apply":
-        return list(names)
+    return list(names) if book.mode == "apply" else now_running(book, names)
+
+
+def now_running(book: Chapter, names: Sequence[str]) -> list[str]:
+    """Which of these guests run."""
     table = found_domains(book, names)
     running = {str(row["name"]) for row in table.to_dict("records") if row["state"] == "running"}
     return [name for name in names if name in running]

@@ -16,7 +16,7 @@ from xenlab.command import Command
 from xenlab.disklayout import device
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
-from xenlab.recipes.action import at_hand
+from xenlab.recipes.action import at_hand, now_running
 from xenlab.recipes.network import GUEST_INTERFACE, bare
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
@@ -26,6 +26,7 @@ from xenlab.resources.linked_usr import UsrLinked, needed_files
 from xenlab.resources.shared_usr import (
     UsrOnShare,
     UsrSwapped,
+    begun,
     generation,
     layout,
     own_usr_mib,
@@ -35,11 +36,11 @@ FOLDER = "usr"
 
 
 def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
-    """What the boot of the first guest needs before the share is mounted."""
+    """What the boot of the first guest that runs needs before the share is mounted."""
     columns = ["started by", "program", "in /usr", "libraries in /usr"]
 
     def table() -> pd.DataFrame:
-        there = at_hand(book, [guest.name for guest in book.site.lan_guests])
+        there = now_running(book, [guest.name for guest in book.site.lan_guests])
         if not there:
             return pd.DataFrame(columns=columns)
         host = book.guest(there[0])
@@ -85,35 +86,30 @@ def tools(book: Chapter) -> Resource:
 
 
 def late(book: Chapter) -> dict[str, Resource]:
-    """In each such guest: its services wait for the share, all but sshd."""
+    """In each such guest: its services wait for the share, all but sshd.
+
+    One that an earlier run has left down is started first.
+    """
     parts = [book.services.after_mount(name, book.site.share) for name in _late(book)]
     return {
-        guest.name: Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts)))
+        guest.name: Together(
+            (
+                _brought_back(book, guest),
+                Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts))),
+            )
+        )
         for guest in _sharing(book)
     }
 
 
 def swapped(book: Chapter) -> list[Resource]:
     """Every guest's own /usr set aside or back in its place, as the site says."""
-    found: list[Resource] = []
-    for guest in book.site.lan_guests:
-        shared = guest.name in book.site.shared_usr
-        if shared and _literal(book):
-            found.append(_linked(book, guest.name))
-            continue
-        swap = UsrSwapped(guest.name, _partition(book, guest.name), shared)
-        found.append(WhileDown(book.toolstack.stopped(guest.name), swap))
-    return found
+    return [_swap(book, guest) for guest in book.site.lan_guests]
 
 
 def configured(book: Chapter) -> dict[str, Resource]:
     """Each guest's configuration with what its first process needs, or without it."""
-    found = {}
-    for guest in book.site.lan_guests:
-        shared = guest.name in book.site.shared_usr
-        words = _words(book, guest) if shared and not _literal(book) else ""
-        found[guest.name] = book.toolstack.extended(guest.name, book.name, cmdline=words)
-    return found
+    return {guest.name: _told(book, guest) for guest in book.site.lan_guests}
 
 
 def running(book: Chapter) -> list[Resource]:
@@ -176,6 +172,29 @@ def _literal(book: Chapter) -> bool:
     return layout(book.target) == "split"
 
 
+def _swap(book: Chapter, guest: LanGuest) -> Resource:
+    shared = guest.name in book.site.shared_usr
+    if shared and _literal(book):
+        return _linked(book, guest.name)
+    swap = UsrSwapped(guest.name, _partition(book, guest.name), shared)
+    return WhileDown(book.toolstack.stopped(guest.name), swap)
+
+
+def _told(book: Chapter, guest: LanGuest) -> Resource:
+    shared = guest.name in book.site.shared_usr
+    words = _words(book, guest) if shared and not _literal(book) else ""
+    return book.toolstack.extended(guest.name, book.name, cmdline=words)
+
+
+def _brought_back(book: Chapter, guest: LanGuest) -> Resource:
+    return BroughtBack(
+        book.toolstack.running(guest.name, console=True),
+        partial(begun, name=guest.name, device=_partition(book, guest.name)),
+        (_swap(book, guest), _told(book, guest)),
+        book.toolstack.extended(guest.name, book.name),
+    )
+
+
 def _linked(book: Chapter, name: str) -> Resource:
     return UsrLinked(
         name,
@@ -236,6 +255,32 @@ class WhileDown(Resource):
             self.stopped.apply(host, report)
             self.stopped.verify(host)
         self.wanted.apply(host, report)
+
+
+@dataclass(frozen=True)
+class BroughtBack(Resource):
+    """A guest that runs, whatever moment an earlier run of this chapter was cut off at.
+
+    Half-way it would not boot: where ``begun``, the change of its /usr is brought to its ``end``;
+    else its configuration is its ``own``.
+    """
+
+    running: Resource
+    begun: Callable[[Host], bool]
+    end: tuple[Resource, ...]
+    own: Resource
+
+    def probe(self, host: Host) -> Difference | None:
+        """That it does not run."""
+        return self.running.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Let it fit together, then start it."""
+        before = self.end if self.begun(host) else (self.own,)
+        for part in (*before, self.running):
+            if part.probe(host) is not None:
+                part.apply(host, report)
+                part.verify(host)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def recorded(host: Host, device: str, path: str) -> tuple[str, str]:
     return uuid, record.strip()
 
 
+def begun(host: Host, name: str, device: str) -> bool:
+    """Whether a guest's own /usr is set aside, or on its way there or back."""
+    return recorded(host, device, f"{RECORDS}/{name}/usr")[1] != ""
+
+
 @dataclass(frozen=True)
 class UsrOnShare(Resource):
     """The /usr of an image, whole, in a folder of its own on the share.
