@@ -56,7 +56,7 @@ def test_guests_and_shares_are_as_the_site_says(site: Site) -> None:
         assert f"10.66.0.1{number}/24" in site.ssh(guest, "ip", "-o", "-4", "addr")
         mounts = site.ssh(guest, "findmnt", "-rn", "-t", "nfs4", "-o", "TARGET,SOURCE")
         assert "/mnt/share 10.66.0.1:/mnt/share" in mounts
-        assert "/mnt/share/apt 10.66.0.1:/srv/packages" in mounts
+        assert "/mnt/share/apt" not in mounts
         assert "/dev/xvda2" in site.ssh(guest, "cat", "/proc/swaps")
         if guest != SHARING:
             assert site.ssh(guest, "tree", "--version").startswith("tree ")
@@ -64,6 +64,38 @@ def test_guests_and_shares_are_as_the_site_says(site: Site) -> None:
     ports = site.ssh("", "ls", "/sys/class/net/xenbr1/brif").split()
     assert "vif0.1" in ports
     assert all(port.startswith("vif") for port in ports)
+
+
+def test_the_root_of_a_guest_writes_to_nothing_of_dom0_s(site: Site) -> None:
+    """Nor does one that mounts dom0's export as it likes."""
+    exports = site.ssh("", "exportfs", "-v")
+    assert "/mnt/share" in exports and "rw" not in re.split(r"[(),\s]+", exports)
+    place = "p=$(mktemp -d /tmp/xenlab.XXXXXX)"
+    script = f"""
+        {place} && mount -t nfs4 -o vers=4.2,rw 10.66.0.1:/mnt/share $p || :
+        for there in /mnt/share $p; do
+            touch $there/planted $there/apt/archives/planted $there/apt/lists/planted || :
+            for file in $there/apt/archives/*.deb; do echo >> $file; mv $file $file.x || :; done
+        done
+        umount $p || :; rmdir $p
+    """
+    look = "cd /mnt/share && find apt images -type f -exec sha256sum {} + | sort | sha256sum"
+    before = site.ssh("", look)
+    for guest in ("domu1", "domu2", "domu3"):
+        site.ssh(guest, f"({script}) 2>&1")
+    assert site.ssh("", look) == before
+    assert site.ssh("", "find /mnt/share /var/cache/apt -name planted") == ""
+
+
+def test_no_guest_has_a_secret_of_dom0_s(site: Site) -> None:
+    """The image that all of them read, and what was made of it."""
+    image = "zstd -dc /mnt/share/images/base.tar.zst | tar -xO"
+    assert site.ssh("domu1", f"{image} ./root/.ssh/authorized_keys 2>&1 || :").count("ssh-") == 0
+    for guest in ("domu1", "domu2", "domu3"):
+        shadow = site.ssh(guest, "cat", "/etc/shadow").splitlines()
+        assert {line.split(":")[1] for line in shadow} <= {"*", "!", "!!", "!*"}
+        mode = site.ssh(guest, "stat -c '%a %U' /root /root/.ssh /root/.ssh/authorized_keys")
+        assert mode.splitlines() == ["700 root", "700 root", "600 root"]
 
 
 def test_one_guest_runs_from_the_shared_usr(site: Site) -> None:
@@ -134,13 +166,14 @@ def open_ports(site: Site, address: str, ports: str) -> list[str]:
 
 TOLD = "xenlab-offline"
 
-# In the guest: wait until the outside is gone, install what another guest has fetched, and say on
-# the console how that went.
+# In the guest: wait until the outside is gone, install what dom0 has fetched, and say on the
+# console how that went.
 WITHOUT_UPLINK = f"""
 until ! ping -n -q -c 1 -w 2 10.0.2.2 > /dev/null; do sleep 1; done
 export DEBIAN_FRONTEND=noninteractive
 status=0
-apt-get -q -y install hello || status=$?
+cp /mnt/share/apt/archives/hello_*.deb /var/cache/apt/archives/
+apt-get -q -y --no-download install hello || status=$?
 ! ping -n -q -c 1 -w 2 10.0.2.2 > /dev/null || status="$status, but the outside was there"
 echo "{TOLD} $status" > /dev/console
 """
@@ -159,8 +192,8 @@ def detached(script: str) -> str:
     return f"setsid --fork sh -c '{script}' < /dev/null > /root/detached.log 2>&1"
 
 
-def test_with_the_uplink_cut_a_guest_installs_what_another_one_fetched(site: Site) -> None:
-    site.ssh("domu1", "DEBIAN_FRONTEND=noninteractive apt-get -q -y install hello")
+def test_with_the_uplink_cut_a_guest_installs_what_dom0_fetched(site: Site) -> None:
+    site.ssh("", "apt-get -q -y --download-only install hello")
     log = Lab(NAME).status().console_log
     before = log.stat().st_size
 
@@ -259,7 +292,7 @@ def test_drift_made_by_hand_is_reported_and_nothing_else(site: Site) -> None:
 
 def test_a_power_cycle_brings_everything_back_by_itself(site: Site) -> None:
     power_cycled(site, AUTOSTARTED)
-    assert "/srv/packages" in site.ssh("", "exportfs", "-s")
+    assert "/mnt/share " in site.ssh("", "exportfs", "-s")
     for bridge in ("xenbr0", "xenbr1"):
         assert site.ssh("", "ip", "-o", "addr", "show", "dev", bridge) == ""
     for guest in AUTOSTARTED:

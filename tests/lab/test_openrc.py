@@ -22,7 +22,6 @@ OWN = {
     "xenlab-lan": {},
     "xenlab-vif": {"interface": "veth1"},
     "xenlab-lan-address": {"interface": "veth1", "address": "10.66.0.1/24"},
-    "srv-packages.mount": {"what": "/mnt/share/portage", "where": "/srv/packages"},
 }
 
 
@@ -117,7 +116,6 @@ def test_the_bugfix_comes_after_xen_and_before_the_guests(root: Host) -> None:
     order = started(root, "xendomains", "default")
     wanted = ["xen", "xenlab-vif", "xenlab-lan-address", "nfs", "xendomains"]
     assert [name for name in order if name in wanted] == wanted
-    assert order.index("srv-packages") < order.index("nfs")
     assert order.index("xenlab-xendomains") < order.index("xendomains")
     assert started(root, "xenlab-vif", "default").index("xenlab-lan") == 0
 

@@ -32,7 +32,7 @@ from xenlab.platform.toolstack import Disk, DomainSpec, Vif, Xl, xl_config
 from xenlab.recipes import base_system, guests, network, shared_filesystems
 from xenlab.recipes.dom0_configuration import bridge_program
 from xenlab.resources.domain_config import DomainAddition
-from xenlab.resources.files import File, render
+from xenlab.resources.files import File
 from xenlab.resources.nfs import NfsMount
 
 ROOT = Path(__file__).parents[2]
@@ -353,19 +353,9 @@ def test_files_of_the_share(tmp_path: Path, site: Parameters) -> None:
     tab = run("findmnt", "--fstab", "--tab-file", str(tmp_path / "fstab"), "-J", "-o", "TARGET")
     assert site.share in [row["target"] for row in json.loads(tab)["filesystems"]]
     found = texts(*shared_filesystems.server_configured(site))
-    assert site.share in exported(found["/etc/exports.d/xenlab.exports"])
-
-
-def test_a_path_is_no_code_in_the_store_s_unit_and_script(tmp_path: Path) -> None:
-    """The types refuse such a share; the files would keep it as it is, all the same."""
-    unit = render("srv-packages.mount", what=HOSTILE, where="/srv/packages")
-    assert unit_dump(tmp_path, "srv-packages.mount", unit)["What"] == [HOSTILE]
-    script = render("srv-packages.openrc", what=HOSTILE, where="/srv/packages")
-    (tmp_path / "script").write_text(script)
-    said = "ebegin() { printf '%s' \"$*\"; }; mountpoint() { :; }; mkdir() { :; }; eend() { :; }"
-    done = run("sh", "-euc", f"{said}; . ./script; start", cwd=tmp_path)
-    assert done == f"Showing {HOSTILE} at /srv/packages"
-    assert not (tmp_path / "T").exists()
+    exports = found["/etc/exports.d/xenlab.exports"]
+    assert exported(exports) == [site.share]
+    assert [line.split()[-1].partition("(")[2][:3] for line in exports.splitlines()[1:]] == ["ro,"]
 
 
 def test_a_kernel_s_name_is_no_code_in_the_menu() -> None:

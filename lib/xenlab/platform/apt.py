@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.command import Command, Result
+from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform import locks
 from xenlab.platform.package_index import (
@@ -34,6 +34,44 @@ UPDATE = f"{_TOOLS} update"
 HYPERVISOR = ("xen-system-amd64", "grub-pc")
 
 _NEEDED = 45
+_NOT_STORED, _NOT_GENUINE = 44, 47
+
+ARCHIVES = "/var/cache/apt/archives"
+
+# apt-get(8) takes a package that lies in its folder already by its size alone. So each is compared
+# with the index, whose signature apt-get has checked: in the folder that it installs from, which
+# nobody else can write to, and so after it was read from the store.
+_GENUINE = f"""
+    archives={ARCHIVES}
+    # DIGEST/NAME of each file that would be fetched into an empty folder
+    listed() {{
+        none=$(mktemp -d)
+        answer=0
+        apt-get -qq -y --no-install-recommends --print-uris -o Acquire::ForceHash=SHA256 \\
+            -o "Dir::Cache::archives=$none" "$@" > "$none/list" || answer=$?
+        [ "$answer" != 0 ] || sed -nE "/^'/ {{
+            s|^'[^']*' ([^ /]+) [0-9]+ SHA256:([0-9a-f]{{64}})\\$|\\2/\\1|p; t; q 1
+        }}" "$none/list" || answer=$?
+        rm -rf -- "$none"
+        return "$answer"
+    }}
+    genuine() {{
+        echo "${{1%%/*}}  $archives/${{1#*/}}" | sha256sum --check --status 2> /dev/null
+    }}
+    # what is not genuine goes; what is missing then comes from the store $1, if one is named
+    gathered() {{
+        store=$1; shift
+        for file do
+            name=${{file#*/}}
+            ! genuine "$file" || continue
+            rm -f -- "$archives/$name"
+            [ -n "$store" ] || continue
+            [ -e "$store/$name" ] || {{ echo "$name" >&2; exit {_NOT_STORED}; }}
+            cp -- "$store/$name" "$archives/$name"
+            genuine "$file" || {{ rm -- "$archives/$name"; echo "$name" >&2; exit {_NOT_GENUINE}; }}
+        done
+    }}
+"""
 
 
 class Apt:
@@ -47,9 +85,11 @@ class Apt:
         *("gcc", "make", "flex", "bison", "bc", "perl", "xz-utils"),
         *("libelf-dev", "libc6-dev"),
     )
-    built_by_dom0 = False
     store_folder = "apt"
     waiting = new_versions(r"\.(dpkg|ucf)-dist$", "")
+
+    def __init__(self, share: str = "") -> None:
+        self.share = share
 
     def settled(self) -> tuple[Resource, ...]:
         """Nothing: Debian's packages are built already."""
@@ -73,9 +113,13 @@ class Apt:
         require_unneeded(names, (*kept, *self.compiler, *HYPERVISOR, "openssh-server"))
         return AptRemoved(names)
 
+    def stored(self, *names: str) -> Resource:
+        """``apt-get --download-only``, also of what dom0 itself has installed."""
+        return AptStored(names)
+
     def from_store(self, *names: str) -> Resource:
-        """``apt-get --no-download``."""
-        return AptPackages(names, fetch=False)
+        """``apt-get --no-download``, of copies that are what the index says."""
+        return AptPackages(names, store=f"{self.share}/{self.store_folder}/archives")
 
     def hypervisor(self) -> Resource:
         """xen-system-amd64 and GRUB for BIOS machines, which is not put on a disk yet."""
@@ -85,7 +129,7 @@ class Apt:
     def store(self, share: str) -> tuple[Resource, ...]:
         """The folders of fetched packages and of the index lie on the share, linked back."""
         return (
-            Relocated("/var/cache/apt/archives", f"{share}/{self.store_folder}/archives"),
+            Relocated(ARCHIVES, f"{share}/{self.store_folder}/archives"),
             Relocated("/var/lib/apt/lists", f"{share}/{self.store_folder}/lists"),
         )
 
@@ -128,12 +172,12 @@ _QUIETLY = """
 class AptPackages(Resource):
     """Debian packages that are installed; ``answers`` are lines for debconf-set-selections(1).
 
-    ``fetch`` false: what is not in the folder of fetched packages is not fetched.
+    ``store``: the folder that they are copied from; what is not in it is not fetched.
     """
 
     names: tuple[str, ...]
     answers: tuple[str, ...] = ()
-    fetch: bool = True
+    store: str = ""
 
     def __post_init__(self) -> None:
         require_names(self.names, "debian")
@@ -155,7 +199,7 @@ class AptPackages(Resource):
         """Finish what an earlier attempt left half done, then install them all in one go.
 
         Configuration files that were changed on the host stay as they are. Daemons are installed,
-        not started.
+        not started. Raises StepFailed where the store misses one, or holds another.
         """
         report(f"installing {len(self.names)} packages")
         script = """
@@ -174,11 +218,19 @@ class AptPackages(Resource):
                 chmod 755 "$policy"
             fi
             if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
-            option=$3
+            store=$3 option=
+            if [ -n "$store" ]; then
+                option=--no-download
+                # the image may have brought the link to the store, where only dom0 writes
+                [ ! -L "$archives" ] || rm -- "$archives"
+                mkdir -p -- "$archives"
+            fi
             shift 3
             patiently quietly dpkg \\
                 --force-unsafe-io --force-confdef --force-confold --configure -a
             install() {
+                files=$(listed install -- "$@") || return
+                gathered "$store" $files
                 patiently quietly apt-get -q -y --no-install-recommends $option \\
                     -o Dpkg::Use-Pty=0 \\
                     -o Dpkg::Options::=--force-unsafe-io \\
@@ -187,7 +239,7 @@ class AptPackages(Resource):
             }
             if ! install "$@"; then
                 # an index that is not quite new may name what the archive has replaced since
-                [ -z "$option" ]
+                [ -z "$store" ]
                 update
                 install "$@"
             fi
@@ -195,8 +247,65 @@ class AptPackages(Resource):
             sync
         """
         answers = "\n".join(self.answers)
-        option = "" if self.fetch else "--no-download"
-        command = Command.script(_TOOLS + _QUIETLY + script, _POLICY, answers, option, *self.names)
+        tools = _TOOLS + _GENUINE + _QUIETLY
+        command = Command.script(tools + script, _POLICY, answers, self.store, *self.names)
+        result = locks.run(host, command, report, timeout=INSTALL_SECONDS, check=False)
+        if not result.ok:
+            raise self._refused(result)
+
+    def _refused(self, result: Result) -> XenlabError:
+        said = (result.stderr.strip().splitlines() or [""])[-1]
+        if self.store and result.status == _NOT_STORED:
+            return StepFailed(
+                f"cannot install {', '.join(self.names)}: because the store has no {said}",
+                hint="have dom0 fetch it: apt-get --reinstall --download-only install, in dom0",
+            )
+        if self.store and result.status == _NOT_GENUINE:
+            return StepFailed(
+                f"cannot install {said}: because it is not what the signed index says",
+                hint=f"delete it in dom0's {self.store}, and have dom0 fetch it again",
+            )
+        return CommandFailed(result)
+
+
+@dataclass(frozen=True)
+class AptStored(Resource):
+    """Debian packages, with what they need, that dom0 has in its folder for others to install."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_names(self.names, "debian")
+
+    def probe(self, host: Host) -> Difference | None:
+        """The files that are not there, or are not what the index says."""
+        script = """
+            files=$(listed --reinstall install -- "$@") || exit 0
+            for file in $files; do genuine "$file" || echo "${file#*/}"; done
+            echo known
+        """
+        found = host.run(Command.script(_TOOLS + _GENUINE + script, *self.names), check=False)
+        if not found.ok and found.status not in NO_ROOT:
+            raise CommandFailed(found)
+        *missing, known = found.stdout.split() or [""]
+        if known == "known" and not missing:
+            return None
+        rows = tuple({"missing in the store": name} for name in missing)
+        return Difference(f"fetch {', '.join(self.names)} into the store", rows=rows)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Fetch them; where the index is not quite new, that first."""
+        report(f"fetching {len(self.names)} packages")
+        script = """
+            fetch() {
+                files=$(listed --reinstall install -- "$@") || return
+                gathered "" $files
+                patiently apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 \\
+                    --reinstall --download-only install -- "$@"
+            }
+            fetch "$@" || { update; fetch "$@"; }
+        """
+        command = Command.script(_TOOLS + _GENUINE + script, *self.names)
         locks.run(host, command, report, timeout=INSTALL_SECONDS)
 
 
@@ -261,5 +370,5 @@ def listing(host: Host, names: tuple[str, ...]) -> str:
 
 def parse_states(text: str) -> dict[str, str]:
     """The states of packages in such a listing, by name."""
-    lines = (line.split("\t") for line in text.splitlines() if "\t" in line)
-    return {name: state.strip() for name, state in lines}
+    lines = (line.partition("\t") for line in text.splitlines())
+    return {name: state.strip() for name, tab, state in lines if tab}

@@ -88,8 +88,7 @@ _FAILED = """
 
 def candidates(name: str) -> str:
     """The names that a service's script may have, separated by bars."""
-    plain = name.removesuffix(".mount")
-    return "|".join((plain, *ALSO_CALLED.get(plain, ())))
+    return "|".join((name, *ALSO_CALLED.get(name, ())))
 
 
 class OpenRc:
@@ -127,9 +126,7 @@ class OpenRc:
 
     def defined(self, name: str, **values: Any) -> Resource:
         """A script in /etc/init.d."""
-        plain = name.removesuffix(".mount")
-        template = f"{plain}.openrc"
-        return File(f"{SCRIPTS}/{plain}", template=template, values=values, mode=0o755)
+        return File(f"{SCRIPTS}/{name}", template=f"{name}.openrc", values=values, mode=0o755)
 
     def adjusted(self, name: str, **values: Any) -> Resource:
         """A script of its own that comes before it: OpenRC has no additions to a script."""

@@ -39,9 +39,6 @@ class Packages(Protocol):
     waiting: Command
     """Prints old and new path, separated by a tab, of each configuration file that was kept."""
 
-    built_by_dom0: bool
-    """Whether dom0 fills the store; otherwise the first guest that wants a package does."""
-
     def settled(self) -> tuple[Resource, ...]:
         """How packages are built is the same in every domain (howto: „Hirnschmalz“)."""
 
@@ -57,8 +54,14 @@ class Packages(Protocol):
     def removed(self, *names: str) -> Resource:
         """These packages are not installed, unless another one needs them, which is an error."""
 
+    def stored(self, *names: str) -> Resource:
+        """dom0 has fetched or built these packages, so that they are in the store."""
+
     def from_store(self, *names: str) -> Resource:
-        """These packages are installed; what is not in the store is neither fetched nor built."""
+        """These packages are installed; what is not in the store is neither fetched nor built.
+
+        Nothing is written to the store, and what is taken from it is checked once it was read.
+        """
 
     def hypervisor(self) -> Resource:
         """Xen, its tools and the boot loader are installed."""
@@ -70,7 +73,7 @@ class Packages(Protocol):
 def packages(site: Parameters) -> Packages:
     """A site's answer. Raises BadInput where its platform has none."""
     if site.platform == "debian":
-        return Apt()
+        return Apt(site.share)
     if site.platform == "gentoo":
         return Portage(site.portage)
     raise BadInput(

@@ -41,7 +41,6 @@ class Portage:
     compiler: tuple[str, ...] = ()
     store_folder = "portage"
     waiting = new_versions(r"/\._cfg[0-9]{4}_([^/]*)$", r"/\1")
-    built_by_dom0 = True
 
     def __init__(self, settings: parameters.Portage) -> None:
         self.settings = settings
@@ -84,6 +83,10 @@ class Portage:
         kept = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
         require_unneeded(names, (*kept, *HYPERVISOR, "net-misc/openssh"))
         return PortageRemoved(names)
+
+    def stored(self, *names: str) -> Resource:
+        """Installed in dom0: what it builds is kept as binary packages."""
+        return self.installed(*names)
 
     def from_store(self, *names: str) -> Resource:
         """``emerge --usepkgonly``: a binary that was built with another USE is refused."""

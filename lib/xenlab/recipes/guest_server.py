@@ -15,7 +15,7 @@ from xenlab.command import Command
 from xenlab.parameters import GuestExport
 from xenlab.recipes.action import at_hand
 from xenlab.recipes.network import bare
-from xenlab.recipes.shared_filesystems import WRITE, network, old_protocols_off
+from xenlab.recipes.shared_filesystems import network, old_protocols_off
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.elsewhere import Elsewhere
@@ -23,6 +23,7 @@ from xenlab.resources.files import Directory, File
 from xenlab.resources.nfs import Exported, ServedOn
 
 SERVER = "nfs-server"
+WRITE = "rw,no_subtree_check,no_root_squash"
 MOUNT_SECONDS = 30
 
 
@@ -38,7 +39,7 @@ def uncircled(book: Chapter) -> dict[str, Resource]:
 def serving(book: Chapter) -> list[Resource]:
     """Each such guest exports its folder to the internal LAN, on its address there.
 
-    One after the other: each locks the store of packages, for all.
+    dom0 fetches what they install.
     """
     site, lan = book.site, network(book.site)
 
@@ -55,14 +56,15 @@ def serving(book: Chapter) -> list[Resource]:
                 ),
                 File("/etc/exports.d/xenlab.exports", exports),
                 old_protocols_off(book),
-                book.packages.installed(*book.packages.nfs_server),
+                book.packages.from_store(*book.packages.nfs_server),
                 book.services.running(SERVER),
                 ServedOn(address, book.services.restart(SERVER)),
                 Exported((export.path,), network(site)),
             )
         )
 
-    return list(_on_servers(book, server).values())
+    servers = list(_on_servers(book, server).values())
+    return [book.packages.stored(*book.packages.nfs_server), *servers] if servers else []
 
 
 def reachable(book: Chapter) -> dict[str, Resource]:

@@ -15,8 +15,6 @@ from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.parameters import LanGuest, Parameters
-from xenlab.platform.packages import packages
-from xenlab.platform.services import services
 from xenlab.recipes.action import at_hand
 from xenlab.recipes.base_configuration import KEPT, kept
 from xenlab.recipes.network import bare
@@ -27,11 +25,7 @@ from xenlab.resources.files import File
 from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount, ServedOn
 from xenlab.resources.present import PathsExist
 
-STORE = "/srv/packages"
-"""Where dom0 shows the store of packages a second time, to be exported writable."""
-
 READ = "ro,no_subtree_check,no_root_squash"
-WRITE = "rw,no_subtree_check,no_root_squash"
 OPTIONS = "vers=4.2,_netdev,x-systemd.mount-timeout=120"
 
 
@@ -46,9 +40,8 @@ def server_installed(book: Chapter) -> Resource:
 
 
 def server_configured(site: Parameters) -> tuple[Resource, ...]:
-    """NFS 4 alone, on dom0's address in the LAN alone; the exports; the writable store."""
-    lan = network(site)
-    exports = f"{quoting.exports(site.share)} {lan}({READ})\n{STORE} {lan}({WRITE})\n"
+    """NFS 4 alone, on dom0's address in the LAN alone; one export, which nobody writes to."""
+    exports = f"{quoting.exports(site.share)} {network(site)}({READ})\n"
     return (
         File(
             "/etc/nfs.conf.d/xenlab.conf",
@@ -56,11 +49,6 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
             values={"address": bare(site.lan_address)},
         ),
         File("/etc/exports.d/xenlab.exports", f"# written by xenlab, chapter 14\n{exports}"),
-        services(site.platform).defined(
-            "srv-packages.mount",
-            what=f"{site.share}/{packages(site).store_folder}",
-            where=STORE,
-        ),
     )
 
 
@@ -72,7 +60,6 @@ def old_protocols_off(book: Chapter) -> Resource:
 def served(book: Chapter) -> tuple[Resource, ...]:
     """The server runs, now and after every boot; the share is exported to the LAN."""
     return (
-        book.services.running("srv-packages.mount"),
         book.services.running("nfs-server"),
         ServedOn(bare(book.site.lan_address), book.services.restart("nfs-server")),
         exported(book),
@@ -81,7 +68,7 @@ def served(book: Chapter) -> tuple[Resource, ...]:
 
 def exported(book: Chapter) -> Resource:
     """What chapter 14 leaves: the share, exported to the LAN."""
-    return Exported((book.site.share, STORE), network(book.site))
+    return Exported((book.site.share,), network(book.site))
 
 
 def unreachable(site: Parameters) -> Resource:
@@ -90,15 +77,10 @@ def unreachable(site: Parameters) -> Resource:
 
 
 def mounted(book: Chapter) -> dict[str, Resource]:
-    """Every guest has the share, and in it the store of packages, writable."""
-    site, server = book.site, bare(book.site.lan_address)
-    parts = (
-        NfsMount(f"{server}:{site.share}", site.share, f"ro,{OPTIONS}"),
-        NfsMount(
-            f"{server}:{STORE}", f"{site.share}/{book.packages.store_folder}", f"rw,{OPTIONS}"
-        ),
-    )
-    return _on_guests(book, lambda _: Together(parts))
+    """Every guest has the share, and in it the store of packages, read-only."""
+    site = book.site
+    source = f"{bare(site.lan_address)}:{site.share}"
+    return _on_guests(book, lambda _: NfsMount(source, site.share, f"ro,{OPTIONS}"))
 
 
 def sources_seen(book: Chapter) -> dict[str, Resource]:
@@ -114,20 +96,19 @@ def settled(book: Chapter) -> dict[str, Resource]:
 
 
 def fetched_once(book: Chapter) -> list[Resource]:
-    """dom0 or the first guest installs the packages; what it fetches or builds is on the share."""
-    wanted = book.packages.installed(*book.site.shared_packages)
-    if book.packages.built_by_dom0:
-        return [wanted] if book.site.shared_packages else []
-    return _on_installing(book, wanted)[:1]
+    """dom0 fetches or builds the packages: nobody else writes to where the others take them."""
+    wanted = book.site.shared_packages
+    return [book.packages.stored(*wanted)] if wanted else []
 
 
 def installed_from_share(book: Chapter) -> list[Resource]:
-    """All others install them from the share; nothing is fetched or built again.
+    """The guests install them from the share; nothing is fetched or built again.
 
-    One after the other: each locks the store, for all.
+    But for those whose /usr is the share's (chapter 15).
     """
     wanted = book.packages.from_store(*book.site.shared_packages)
-    return _on_installing(book, wanted)[0 if book.packages.built_by_dom0 else 1 :]
+    own = [g for g in book.site.lan_guests if g.name not in book.site.shared_usr]
+    return [Elsewhere(g.name, book.guest(g.name), wanted) for g in own if book.site.shared_packages]
 
 
 def swapping(book: Chapter) -> dict[str, Resource]:
@@ -166,12 +147,6 @@ def _of_guests(
         return pd.DataFrame(rows, columns=["guest", *columns])
 
     return table
-
-
-def _on_installing(book: Chapter, wanted: Resource) -> list[Resource]:
-    """On every guest that installs packages: one with the share's /usr (chapter 15) cannot."""
-    own = [g for g in book.site.lan_guests if g.name not in book.site.shared_usr]
-    return [Elsewhere(g.name, book.guest(g.name), wanted) for g in own if book.site.shared_packages]
 
 
 def _on_guests(book: Chapter, wanted: Callable[[LanGuest], Resource | None]) -> dict[str, Resource]:
