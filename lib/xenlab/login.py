@@ -67,6 +67,12 @@ class _Offer:
             agent.close()
 
 
+def public_keys(route: Route) -> tuple[str, ...]:
+    """The public halves of the keys that would be tried there, as authorized_keys(5) has them."""
+    found = (key for name, key in _Offer(route).candidates())
+    return tuple(f"{key.get_name()} {key.get_base64()}" for key in found)
+
+
 def log_in(transport: paramiko.Transport, target: Target, route: Route, deadline: float) -> None:
     """Authenticate an encrypted connection whose host key was checked.
 

@@ -136,6 +136,27 @@ def test_a_guest_is_made_once(guest: Guest, tmp_path: Path, device: str, image: 
     assert list((tmp_path / "mnt").iterdir()) == []
 
 
+def test_whoever_makes_a_guest_can_log_in_to_it(guest: Guest, tmp_path: Path, device: str) -> None:
+    """By the keys of this machine; the image has nobody's."""
+    key, config = tmp_path / "id_ed25519", tmp_path / "ssh_config"
+    config.write_text(f"Host domu1\n IdentitiesOnly yes\n IdentityFile {key}\n")
+    root = replace(guest[0], way=Target("domu1", str(config)))
+    with pytest.raises(StepFailed, match="no key to log in to it with"):
+        root.apply(HOST, silent)
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    root.apply(HOST, silent)
+    guest[1].apply(HOST, silent)
+    public = " ".join(Path(f"{key}.pub").read_text().split()[:2])
+
+    def inside(there: Path) -> None:
+        file = there / "root/.ssh/authorized_keys"
+        assert file.read_text() == f"{public}\n"
+        modes = [path.stat().st_mode & 0o777 for path in (there / "root", file.parent, file)]
+        assert modes == [0o700, 0o700, 0o600]
+
+    look(device, tmp_path, inside)
+
+
 def test_another_configuration_keeps_the_guests_identity(guest: Guest, tmp_path: Path) -> None:
     make(guest)
     records = str(tmp_path / "records")

@@ -79,6 +79,37 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
             sh("umount", target)
 
 
+KEY = "-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n"
+SECRETS = {
+    "root/.ssh/authorized_keys": "ssh-ed25519 secret\n",
+    "root/.netrc": "machine mirror login me password secret\n",
+    "home/me/.ssh/id_rsa": KEY,
+    "home/me/notes": "secret\n",
+    "etc/shadow-": "root:secret:1:0:99999:7:::\n",
+    "etc/fstab": "//nas/x /x cifs password=secret 0 0\n",
+    "etc/network/interfaces": "wpa-psk secret\n",
+    "etc/apt/auth.conf": "machine mirror login me password secret\n",
+    "etc/apt/auth.conf.d/mirror.conf": "machine mirror login me password secret\n",
+    "etc/ssl/private/snakeoil.key": "secret\n",
+    "etc/myservice/its [own]* key": KEY,
+    "var/lib/other/key.pem": KEY.replace("PRIVATE", "ENCRYPTED PRIVATE"),
+    "etc/ppp/chap-secrets": "* * secret\n",
+    "etc/wpa_supplicant/wpa_supplicant.conf": 'psk="secret"\n',
+    "etc/NetworkManager/system-connections/home": "psk=secret\n",
+    "var/backups/shadow.bak": "root:secret:1:0:99999:7:::\n",
+    "var/cache/debconf/passwords.dat": "Value: secret\n",
+    "var/spool/cron/crontabs/root": "@daily curl -u me:secret host\n",
+    "var/mail/root": "secret\n",
+}
+ACCOUNTS = {
+    "passwd": ("root:x:0:0:root:/root:/bin/sh\nold:secret:1:1::/:/bin/sh\nopen::2:2::/:/bin/sh\n"
+               "+nis:::::\n"),
+    "group": "root:x:0:\n",
+    "shadow": "root:$y$j9T$secret:19000:0:99999:7:::\nold:!$6$secret:1::::::\nopen::1::::::\n",
+    "gshadow": "root:*::\nstaff:!secret::me\n",
+}  # fmt: skip
+
+
 def fill(root: Path) -> None:
     for name in FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -89,7 +120,7 @@ def fill(root: Path) -> None:
         "etc/ssh/ssh_host_ed25519_key": "secret\n",
         "etc/ssh/sshd_config": "# here\n",
         "etc/xen/domu1.cfg": 'name = "domu1"\n',
-        "root/.ssh/authorized_keys": "a key\n",
+        **SECRETS,
         "root/.ssh/id_ed25519": "secret\n",
         "root/.bash_history": "passwd\n",
         "var/log/apt/history.log": "apt\n",
@@ -102,8 +133,12 @@ def fill(root: Path) -> None:
         "usr/bin/a file\nwith a newline": "x\n",
         "usr/bin/[odd]*name": "x\n",
     }
+    files |= {f"etc/{name}": text for name, text in ACCOUNTS.items()}
     for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    os.chown(root / "etc/shadow", 0, 42)
+    os.chmod(root / "etc/shadow", 0o640)
     shutil.copy("/bin/true", root / "usr/bin/pinger")
     # a change of owner takes capabilities away
     os.chown(root / "usr/bin/pinger", 4242, 4343)
@@ -142,13 +177,38 @@ def test_an_image_is_taken_proven_and_found_again(machine: Machine, tmp_path: Pa
     assert (copy / "etc/machine-id").read_bytes() == b""
     assert "dom0" not in (copy / "etc/hosts").read_text()
     assert os.readlink(copy / "usr/bin/link") == "etc/elsewhere"
-    assert (copy / "root/.ssh/authorized_keys").exists()
     assert (copy / "usr/bin/a file\nwith a newline").exists()
     assert (copy / "usr/bin/[odd]*name").exists()
     assert [p.name for p in (copy / "var/log/apt").iterdir()] == []
     gone = ("etc/hostname", "xenboot", "boot/vmlinuz", "root/.ssh/id_ed25519", "etc/xen/domu1.cfg")
     assert [name for name in gone if (copy / name).exists()] == []
     assert list((copy / "var/log/journal").iterdir()) == []
+
+
+def test_nothing_that_is_secret_in_dom0_is_in_the_image(machine: Machine, tmp_path: Path) -> None:
+    sh("tar", "-C", tmp_path, "--numeric-owner", "-xpf", taken(machine))
+    assert [name for name in SECRETS if (tmp_path / name).exists()] == []
+    for file in (tmp_path / "etc").rglob("*"):
+        assert not file.is_file() or b"secret" not in file.read_bytes(), file
+    etc = tmp_path / "etc"
+    assert (etc / "shadow").read_text() == (
+        "root:*:19000:0:99999:7:::\nold:!:1::::::\nopen:*:1::::::\n"
+    )
+    assert (etc / "gshadow").read_text() == "root:*::\nstaff:!::me\n"
+    assert (etc / "passwd").read_text().splitlines()[1:] == [
+        "old:*:1:1::/:/bin/sh", "open:*:2:2::/:/bin/sh", "+nis:::::",
+    ]  # fmt: skip
+    state = (etc / "shadow").stat()
+    assert (state.st_gid, state.st_mode & 0o777) == (42, 0o640)
+
+
+def test_an_image_with_somebody_s_password_is_refused(machine: Machine) -> None:
+    path = taken(machine)
+    sh("tar", "-C", machine.root, "-I", "zstd", "-cf", path, "--xattrs", "--exclude=./etc/ssh/*",
+       "--exclude=./proc", "./etc", "./usr", "./dev")  # fmt: skip
+    sh("sh", "-c", f"cd {path.parent} && sha256sum {path.name} > {path.name}.sha256")
+    with pytest.raises(StepFailed, match="nobody's password: [a-z ]*root"):
+        machine.proof.apply(HERE, silent)
 
 
 @pytest.mark.parametrize("arrived", [0, 25, -1])
@@ -290,7 +350,8 @@ def test_recorded_listing() -> None:
     assert by_name["./usr/bin/ping4"].mode[0] == "l"
     assert "./mnt/share/" in by_name
     rows = statements(members, ["./usr/bin/ping"], ("./mnt/share/",))
-    assert {row["statement"] for row in rows if row["holds"] == "no"} == set()
+    # it was taken when the image still had those of dom0
+    assert [row["statement"] for row in rows if row["holds"] == "no"] == ["nobody's SSH keys"]
 
 
 @given(st.text())

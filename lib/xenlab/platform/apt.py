@@ -45,7 +45,7 @@ _GENUINE = f"""
     archives={ARCHIVES}
     # DIGEST/NAME of each file that would be fetched into an empty folder
     listed() {{
-        none=$(mktemp -d)
+        none=$(mktemp -d) || return
         answer=0
         apt-get -qq -y --no-install-recommends --print-uris -o Acquire::ForceHash=SHA256 \\
             -o "Dir::Cache::archives=$none" "$@" > "$none/list" || answer=$?

@@ -22,9 +22,13 @@ def image_proven(site: Parameters) -> Resource:
 
 
 def roots(site: Parameters) -> dict[str, Resource]:
-    """Each guest's partition with the image unpacked into it."""
+    """Each guest's partition with the image unpacked into it, and who may log in."""
     return {
-        d.name: GuestRoot(d.name, device(site, d.partition), site.image, label=d.partition)
+        d.name: GuestRoot(
+            *(d.name, device(site, d.partition), site.image),
+            label=d.partition,
+            way=way_to(site, d.name),
+        )
         for d in site.domains
     }
 

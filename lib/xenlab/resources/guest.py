@@ -23,11 +23,13 @@ from pathlib import PurePosixPath
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.login import public_keys
 from xenlab.resources.base import Difference, Report, Resource, text_difference
 from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink
 from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
+from xenlab.target import Target, resolve
 from xenlab.wholefile import RECEIVE, size_and_digest
 
 RECORDS = "/var/lib/xenlab/guests"
@@ -91,7 +93,7 @@ trap 'mountpoint -q -- "$mount" && umount -- "$mount"; rmdir -- "$mount" 2>/dev/
 )
 
 _UNPACK = """
-image=$5 label=$6 identity=$7
+image=$5 label=$6 identity=$7 keys=$8
 [ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
 empty() {
     [ "$(blkid -p -s TYPE -o value -- "$device")" = ext4 ] || return 1
@@ -110,6 +112,11 @@ fi
 mount -- "$device" "$mount"
 tar -C "$mount" -I 'zstd -d' --numeric-owner --acls --xattrs --xattrs-include='*' -xpf "$image"
 printf '%s\\n' "$generation" > "$mount/etc/xenlab-generation"
+if [ -n "$keys" ]; then
+    mkdir -p -m 700 -- "$mount/root" "$mount/root/.ssh"
+    printf %s "$keys" > "$mount/root/.ssh/authorized_keys"
+    chmod 600 -- "$mount/root/.ssh/authorized_keys"
+fi
 umount -- "$mount"
 printf '%s %s\\n' "$generation" "$(uuid)" > "$records/.new"
 sync -- "$records/.new"
@@ -180,7 +187,8 @@ class GuestRoot(Resource):
     """A partition that holds the image, completely unpacked (howto: „DomainU-Root“).
 
     The file system that is there is used if it is empty, otherwise it is made anew. Refused while
-    a domain uses the partition or it is mounted.
+    a domain uses the partition or it is mounted. ``way`` is how this machine will log in to the
+    guest: with its own keys, and no others, as the image has none.
     """
 
     name: str
@@ -190,6 +198,7 @@ class GuestRoot(Resource):
     mounts: str = MOUNTS
     records: str = RECORDS
     identity: str = field(default="", compare=False, repr=False)
+    way: Target | None = field(default=None, compare=False)
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the record names this image and the partition's present file system."""
@@ -211,7 +220,16 @@ class GuestRoot(Resource):
         return Difference(f"unpack {self.image} into {self.device}", rows=(row,))
 
     def apply(self, host: Host, report: Report) -> None:
-        """Unpack the image; the record is written last."""
+        """Unpack the image; the record is written last.
+
+        Raises StepFailed where this machine has no key to log in to the guest with.
+        """
+        keys = public_keys(resolve(self.way)) if self.way else ()
+        if self.way and not keys:
+            raise StepFailed(
+                f"cannot make {self.name}: because there is no key to log in to it with",
+                hint="name a key file in ssh.identity or in the ssh_config, or ssh-add one",
+            )
         report(f"unpacking into {self.device}")
         in_namespace(
             host,
@@ -219,6 +237,7 @@ class GuestRoot(Resource):
             (
                 *(self.name, self.device, self.records, self.mounts),
                 *(self.image, self.label, self.identity),
+                "".join(f"{key}\n" for key in keys),
             ),
             timeout=UNPACK_SECONDS,
         )

@@ -147,6 +147,32 @@ _UNPROVEN = {
 }
 
 
+# The archive is unpacked once, and read twice: what it lists, and whose accounts have a password.
+_READ = """
+    export LC_ALL=C
+    cd -- "${1%/*}"
+    sha256sum --check --status -- "${1##*/}.sha256" || exit 44
+    cut -c 1-64 < "$1.sha256" | sed 's/^/sha256=/'
+    echo "capabilities:"
+    cd -- "$2"
+    find . -xdev -type f -print0 | xargs -0 -r getcap -- || exit 45
+    scratch=$(mktemp -d)
+    trap 'rm -rf -- "$scratch"' EXIT
+    mkfifo -- "$scratch/again"
+    # tar minds that one of them is missing
+    tar --extract --to-stdout --file "$scratch/again" \\
+        ./etc/passwd ./etc/group ./etc/shadow ./etc/gshadow \\
+        > "$scratch/accounts" 2> /dev/null &
+    echo "archive:"
+    zstd -qdc -- "$1" | tee -- "$scratch/again" \\
+        | tar --list --verbose --verbose --xattrs --xattrs-include='*' --numeric-owner \\
+            --quoting-style=escape --file -
+    wait
+    echo "accounts:"
+    awk -F: '/^[^+-]/ && $2 !~ /^[x*!]+$/ { print $1 }' "$scratch/accounts"
+"""
+
+
 @dataclass(frozen=True)
 class ImageProof(Resource):
     """Proof that an image holds what a root needs, and nothing that belongs to one machine.
@@ -183,20 +209,8 @@ class ImageProof(Resource):
         """Check the checksum, read the whole archive, compare; raises StepFailed if it fails."""
         report("reading the image")
         quiet = replace(host, quiet=True)
-        script = """
-            export LC_ALL=C
-            cd -- "${1%/*}"
-            sha256sum --check --status -- "${1##*/}.sha256" || exit 44
-            cut -c 1-64 < "$1.sha256" | sed 's/^/sha256=/'
-            echo "capabilities:"
-            cd -- "$2"
-            find . -xdev -type f -print0 | xargs -0 -r getcap -- || exit 45
-            echo "archive:"
-            tar --list --verbose --verbose --xattrs --xattrs-include='*' --numeric-owner \\
-                --quoting-style=escape --use-compress-program "zstd -q" --file "$1"
-        """
         result = quiet.run(
-            Command.script(script, self.image, self.source), check=False, timeout=TAKE_SECONDS
+            Command.script(_READ, self.image, self.source), check=False, timeout=TAKE_SECONDS
         )
         if result.status == 44:
             raise StepFailed(f"{self.image} does not match its checksum file")
@@ -206,9 +220,11 @@ class ImageProof(Resource):
             raise CommandFailed(replace(result, out=result.out[-2000:]))
         head, _, listing = result.stdout.partition("archive:\n")
         digest, _, capabilities = head.partition("capabilities:\n")
+        listing, _, accounts = listing.partition("accounts:\n")
         members = parse_listing(listing)
         files = [re.split(r" (?=cap_|=)", line)[0] for line in capabilities.splitlines()]
         rows = statements(members, files, self.empty)
+        rows.append(_row("nobody's password", not accounts, accounts.replace("\n", " ") or "none"))
         wrong = [row for row in rows if row["holds"] != "yes"]
         if wrong:
             what = "; ".join(f"{row['statement']}: {row['seen']}" for row in wrong)
@@ -246,7 +262,16 @@ _PRIVATE = (
     ("no processes under ./proc", re.compile(r"\./proc/.+")),
     ("no devices under ./sys", re.compile(r"\./sys/.+")),
     ("no hostname", re.compile(r"\./etc/hostname")),
-    ("no private key of root", re.compile(r"\./root/\.ssh/id_.*")),
+    ("nobody's SSH keys", re.compile(r"\./(root|home/.*)/\.ssh/.+")),
+    ("no keys of services", re.compile(r"\./etc/(ssl/private|letsencrypt|wireguard)/.+")),
+    (
+        "no logins at mirrors or networks",
+        re.compile(
+            r"\./etc/(apt/auth\.conf(\.d/.+)?|ppp/.+-secrets|wpa_supplicant/.+\.conf"
+            r"|NetworkManager/system-connections/.+)"
+        ),
+    ),
+    ("nobody's files", re.compile(r"\./(home/[^/]+|var/mail|var/spool/cron/crontabs)/.+")),
     ("no history of root", re.compile(r"\./root/\.\w*history")),
     ("no random seed", re.compile(r"\./var/lib/systemd/random-seed")),
     ("no downloaded packages", re.compile(r"\./var/cache/apt/archives/.*\.deb")),

@@ -33,11 +33,25 @@ mkdir -p -- "${image%/*}"
 cd -- "$root"
 find ./var/log -xdev ! -type d >> "$scratch/leave-out" 2> /dev/null || :
 
+# Nor does any private key, wherever a service keeps its own; where a name has wildcards, it is meant
+# as it stands.
+grep -rlsI -e '-----BEGIN [A-Z ]*PRIVATE KEY' ./etc ./home ./opt ./root ./srv ./usr/local ./var/lib \
+    | sed 's/[][*?\\]/\\&/g' >> "$scratch/leave-out" || :
+
 # What every machine has with content of its own. An empty machine-id is filled in at the first
 # boot; the hosts file names no machine; the kernel opens /dev/console before any devtmpfs is there.
 : > "$own/etc/machine-id"
 printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' > "$own/etc/hosts"
 set -- etc/machine-id etc/hosts
+
+# The accounts with nobody's password: their owner and mode are kept, an empty field is none.
+for file in passwd group shadow gshadow; do
+    [ -f "etc/$file" ] || continue
+    cp -p -- "etc/$file" "$own/etc/$file"
+    awk -F: -v OFS=: '/^[^+-]/ && $2 != "x" { $2 = $2 ~ /^!/ ? "!" : "*" } { print }' \
+        "etc/$file" > "$own/etc/$file"
+    set -- "$@" "etc/$file"
+done
 for node in console:5:1:600 null:1:3:666; do
     IFS=: read -r name major minor mode << END
 $node
