@@ -172,7 +172,8 @@ WITHOUT_UPLINK = f"""
 until ! ping -n -q -c 1 -w 2 10.0.2.2 > /dev/null; do sleep 1; done
 export DEBIAN_FRONTEND=noninteractive
 status=0
-cp /mnt/share/apt/archives/hello_*.deb /var/cache/apt/archives/
+# a client asks anew after a while what a folder holds
+until cp /mnt/share/apt/archives/hello_*.deb /var/cache/apt/archives/; do sleep 1; done
 apt-get -q -y --no-download install hello || status=$?
 ! ping -n -q -c 1 -w 2 10.0.2.2 > /dev/null || status="$status, but the outside was there"
 echo "{TOLD} $status" > /dev/console
