@@ -24,7 +24,7 @@ from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain_config import MARK, DomainAddition, DomainConfig, joined, parts
 from xenlab.resources.early_boot import parse as parse_needed
 from xenlab.resources.elsewhere import Elsewhere
-from xenlab.resources.nfs import ListensOnlyOn, parse_exports, with_entry
+from xenlab.resources.nfs import Export, ListensOnlyOn, parse_exports, with_entry
 from xenlab.resources.shown import Shown
 
 HOST = Host(Local())
@@ -170,8 +170,8 @@ def test_a_guest_that_does_not_answer_is_a_difference_and_no_end_of_a_plan(tmp_p
 def test_exports_as_exportfs_says_them() -> None:
     text = "/mnt/share  10.66.0.0/24(sync,wdelay,hide,ro)\n/srv/packages\t*(rw)\n"
     assert parse_exports(text.replace("\t", "  ")) == [
-        ("/mnt/share", "10.66.0.0/24"),
-        ("/srv/packages", "*"),
+        Export("/mnt/share", "10.66.0.0/24", frozenset({"sync", "wdelay", "hide", "ro"})),
+        Export("/srv/packages", "*", frozenset({"rw"})),
     ]
 
 

@@ -59,7 +59,7 @@ def serving(book: Chapter) -> list[Resource]:
                 book.packages.from_store(*book.packages.nfs_server),
                 book.services.running(SERVER),
                 ServedOn(address, book.services.restart(SERVER)),
-                Exported((export.path,), network(site)),
+                Exported((export.path,), network(site), WRITE),
             )
         )
 

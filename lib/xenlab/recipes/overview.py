@@ -47,7 +47,7 @@ def parse(text: str) -> dict[str, str]:
         ),
         "bridges": "; ".join(f"{bridge}: {', '.join(ports[bridge])}" for bridge in masters),
         "dom0's addresses": ", ".join(own),
-        "exports": ", ".join(f"{path} to {client}" for path, client in parse_exports(exports)),
+        "exports": ", ".join(f"{each.path} to {each.client}" for each in parse_exports(exports)),
         "start with dom0": ", ".join(names),
     }
     return {heading: words for heading, words in found.items() if words}

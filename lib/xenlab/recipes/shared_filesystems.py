@@ -68,7 +68,7 @@ def served(book: Chapter) -> tuple[Resource, ...]:
 
 def exported(book: Chapter) -> Resource:
     """What chapter 14 leaves: the share, exported to the LAN."""
-    return Exported((book.site.share,), network(book.site))
+    return Exported((book.site.share,), network(book.site), READ)
 
 
 def unreachable(site: Parameters) -> Resource:

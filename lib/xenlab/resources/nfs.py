@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
@@ -17,24 +18,51 @@ MOUNT_SECONDS = 300.0
 _NO_EXPORTFS = (125, 126, 127)
 
 
+class Export(NamedTuple):
+    """A line of ``exportfs -s``: what is exported now, to whom, and how."""
+
+    path: str
+    client: str
+    options: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class Exported(Resource):
-    """What the files in /etc/exports.d say is exported now (exportfs(8)), to this network alone."""
+    """What the files in /etc/exports.d say is exported now (exportfs(8)), to this network alone.
+
+    ``options`` is how: words of exports(5), with commas. Nothing is exported that no file names.
+    """
 
     paths: tuple[str, ...]
     network: str
+    options: str
 
     def probe(self, host: Host) -> Difference | None:
-        """Which paths are not exported to the network, or are to somebody else."""
-        result = host.run("exportfs -s", check=False)
+        """Which paths are not exported so, or are to somebody else, or still are."""
+        script = """
+            exportfs -s
+            printf '\\nfiles:\\n'
+            cat /etc/exports /etc/exports.d/*.exports 2> /dev/null || :
+        """
+        result = host.run(Command.script(script), check=False)
         if not result.ok and result.status not in _NO_EXPORTFS:
             raise CommandFailed(result)
-        found = parse_exports(result.stdout)
-        missing = [path for path in self.paths if (path, self.network) not in found]
-        strangers = [f"{path} to {client}" for path, client in found if client != self.network]
+        now, _, files = result.stdout.partition("\nfiles:\n")
+        found = parse_exports(now)
+        named = {line.split()[0] for line in files.splitlines() if line.strip()}
+        wanted = frozenset(self.options.split(","))
+        right = {each.path for each in found if each.client == self.network}
+        right -= {each.path for each in found if not wanted <= each.options}
+        missing = [path for path in self.paths if path not in right]
+        strangers = [
+            f"{each.path} to {each.client}"
+            for each in found
+            if each.client != self.network or each.path not in named
+        ]
         if not missing and not strangers:
             return None
-        words = [f"export {', '.join(missing)} to {self.network}"] if missing else []
+        how = f" ({self.options})"
+        words = [f"export {', '.join(missing)} to {self.network}{how}"] if missing else []
         words += [f"export no more: {', '.join(strangers)}"] if strangers else []
         return Difference("; ".join(words))
 
@@ -65,14 +93,14 @@ class ServedOn(Resource):
         host.run(self.restart, timeout=MOUNT_SECONDS)
 
 
-def parse_exports(text: str) -> list[tuple[str, str]]:
-    """Paths and clients in the output of ``exportfs -s``."""
+def parse_exports(text: str) -> list[Export]:
+    """What ``exportfs -s`` lists."""
     found = []
     for line in text.splitlines():
         path, _, rest = line.partition(" ")
-        client = rest.strip().partition("(")[0]
+        client, _, options = rest.strip().partition("(")
         if path and client:
-            found.append((path, client))
+            found.append(Export(path, client, frozenset(options.rstrip(")").split(","))))
     return found
 
 
