@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import uuid
@@ -37,9 +38,9 @@ READ_SECONDS = 60.0
 
 FIND_MARKED = """
 marked() {
-    # one word: as a word of its own it would find this grep
-    seeds=$(grep -lzxF "-eXENLAB_STEP=$mark" /proc/[0-9]*/environ /proc/[0-9]*/cmdline \\
-        2>/dev/null \\
+    # each is one word: as a word of its own it would find this grep
+    seeds=$(LC_ALL=C grep -lz "-e^XENLAB_STEP=$mark\\$" "-e^XENLAB_STEP=$mark/" \\
+        /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null \\
         | tr -dc '0-9\\n' | tr '\\n' ' ') || :
     [ -n "$seeds" ] || return 0
     cat /proc/[0-9]*/stat 2>/dev/null | awk -v seeds="$seeds" '
@@ -57,7 +58,9 @@ marked() {
 }
 mark=$1
 """
-"""Shell function that prints every process with the mark "$1", and all that they started."""
+"""Shell function that prints every process with the mark "$1" or one below it, and all that they
+started; "$1" is a basic regular expression (`_exactly`).
+"""
 
 
 class Call(Protocol):
@@ -153,9 +156,10 @@ class Host:
         return replace(self, root=root.rstrip("/") or "/")
 
     def marked(self, mark: str) -> Host:
-        """The same machine, whose commands carry ``XENLAB_STEP=mark``, not their watcher's mark.
+        """The same machine, whose commands carry this mark, not their watcher's.
 
-        The mark is how `end_marked` finds what a lost or stopped step left running.
+        Each carries ``XENLAB_STEP=mark/…``, a mark of its own below it: one that is late is ended
+        alone, and `end_marked` finds all that a lost or stopped step left running.
         """
         return replace(self, mark=mark)
 
@@ -185,6 +189,7 @@ class Host:
         watcher = self.watcher
         mark = self.mark if self.mark is not None else watcher.mark if watcher else ""
         mark = mark or f"run-{uuid.uuid4().hex}"
+        own = f"{mark}/{uuid.uuid4().hex[:8]}"
         text = command.text
         if self.root != "/":
             text = "exec " + Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
@@ -198,12 +203,12 @@ class Host:
                     timeout=timeout,
                     on_output=call.hear,
                     stop=self.stop,
-                    mark=mark,
+                    mark=own,
                 )
             except Overdue as late:
                 printed = (late.out, late.err)
                 result = Result(self.name, said, -1, *printed, call.seconds, secrets)
-                self._end_own(mark, timeout)
+                self._end_own(own, timeout)
                 raise CommandTimeout(result, timeout) from None
             except KeyboardInterrupt:
                 # An unreachable machine must not hide that a person stopped the step.
@@ -340,7 +345,10 @@ class Host:
         )
 
     def end_marked(self, mark: str) -> int:
-        """End every process that carries a mark, and all it started; return how many there were."""
+        """End every process that carries a mark, or one below it, and all that they started.
+
+        Returns how many there were.
+        """
         script = (
             FIND_MARKED
             + """
@@ -361,12 +369,12 @@ class Host:
             echo "$count"
         """
         )
-        return int(self._aside().run(Command.script(script, mark), timeout=120).stdout)
+        return int(self._aside().run(Command.script(script, _exactly(mark)), timeout=120).stdout)
 
     def has_marked(self, mark: str) -> bool:
-        """Whether a process that carries a mark still runs."""
+        """Whether a process that carries a mark, or one below it, still runs."""
         script = FIND_MARKED + '[ -n "$(marked)" ]'
-        return self._aside().test(Command.script(script, mark))
+        return self._aside().test(Command.script(script, _exactly(mark)))
 
     def _aside(self) -> Host:
         """The machine for a command about a step's processes: not one of them, and not stopped."""
@@ -382,6 +390,11 @@ class Host:
                 where=self.name,
                 hint="look at the machine's console",
             ) from error
+
+
+def _exactly(mark: str) -> str:
+    """A mark as a basic regular expression that nothing else matches."""
+    return re.sub(r"[][.*^$\\]", r"\\\g<0>", mark)
 
 
 class _Told:

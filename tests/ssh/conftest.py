@@ -188,11 +188,13 @@ def free_port() -> int:
 
 
 def processes_with(variable: str) -> list[int]:
-    """The processes that have ``NAME=value`` in their environment."""
+    """The processes that have ``NAME=value``, or ``NAME=value/…``, in their environment."""
+    wanted = variable.encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+            values = (folder / "environ").read_bytes().split(b"\0")
+            if any(value == wanted or value.startswith(wanted + b"/") for value in values):
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -169,6 +169,29 @@ def test_only_what_carries_the_mark_is_ended(host: Host) -> None:
     assert host.end_marked("none such") == 0
 
 
+@pytest.mark.parametrize("kind", ["ssh", "local"])
+def test_a_deadline_ends_nobody_else_of_the_step(host: Host, kind: str, tmp_path: Path) -> None:
+    machine = (host if kind == "ssh" else Host(Local())).marked(f"step [1].*/{time.time_ns()}")
+    go = tmp_path / "go"
+    waits = Command.script('until [ -e "$1" ]; do sleep 0.1; done; echo whole', go)
+    with ThreadPoolExecutor(1) as pool:
+        sibling = pool.submit(machine.run, waits, timeout=300)
+        wait_until(lambda: machine.has_marked(str(machine.mark)))
+        with pytest.raises(CommandTimeout):
+            machine.run("sleep 600", timeout=0.5)
+        assert machine.has_marked(str(machine.mark))
+        go.touch()
+        assert sibling.result(60).stdout == "whole\n"
+
+
+def test_a_mark_stands_for_itself_and_what_is_below_it(host: Host) -> None:
+    for mark in ("a.b/1", "a.b/1/x", "a.b/12", "axb/1", "a.b"):
+        host.marked(mark).run("sleep 600 > /dev/null 2>&1 &")
+    assert host.end_marked("a.b/1") == 2
+    assert not host.has_marked("a.b/1")
+    assert all(host.end_marked(mark) == 1 for mark in ("a.b/12", "axb/1", "a.b"))
+
+
 def test_a_deadline_on_a_machine_that_is_gone(sshd: Sshd) -> None:
     transport = SSH(sshd.target, connect_timeout=2)
     host = Host(transport)

@@ -292,4 +292,4 @@ def test_a_person_is_told_what_to_do() -> None:
 def test_the_lab_s_machine_does_not_carry_the_step_s_mark() -> None:
     marked = Host(Local()).marked("run/04.8/1")
     mark = marked.marked("").run(Command("echo ${XENLAB_STEP-none}")).stdout.strip()
-    assert mark != marked.mark
+    assert marked.mark and not mark.startswith(marked.mark)
