@@ -21,6 +21,7 @@ from xenlab.errors import (
     ConnectionLost,
     ConnectionRefused,
     ConsentNeeded,
+    MachineBusy,
     StepFailed,
     XenlabError,
 )
@@ -56,7 +57,8 @@ class Chapter(Seams):
 
     ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan". Each verb is a step,
-    and so is opening the chapter; its hosts run nothing outside of one.
+    and so is opening the chapter; its hosts run nothing outside of one. ``stop`` stops the step
+    under way once it is set, the opening as well.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Chapter(Seams):
         *,
         mode: str = "apply",
         hold: Hold = Hold.STEP,
+        stop: threading.Event | None = None,
     ) -> None:
         super().__init__(site)
         self.name = name
@@ -76,10 +79,10 @@ class Chapter(Seams):
         self.consents: list[str] = []
         self._identities: dict[str, str] = {}
         self._before = planned_before(journal, site.disk) if mode == "plan" else ""
-        self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets))
+        self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets), stop)
         self.controller = Host(Local(), watcher=self.recorder)
         self._under_way: Step | None = None
-        self._ssh = SSH(way_to(site), wait=self._wait())
+        self._ssh = SSH(way_to(site), wait=self._wait(), on_connect=self._locked_again)
         self._machine = MachineLock(self._ssh, journal.folder, hold)
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
@@ -91,10 +94,12 @@ class Chapter(Seams):
         self._needs = 0
         journal.append(chapter=name, phase="open", status=mode, host=self.host.name)
         view.chapter(name, site.site, self.host.name, mode, journal.folder)
-        with self._step(f"{self._number}.0 Open the chapter", self.host):
-            self._look_around()
-            if mode == "apply":
-                self._machine.opened(self.recorder)
+        try:
+            self._open()
+        except BaseException:
+            self._machine.release()
+            self._ssh.close()
+            raise
 
     @property
     def stop(self) -> threading.Event:
@@ -206,6 +211,20 @@ class Chapter(Seams):
         self._machine.closed()
         self.host.transport.close()
 
+    def _open(self) -> None:
+        with self._step(f"{self._number}.0 Open the chapter", self.host):
+            self._look_around()
+            if self.mode == "apply":
+                self._machine.opened(self.recorder)
+
+    def _locked_again(self) -> None:
+        """Nothing of a step goes over a new connection before the machine is this run's again.
+
+        What a stopped step left is ended all the same.
+        """
+        if not self.stop.is_set():
+            self._machine.again(self.recorder)
+
     @contextmanager
     def _step(self, title: str, host: Host) -> Iterator[Step]:
         self.stop.clear()
@@ -257,6 +276,9 @@ class Chapter(Seams):
             self.stop.set()
             raise
         failed = {label: error for label, error in errors.items() if error is not None}
+        for error in failed.values():
+            if isinstance(error, KeyboardInterrupt):
+                raise error
         if failed:
             text = "\n".join(f"{label}: {error}" for label, error in failed.items())
             raise StepFailed(text) from next(iter(failed.values()))
@@ -280,7 +302,7 @@ class Chapter(Seams):
         try:
             return resource.probe(host)
         except ConnectionLost:
-            host.transport.connect()
+            host.transport.connect(self.stop)
             return resource.probe(host)
 
     def _may_go_on(self, step: Step, host: Host, todo: list[Resource]) -> bool:
@@ -337,10 +359,11 @@ class Chapter(Seams):
             resource = wanted.consented(self._identities.get(wanted.wipes(), ""))
             try:
                 with self.recorder.during("change", label):
+                    self._machine.again(self.recorder)
                     resource.apply(host, report)
             except ConnectionLost as error:
                 with self.recorder.during("verify", label):
-                    self._after_loss(step, host)
+                    self._after_loss(step, host, error)
                     try:
                         resource.verify(host)
                     except XenlabError as still:
@@ -352,20 +375,28 @@ class Chapter(Seams):
         with self.recorder.during("verify", label):
             self._boot_changed()
 
-    def _after_loss(self, step: Step, host: Host) -> None:
+    def _after_loss(self, step: Step, host: Host, lost: ConnectionLost) -> None:
         """Connect again and wait until what was running there has ended; nothing is run twice."""
         deadline = time.monotonic() + RECONNECT_SECONDS
-        while True:
-            try:
-                host.transport.connect()
-                if not host.has_marked(step.mark):
-                    return
-            except (ConnectionRefused, ConnectionLost, CommandTimeout):
+        try:
+            while True:
+                try:
+                    host.transport.connect(self.stop, seconds=deadline - time.monotonic())
+                    if not host.has_marked(step.mark):
+                        return
+                except (ConnectionRefused, ConnectionLost, CommandTimeout):
+                    if time.monotonic() > deadline:
+                        raise
                 if time.monotonic() > deadline:
-                    raise
-            if time.monotonic() > deadline:
-                return
-            time.sleep(2)
+                    return
+                if self.stop.wait(2):
+                    raise KeyboardInterrupt
+        except MachineBusy as busy:
+            said = f"{lost.message}; meanwhile another run has taken the machine: {busy.message}"
+            raise ConnectionLost(said, hint=busy.hint, where=busy.where) from busy
+        except KeyboardInterrupt as stopped:
+            host.end_stopped(step.mark, stopped)
+            raise
 
     def _boot_changed(self) -> None:
         # parts of a step that work side by side come here together
@@ -373,7 +404,6 @@ class Chapter(Seams):
             # no boot leaves a connection alive
             if self._ssh.connections != self._connections:
                 self._look_around()
-                self._machine.opened(self.recorder)
 
     def _wait(self, in_vain: Callable[[], str] = str) -> Wait:
         return Wait(self.site.ssh.patience_seconds, self._waiting, in_vain)

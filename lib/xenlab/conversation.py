@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -34,10 +35,11 @@ class Conversation:
         """What it has said on standard error."""
         return self._heard["stderr"].decode("utf-8", "replace").strip()
 
-    def answer(self, timeout: float) -> str:
+    def answer(self, timeout: float, stop: threading.Event | None = None) -> str:
         """All that it has said when a line is whole, or when it has ended.
 
-        Raises TimeoutError, or EOFError where the connection has died.
+        Raises TimeoutError, EOFError where the connection has died, KeyboardInterrupt when ``stop``
+        is set.
         """
         channel, deadline = self._channel, time.monotonic() + timeout
         while b"\n" not in self._heard["stdout"]:
@@ -54,6 +56,8 @@ class Conversation:
                 raise EOFError("the connection was lost")
             if ended:
                 break
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
             if time.monotonic() > deadline:
                 raise TimeoutError(timeout)
             channel.status_event.wait(0.01)

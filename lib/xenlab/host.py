@@ -118,8 +118,11 @@ class Transport(Protocol):
     def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
         """Copy a file from the machine."""
 
-    def connect(self, stop: threading.Event | None = None) -> None:
-        """Connect if not connected; raises NoConnection, KeyboardInterrupt for a set ``stop``."""
+    def connect(self, stop: threading.Event | None = None, *, seconds: float | None = None) -> None:
+        """Connect if not connected; raises NoConnection, KeyboardInterrupt for a set ``stop``.
+
+        ``seconds`` say how long one that does not answer is waited for, if not as usual.
+        """
 
     def close(self) -> None:
         """End the connection; a later call connects again."""
@@ -210,10 +213,8 @@ class Host:
                 result = Result(self.name, said, -1, *printed, call.seconds, secrets)
                 self._end_own(own, timeout)
                 raise CommandTimeout(result, timeout) from None
-            except KeyboardInterrupt:
-                # An unreachable machine must not hide that a person stopped the step.
-                with contextlib.suppress(XenlabError):
-                    self.end_marked(mark)
+            except KeyboardInterrupt as stopped:
+                self.end_stopped(mark, stopped)
                 raise
         result = Result(self.name, said, call.status, out, err, call.seconds, secrets)
         if check and not result.ok:
@@ -328,16 +329,21 @@ class Host:
         """
         deadline = time.monotonic() + timeout
         reason = "it still has its old boot id"
-        while time.monotonic() < deadline:
+        self.transport.close()
+        while (left := deadline - time.monotonic()) > 0:
             try:
-                self.transport.close()
+                self.transport.connect(self.stop, seconds=left)
                 new = self.boot_id()
             except (ConnectionRefused, ConnectionLost, CommandTimeout) as error:
                 reason = str(error)
+                self.transport.close()
             else:
+                # the connection is kept meanwhile, and the machine's lock with it: no boot leaves
+                # one alive
                 if new != old_boot_id:
                     return new
-            time.sleep(1)
+            if (self.stop or threading.Event()).wait(1):
+                raise KeyboardInterrupt
         raise ConnectionRefused(
             f"no new boot within {timeout:.0f} s: {reason}",
             where=self.name,
@@ -370,6 +376,17 @@ class Host:
         """
         )
         return int(self._aside().run(Command.script(script, _exactly(mark)), timeout=120).stdout)
+
+    def end_stopped(self, mark: str, stopped: KeyboardInterrupt) -> None:
+        """End what carries a mark, for a person who has stopped it and waits for no machine.
+
+        Where that fails, a note on the interrupt says so.
+        """
+        try:
+            self.transport.connect(seconds=0)
+            self.end_marked(mark)
+        except XenlabError as error:
+            stopped.add_note(f"what it ran on {self.name} may still run: {error.message}")
 
     def has_marked(self, mark: str) -> bool:
         """Whether a process that carries a mark, or one below it, still runs."""

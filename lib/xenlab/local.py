@@ -28,7 +28,7 @@ class Local:
     def __init__(self, name: str = "controller") -> None:
         self.name = name
 
-    def connect(self, stop: threading.Event | None = None) -> None:
+    def connect(self, stop: threading.Event | None = None, *, seconds: float | None = None) -> None:
         """Nothing to do: the controller is always there."""
 
     def close(self) -> None:

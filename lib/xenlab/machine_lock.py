@@ -31,6 +31,9 @@ BEAT_SECONDS = 30.0
 SILENCE_SECONDS = 120
 """How long it may hear nothing: a controller may lose its power, or its network."""
 
+BUSY_SECONDS = 20
+"""How long another run may take to look at the entries, before the machine says that it hangs."""
+
 NEXT_SECONDS = 60
 """How long the lock is kept for the next chapter of a run, which has a connection of its own."""
 
@@ -39,21 +42,32 @@ NEXT_SECONDS = 60
 HOLD = (
     UPTIME
     + """
-run=$1 words=$2 silence=$3 kept=$4
+run=$1 words=$2 silence=$3 kept=$4 busy=$5
 folder=${XENLAB_NOTES:-/run/xenlab}/working
+# who can open a file can lock it
+umask 077
 mkdir -p -- "$folder"
 exec 8> "$folder.lock"
-timeout 20 flock 8
+status=0
+timeout "$busy" flock 8 || status=$?
+case $status in
+    0) ;;
+    124 | 143) printf 'stuck %s\n' "$folder.lock"; exit 0 ;;
+    *) exit "$status" ;;
+esac
 uptime_seconds
 for entry in "$folder"/*; do
     [ -f "$entry" ] || continue
     other= until= said=
     { read -r other && read -r until && read -r said; } < "$entry" || :
     if flock -n "$entry" true; then
-        if [ "$other" = "$run" ] || [ "$now" -ge "${until:-0}" ]; then
+        left=$((${until:-0} - now))
+        if [ "$other" = "$run" ] || [ "$left" -le 0 ]; then
             rm -f -- "$entry"
             continue
         fi
+        printf 'kept %s %s\n' "$left" "$said"
+        exit 0
     fi
     [ "$other" = "$run" ] || { printf 'refused %s\\n' "$said"; exit 0; }
 done
@@ -85,8 +99,9 @@ class Hold(Enum):
 class MachineLock:
     """The right to change a machine: one run's alone, whose chapters may have it together.
 
-    A chapter says when it is opened, when a step is about to change something, when that step is
-    over, and when it is closed; ``hold`` says what follows.
+    A chapter says when it is opened, when a step is about to change something, when it has
+    connected again, when that step is over, and when it is closed; ``hold`` says what follows. Its
+    threads may say so at once.
     """
 
     def __init__(
@@ -97,14 +112,17 @@ class MachineLock:
         *,
         silence: int = SILENCE_SECONDS,
         kept: int = NEXT_SECONDS,
+        busy: int = BUSY_SECONDS,
     ) -> None:
         self._ssh = ssh
         self._hold = hold
-        self._seconds = (silence, kept)
+        self._seconds = (silence, kept, busy)
         self._run = f"{platform.node()}:{run.absolute()}"
         self._who = f"{run.name} of {getpass.getuser()}@{platform.node()} ({run.absolute()})"
         self._held: Conversation | None = None
         self._over = threading.Event()
+        self._taken = False
+        self._lock = threading.RLock()
 
     @property
     def held(self) -> bool:
@@ -112,9 +130,15 @@ class MachineLock:
         return self._held is not None and self._held.alive
 
     def opened(self, watcher: Watcher) -> None:
-        """A chapter that may change it is open, or has connected again; raises as `take`."""
+        """A chapter that may change it is open; raises as `take`."""
         if self._hold is not Hold.STEP:
             self.take(watcher)
+
+    def again(self, watcher: Watcher) -> None:
+        """Take it again where it was lost, with its connection or by a reboot; raises as `take`."""
+        with self._lock:
+            if self._taken:
+                self.take(watcher)
 
     def step_over(self) -> None:
         """A step is over, whether it changed something or not."""
@@ -129,16 +153,29 @@ class MachineLock:
         """Take the lock, unless it is held; one that was lost with its connection is taken again.
 
         ``watcher`` is told of the command. Raises MachineBusy, which names who has it, StepFailed
-        where the machine cannot lock.
+        where the machine cannot lock, KeyboardInterrupt when the watcher's ``stop`` is set.
         """
-        if self.held:
-            return
+        with self._lock:
+            if not self.held:
+                self._take(watcher)
+
+    def release(self, *, for_next: bool = False) -> None:
+        """Give it back, or leave it to the run's next chapter for a while."""
+        with self._lock:
+            held, self._held, self._taken = self._held, None, False
+            self._over.set()
+            if held is not None:
+                if for_next:
+                    held.say("n")
+                held.close(ANSWER_SECONDS)
+
+    def _take(self, watcher: Watcher | None) -> None:
         words = f"{self._who}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         command = Command.script(HOLD, self._run, words, *self._seconds)
         call = watcher.started(self._ssh.name, command, b"") if watcher else None
         start, status = time.monotonic(), None
         try:
-            held, answer = self._ask(command)
+            held, answer = self._ask(command, watcher.stop if watcher else None)
             status = 0
             if call is not None:
                 call.output("stdout", f"{answer}\n".encode())
@@ -148,35 +185,47 @@ class MachineLock:
         if answer != "taken":
             held.close()
             self._refuse(answer, held.complaint)
-        self._held, self._over = held, threading.Event()
+        self._over.set()
+        self._held, self._over, self._taken = held, threading.Event(), True
         threading.Thread(target=_beat, args=(held, self._over), daemon=True).start()
 
-    def release(self, *, for_next: bool = False) -> None:
-        """Give it back, or leave it to the run's next chapter for a while."""
-        held, self._held = self._held, None
-        self._over.set()
-        if held is not None:
-            if for_next:
-                held.say("n")
-            held.close(ANSWER_SECONDS)
-
-    def _ask(self, command: Command) -> tuple[Conversation, str]:
-        held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS)
+    def _ask(self, command: Command, stop: threading.Event | None) -> tuple[Conversation, str]:
+        held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS, stop=stop)
         try:
-            return held, held.answer(ANSWER_SECONDS)
+            answer = held.answer(ANSWER_SECONDS, stop)
+            if not answer and not held.complaint:
+                raise EOFError("it ended the session")
         except (TimeoutError, EOFError) as error:
             held.close()
             raise ConnectionLost(
                 f"the machine did not say whether it is free: {error}", where=self._ssh.name
             ) from error
+        except KeyboardInterrupt:
+            held.close()
+            raise
+        return held, answer
 
     def _refuse(self, answer: str, complaint: str) -> None:
-        refused, _, who = answer.partition(" ")
-        if refused == "refused":
+        kind, _, what = answer.partition(" ")
+        if kind == "refused":
             raise MachineBusy(
-                f"cannot work on this machine: another run does, {who or 'nobody says which'}",
+                f"cannot work on this machine: another run does, {what or 'nobody says which'}",
                 where=self._ssh.name,
                 hint="wait until that run is over, or end it where it runs",
+            )
+        if kind == "kept":
+            seconds, _, who = what.partition(" ")
+            raise MachineBusy(
+                f"cannot work on this machine: it is kept for the next chapter of {who}",
+                where=self._ssh.name,
+                hint=f"try again in {seconds} s: unless that run goes on, it is free then",
+            )
+        if kind == "stuck":
+            raise StepFailed(
+                f"cannot lock the machine for this run: another process has held {what} for "
+                f"{self._seconds[-1]} s",
+                where=self._ssh.name,
+                hint=f"look which one: fuser -v {what}",
             )
         raise StepFailed(
             f"cannot lock the machine for this run: {complaint or answer or 'no answer'}",

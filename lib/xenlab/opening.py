@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,7 +19,12 @@ from xenlab.parameters import from_notebook
 from xenlab.view import Silent, View
 
 
-def open_chapter(name: str, namespace: Mapping[str, Any], view: View | None = None) -> Chapter:
+def open_chapter(
+    name: str,
+    namespace: Mapping[str, Any],
+    view: View | None = None,
+    stop: threading.Event | None = None,
+) -> Chapter:
     """Open a chapter for the parameters found in a notebook's namespace.
 
     The run folder is ``$XENLAB_RUN``, or a new one under ``runs/``; ``$XENLAB_MODE`` is "apply"
@@ -31,7 +37,7 @@ def open_chapter(name: str, namespace: Mapping[str, Any], view: View | None = No
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")
     hold = _hold(Path(folder), name) if folder else Hold.STEP
-    return Chapter(name, site, journal, view or Silent(), mode=mode, hold=hold)
+    return Chapter(name, site, journal, view or Silent(), mode=mode, hold=hold, stop=stop)
 
 
 def _hold(folder: Path, name: str) -> Hold:

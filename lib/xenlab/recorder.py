@@ -166,8 +166,8 @@ class Recorder:
     ``stop`` is set to stop that step.
     """
 
-    def __init__(self, secrets: tuple[Secret, ...]) -> None:
-        self.stop = threading.Event()
+    def __init__(self, secrets: tuple[Secret, ...], stop: threading.Event | None = None) -> None:
+        self.stop = stop or threading.Event()
         self._secrets = secrets
         self._log: CommandLog | None = None
         self._mark = ""

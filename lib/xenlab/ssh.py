@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ class SSH:
 
     ``connect_timeout`` seconds cover everything up to the login; ``keepalive`` seconds of
     silence are followed by a question, ``patience`` seconds without any answer end the
-    connection. ``wait`` says for how long it is tried again where nobody answers;
-    ``connections`` counts how often it has connected.
+    connection. ``wait`` says for how long it is tried again where nobody answers.
+    ``on_connect`` is called for each new connection before a command goes over it, and is itself
+    restricted to `converse`; what it raises, the command raises. ``connections`` counts how often
+    it has connected.
     """
 
     def __init__(
@@ -53,12 +56,16 @@ class SSH:
         keepalive: float = 5.0,
         patience: float = 30.0,
         wait: Wait | None = None,
+        on_connect: Callable[[], None] | None = None,
     ) -> None:
         self.target = target
         self.name = target.host
         self.connections = 0
         self._via = via
         self._wait = wait or Wait()
+        self._on_connect = on_connect
+        self._told: Connection | None = None
+        self._telling = threading.Lock()
         self._jump: SSH | None = None
         self._depth = 0
         self._timing = {
@@ -71,14 +78,15 @@ class SSH:
         self._slots = threading.BoundedSemaphore(SESSIONS)
         self._busy = 0
 
-    def connect(self, stop: threading.Event | None = None) -> None:
-        """Connect if not connected.
+    def connect(self, stop: threading.Event | None = None, *, seconds: float | None = None) -> None:
+        """Connect if not connected; ``seconds`` say how long it is waited for, if not as usual.
 
         Raises BadInput for a file or setting that is missing, Unreachable where the host
         lets nobody in, ConnectionRefused where it has not answered for as long as it is waited for,
         HostKeyRefused for a key that is not pinned, KeyboardInterrupt when ``stop`` is set.
         """
-        self._wait.until_answered(self.name, self._connected, stop)
+        wait = self._wait if seconds is None else replace(self._wait, seconds=max(seconds, 0.0))
+        self._tell(wait.until_answered(self.name, self._connected, stop))
 
     def close(self) -> None:
         """End the connection; a later call connects again. Commands in flight are lost."""
@@ -113,10 +121,12 @@ class SSH:
         """
         return self._execute(text, input, timeout, on_output, stop, mark=mark)
 
-    def converse(self, text: str, *, timeout: float) -> Conversation:
+    def converse(
+        self, text: str, *, timeout: float, stop: threading.Event | None = None
+    ) -> Conversation:
         """Start a command that stays, beside those that `execute` counts; raises as that does."""
         entry = Entry()
-        connection, channel, _ = self._session(timeout, None)
+        connection, channel, _ = self._session(timeout, stop, tell=False)
         try:
             connection.start(channel, entry.text(text))
         except FAILURES as error:
@@ -217,7 +227,7 @@ class SSH:
         )
 
     def _session(
-        self, timeout: float, stop: threading.Event | None
+        self, timeout: float, stop: threading.Event | None, *, tell: bool = True
     ) -> tuple[Connection, Any, float]:
         """A channel on which nothing was sent yet, so everything up to here may be repeated.
 
@@ -226,10 +236,10 @@ class SSH:
         deadline = time.monotonic() + timeout
         fresh = False
         while True:
-            if stop is not None and stop.is_set():
-                raise KeyboardInterrupt
             asked = time.monotonic()
             connection = self._wait.until_answered(self.name, self._connected, stop)
+            if tell:
+                self._tell(connection)
             deadline += time.monotonic() - asked
             remaining = deadline - time.monotonic()
             if fresh:
@@ -256,6 +266,14 @@ class SSH:
             # Processes that outlive their command occupy sessions; a new connection has none.
             self._drop(connection)
             fresh = True
+
+    def _tell(self, connection: Connection) -> None:
+        if self._on_connect is None or self._told is connection:
+            return
+        with self._telling:
+            if self._told is not connection:
+                self._on_connect()
+                self._told = connection
 
     def _connected(self) -> Connection:
         with self._lock:
@@ -293,7 +311,7 @@ class SSH:
                 user=hop.user,
                 known_hosts=self.target.known_hosts,
             )
-            self._jump = SSH(target, via=self._jump, wait=None, **self._timing)
+            self._jump = SSH(target, via=self._jump, wait=None, on_connect=None, **self._timing)
             self._jump._depth = self._depth + 1
         return self._jump
 

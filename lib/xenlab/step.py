@@ -21,6 +21,8 @@ OK, CHANGED, WOULD_CHANGE = "ok", "changed", "would change"
 REFUSED = "would be refused"
 FAILED, UNREACHABLE, UNKNOWN, ABORTED = "failed", "unreachable", "unknown", "aborted"
 
+ENDED = "what it ran on the machine was ended"
+
 
 @dataclass
 class Step:
@@ -183,7 +185,8 @@ class Step:
 
 def _said(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "stopped by a person; what it ran on the machine was ended"
+        notes = dict.fromkeys(getattr(error, "__notes__", ()))
+        return "; ".join(("stopped by a person", *(notes or (ENDED,))))
     return str(error) or type(error).__name__
 
 

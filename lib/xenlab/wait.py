@@ -49,10 +49,11 @@ class Wait:
         Raises ConnectionRefused when the time is over, Unreachable at once where waiting is vain,
         KeyboardInterrupt when ``stop`` is set; whatever else an attempt raises is raised at once.
         """
+        stop = stop or threading.Event()
         start = time.monotonic()
         said = look_at = float("-inf")
         vain = False
-        while True:
+        while not stop.is_set():
             try:
                 return attempt()
             except ConnectionRefused as error:
@@ -71,5 +72,5 @@ class Wait:
                 if not vain and now - said >= SAY_SECONDS:
                     said = now
                     self.say(f"waiting for {name}, for {left:.0f} s at most: {error.message}")
-            if (stop or threading.Event()).wait(min(AGAIN_SECONDS, max(left, 0.0))):
-                raise KeyboardInterrupt
+            stop.wait(min(AGAIN_SECONDS, max(left, 0.0)))
+        raise KeyboardInterrupt

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.ssh.conftest import Sshd, kill, wait_until
 
 from xenlab.errors import MachineBusy, StepFailed
+from xenlab.journal import Journal
 from xenlab.machine_lock import Hold, MachineLock
+from xenlab.recorder import CommandLog, Recorder
 from xenlab.ssh import SSH
+from xenlab.wait import Wait
 
 CONTROLLER = """
 import sys, time
@@ -152,3 +159,83 @@ def test_a_machine_that_cannot_lock_says_why(make_sshd: Callable[..., Sshd]) -> 
     with pytest.raises(StepFailed, match="cannot lock the machine for this run: mkdir: cannot"):
         MachineLock(ssh, Path("/runs/one")).take()
     ssh.close()
+
+
+def test_who_is_not_the_account_cannot_hold_it(sshd: Sshd, of_run: Take) -> None:
+    of_run("one").take()
+    names = [sshd.notes / "working.lock", *(sshd.notes / "working").iterdir()]
+    assert [stat.S_IMODE(name.stat().st_mode) for name in names] == [0o600, 0o600]
+    assert stat.S_IMODE((sshd.notes / "working").stat().st_mode) == 0o700
+
+
+def test_a_lock_that_somebody_keeps_is_named(sshd: Sshd, of_run: Take) -> None:
+    of_run("one").take()
+    file = sshd.notes / "working.lock"
+    with file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StepFailed) as caught:
+            of_run("other", busy=1).take()
+    assert str(caught.value) == (
+        f"box: cannot lock the machine for this run: another process has held {file} for 1 s\n"
+        f"Try: look which one: fuser -v {file}"
+    )
+
+
+def test_a_run_that_has_ended_is_not_said_to_go_on(of_run: Take) -> None:
+    first = of_run("first")
+    first.take()
+    first.release(for_next=True)
+    with pytest.raises(MachineBusy) as caught:
+        of_run("other").take()
+    said = str(caught.value)
+    assert "cannot work on this machine: it is kept for the next chapter of first of " in said
+    assert re.search(r"Try: try again in \d+ s: unless that run goes on, it is free then$", said)
+
+
+def test_threads_take_it_once(sshd: Sshd, of_run: Take) -> None:
+    lock = of_run("one")
+    meet = threading.Barrier(8)
+
+    def take(_: int) -> None:
+        meet.wait()
+        lock.take()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, range(8)))
+    assert len(list((sshd.notes / "working").iterdir())) == 1
+    lock.release()
+    assert free(of_run("other"))
+
+
+def test_what_was_lost_is_taken_again_but_not_what_was_given_back(
+    sshd: Sshd, of_run: Take, tmp_path: Path
+) -> None:
+    lock, watcher = of_run("one"), Recorder(())
+    entries = sshd.notes / "working"
+    log = CommandLog("box", (), Journal(tmp_path / "run"), lambda *_: None)
+    with watcher.step(log, "mark"):
+        lock.again(watcher)
+        assert not lock.held
+        lock.take()
+        for process in sshd.sessions():
+            kill(process)
+        wait_until(lambda: not lock.held and not list(entries.iterdir()))
+        lock.again(watcher)
+        assert lock.held
+        lock.release()
+        lock.again(watcher)
+    assert not lock.held
+
+
+def test_who_waits_to_be_told_whether_it_is_free_may_be_stopped(sshd: Sshd) -> None:
+    watcher = Recorder(())
+    said: list[str] = []
+    ssh = SSH(sshd.target, wait=Wait(600, said.append))
+    sshd.stop()
+    log = CommandLog("box", (), Journal(sshd.folder / "run"), lambda *_: None)
+    with watcher.step(log, "mark"), ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(MachineLock(ssh, Path("/runs/one")).take, watcher)
+        wait_until(lambda: said)
+        watcher.stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            taking.result(30)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,15 @@ from xenlab.command import Command
 from xenlab.errors import MachineBusy, StepFailed
 from xenlab.host import Host
 from xenlab.journal import Journal
+from xenlab.local import Local
 from xenlab.machine_lock import Hold
 from xenlab.parameters import Parameters, Ssh
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.elsewhere import Elsewhere
+from xenlab.resources.guestaccess import GuestAnswers
+from xenlab.ssh import SSH
 from xenlab.view import Silent
+from xenlab.wait import Wait
 
 SECONDS = 120
 
@@ -50,10 +56,16 @@ def opened(sshd: Sshd, tmp_path: Path) -> Iterator[Open]:
     """Open a chapter of a run of its own."""
     books: list[Chapter] = []
 
-    def make(run: str, hold: Hold = Hold.STEP, mode: str = "apply") -> Chapter:
+    def make(
+        run: str,
+        hold: Hold = Hold.STEP,
+        mode: str = "apply",
+        stop: threading.Event | None = None,
+    ) -> Chapter:
         ssh = Ssh(host=sshd.alias, config=str(sshd.config), patience_seconds=SECONDS)
         journal = Journal(tmp_path / run)
-        book = Chapter("05_base", Parameters(ssh=ssh), journal, Silent(), mode=mode, hold=hold)
+        site = Parameters(ssh=ssh)
+        book = Chapter("05_base", site, journal, Silent(), mode=mode, hold=hold, stop=stop)
         book.root = "/"
         books.append(book)
         return book
@@ -199,3 +211,179 @@ def test_a_guest_without_a_domain_is_not_waited_for(
     with pytest.raises(StepFailed, match="domu1 does not run: there is no such domain"):
         book.each("05.2 Where no domain is", {"domu1": resource})
     assert time.monotonic() - start < SECONDS / 4
+
+
+@dataclass(frozen=True)
+class CutOff(Made):
+    """What is done although the machine goes away and comes back afterwards."""
+
+    cut: Callable[[], None] = field(default=lambda: None, compare=False)
+
+    def apply(self, host: Host, report: Report) -> None:
+        super().apply(host, report)
+        self.cut()
+
+
+@dataclass(frozen=True)
+class CutOffFirst(CutOff):
+    """The machine goes away and comes back before a command."""
+
+    def apply(self, host: Host, report: Report) -> None:
+        self.cut()
+        host.run(Command.script(self.script, self.path), timeout=SECONDS)
+
+
+def lost_in_a_command(path: Path, sshd: Sshd) -> Resource:
+    """The connection goes with the command that used it."""
+    return Made(path, 'echo made > "$1"; kill -KILL "$PPID"; sleep 1')
+
+
+def lost_between_two_commands(path: Path, sshd: Sshd) -> Resource:
+    """Nobody notices before the next command."""
+    return CutOff(path, cut=sshd.restart)
+
+
+@pytest.mark.parametrize("lose", [lost_in_a_command, lost_between_two_commands])
+@pytest.mark.parametrize("hold", [Hold.STEP, Hold.CHAPTER])
+def test_a_step_that_connects_again_has_the_machine_again(
+    sshd: Sshd, opened: Open, tmp_path: Path, hold: Hold, lose: Callable[..., Resource]
+) -> None:
+    one, other = opened("one", hold), opened("other")
+    slow = Made(tmp_path / "slow", 'touch "$1.here"; ' + WAITS)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(one.ensure, "05.1 Go on", lose(tmp_path / "first", sshd), slow)
+        wait_until(Path(f"{slow.path}.here").exists, SECONDS)
+        try:
+            with pytest.raises(MachineBusy, match="one of"):
+                other.ensure("05.1 Slip in", Made(tmp_path / "theirs"))
+        finally:
+            Path(f"{slow.path}.go").touch()
+        working.result(SECONDS)
+    assert not (tmp_path / "theirs").exists()
+    assert one.journal.records()[-1]["status"] == "changed"
+    taken = [c for c in one.journal.records()[-1]["commands"] if "flock" in c["command"]]
+    assert len(taken) == (2 if hold is Hold.STEP else 1)
+
+
+def test_nothing_is_sent_over_a_new_connection_while_another_run_has_the_machine(
+    sshd: Sshd, opened: Open, tmp_path: Path
+) -> None:
+    one, other = opened("one"), opened("other")
+    theirs = Made(tmp_path / "theirs", 'touch "$1.here"; ' + WAITS)
+    with ThreadPoolExecutor(1) as pool:
+        slipped: list[Future[None]] = []
+
+        def slip_in() -> None:
+            sshd.restart()
+            slipped.append(pool.submit(other.ensure, "05.1 Slip in", theirs))
+            wait_until(Path(f"{theirs.path}.here").exists, SECONDS)
+
+        try:
+            with pytest.raises(MachineBusy, match="other of"):
+                one.ensure("05.1 Lose it", CutOffFirst(tmp_path / "ours", cut=slip_in))
+        finally:
+            Path(f"{theirs.path}.go").touch()
+        slipped[0].result(SECONDS)
+    assert not (tmp_path / "ours").exists()
+
+
+def stopped_once_it_waits(folder: Path, stop: threading.Event) -> threading.Thread:
+    """Press stop as soon as the journal says that somebody waits."""
+
+    def press() -> None:
+        journal = Journal(folder)
+        wait_until(lambda: waits(journal), SECONDS)
+        stop.set()
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+def test_a_chapter_that_opens_hears_a_stop(sshd: Sshd, opened: Open, tmp_path: Path) -> None:
+    stop = threading.Event()
+    sshd.stop()
+    thread = stopped_once_it_waits(tmp_path / "run", stop)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        opened("run", stop=stop)
+    thread.join()
+    assert time.monotonic() - start < SECONDS / 2
+    final = Journal(tmp_path / "run").records()[-1]
+    assert final["status"] == "aborted"
+    assert final["message"].startswith("stopped by a person; what it ran on box may still run: ")
+
+
+def test_a_step_that_has_lost_its_machine_hears_a_stop(
+    sshd: Sshd, opened: Open, tmp_path: Path
+) -> None:
+    book = opened("run")
+    thread = stopped_once_it_waits(tmp_path / "run", book.stop)
+    start = time.monotonic()
+    made = Made(tmp_path / "x", 'touch "$1.here"; sleep 600')
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(book.ensure, "05.1 Lose it", made)
+        wait_until(Path(f"{made.path}.here").exists, SECONDS)
+        sshd.stop()
+        with pytest.raises(KeyboardInterrupt):
+            working.result(SECONDS)
+    thread.join()
+    assert time.monotonic() - start < SECONDS / 2
+    assert "may still run" in book.journal.records()[-1]["message"]
+
+
+def test_parts_side_by_side_are_stopped_not_failed(opened: Open, tmp_path: Path) -> None:
+    book = opened("run")
+    parts = {name: Made(tmp_path / name, 'touch "$1.here"; sleep 600') for name in ("one", "two")}
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(book.each, "05.1 All", parts)
+        wait_until(lambda: all(Path(f"{p.path}.here").exists() for p in parts.values()), SECONDS)
+        book.stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            working.result(SECONDS)
+    final = book.journal.records()[-1]
+    said = "stopped by a person; what it ran on the machine was ended"
+    assert (final["status"], final["message"]) == ("aborted", said)
+
+
+def test_a_chapter_that_does_not_open_lets_go_of_the_machine(sshd: Sshd, opened: Open) -> None:
+    opened("run", Hold.CHAPTER)
+    before = len(sshd.sessions())
+    with pytest.raises(MachineBusy):
+        opened("second", Hold.CHAPTER)
+    wait_until(lambda: len(sshd.sessions()) <= before)
+
+
+def test_a_guest_is_waited_for_once_with_one_figure(
+    make_sshd: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    guest = make_sshd(alias="domu1")
+    said: list[str] = []
+    ssh = SSH(guest.target, wait=Wait(SECONDS, said.append))
+    guest.stop()
+
+    def start() -> None:
+        wait_until(lambda: said, SECONDS)
+        guest.start()
+
+    def report(what: str, done: float | None = None) -> None:
+        said.append(what)
+
+    back = threading.Thread(target=start)
+    back.start()
+    Elsewhere("domu1", Host(ssh), Made(tmp_path / "x"), seconds=77).apply(Host(Local()), report)
+    back.join()
+    ssh.close()
+    lines = [line for line in said if "at most" in line]
+    assert [re.findall(r"for \d+ s", line) for line in lines] == [["for 77 s"]]
+
+
+def test_whether_a_guest_answers_is_looked_at_without_waiting(
+    make_sshd: Callable[..., Sshd],
+) -> None:
+    guest = make_sshd(alias="domu1")
+    said: list[str] = []
+    ssh = SSH(guest.target, wait=Wait(SECONDS, said.append))
+    guest.stop()
+    assert GuestAnswers("domu1", Host(ssh)).probe(Host(Local())) is not None
+    assert said == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 from tests.ssh.conftest import Sshd, keygen, wait_until
 
 from xenlab.errors import ConnectionRefused, HostKeyRefused, NoConnection, Unreachable
+from xenlab.host import Host
 from xenlab.ssh import SSH, Target
 from xenlab.wait import Wait
 
@@ -121,6 +123,22 @@ def test_a_guest_that_dies_meanwhile_is_noticed(waiting: Waiting, sshd: Sshd) ->
     with pytest.raises(Unreachable, match="its domain has crashed"):
         waiting.ssh.connect()
     dying.join()
+
+
+def test_a_reboot_is_waited_for_once_with_one_figure(waiting: Waiting, sshd: Sshd) -> None:
+    sshd.stop()
+    back = back_once(waiting.said, sshd)
+    assert Host(waiting.ssh).wait_for_reboot("old", timeout=77)
+    back.join()
+    figures = [re.search(r"for (\d+) s at most", line) for line in waiting.said]
+    assert [figure and figure[1] for figure in figures] == ["77"]
+
+
+def test_the_connection_of_a_machine_that_has_not_rebooted_yet_is_kept(ssh: SSH) -> None:
+    host = Host(ssh)
+    with pytest.raises(ConnectionRefused, match="it still has its old boot id"):
+        host.wait_for_reboot(host.boot_id(), timeout=4)
+    assert ssh.connections == 2
 
 
 def new_host_key(sshd: Sshd) -> None:

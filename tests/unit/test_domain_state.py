@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from xenlab.command import Command
-from xenlab.errors import ConnectionRefused, StepFailed, Unreachable
+from xenlab.errors import StepFailed, Unreachable
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.power import Manual
@@ -21,6 +22,8 @@ from xenlab.resources.console import FOLLOW, LOGIN, PANIC, ConsoleAnswers
 from xenlab.resources.domain import DomainRebooted
 from xenlab.resources.domain_state import require_running, standing
 from xenlab.resources.guestaccess import GuestAnswers
+from xenlab.ssh import SSH, Target
+from xenlab.wait import Wait
 
 RECORDED = (Path(__file__).parents[1] / "recorded" / "xl" / "list.txt").read_text()
 STANDING = {
@@ -143,21 +146,23 @@ def test_who_watches_a_boot_sees_that_the_guest_stands(dom0: Dom0, tmp_path: Pat
         assert watched.status == status
 
 
-class Deaf(Local):
-    """A guest that does not answer."""
-
-    def connect(self, *_: object) -> None:
-        raise ConnectionRefused("nobody listens")
+def deaf(dom0: Host) -> Host:
+    """A guest that does not answer, whose domain dom0 knows."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    wait = Wait(in_vain=lambda: standing(dom0, "domu1"))
+    return Host(SSH(Target("127.0.0.1", port=port), wait=wait))
 
 
 def test_nobody_waits_for_a_guest_that_is_not_there(dom0: Dom0) -> None:
     with pytest.raises(Unreachable, match="domu1 does not run: there is no such domain"):
-        GuestAnswers("domu1", Host(Deaf())).apply(dom0(""), silent)
+        GuestAnswers("domu1", deaf(dom0(""))).apply(Host(Local()), silent)
 
 
 def test_nobody_waits_for_a_guest_that_crashed(dom0: Dom0) -> None:
     with pytest.raises(Unreachable, match=r"domu1 does not run: it is crashed(?s:.)*Kernel panic"):
-        GuestAnswers("domu1", Host(Deaf())).apply(dom0("---sc-"), silent)
+        GuestAnswers("domu1", deaf(dom0("---sc-"))).apply(Host(Local()), silent)
 
 
 def test_a_guest_that_came_back_and_crashed_did_not_come_back(dom0: Dom0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import pickle
-import threading
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ class Impostor(Local):
 
     name = "domu1"
 
-    def connect(self, stop: threading.Event | None = None) -> None:
+    def connect(self, *_: object, **__: object) -> None:
         raise HostKeyRefused("the key of domu1 has changed")
 
     def execute(self, *_: object, **__: object) -> tuple[int, bytes, bytes]:

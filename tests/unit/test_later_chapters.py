@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +149,7 @@ def test_what_did_not_hold_is_not_on_record(tmp_path: Path) -> None:
 class Silent(Local):
     """A machine that is switched off."""
 
-    def connect(self, stop: threading.Event | None = None) -> None:
+    def connect(self, *_: object, **__: object) -> None:
         raise ConnectionRefused("nobody listens")
 
     def execute(self, *_: object, **__: object) -> tuple[int, bytes, bytes]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from xenlab.errors import ConnectionLost, ConnectionRefused, Unreachable
 from xenlab.host import Host
-from xenlab.resources.base import Difference, Report, Resource, Waiting
-from xenlab.wait import Wait
+from xenlab.resources.base import Difference, Report, Resource
 
 ANSWER_SECONDS = 900.0
 """How long a machine that boots may take to answer."""
@@ -34,9 +33,7 @@ class Elsewhere(Resource):
 
         Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
-        Wait(self.seconds, lambda line: report(Waiting(line))).until_answered(
-            self.name, lambda: self.host.transport.connect(host.stop), host.stop
-        )
+        self.host.transport.connect(host.stop, seconds=self.seconds)
         self.resource.apply(self.host, report)
 
     def verify(self, host: Host) -> None:

@@ -16,11 +16,9 @@ from xenlab.command import Command
 from xenlab.errors import ConnectionLost, NoConnection, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.resources.base import Difference, Report, Resource, Waiting
-from xenlab.resources.domain_state import standing
+from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.guest import RECORDS
 from xenlab.target import Target
-from xenlab.wait import Wait
 
 ANSWER_SECONDS = 900
 
@@ -122,7 +120,7 @@ class HostKeysDiffer(Resource):
 class GuestAnswers(Resource):
     """A guest that answers over SSH with the kernel that was built for it.
 
-    ``guest`` is the guest itself; the host that a step hands in is asked for its domain alone.
+    ``guest`` is the guest itself, whose transport knows when waiting for it is vain.
     """
 
     name: str
@@ -133,6 +131,7 @@ class GuestAnswers(Resource):
     def probe(self, host: Host) -> Difference | None:
         """Whether it answers now, and with which kernel."""
         try:
+            self.guest.transport.connect(host.stop, seconds=0)
             release = self.guest.run("uname -r").stdout.strip()
         except (NoConnection, ConnectionLost) as error:
             return Difference(f"wait until {self.name} answers: {error.message}")
@@ -146,7 +145,4 @@ class GuestAnswers(Resource):
         Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
         report(f"waiting for {self.name}")
-        say, vain = lambda line: report(Waiting(line)), lambda: standing(host, self.name)
-        Wait(self.seconds, say, vain).until_answered(
-            self.name, lambda: self.guest.transport.connect(host.stop), host.stop
-        )
+        self.guest.transport.connect(host.stop, seconds=self.seconds)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, ConnectionLost, ConnectionRefused, StepFailed
+from xenlab.errors import CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.kernel import KernelBuild
@@ -110,10 +110,8 @@ def _reconnect(host: Host) -> None:
     deadline = time.monotonic() + RECONNECT_SECONDS
     while True:
         try:
-            host.transport.connect()
-        except (ConnectionRefused, ConnectionLost):
+            return host.transport.connect(host.stop, seconds=deadline - time.monotonic())
+        except ConnectionLost:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(2)
-        else:
-            return
+            time.sleep(1)
