@@ -13,6 +13,7 @@ from xenlab.platform.interfaces import Netifrc
 from xenlab.platform.openrc import OpenRc
 from xenlab.resources.base import Resource
 from xenlab.resources.files import File
+from xenlab.resources.sshd import SshdSettings
 
 # the stage is built first, where it is not in the cache
 pytestmark = pytest.mark.timeout(2400)
@@ -127,17 +128,13 @@ def test_what_waits_for_the_share(root: Host) -> None:
     assert order.index("netmount") < order.index("cron")
 
 
-def test_a_refused_configuration_is_taken_back(root: Host) -> None:
-    path = "/etc/ssh/sshd_config.d/10-xenlab.conf"
+def test_a_refused_configuration_takes_no_place(root: Host) -> None:
+    path, reload = "/etc/ssh/sshd_config.d/10-xenlab.conf", OpenRc().reload("ssh")
     root.run("ssh-keygen -A; mkdir -p /run/sshd", timeout=120)
-    settle(root, OpenRc().configured("ssh", File(path, "PasswordAuthentication no\n"), *SSHD))
-    bad = OpenRc().configured("ssh", File(path, "Passwords never\n"), *SSHD)
-    with pytest.raises(StepFailed, match="10-xenlab.conf is refused by “/usr/sbin/sshd -t”"):
-        bad.apply(root, quiet)
+    settle(root, SshdSettings(File(path, "PasswordAuthentication no\n"), reload))
+    with pytest.raises(StepFailed, match="10-xenlab.conf: because sshd refuses it"):
+        SshdSettings(File(path, "Passwords never\n"), reload).apply(root, quiet)
     assert root.read(path) == "PasswordAuthentication no\n"
-
-
-SSHD = ("/usr/sbin/sshd", "-t")
 
 
 def define(root: Host) -> None:

@@ -13,14 +13,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xenlab.errors import BadInput, StepFailed
+from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.daemon import parse_failed, parse_states
 from xenlab.platform.openrc import OpenRc, with_need
 from xenlab.platform.services import services
 from xenlab.platform.systemd import Systemd
-from xenlab.resources.files import File
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 SYSV = """#!/bin/sh
@@ -108,23 +107,6 @@ def test_a_root_that_is_not_there_yet(tmp_path: Path) -> None:
 
 def test_no_service_at_all_is_no_difference() -> None:
     assert Systemd().running().probe(Host(Local())) is None
-
-
-def test_a_refused_configuration_is_taken_back(root: Host) -> None:
-    path = "/etc/one.conf"
-    test = ("/bin/grep", "-q", "good", path)
-    good = Systemd().configured("one", File(path, "good\n"), *test)
-    good.apply(root, silent)
-    good.verify(root)
-    bad = Systemd().configured("one", File(path, "bad\n"), *test)
-    assert bad.probe(root) is not None
-    with pytest.raises(StepFailed, match="refused by “/bin/grep -q good /etc/one.conf”"):
-        bad.apply(root, silent)
-    assert root.read(path) == "good\n"
-    new = Systemd().configured("one", File("/etc/new.conf", "x\n"), "/bin/false")
-    with pytest.raises(StepFailed):
-        new.apply(root, silent)
-    assert root.read("/etc/new.conf") is None
 
 
 def test_the_argument_of_a_process_that_runs() -> None:

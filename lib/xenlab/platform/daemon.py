@@ -11,7 +11,6 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.package_index import NO_ROOT
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.files import File
 
 START_SECONDS = 600.0
 """Deadline of starting, stopping or enabling services, in seconds: an emulated host is slow."""
@@ -77,40 +76,6 @@ def parse_states(text: str) -> dict[str, tuple[str, str]]:
         if len(words) == 3:
             found[words[0]] = (words[1].rstrip(","), words[2])
     return found
-
-
-@dataclass(frozen=True)
-class Configured(Resource):
-    """A daemon's configuration file. A text that the test command refuses is taken back.
-
-    ``reload`` has a daemon that runs read it again.
-    """
-
-    file: File
-    reload: Command
-    test: tuple[str, ...] = ()
-
-    def probe(self, host: Host) -> Difference | None:
-        """The diff of the file."""
-        return self.file.probe(host)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Write the file, test it, have it read. Raises StepFailed if it is refused."""
-        before = host.read_bytes(self.file.path)
-        self.file.apply(host, report)
-        if self.test:
-            result = host.run(Command.argv(*self.test), check=False)
-            if not result.ok:
-                if before is None:
-                    host.run(Command.argv("rm", "-f", "--", self.file.path))
-                else:
-                    host.write(self.file.path, before)
-                raise StepFailed(
-                    f"{self.file.path} is refused by “{' '.join(self.test)}”, the former one is "
-                    f"back: {result.stderr.strip()}"
-                )
-        if host.root == "/":
-            host.run(self.reload, timeout=START_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from xenlab.platform import early
 from xenlab.platform.daemon import (
     START_SECONDS,
     Carrying,
-    Configured,
     NoneFailed,
     ServiceStates,
 )
@@ -112,13 +111,13 @@ class OpenRc:
         """As disabled: what needs such a service would start it all the same."""
         return self.disabled(*(name for name in names if "." not in name))
 
-    def configured(self, name: str, file: File, *test: str) -> Resource:
-        """A daemon's configuration file, tested by a command, then ``reload`` where it runs."""
+    def reload(self, name: str) -> Command:
+        """``rc-service NAME reload``."""
         script = """
             script=$(script_of "$1")
             ! runs "$script" || asked reload "$script" || asked restart "$script"
         """
-        return Configured(file, Command.script(_FIND + script, candidates(name)), test)
+        return Command.script(_FIND + script, candidates(name))
 
     def carrying(self, name: str, process: str, argument: str) -> Resource:
         """The process of a script has an argument; a script of the process's own counts first."""

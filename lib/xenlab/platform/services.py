@@ -13,7 +13,6 @@ from xenlab.platform.daemon import NoneFailed
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.systemd import Systemd
 from xenlab.resources.base import Resource
-from xenlab.resources.files import File
 
 
 class Services(Protocol):
@@ -34,8 +33,8 @@ class Services(Protocol):
     def masked(self, *names: str) -> Resource:
         """These services do not run, and nothing can start them."""
 
-    def configured(self, name: str, file: File, *test: str) -> Resource:
-        """A service's configuration file; it is tested, and the service reads it again."""
+    def reload(self, name: str) -> Command:
+        """The command that has a service read its files again, if it runs."""
 
     def carrying(self, name: str, process: str, argument: str) -> Resource:
         """A service's process was started with this argument; else the service is restarted."""

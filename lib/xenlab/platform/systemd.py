@@ -9,12 +9,11 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.platform import early
-from xenlab.platform.daemon import Carrying, Configured, NoneFailed
+from xenlab.platform.daemon import Carrying, NoneFailed
 from xenlab.platform.units import UNITS, Masked, ServerUnordered, UnitFile, Units
 from xenlab.quoting import unit_word
 from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition
-from xenlab.resources.files import File
 
 _WAITED = """
     mount=$(systemd-escape --path --suffix=mount -- "$1"); shift
@@ -57,10 +56,9 @@ class Systemd:
         """These units are masked: also a unit that wants them cannot start them."""
         return Masked(names)
 
-    def configured(self, name: str, file: File, *test: str) -> Resource:
-        """A unit's configuration file, tested by a command, then `systemctl reload`."""
-        reload = Command.argv("systemctl", "try-reload-or-restart", "--", name)
-        return Configured(file, reload, test)
+    def reload(self, name: str) -> Command:
+        """``systemctl reload``."""
+        return Command.argv("systemctl", "try-reload-or-restart", "--", name)
 
     def carrying(self, name: str, process: str, argument: str) -> Resource:
         """The process of a unit has an argument on its command line."""

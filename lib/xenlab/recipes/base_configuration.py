@@ -16,6 +16,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
 from xenlab.resources.setting import KernelSetting
+from xenlab.resources.sshd import SshdSettings
 
 LOGS = {
     "rsyslog": ("/var/log/syslog",),
@@ -73,9 +74,9 @@ def full_name(book: Chapter) -> Resource:
 
 
 def sshd_configured(book: Chapter) -> Resource:
-    """sshd takes keys, no passwords; the file is tested before sshd reads it."""
+    """sshd takes keys, no passwords; it is asked about the file before that is written."""
     file = File("/etc/ssh/sshd_config.d/10-xenlab.conf", template="sshd.conf")
-    return book.services.configured("ssh", file, "/usr/sbin/sshd", "-t")
+    return SshdSettings(file, book.services.reload("ssh"))
 
 
 def services_running(book: Chapter) -> Resource:
