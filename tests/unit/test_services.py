@@ -20,6 +20,9 @@ from xenlab.platform.daemon import parse_failed, parse_states
 from xenlab.platform.openrc import OpenRc, with_need
 from xenlab.platform.services import services
 from xenlab.platform.systemd import Systemd
+from xenlab.platform.units import ServerUnordered, UnitFile
+from xenlab.resources.base import Difference
+from xenlab.resources.files import Symlink
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 SYSV = """#!/bin/sh
@@ -103,6 +106,87 @@ def test_a_root_that_is_not_there_yet(tmp_path: Path) -> None:
     difference = Systemd().running("ssh").probe(empty)
     assert difference is not None and difference.summary == "enable and start ssh"
     assert Systemd().carrying("xen", "xenconsoled", "--log=all").probe(empty) is not None
+
+
+# -- what systemd has read
+
+
+@pytest.fixture
+def pid1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What systemd says of a unit; the file NAME.after, once it has read all of them again."""
+    said = tmp_path / "said"
+    program = f"""#!/bin/sh
+    case $1 in
+        show) cat {said} ;;
+        daemon-reload)
+            echo reloaded >> {tmp_path}/told
+            cat {said}.after > {said}
+            ;;
+    esac
+    """
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/systemctl").write_text(program)
+    (tmp_path / "bin/systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    return said
+
+
+def shown(load: str, stale: str, fragment: str, *added: str) -> str:
+    """The properties of a unit as systemctl(1) shows them."""
+    return (
+        f"LoadState={load}\nFragmentPath={fragment}\nDropInPaths={' '.join(added)}\n"
+        f"NeedDaemonReload={stale}\n"
+    )
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_unit_that_systemd_has_not_read_is_a_difference(
+    tmp_path: Path, pid1: Path, added: bool
+) -> None:
+    """A run that was cut off between the file and daemon-reload."""
+    here, theirs = Host(Local()), "/lib/systemd/system/one.service"
+    path = f"{tmp_path}/one.service.d/xenlab.conf" if added else f"{tmp_path}/one.service"
+    unit = UnitFile(path, "[Service]\nExecStart=/bin/true\n")
+    read = (
+        shown("loaded", "no", theirs, "/etc/x.conf", path) if added else shown("loaded", "no", path)
+    )
+    Path(f"{pid1}.after").write_text(read)
+    stale = [
+        shown("loaded", "yes", theirs if added else path, *([path] if added else [])),
+        # systemd#31752
+        shown("loaded", "no", theirs, f"{path}.d"),
+        "" if added else shown("not-found", "no", ""),
+    ]
+    here.write(path, unit.text())
+    for text in stale:
+        pid1.write_text(text)
+        difference = unit.probe(here)
+        assert difference == Difference(f"have systemd read {path}"), text
+        unit.apply(here, silent)
+        unit.verify(here)
+    assert (tmp_path / "told").read_text().splitlines() == ["reloaded"] * 3
+    unit.apply(here, silent)
+    assert len((tmp_path / "told").read_text().splitlines()) == 3
+
+
+def test_what_is_added_to_a_masked_unit_need_not_be_read(tmp_path: Path, pid1: Path) -> None:
+    unit = UnitFile(f"{tmp_path}/one.service.d/xenlab.conf", "[Unit]\n")
+    Host(Local()).write(unit.path, unit.text())
+    for load in ("masked", "not-found"):
+        pid1.write_text(shown(load, "no", ""))
+        assert unit.probe(Host(Local())) is None
+
+
+def test_an_order_that_systemd_still_goes_by_is_a_difference(tmp_path: Path, pid1: Path) -> None:
+    here = Host(Local())
+    unordered = ServerUnordered(f"{tmp_path}/generators/nfs-server-generator")
+    old = "DropInPaths=/run/systemd/generator/nfs-server.service.d/order-with-mounts.conf\n"
+    pid1.write_text(old.removeprefix("DropInPaths="))
+    Path(f"{pid1}.after").write_text("")
+    Symlink(unordered.path, "/dev/null").apply(here, silent)
+    assert unordered.probe(here) is not None
+    unordered.apply(here, silent)
+    unordered.verify(here)
 
 
 def test_no_service_at_all_is_no_difference() -> None:

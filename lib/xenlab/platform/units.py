@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed
@@ -95,28 +96,50 @@ class Units(ServiceStates):
         host.run(Command.script(script, *words, *self.names), timeout=START_SECONDS)
 
 
+# systemd reads a unit that it does not know yet when it is asked for it. What is added to one that
+# is not there, or masked, has no effect. NeedDaemonReload alone says "no" where the folder of a
+# drop-in is new (systemd#31752).
+_IS_READ = """
+is_read() { # UNIT FILE
+    asked=LoadState,NeedDaemonReload,FragmentPath,DropInPaths
+    shown=$(systemctl show -p "$asked" -- "$1") || return 1
+    case $2 in
+        *.d/*)
+            case $shown in *LoadState=not-found* | *LoadState=masked*) return 0 ;; esac
+            ;;
+    esac
+    case $shown in *NeedDaemonReload=no*) ;; *) return 1 ;; esac
+    printf '%s\\n' "$shown" | sed -n 's/^FragmentPath=//p; s/^DropInPaths=//p' \\
+        | tr ' ' '\\n' | grep -qxF -- "$2"
+}
+"""
+
+
 @dataclass(frozen=True)
 class UnitFile(File):
     """A unit, or what is added to one; systemd knows of it at once where it runs."""
 
+    def probe(self, host: Host) -> Difference | None:
+        """The diff of the file, or that systemd goes by what it read before."""
+        different = super().probe(host)
+        if different is not None or host.root != "/" or host.test(self._asked()):
+            return different
+        return Difference(f"have systemd read {self.path}")
+
     def apply(self, host: Host, report: Report) -> None:
         """Write the file; systemd reads its units again unless it has read this very file.
 
-        It reads a unit that it does not know yet when it is asked for it. To read all of them takes
-        ten seconds on an emulated host.
+        To read all of them takes ten seconds on an emulated host.
         """
         super().apply(host, report)
-        unit = self.path.split("/")[4].removesuffix(".d")
-        # NeedDaemonReload alone says "no" where the folder of a drop-in is new (systemd#31752)
-        script = """
-            if [ "$(systemctl show -P NeedDaemonReload -- "$1")" = no ]; then
-                read=$(systemctl show -P FragmentPath -P DropInPaths -- "$1")
-                case " $(printf %s "$read" | tr '\\n' ' ') " in *" $2 "*) exit 0 ;; esac
-            fi
-            systemctl daemon-reload
-        """
         if host.root == "/":
-            host.run(Command.script(script, unit, self.path), timeout=START_SECONDS)
+            host.run(self._asked(" || systemctl daemon-reload"), timeout=START_SECONDS)
+
+    def _asked(self, otherwise: str = "") -> Command:
+        place = PurePosixPath(self.path)
+        added = place.parent.suffix == ".d"
+        unit = place.parent.stem if added else place.name
+        return Command.script(f'{_IS_READ}is_read "$1" "$2"{otherwise}', unit, self.path)
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,21 @@ class ServerUnordered(Symlink):
 
     path: str = f"{GENERATORS}/nfs-server-generator"
     target: str = "/dev/null"
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the link is missing, or systemd still goes by what the generator wrote."""
+        different = super().probe(host)
+        if different is not None or host.root != "/":
+            return different
+        script = """
+            case $(systemctl show -P DropInPaths -- nfs-server.service) in
+                */order-with-mounts.conf*) exit 44 ;;
+            esac
+        """
+        result = host.run(Command.script(script), check=False)
+        if result.status == 44:
+            return Difference("have systemd forget the order of nfs-server-generator")
+        return None
 
     def apply(self, host: Host, report: Report) -> None:
         """Put the generator out of use, and have systemd read its units again."""
