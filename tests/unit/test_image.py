@@ -19,7 +19,8 @@ from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.parameters import Parameters
 from xenlab.recipes import guests
-from xenlab.recipes.imaging import parse_proof
+from xenlab.recipes.imaging import base, parse_proof
+from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Resource
 from xenlab.resources.image import Image, ImageProof, parse_listing, parse_record, statements
 
@@ -236,6 +237,21 @@ def test_dom0_may_change_afterwards_but_another_base_is_another_image(machine: M
     other = replace(machine.image, base="other")
     difference = other.probe(HERE)
     assert difference is not None and "another base" in difference.summary
+
+
+def test_where_the_stage_lies_is_no_part_of_an_image_and_what_it_holds_is(
+    machine: Machine,
+) -> None:
+    here = Parameters()
+    moved = Parameters(stage="/srv/other name.tar.zst", stage_checksums="/srv/sums")
+    record = machine.root / RECORD
+    record.write_text(f"complete {'a' * 64}\n")
+    taken(replace(machine, image=replace(machine.image, base=base(here))))
+    assert replace(machine.image, base=base(moved)).probe(HERE) is None
+    record.write_text(f"complete {'b' * 64}\n")
+    difference = replace(machine.image, base=base(here)).probe(HERE)
+    assert difference is not None and "another stage" in difference.summary
+    taken(replace(machine, image=replace(machine.image, base=base(here))))
 
 
 def test_an_image_that_is_touched_is_read_and_a_damaged_one_is_seen(machine: Machine) -> None:

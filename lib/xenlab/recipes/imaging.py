@@ -50,14 +50,14 @@ def image_proven(book: Chapter) -> Resource:
 
 
 def base(site: Parameters) -> str:
-    """A short name for what the generic root was made from.
+    """A short name for what the site asks of the generic root.
 
     Another software list, say, makes another root, and so another image; what chapters 07 to 11
-    do to dom0 afterwards does not.
+    do to dom0 afterwards does not. The stage is not in it: where it lies does not matter, and the
+    root itself says by its checksum which one it was.
     """
     shaped = {
         "platform": site.platform,
-        "stage": site.stage,
         "software": sorted({*site.software, *packages(site).nfs_client}),
         "services": sorted(site.services),
         # where nothing is unwanted, the root is the one that was made before there was such a key

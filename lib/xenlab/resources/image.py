@@ -13,6 +13,7 @@ from importlib.resources import files as package_files
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.wholefile import RECEIVE, size_and_digest
 
@@ -31,8 +32,9 @@ _REFUSED = {
 class Image(Resource):
     """An archive of a root file system; ``.sha256`` (sha256sum format) and ``.info`` beside it.
 
-    ``base`` names what the root was made from; an image of another base is taken anew. What
-    becomes of the machine afterwards does not matter: the image is what it was.
+    ``base`` names what was asked of the root, and the root itself says by its checksum which stage
+    it was unpacked from; an image of another base or stage is taken anew. What becomes of the
+    machine afterwards does not matter: the image is what it was.
     ``device`` empty: the running root ``source`` is archived through a bind mount. ``without``:
     further paths that are left out, with the wildcards of tar(1).
     """
@@ -51,12 +53,14 @@ class Image(Resource):
         script = """
             cat -- "$1.info" 2> /dev/null || exit 44
             cut -c 1-64 < "$1.sha256" | sed 's/^/listed=/'
+            sed 's/^/stage_now=/' "${2%/}/$3" 2> /dev/null || :
             stat --printf 'bytes_now=%s\\nmodified_now=%.9Y\\n' -- "$1"
             modified=$(stat -c %.9Y -- "$1")
             grep -qx "modified=$modified" "$1.info" && exit 0
             sha256sum < "$1" | cut -c 1-64 | sed 's/^/sha256_now=/'
         """
-        result = host.run(Command.script(script, self.path), check=False, timeout=TAKE_SECONDS)
+        command = Command.script(script, self.path, self.source, RECORD)
+        result = host.run(command, check=False, timeout=TAKE_SECONDS)
         record = parse_record(result.stdout) if result.ok else {}
         reason = self._missing(record)
         return Difference(f"take the image {self.path}: {reason}") if reason else None
@@ -77,6 +81,7 @@ class Image(Resource):
             source,
             self.base,
             *size_and_digest(patterns),
+            RECORD,
         )
         result = host.run(command, input=patterns, check=False, timeout=TAKE_SECONDS)
         if result.status in _REFUSED:
@@ -90,6 +95,8 @@ class Image(Resource):
             return "there is none"
         if record.get("base") != self.base:
             return "the one there was taken of another base"
+        if record.get("stage", "") != record.get("stage_now", ""):
+            return "the one there was taken of another stage"
         if record.get("sha256") != record.get("listed"):
             return "its checksum file belongs to another one"
         if record.get("bytes") != record.get("bytes_now"):

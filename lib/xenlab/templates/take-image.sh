@@ -1,9 +1,10 @@
 # Take an image of a root file system: archive, checksum and record, each whole or not there.
 # $1 image   $2 "bind" (a mounted root) or "device"   $3 that root or device   $4 what shaped it
-# $5, $6 size and SHA-256 of standard input: patterns of what is left out. Runs in a mount namespace of its own (unshare):
-# whatever ends it ends its mounts.
+# $5, $6 size and SHA-256 of standard input: patterns of what is left out.
+# $7 the file in the root that says which stage it was unpacked from.
+# Runs in a mount namespace of its own (unshare): whatever ends it ends its mounts.
 set -eu
-image=$1 way=$2 source=$3 base=$4
+image=$1 way=$2 source=$3 base=$4 stage=$7
 export LC_ALL=C
 
 scratch=$(mktemp -d /run/xenlab-image-XXXXXX)
@@ -75,12 +76,13 @@ digest=$(sha256sum < "$image.new")
 digest=${digest%% *}
 packages=$(sha256sum < "$root/var/lib/dpkg/status" 2> /dev/null) || packages=
 sync -- "$image.new"
+stage=$(cat -- "$root/$stage" 2> /dev/null) || stage=
 rm -f -- "$image.info"
 printf '%s  %s\n' "$digest" "${image##*/}" > "$image.sha256.new"
 mv -f -- "$image.sha256.new" "$image.sha256"
 mv -f -- "$image.new" "$image"
 {
-    printf 'base=%s\nway=%s\nsha256=%s\n' "$base" "$way" "$digest"
+    printf 'base=%s\nstage=%s\nway=%s\nsha256=%s\n' "$base" "$stage" "$way" "$digest"
     stat --printf 'bytes=%s\nmodified=%.9Y\n' -- "$image"
     printf 'packages=%s\ntaken=%s\n' "${packages%% *}" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 } > "$image.info.new"
