@@ -29,11 +29,12 @@ cat /proc/swaps 2> /dev/null || :
 echo '{SECTION}mounts'
 cat /proc/self/mountinfo
 echo '{SECTION}lsblk'
-lsblk -J -b -p -o NAME,KNAME,MAJ:MIN,TYPE,SIZE,SERIAL,FSTYPE,LABEL,PARTLABEL,PARTUUID
+lsblk -J -b -p -o NAME,KNAME,MAJ:MIN,TYPE,SIZE,SERIAL,FSTYPE,UUID,LABEL,PARTLABEL,PARTUUID
 echo '{SECTION}blkid'
 # what is on a device lsblk has from udev, which not every rescue system runs
 if [ ! -e /run/udev/control ]; then
-    lsblk -l -n -p -o NAME | xargs blkid -p -o export 2> /dev/null || :
+    # one by one: blkid stops at the first device that has nothing on it
+    lsblk -l -n -p -o NAME | xargs -n 1 blkid -p -o export 2> /dev/null || :
 fi
 """
 """Shell text that looks at the device "$1" and all others; `parse` reads what it prints."""
@@ -41,7 +42,10 @@ fi
 
 @dataclass(frozen=True)
 class Device:
-    """A disk, a partition, or what lies on one; ``places`` are where it is mounted itself."""
+    """A disk, a partition, or what lies on one; ``places`` are where it is mounted itself.
+
+    ``uuid`` is the partition's own, ``system_uuid`` that of the file system on it.
+    """
 
     path: str
     bytes: int
@@ -51,6 +55,7 @@ class Device:
     label: str = ""
     name: str = ""
     uuid: str = ""
+    system_uuid: str = ""
     places: tuple[str, ...] = ()
     parts: tuple[Device, ...] = ()
 
@@ -171,6 +176,7 @@ def _device(
         label=entry.get("label") or "",
         name=entry.get("partlabel") or "",
         uuid=(entry.get("partuuid") or "").lower(),
+        system_uuid=entry.get("uuid") or "",
         places=tuple(dict.fromkeys(used)),
         parts=tuple(_device(part, places, probed) for part in entry.get("children", [])),
     )
@@ -178,6 +184,7 @@ def _device(
 
 _COLUMNS = {
     "TYPE": "fstype",
+    "UUID": "uuid",
     "LABEL": "label",
     "PART_ENTRY_NAME": "partlabel",
     "PART_ENTRY_UUID": "partuuid",
