@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ class Work:
     """A run that was found to be in order and can start: nothing has been touched yet.
 
     ``folder`` is None for a new run. ``notebooks`` are all chapters, ``todo`` those left to do.
+    ``destroy`` names what this run may destroy of what xenlab made, until it ends or stops.
     """
 
     site: Parameters
@@ -47,6 +49,7 @@ class Work:
     file: str
     overrides: Mapping[str, object]
     folder: Path | None = None
+    destroy: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,17 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
     return Work(site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute())
 
 
+def allowing(work: Work, destroy: Sequence[str]) -> Work:
+    """A run that may destroy what has these names; raises BadInput for what is no name."""
+    for name in destroy:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise BadInput(
+                f"cannot destroy {name!r}: it is no name of a guest's partition, and not dom0",
+                hint="the step that needs a consent says for what",
+            )
+    return replace(work, destroy=tuple(destroy))
+
+
 def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
     """Execute the chapters in order into the run's folder; stop at the first that is not done.
 
@@ -132,6 +146,8 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
             if work.folder is not None:
                 audit.keep_files(folder)
             runs.begin(folder)
+            for name in work.destroy:
+                Journal(folder).append(phase="consent", status="given", message=name)
             problem = _chapters(work, folder, lock, console, seen, begun)
             status = FAILED if problem else 0
         except DiskFull as full:
@@ -228,7 +244,11 @@ def _kernels(work: Work, folder: Path, lock: int) -> Kernels:
 
     return Kernels(
         work.notebooks[0].parent,
-        {"XENLAB_RUN": str(folder), "XENLAB_MODE": work.mode},
+        {
+            "XENLAB_RUN": str(folder),
+            "XENLAB_MODE": work.mode,
+            "XENLAB_DESTROY": " ".join(work.destroy),
+        },
         lock=lock,
         log=folder / "kernels.log",
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from xenlab import abandoned, hidden
-from xenlab.consent import planned_before, require_consent, would_refuse
+from xenlab.consent import Agreed, Consents, planned_before, require_consents, would_refuse
 from xenlab.disklayout import device
 from xenlab.errors import (
     ChapterOrder,
@@ -56,9 +56,10 @@ class Chapter(Seams):
     """One opened chapter: the site, the machines, and the verbs that its cells use.
 
     ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
-    from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan". Each verb is a step,
-    and so is opening the chapter; its hosts run nothing outside of one. ``stop`` stops the step
-    under way once it is set, the opening as well.
+    from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
+    what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
+    its hosts run nothing outside of one. ``stop`` stops the step under way once it is set, the
+    opening as well.
     """
 
     def __init__(
@@ -71,13 +72,15 @@ class Chapter(Seams):
         mode: str = "apply",
         hold: Hold = Hold.STEP,
         stop: threading.Event | None = None,
+        destroy: tuple[str, ...] = (),
     ) -> None:
         super().__init__(site)
         self.name = name
         self.journal = journal
         self.mode = mode
         self.consents: list[str] = []
-        self._identities: dict[str, str] = {}
+        self._destroy = destroy
+        self._agreed: dict[str, Agreed] = {}
         self._before = planned_before(journal, site.disk) if mode == "plan" else ""
         self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets), stop)
         self.controller = Host(Local(), watcher=self.recorder)
@@ -198,10 +201,10 @@ class Chapter(Seams):
             elif found is not None:
                 raise StepFailed(found.summary, hint=found.hint)
 
-    def consent(self, serial: str) -> None:
-        """Note a person's word that the disk with this serial may be wiped."""
-        self.consents.append(serial)
-        self.journal.append(chapter=self.name, phase="consent", status="given", message=serial)
+    def consent(self, serial_or_made: str) -> None:
+        """Note a person's word: a disk's serial, or "NAME UUID" of what xenlab made."""
+        self.consents.append(serial_or_made)
+        self._note_consent("given", serial_or_made)
 
     def close(self) -> None:
         """The end of the chapter: without this record it counts as unfinished."""
@@ -228,6 +231,7 @@ class Chapter(Seams):
     @contextmanager
     def _step(self, title: str, host: Host) -> Iterator[Step]:
         self.stop.clear()
+        self._agreed = {}
         step = Step(
             journal=self.journal,
             view=self._view.step_started(title),
@@ -260,10 +264,11 @@ class Chapter(Seams):
         if not parts:
             step.message = NOTHING
         found = dict(zip(parts, pool.map(look, parts.items()), strict=True))
-        todo = {label: parts[label] for label, d in found.items() if d is not None}
+        todo: dict[str, Resource] = {}
         for label, difference in found.items():
-            if difference is not None:
+            if difference is not None and not self._stays(step, host, parts[label], difference):
                 step.differs(label, difference)
+                todo[label] = parts[label]
         if not self._may_go_on(step, host, list(todo.values())):
             return
         futures = {
@@ -292,7 +297,7 @@ class Chapter(Seams):
         todo: list[Resource] = []
         for resource in resources:
             difference = self._probe(resource, host)
-            if difference is not None:
+            if difference is not None and not self._stays(step, host, resource, difference):
                 label = f"{len(todo) + 1}" if len(resources) > 1 else ""
                 step.differs(label, difference)
                 todo.append(resource)
@@ -312,9 +317,15 @@ class Chapter(Seams):
             return False
         if not todo:
             return False
-        for wiped in sorted({r.wipes() for r in todo} - {""}):
-            self._consent(host, wiped)
+        self._consent(host, todo)
         self._starts(step)
+        return True
+
+    def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
+        """Whether a difference may stay, and nobody agreed to lose what is there; it is said."""
+        if not difference.stays or not self._consents.without(resource.destroys(host)):
+            return False
+        step.note(difference.stays)
         return True
 
     def _plan(self, step: Step, host: Host, todo: list[Resource]) -> None:
@@ -326,37 +337,48 @@ class Chapter(Seams):
             step.status = WOULD_CHANGE
             step.message = f"unknown until {self._before}; compared with what is there now"
             return
-        found = (r.refusal(host) or self._refusal(host, r.wipes()) for r in todo)
-        refused = next(filter(None, found), "")
+        refused = next(filter(None, (r.refusal(host) for r in todo)), "")
+        refused = refused or would_refuse(host, todo, self._consents)
         if refused:
-            step.status, step.message = REFUSED, f"would be refused: {refused}"
+            step.status = REFUSED
+            step.note(f"would be refused: {refused}")
         if self.site.disk in step.wipes:
             self._before = f"step {step.number} has made {self.site.disk} anew"
 
-    def _refusal(self, host: Host, device: str) -> str:
-        allowed = (*self.site.may_wipe, *self.consents)
-        return would_refuse(host, device, allowed) if device else ""
+    @property
+    def _consents(self) -> Consents:
+        site = self.site
+        return Consents(
+            (*site.may_wipe, *self.consents),
+            (*site.may_destroy, *self.consents, *self._destroy),
+        )
+
+    def _note_consent(self, status: str, what: str) -> None:
+        self.journal.append(chapter=self.name, phase="consent", status=status, message=what)
 
     def _starts(self, step: Step) -> None:
         """Nobody else changes the machine from now on; a RUNNING record is on disk."""
         self._machine.take(self.recorder)
         step.running()
 
-    def _consent(self, host: Host, device: str) -> None:
+    def _consent(self, host: Host, todo: Sequence[Resource]) -> None:
         try:
-            allowed = (*self.site.may_wipe, *self.consents)
-            self._identities[device] = require_consent(host, device, allowed)
+            self._agreed = require_consents(host, todo, self._consents)
         except ConsentNeeded as needed:
-            if needed.serial:
-                self._view.consent(needed.device, needed.serial, self.consent)
+            if needed.serial or needed.made:
+                self._view.consent(needed, self.consent)
             raise
+        for each in self._agreed.values():
+            for thing in each.lost:
+                self._note_consent("used", str(thing))
 
     def _apply(self, step: Step, host: Host, resources: tuple[Resource, ...], label: str) -> None:
         def report(what: str, done: float | None = None) -> None:
             step.report(what, done, label)
 
         for wanted in resources:
-            resource = wanted.consented(self._identities.get(wanted.wipes(), ""))
+            agreed = self._agreed.get(wanted.wipes(), Agreed())
+            resource = wanted.consented(agreed.identity, agreed.lost)
             try:
                 with self.recorder.during("change", label):
                     self._machine.again(self.recorder)

@@ -43,6 +43,15 @@ From = Annotated[str, typer.Option("--from", help="The chapter to begin with.")]
 LabName = Annotated[
     str, typer.Option("--lab", help="The embedded lab to work on, whatever the file names.")
 ]
+Destroy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--destroy",
+        metavar="NAME",
+        help="What xenlab made and this run may destroy: a guest, or dom0. May be repeated.",
+        show_default=False,
+    ),
+]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
 ]
@@ -64,6 +73,7 @@ def run(
         str, typer.Option("--resume", metavar="RUN", help="Take up a run where it stopped.")
     ] = "",
     mode: Annotated[str, typer.Option("--mode", help="apply or plan.")] = "apply",
+    destroy: Destroy = None,
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
@@ -74,7 +84,7 @@ def run(
             "a run that is taken up again has its own chapters, mode and lab",
             hint="give only --resume, and -f where the parameters file was moved",
         )
-    _run(chapters or [], file, from_, resume, mode, lab, runs, notebooks)
+    _run(chapters or [], file, from_, resume, mode, destroy or [], lab, runs, notebooks)
 
 
 @app.command()
@@ -82,12 +92,13 @@ def plan(
     chapters: Chapters = None,
     file: File = None,
     from_: From = "",
+    destroy: Destroy = None,
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
 ) -> None:
     """Say what the chapters would change, with diffs; touch nothing."""
-    _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
+    _run(chapters or [], file, from_, "", "plan", destroy or [], lab, runs, notebooks)
 
 
 @app.command()
@@ -100,7 +111,7 @@ def check(
     notebooks: Notebooks = None,
 ) -> None:
     """Look whether everything is still as the chapters left it; exit status 3 if it is not."""
-    outcome = _run(chapters or [], file, from_, "", "plan", lab, runs, notebooks)
+    outcome = _run(chapters or [], file, from_, "", "plan", [], lab, runs, notebooks)
     from xenlab.step import REFUSED, WOULD_CHANGE
 
     drift = [s for c in outcome.chapters for s in c.steps if s.status in (WOULD_CHANGE, REFUSED)]
@@ -162,6 +173,7 @@ def _run(
     from_: str,
     resume: str,
     mode: str,
+    destroy: list[str],
     lab: str,
     runs: Path | None,
     notebooks: Path | None,
@@ -179,6 +191,7 @@ def _run(
         work = batch.prepare(
             chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
         )
+    work = batch.allowing(work, destroy)
     # these take a second to import, which a refusal need not wait for
     from xenlab.progress import summary
 

@@ -13,7 +13,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display as ipython_display
 
 from xenlab.card import Card, environment
-from xenlab.errors import XenlabError
+from xenlab.errors import ConsentNeeded, XenlabError
 from xenlab.painted import PaintedStep
 from xenlab.panel.consent import ConsentCard
 from xenlab.plain import clean
@@ -42,10 +42,10 @@ class NotebookView:
         """A step's display, at once visible."""
         return NotebookStep(title, self._kept)
 
-    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
-        """A card to type the serial into, below the step; a run of its own asks nobody."""
+    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
+        """A card to type the consent into, below the step; a run of its own asks nobody."""
         if "XENLAB_RUN" not in os.environ:
-            _display(ConsentCard(device, serial, give).widget)
+            _display(ConsentCard(needed, give).widget)
 
 
 class NotebookStep(PaintedStep):

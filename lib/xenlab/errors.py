@@ -121,17 +121,27 @@ class MachineBusy(XenlabError):
 
 
 class ConsentNeeded(XenlabError):
-    """A step would destroy data on a device whose serial nobody has consented to.
+    """A step would destroy what nobody has consented to lose.
 
-    ``serial`` is the serial to consent to, "" where no consent can help.
+    ``serial`` is that of the device's disk, where a consent to wipe it is wanted; ``made`` is what
+    xenlab made and wants a consent by name, as "NAME UUID" each. Where both are empty no consent
+    can help.
     """
 
     def __init__(
-        self, message: str, *, hint: str = "", where: str = "", device: str = "", serial: str = ""
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        where: str = "",
+        device: str = "",
+        serial: str = "",
+        made: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, hint=hint, where=where)
         self.device = device
         self.serial = serial
+        self.made = made
 
 
 class OutsideStep(XenlabError):

@@ -154,6 +154,16 @@ PartitionName = Annotated[
         )
     ),
 ]
+MadeThing = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"[A-Za-z0-9][A-Za-z0-9._-]{0,15} [A-Za-z0-9-]{4,}",
+            "a name with the UUID of its file system, as a refused step says it; a name alone "
+            "would hold for whatever is there later",
+        )
+    ),
+]
 Interface = Annotated[
     Text,
     AfterValidator(

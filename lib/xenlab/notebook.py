@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab import display
 from xenlab.card import duration
 from xenlab.chapter import Chapter
+from xenlab.errors import ConsentNeeded
 from xenlab.opening import open_chapter as open_in_view
 from xenlab.plain import clean
 from xenlab.recorder import Phase
@@ -50,8 +51,8 @@ class TextView:
         """A step, shown when it is finished."""
         return TextStep(self._out, title)
 
-    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
-        """Nothing: the step's own message says what to put into ``may_wipe``."""
+    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
+        """Nothing: the step's own message says how to agree."""
 
 
 class TextStep:

@@ -28,8 +28,8 @@ def open_chapter(
     """Open a chapter for the parameters found in a notebook's namespace.
 
     The run folder is ``$XENLAB_RUN``, or a new one under ``runs/``; ``$XENLAB_MODE`` is "apply"
-    or "plan". Raises BadInput before anything is touched, NoConnection if the host cannot be
-    reached.
+    or "plan", and ``$XENLAB_DESTROY`` names what may be destroyed of what xenlab made. Raises
+    BadInput before anything is touched, NoConnection if the host cannot be reached.
     """
     site = from_notebook(dict(namespace))
     hidden.declared(site.secrets)
@@ -37,7 +37,17 @@ def open_chapter(
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")
     hold = _hold(Path(folder), name) if folder else Hold.STEP
-    return Chapter(name, site, journal, view or Silent(), mode=mode, hold=hold, stop=stop)
+    destroy = tuple(os.environ.get("XENLAB_DESTROY", "").split())
+    return Chapter(
+        name,
+        site,
+        journal,
+        view or Silent(),
+        mode=mode,
+        hold=hold,
+        stop=stop,
+        destroy=destroy,
+    )
 
 
 def _hold(folder: Path, name: str) -> Hold:

@@ -31,6 +31,7 @@ from xenlab.names import (
     KernelOption,
     LabName,
     MacAddress,
+    MadeThing,
     Mib,
     MountPath,
     OptionalPath,
@@ -161,6 +162,7 @@ class Parameters(BaseModel):
 
     disk: DevicePath = "/dev/vda"
     may_wipe: list[Given] = ["XENLAB-LAB"]
+    may_destroy: list[MadeThing] = []
     boot_mib: Mib = 512
     dom0_swap_mib: Mib = 512
     dom0_root_mib: Mib = 3072

@@ -92,6 +92,10 @@ class Step:
         self.differences[label] = masked
         self.view.difference(label, masked)
 
+    def note(self, message: str) -> None:
+        """Add a sentence to what a person should know."""
+        self.message = "; ".join(filter(None, (self.message, message)))
+
     def running(self) -> None:
         """Put a RUNNING record on disk before anything is applied."""
         self._record("running", "running")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from xenlab.errors import ConsentNeeded
 from xenlab.recorder import Phase
 from xenlab.resources.base import Difference
 
@@ -53,8 +54,11 @@ class View(Protocol):
     def step_started(self, title: str) -> StepView:
         """A step begins."""
 
-    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
-        """A step stopped for want of consent; ``give`` takes the serial that a person typed."""
+    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
+        """A step stopped for want of consent; ``give`` takes what a person agreed to lose.
+
+        That is the disk's serial, or each of ``made``, once the person typed the names.
+        """
 
 
 class Silent:
@@ -67,7 +71,7 @@ class Silent:
         """A step that shows nothing."""
         return _SilentStep()
 
-    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
+    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
         """Nobody is there to be asked."""
 
 

@@ -5,17 +5,21 @@ These tests run after those of `test_end_to_end`, which bring the lab there.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 import struct
 import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tests.end_to_end.conftest import NAME
 from tests.whole_lab import HOUR, Site, power_cycled, statuses, wait_until, without_record
 
 from xenlab import runs
+from xenlab.journal import Journal
 from xenlab.lab import Lab, qmp
 
 LAN = bytes((10, 66, 0))
@@ -318,6 +322,58 @@ def test_the_machine_boots_into_xen_by_itself(site: Site) -> None:
     assert up.returncode == 0, up.stdout + up.stderr
     assert "xen_version" in site.ssh("", "xl", "info")
     assert site.ssh("", "uname", "-r").strip().endswith("-xen0")
+
+
+def test_where_the_stage_lies_changes_nothing(site: Site, tmp_path: Path) -> None:
+    stage = Path(yaml.safe_load(site.parameters.read_text())["stage"]).expanduser()
+    moved, sums = tmp_path / "moved.tar.zst", tmp_path / "sums"
+    shutil.copyfile(stage, moved)
+    with moved.open("rb") as copy:
+        sums.write_text(f"{hashlib.file_digest(copy, 'sha256').hexdigest()}  {moved.name}\n")
+    file = site.changed(stage=str(moved), stage_checksums=str(sums))
+    run = site.xenlab("run", "02", "06", "09", "-f", str(file))
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert set(statuses(runs.find(site.runs, "last")).values()) == {"ok"}
+
+
+# The same files, packed otherwise, with records to match.
+ANOTHER_IMAGE = """
+set -e
+cd /mnt/share/images
+old=$(cut -c 1-64 < base.tar.zst.sha256)
+zstd -q -d -c base.tar.zst | zstd -q -5 -f -o again
+mv again base.tar.zst
+new=$(sha256sum < base.tar.zst | cut -c 1-64)
+[ "$new" != "$old" ]
+for record in sha256 info proof; do sed -i "s/$old/$new/" base.tar.zst.$record; done
+bytes=$(stat -c %s base.tar.zst) modified=$(stat -c %.9Y base.tar.zst)
+sed -i "s/^bytes=.*/bytes=$bytes/; s/^modified=.*/modified=$modified/" base.tar.zst.info
+"""
+
+
+def test_another_image_makes_a_guest_anew_only_by_its_name(site: Site) -> None:
+    for guest in ("domu1", "domu3"):
+        site.ssh(guest, "echo precious > /root/data")
+    site.ssh("", ANOTHER_IMAGE)
+    for mode in ("plan", "run"):
+        done = site.xenlab(mode, "06", "09", "-f", str(site.parameters))
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        kept = unpacked(site)
+        assert kept["status"] == "ok" and "domu1 keeps its root" in kept["message"]
+    site.ssh("", "xl", "shutdown", "-w", "domu1")
+    done = site.xenlab("run", "-f", str(site.parameters), "--destroy", "domu1")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert unpacked(site)["status"] == "changed"
+    assert list(unpacked(site)["difference"]) == ["domu1"]
+    assert site.ssh("domu1", "ls /root/data 2> /dev/null || echo gone") == "gone\n"
+    assert site.ssh("domu3", "cat", "/root/data") == "precious\n"
+
+
+def unpacked(site: Site) -> dict[str, Any]:
+    """The final record of the last run's step 09.1."""
+    records = Journal(runs.find(site.runs, "last")).records()
+    (found,) = (r for r in records if r["phase"] == "final" and r["step"] == "09.1")
+    return found
 
 
 def processes_named(name: str) -> list[str]:

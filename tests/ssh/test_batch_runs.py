@@ -264,6 +264,25 @@ def test_a_run_is_taken_up_only_with_the_parameters_it_began_with(site: Site) ->
     assert site.xenlab("run", "--resume", "last").returncode == 0
 
 
+def test_what_a_run_may_destroy_is_its_own_and_on_record(site: Site) -> None:
+    site.chapter(
+        "01_first",
+        "from xenlab.resources.condition import Condition\n"
+        'names = Command.argv("test", " ".join(book._consents.made), "=", "dom0 domu1")\n'
+        'book.check("01.1 May destroy", Condition(names, "may not"), on=book.host)',
+    )
+    allowed = ("--destroy", "dom0", "--destroy", "domu1")
+    assert site.xenlab("run", "-f", "site.yaml").returncode == 1
+    assert site.xenlab("run", "--resume", "last", *allowed).returncode == 0
+    given = [r["message"] for r in site.journal().records() if r["phase"] == "consent"]
+    assert given == ["dom0", "domu1"]
+    assert site.xenlab("plan", "-f", "site.yaml", *allowed).returncode == 0
+    assert site.steps() == [("01.1", "ok")]
+    assert site.xenlab("run", "-f", "site.yaml").returncode == 1
+    refused = site.xenlab("run", "-f", "site.yaml", "--destroy", "domu1 domu2")
+    assert refused.returncode == 2 and "cannot destroy 'domu1 domu2'" in refused.stderr
+
+
 def test_two_processes_do_not_work_on_one_run(site: Site) -> None:
     slow = 'echo > "$1.begun"; while [ ! -e "$1.go" ]; do sleep 0.1; done; echo made > "$1"'
     site.chapter("01_first", site.made("01.1", script=slow))

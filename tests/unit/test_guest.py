@@ -189,13 +189,75 @@ def test_what_is_left_of_an_interrupted_one_is_made_anew(
     def leave(root: Path) -> None:
         (root / "half").write_text("unpacked\n")
 
+    damaged = replace(guest[0], image=str(_damaged(guest[0].image)))
+    with pytest.raises(XenlabError):
+        damaged.apply(HOST, silent)
     look(device, tmp_path, leave)
+    assert guest[0].destroys(HOST) == ()
+    with pytest.raises(StepFailed, match="no completely unpacked root"):
+        guest[1].apply(HOST, silent)
     with pytest.raises(StepFailed, match="not the one that somebody consented to"):
         make(guest)
     look(device, tmp_path, lambda root: _present(root / "half"))
     identity = identified(HOST, device).identity
     make((guest[0].consented(identity), guest[1]))
     look(device, tmp_path, lambda root: _absent(root / "half"))
+
+
+def test_files_that_nobody_here_unpacked_stay_until_somebody_agrees_to_lose_these(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    def leave(root: Path) -> None:
+        (root / "data").write_text("precious\n")
+
+    assert guest[0].destroys(HOST) == (), "an empty file system is nobody's"
+    look(device, tmp_path, leave)
+    (made,) = guest[0].destroys(HOST)
+    assert made.name == "domu1"
+    identity = identified(HOST, device).identity
+    for lost in ((), (replace(made, uuid="another"),)):
+        with pytest.raises(StepFailed, match="files of domu1 that nobody agreed to lose"):
+            guest[0].consented(identity, lost).apply(HOST, silent)
+    look(device, tmp_path, lambda root: _present(root / "data"))
+    make((guest[0].consented(identity, (made,)), guest[1]))
+    look(device, tmp_path, lambda root: _absent(root / "data"))
+    with pytest.raises(StepFailed, match="nobody agreed to lose"):
+        guest[0].consented(identity, (made,)).apply(HOST, silent)
+
+
+@pytest.mark.parametrize(("name", "times"), [("mkfs.ext4", 1), ("tar", 2), ("mv", 2)])
+def test_a_kill_while_a_root_is_unpacked_needs_no_consent_to_go_on(
+    guest: Guest,
+    tmp_path: Path,
+    device: str,
+    name: str,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shell is killed as soon as that command has ended."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    program = programs / name
+    program.write_text(f'#!/bin/sh\n{shutil.which(name)} "$@"\nkill -9 $PPID\n')
+    program.chmod(0o755)
+    run("wipefs", "--all", "--quiet", device)
+    identity = identified(HOST, device).identity
+    for _ in range(times):
+        with monkeypatch.context() as changed:
+            changed.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+            with pytest.raises(XenlabError):
+                guest[0].consented(identity).apply(HOST, silent)
+        assert guest[0].destroys(HOST) == ()
+    make((guest[0].consented(identity), guest[1]))
+
+
+def _damaged(image: str) -> Path:
+    """A copy of an image that ends in the middle, with its checksum file."""
+    whole = Path(image)
+    copy = whole.with_name("damaged.tar.zst")
+    copy.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    Path(f"{copy}.sha256").write_text(Path(f"{image}.sha256").read_text())
+    return copy
 
 
 def _present(path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from xenlab import parameters
+from xenlab.errors import ConsentNeeded
 from xenlab.panel.consent import ConsentCard
 from xenlab.panel.form import ParametersForm
 
@@ -16,18 +17,35 @@ LAB = Path(__file__).parents[2] / "parameters" / "lab.yaml"
 
 def test_only_the_right_serial_is_consent() -> None:
     given: list[str] = []
-    card = ConsentCard("/dev/vda", "XENLAB-LAB", given.append)
+    needed = ConsentNeeded("wipes", device="/dev/vda", serial="XENLAB-LAB")
+    card = ConsentCard(needed, given.append)
     for wrong in ("", "xenlab-lab", "XENLAB-LAB2", "<b>"):
-        card.serial.value = wrong
+        card.typed.value = wrong
         card.allow.click()
         assert given == []
         assert "is not the serial of /dev/vda" in card.answer.value
         assert "<b>" not in card.answer.value
-    card.serial.value = " XENLAB-LAB "
+    card.typed.value = " XENLAB-LAB "
     card.allow.click()
     assert given == ["XENLAB-LAB"]
     assert "run the step again" in card.answer.value
-    assert card.allow.disabled and card.serial.disabled
+    assert card.allow.disabled and card.typed.disabled
+
+
+def test_what_xenlab_made_is_typed_by_name_and_given_for_what_is_there_now() -> None:
+    given: list[str] = []
+    needed = ConsentNeeded("destroys", device="/dev/vda", made=("dom0 1-a", "domu1 2-b"))
+    card = ConsentCard(needed, given.append)
+    for wrong in ("", "domu1", "dom0", "dom0 1-a domu1 2-b", "/dev/vda", "<b>"):
+        card.typed.value = wrong
+        card.allow.click()
+        assert given == []
+        assert "is not “dom0 domu1”" in card.answer.value
+        assert "<b>" not in card.answer.value
+    card.typed.value = "dom0 domu1"
+    card.allow.click()
+    assert given == ["dom0 1-a", "domu1 2-b"]
+    assert "dom0 domu1 may be wiped" in card.answer.value
 
 
 @pytest.fixture

@@ -140,6 +140,11 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"ssh": {"host": ""}}, "ssh.host must not be empty"),
     ({"may_wipe": [" "]}, "may_wipe[0] must not be empty"),
+    (
+        {"may_destroy": ["domu1"]},
+        "may_destroy[0] must be a name with the UUID of its file system, as a refused step says "
+        "it; a name alone would hold for whatever is there later, not 'domu1'",
+    ),
     ({"domains": []}, "domains must not be empty"),
     ({"domains": [guest(name="a_b")]}, f"domains[0].name must be {HOST_NAME}, not 'a_b'"),
     (
@@ -607,6 +612,7 @@ def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, senten
         {"kernel_options": ["CONFIG_A=y", "CONFIG_B=-1", "CONFIG_C=0xff", 'CONFIG_D="a b"']},
         {"software": ["g++", "libstdc++6", "python3.11"]},
         {"may_wipe": []},
+        {"may_destroy": ["domu1 2f0c1b9e-0d7e-4a3b-9f51-3f6f2f3c7a10", "dom0 ABCD-1234"]},
         {"uplink": "e" * 15, "dom0_ip_on_bridge": True},
         {"bridge": "peth0", "dom0_ip_on_bridge": True},
         {"platform": "gentoo", "software": ["app-misc/screen"]},

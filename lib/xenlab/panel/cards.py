@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from xenlab.card import Card
+from xenlab.errors import ConsentNeeded
 from xenlab.painted import PaintedStep
 from xenlab.panel.consent import ConsentCard
 from xenlab.view import StepView
@@ -34,9 +35,9 @@ class CardView:
         self._add(card.widget)
         return card
 
-    def consent(self, device: str, serial: str, give: Callable[[str], None]) -> None:
-        """A card to type the serial into."""
-        self._add(ConsentCard(device, serial, give).widget)
+    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
+        """A card to type the consent into."""
+        self._add(ConsentCard(needed, give).widget)
 
     def _add(self, widget: Any) -> None:
         self.widget.children = (widget, *self.widget.children)[: self._most]

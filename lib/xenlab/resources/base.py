@@ -10,6 +10,7 @@ from typing import Protocol
 
 from xenlab.errors import StepFailed
 from xenlab.host import Host
+from xenlab.resources.made import Made
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,15 @@ class Difference:
 
     ``summary`` is one line in the imperative ("write /etc/hostname"); ``diff`` a unified diff where
     the state is text; ``rows`` a table where it is not, one dict a row; ``hint`` what to try where
-    nothing can be applied.
+    nothing can be applied. ``stays`` says what may stay as it is: a step leaves it so, unless
+    somebody agreed to lose what `Resource.destroys` names.
     """
 
     summary: str
     diff: str = ""
     rows: tuple[dict[str, str], ...] = ()
     hint: str = ""
+    stays: str = ""
 
     @staticmethod
     def of_all(found: Sequence[Difference]) -> Difference | None:
@@ -82,14 +85,19 @@ class Resource(ABC):
         """The device whose content ``apply`` destroys (a path), "" where it destroys nothing."""
         return ""
 
+    def destroys(self, host: Host) -> tuple[Made, ...]:
+        """What ``apply`` would destroy now that xenlab made: each needs a consent by its name."""
+        return ()
+
     def refusal(self, host: Host) -> str:
         """Why ``apply`` would refuse as the machine is now, "" where it would not; a plan asks."""
         return ""
 
-    def consented(self, identity: str) -> Resource:
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> Resource:
         """The same, allowed to destroy what `wipes` names, on a disk with this identity alone.
 
-        ``apply`` looks at it again in the very command that destroys.
+        ``lost`` is what xenlab made of it and somebody agreed to lose. ``apply`` looks again in
+        the very command that destroys.
         """
         return self
 

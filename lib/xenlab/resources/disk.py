@@ -28,6 +28,7 @@ from xenlab.resources.blockdevices import (
     sections,
 )
 from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
+from xenlab.resources.made import Made, made_on
 from xenlab.wholefile import RECEIVE, size_and_digest
 
 # Partition types of the UEFI specification and of the Discoverable Partitions Specification; a root
@@ -72,7 +73,11 @@ class PartitionTable(Resource):
         """The disk."""
         return self.disk
 
-    def consented(self, identity: str) -> PartitionTable:
+    def destroys(self, host: Host) -> tuple[Made, ...]:
+        """dom0 and every guest on the disk, also those that the site no longer names."""
+        return made_on(look(host, self.disk))
+
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> PartitionTable:
         """The same for a disk with this identity."""
         return replace(self, identity=identity)
 
@@ -206,7 +211,11 @@ class Filesystem(Resource):
         """The device."""
         return self.device
 
-    def consented(self, identity: str) -> Filesystem:
+    def destroys(self, host: Host) -> tuple[Made, ...]:
+        """Whose file system is there now."""
+        return made_on(look(host, self.device))
+
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> Filesystem:
         """The same on a disk with this identity."""
         return replace(self, identity=identity)
 

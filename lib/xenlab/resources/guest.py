@@ -3,7 +3,8 @@
 A partition that a guest runs from must never be mounted in dom0, not even to look at it
 (howto: „DomainU-Root“). So dom0 keeps a record of each guest in ``/var/lib/xenlab/guests/NAME``:
 
-- ``root``: the image's digest and the UUID of the file system that it was unpacked into;
+- ``root``: the image's digest and the UUID of the file system that it was unpacked into; while it
+  is being unpacked, ``begun`` stands for the digest;
 - ``configuration``: what was written into that file system, word by word, under its UUID;
 - ``identity``: that UUID again, once the guest has its own host key and machine id;
 - ``host_key.pub``: the guest's public host key.
@@ -11,6 +12,9 @@ A partition that a guest runs from must never be mounted in dom0, not even to lo
 A record is written last and names the file system by its UUID, which each mkfs makes anew and
 which can be read while the guest runs. So a kill in the middle, a fresh file system or another
 image are all seen, and what a guest changes in itself later is its own business.
+
+A root that was once complete is the guest's, and what else is found there may be: neither is made
+anew without a consent by name. What is empty, or was begun here and never completed, is.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink
 from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
+from xenlab.resources.made import Made
 from xenlab.target import Target, resolve
 from xenlab.wholefile import RECEIVE, size_and_digest
 
@@ -53,7 +58,7 @@ REFUSALS = {
     ),
     49: (
         "{name} has no /usr of its own any more, so it cannot get it back",
-        "leave it in shared_usr, or let chapter 09 make its root anew",
+        "leave it in shared_usr, or let chapter 09 make its root anew: --destroy {name}",
     ),
     50: (
         "the /bin of {name} lies in its /usr, without which nothing of it would start",
@@ -62,6 +67,10 @@ REFUSALS = {
     51: (
         "nobody has asked {name} yet what its boot needs of /usr, and it does not run",
         "start it, then run the step again",
+    ),
+    52: (
+        "{device} holds files of {name} that nobody agreed to lose; nothing was destroyed",
+        "run the step again: it says what to agree to",
     ),
 }
 
@@ -92,8 +101,9 @@ trap 'mountpoint -q -- "$mount" && umount -- "$mount"; rmdir -- "$mount" 2>/dev/
 """
 )
 
+# blkid ends with 2 where it finds nothing, with 8 where it finds several things.
 _UNPACK = """
-image=$5 label=$6 identity=$7 keys=$8
+image=$5 label=$6 identity=$7 agreed=$8 keys=$9
 [ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
 empty() {
     [ "$(blkid -p -s TYPE -o value -- "$device")" = ext4 ] || return 1
@@ -102,13 +112,25 @@ empty() {
     umount -- "$mount"
     [ "$*" = lost+found ] || [ $# = 0 ]
 }
-if empty; then
-    rm -f -- "$records"/*
-else
+bare() {
+    found=$(blkid -p -s TYPE -s PTTYPE -o value -- "$device") || [ $? = 2 ] || return 1
+    [ -z "$found" ]
+}
+begun() { [ -n "$now" ] && [ "$(cat -- "$records/root" 2> /dev/null)" = "begun $now" ]; }
+now=$(uuid) || now=
+if ! empty; then
+    bare || begun || [ "$agreed" = "lost $now" ] || exit 52
     same_disk "$(readlink -f -- "$device")" "$identity"
-    rm -f -- "$records"/*
     mkfs.ext4 -q -F -L "$label" -- "$device"
 fi
+rm -f -- "$records"/*
+note() {
+    printf '%s %s\\n' "$1" "$(uuid)" > "$records/.new"
+    sync -- "$records/.new"
+    mv -- "$records/.new" "$records/root"
+    sync -- "$records"
+}
+note begun
 mount -- "$device" "$mount"
 tar -C "$mount" -I 'zstd -d' --numeric-owner --acls --xattrs --xattrs-include='*' -xpf "$image"
 printf '%s\\n' "$generation" > "$mount/etc/xenlab-generation"
@@ -118,9 +140,7 @@ if [ -n "$keys" ]; then
     chmod 600 -- "$mount/root/.ssh/authorized_keys"
 fi
 umount -- "$mount"
-printf '%s %s\\n' "$generation" "$(uuid)" > "$records/.new"
-sync -- "$records/.new"
-mv -- "$records/.new" "$records/root"
+note "$generation"
 """
 
 # The archive names the folders above each file: tar puts a folder in the place of a link that
@@ -129,7 +149,7 @@ _CONFIGURE = """
 record=$5
 receive "$records/.files" "$6" "$7"
 read -r generation unpacked 2>/dev/null < "$records/root" || exit 47
-[ "$unpacked" = "$(uuid)" ] || exit 47
+[ "$generation" != begun ] && [ "$unpacked" = "$(uuid)" ] || exit 47
 mount -- "$device" "$mount"
 for usr in "" /usr.old; do
     [ -e "$mount$usr/sbin/poweroff" ] || [ -L "$mount$usr/sbin/poweroff" ] || continue
@@ -186,9 +206,11 @@ class GuestFile:
 class GuestRoot(Resource):
     """A partition that holds the image, completely unpacked (howto: „DomainU-Root“).
 
-    The file system that is there is used if it is empty, otherwise it is made anew. Refused while
-    a domain uses the partition or it is mounted. ``way`` is how this machine will log in to the
-    guest: with its own keys, and no others, as the image has none.
+    The file system that is there is used if it is empty, otherwise it is made anew: without a
+    consent by name (`destroys`) only what was begun and never completed. A complete root of an
+    older image may stay. Refused while a domain uses the partition or it is mounted.
+    ``way`` is how this machine will log in to the guest: with its own keys, and no others, as the
+    image has none.
     """
 
     name: str
@@ -199,25 +221,40 @@ class GuestRoot(Resource):
     records: str = RECORDS
     identity: str = field(default="", compare=False, repr=False)
     way: Target | None = field(default=None, compare=False)
+    lost: tuple[Made, ...] = field(default=(), compare=False, repr=False)
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the record names this image and the partition's present file system."""
-        script = """
-            cut -d ' ' -f 1 -- "$1.sha256" 2>/dev/null || echo
-            blkid -p -s UUID -o value -- "$2" 2>/dev/null || echo
-            cat -- "$3" 2>/dev/null || :
-        """
-        record = f"{self.records}/{self.name}/root"
-        found = host.run(Command.script(script, self.image, self.device, record), check=False)
-        lines = [*found.stdout.splitlines(), "", "", ""]
-        generation, uuid, recorded = lines[:3]
-        if found.ok and generation and uuid and recorded == f"{generation} {uuid}":
+        now = self._look(host)
+        if now.record == f"{now.wanted} {now.uuid}" and now.wanted and now.uuid:
             return None
-        now = recorded.partition(" ")[0][:12] if recorded.endswith(f" {uuid}") else ""
-        device = look(host, self.device).device if uuid else None
-        lost = f"{content(device)} (unless it is empty)" if device else ""
-        row = {"device": self.device, "image now": now, "wanted": generation[:12], "lost": lost}
-        return Difference(f"unpack {self.image} into {self.device}", rows=(row,))
+        device = look(host, self.device).device if now.uuid else None
+        row = {
+            "device": self.device,
+            "image now": now.generation[:12],
+            "wanted": now.wanted[:12],
+            "lost": content(device) if device and not now.empty else "",
+        }
+        stays = (
+            f"{self.name} keeps its root, made from the image {now.generation[:12]} and not from "
+            f"{now.wanted[:12] or 'one that is there'}; --destroy {self.label} has it made anew"
+        )
+        return Difference(
+            f"unpack {self.image} into {self.device}",
+            rows=(row,),
+            stays=stays if now.generation else "",
+        )
+
+    def destroys(self, host: Host) -> tuple[Made, ...]:
+        """The guest, if its root was complete once, or holds files that nobody here recorded."""
+        now = self._look(host)
+        if not now.system or (not now.generation and (now.begun or now.empty)):
+            return ()
+        return (Made(self.label, now.uuid, f"{self.device}, {now.system}"),)
+
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> GuestRoot:
+        """The same on a disk with this identity, for what is there now."""
+        return replace(self, identity=identity, lost=lost)
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack the image; the record is written last.
@@ -231,28 +268,73 @@ class GuestRoot(Resource):
                 hint="name a key file in ssh.identity or in the ssh_config, or ssh-add one",
             )
         report(f"unpacking into {self.device}")
+        agreed = "".join(f"lost {made.uuid}" for made in self.lost[:1])
         in_namespace(
             host,
             GUARD + _UNPACK,
             (
                 *(self.name, self.device, self.records, self.mounts),
-                *(self.image, self.label, self.identity),
+                *(self.image, self.label, self.identity, agreed),
                 "".join(f"{key}\n" for key in keys),
             ),
             timeout=UNPACK_SECONDS,
         )
 
-    def consented(self, identity: str) -> GuestRoot:
-        """The same on a disk with this identity."""
-        return replace(self, identity=identity)
-
     def wipes(self) -> str:
         """The partition."""
         return self.device
 
+    def _look(self, host: Host) -> _Found:
+        # debugfs mounts nothing: it may read what a guest runs from
+        script = """
+            wanted=$(cut -d ' ' -f 1 -- "$1.sha256" 2> /dev/null) || wanted=
+            uuid=$(blkid -p -s UUID -o value -- "$2" 2> /dev/null) || uuid=
+            record=$(cat -- "$3" 2> /dev/null) || record=
+            printf '%s\\n' "$wanted" "$uuid" "$record"
+            [ "$record" != "$wanted $uuid" ] || exit 0
+            system=$(blkid -p -s TYPE -s PTTYPE -o value -- "$2") || [ $? = 2 ] || system=several
+            printf '%s\\n' "${system%%[!a-zA-Z0-9_]*}"
+            [ "$system" != ext4 ] || debugfs -c -R 'ls -p /' -- "$2" 2> /dev/null || :
+        """
+        record = f"{self.records}/{self.name}/root"
+        command = Command.script(script, self.image, self.device, record)
+        return _found(host.run(command, check=False).stdout)
+
     def refusal(self, host: Host) -> str:
         """That a domain uses the partition, or that it is mounted."""
         return in_use(host, self.name, self.device)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The image's digest, what a guest's record says, and what is in its partition."""
+
+    wanted: str = ""
+    uuid: str = ""
+    record: str = ""
+    system: str = ""
+    entries: frozenset[str] = frozenset()
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.uuid) and self.record == f"begun {self.uuid}"
+
+    @property
+    def generation(self) -> str:
+        """The image that the present file system was completely unpacked from, "" if none was."""
+        generation, _, uuid = self.record.partition(" ")
+        return generation if uuid and uuid == self.uuid and not self.begun else ""
+
+    @property
+    def empty(self) -> bool:
+        return "." in self.entries and self.entries <= {".", "..", "lost+found"}
+
+
+def _found(text: str) -> _Found:
+    """What the look has printed: four lines, then debugfs's: /inode/mode/user/group/name/size/."""
+    wanted, uuid, record, system, *listed = [*text.split("\n"), "", "", "", ""]
+    entries = frozenset(line.split("/")[5] for line in listed if line.count("/") > 5)
+    return _Found(wanted, uuid, record, system, entries)
 
 
 @dataclass(frozen=True)

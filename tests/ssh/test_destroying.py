@@ -1,0 +1,262 @@
+"""A disk's serial covers it once: what xenlab made of it is destroyed by name, or stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.ssh.conftest import Sshd
+
+from xenlab.chapter import Chapter
+from xenlab.errors import ConsentNeeded
+from xenlab.host import Host
+from xenlab.journal import Journal
+from xenlab.local import Local
+from xenlab.parameters import Parameters, Ssh
+from xenlab.resources.disk import Filesystem, Partition, PartitionTable
+from xenlab.resources.guest import GuestRoot
+from xenlab.view import Silent
+
+HERE = Host(Local())
+TABLE = (
+    Partition("biosboot", 1),
+    Partition("dom0root", 16),
+    Partition("mail", 16),
+    Partition("web", 16),
+    Partition("domuswap", 0),
+)
+LARGER = (*TABLE[:3], Partition("web", 17), TABLE[4])
+
+
+class Asking(Silent):
+    """A view in front of which a person gives what is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[ConsentNeeded] = []
+
+    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
+        self.asked.append(needed)
+        for made in needed.made or (needed.serial,):
+            give(made)
+
+
+@dataclass
+class Machine:
+    """A disk of 96 MiB whose serial may be wiped, and an image for its guests."""
+
+    ssh: Ssh
+    disk: str
+    folder: Path
+    books: list[Chapter] = field(default_factory=list)
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "base.tar.zst"
+
+    def book(self, *, view: Silent | None = None, **more: Any) -> Chapter:
+        """A chapter of a run of its own."""
+        bound = more.pop("may_destroy", [])
+        serial = f"{self.disk} {96 << 20}"
+        site = Parameters(ssh=self.ssh, disk=self.disk, may_wipe=[serial], may_destroy=bound)
+        journal = Journal(self.folder / f"run{len(self.books)}")
+        book = Chapter("01_x", site, journal, view or Silent(), **more)
+        book.root = "/"
+        self.books.append(book)
+        return book
+
+    def part(self, number: int) -> str:
+        return f"{self.disk}p{number}"
+
+    def partition(self, book: Chapter, table: tuple[Partition, ...] = TABLE) -> None:
+        book.ensure("01.2 Partition", PartitionTable(self.disk, table))
+        # what the kernel does by itself for a real disk
+        HERE.run(f"partx -d {self.disk} || :; partx -a {self.disk}")
+
+    def format(self, book: Chapter) -> None:
+        names = {2: "dom0root", 3: "mail", 4: "web", 5: "domuswap"}
+        wanted = [Filesystem(self.part(n), name) for n, name in names.items()]
+        book.ensure("01.3 Make the file systems", *wanted)
+
+    def unpack(self, book: Chapter) -> None:
+        book.each(
+            "09.1 Unpack",
+            {
+                name: GuestRoot(
+                    *(name, self.part(number), str(self.image), name),
+                    *(str(self.folder / "mnt"), str(self.folder / "records")),
+                )
+                for name, number in (("mail", 3), ("web", 4))
+            },
+        )
+
+    def take_image(self, content: str) -> None:
+        root = self.folder / "root"
+        (root / "etc").mkdir(parents=True, exist_ok=True)
+        (root / "etc/content").write_text(content)
+        HERE.run(f"tar -C '{root}' --zstd -cf '{self.image}' .")
+        HERE.run(f"cd '{self.folder}' && sha256sum base.tar.zst > base.tar.zst.sha256")
+
+    def install(self) -> None:
+        """All of it, asked for nothing but the serial."""
+        self.take_image("first")
+        book = self.book()
+        self.partition(book)
+        self.format(book)
+        self.unpack(book)
+
+    def inside(self, number: int, script: str) -> str:
+        """What a script says in a guest's root while that is mounted."""
+        place = self.folder / "look"
+        text = f"mkdir -p {place}; mount {self.part(number)} {place}; cd {place}; {script}; cd /"
+        return HERE.run(f"{text}; umount {place}").stdout
+
+    def uuid(self, number: int) -> str:
+        return HERE.run(f"blkid -p -s UUID -o value {self.part(number)}").stdout.strip()
+
+    def digest(self) -> str:
+        return HERE.run(f"sha256sum {self.disk}").stdout
+
+
+@pytest.fixture
+def machine(sshd: Sshd, tmp_path: Path) -> Iterator[Machine]:
+    image = tmp_path / "disk.img"
+    HERE.run(f"truncate -s 96M '{image}'")
+    disk = HERE.run(f"losetup --find --show '{image}'").stdout.strip()
+    machine = Machine(Ssh(host=sshd.alias, config=str(sshd.config)), disk, tmp_path)
+    try:
+        yield machine
+    finally:
+        for book in machine.books:
+            book.host.transport.close()
+        HERE.run(f"partx -d {disk} || :; losetup --detach {disk}")
+
+
+def last(book: Chapter) -> dict[str, Any]:
+    return next(r for r in reversed(book.journal.records()) if r.get("phase") == "final")
+
+
+def used(book: Chapter) -> list[str]:
+    found = book.journal.records()
+    return [r["message"] for r in found if r["phase"] == "consent" and r["status"] == "used"]
+
+
+def test_a_first_installation_needs_the_serial_alone_and_a_second_run_nothing(
+    machine: Machine,
+) -> None:
+    machine.install()
+    book = machine.book()
+    for again in (machine.partition, machine.format, machine.unpack):
+        again(book)
+        assert last(book)["status"] == "ok", last(book)
+    assert used(machine.books[0]) == []
+
+
+def test_the_serial_does_not_cover_what_xenlab_made(machine: Machine) -> None:
+    machine.install()
+    before = machine.digest()
+    for names in ((), ("dom0",), ("dom0", "mail"), ("mail", "web"), ("DOM0", "mai", "web")):
+        with pytest.raises(ConsentNeeded) as refused:
+            machine.partition(machine.book(destroy=names), LARGER)
+        wanted = [n for n in ("dom0", "mail", "web") if n not in names]
+        assert [made.partition(" ")[0] for made in refused.value.made] == wanted
+        assert all(f"--destroy {name}" in refused.value.hint for name in wanted)
+    assert machine.digest() == before
+    book = machine.book(destroy=("dom0", "mail", "web"))
+    machine.partition(book, LARGER)
+    assert last(book)["status"] == "changed"
+    assert [message.partition(" ")[0] for message in used(book)] == ["dom0", "mail", "web"]
+    # and what was made anew needs no word of its own: nothing is there yet
+    machine.format(machine.book())
+
+
+def test_a_file_system_is_made_over_another_one_by_name(machine: Machine) -> None:
+    machine.install()
+    wanted = Filesystem(machine.part(3), "other")
+    for names in ((), ("dom0", "web")):
+        with pytest.raises(ConsentNeeded, match="xenlab made.* mail \\("):
+            machine.book(destroy=names).ensure("01.3 Make", wanted)
+    assert machine.inside(3, "cat etc/content") == "first"
+    machine.book(destroy=("mail",)).ensure("01.3 Make", wanted)
+
+
+def test_a_partition_without_a_file_system_is_nobody_s(machine: Machine) -> None:
+    """What a killed mkfs leaves, and `wipefs`."""
+    machine.install()
+    HERE.run(f"wipefs --all --quiet {machine.part(2)}")
+    machine.format(machine.book())
+
+
+def test_a_consent_to_what_is_there_now_does_not_hold_for_what_comes_after(
+    machine: Machine,
+) -> None:
+    machine.install()
+    bound = [f"mail {machine.uuid(3)}"]
+    machine.book(may_destroy=bound).ensure("01.3 Make", Filesystem(machine.part(3), "other"))
+    with pytest.raises(ConsentNeeded):
+        machine.book(may_destroy=bound).ensure("01.3 Make", Filesystem(machine.part(3), "third"))
+
+
+def test_another_image_leaves_the_guests_as_they_are_unless_one_is_named(machine: Machine) -> None:
+    machine.install()
+    for number in (3, 4):
+        machine.inside(number, "echo precious > data")
+    machine.take_image("second")
+    for mode in ("plan", "apply", "apply"):
+        book = machine.book(mode=mode)
+        machine.unpack(book)
+        assert last(book)["status"] == "ok"
+        assert "mail keeps its root, made from the image" in last(book)["message"]
+        assert "--destroy mail has it made anew; web keeps" in last(book)["message"]
+    book = machine.book(mode="plan", destroy=("mail",))
+    machine.unpack(book)
+    assert last(book)["status"] == "would change"
+    assert "ext4 “mail”, 16 MiB" in last(book)["difference"]["mail"]["rows"][0]["lost"]
+    old = machine.uuid(3)
+    book = machine.book(destroy=("mail",))
+    machine.unpack(book)
+    assert last(book)["status"] == "changed" and list(last(book)["difference"]) == ["mail"]
+    assert used(book) == [f"mail {old}"]
+    assert machine.inside(3, "cat etc/content; ls") == "secondetc\nlost+found\n"
+    assert machine.inside(4, "cat etc/content data") == "firstprecious\n"
+
+
+def test_guests_whose_records_are_lost_are_asked_for_and_typed_names_hold_once(
+    machine: Machine,
+) -> None:
+    machine.install()
+    HERE.run(f"rm -r '{machine.folder}/records'")
+    plan = machine.book(mode="plan")
+    machine.unpack(plan)
+    assert last(plan)["status"] == "would be refused"
+    said = f"nobody has agreed to lose it: mail ({machine.part(3)}, ext4)"
+    assert said in last(plan)["message"] and "--destroy mail --destroy" in last(plan)["message"]
+    view = Asking()
+    book = machine.book(view=view)
+    with pytest.raises(ConsentNeeded):
+        machine.unpack(book)
+    assert view.asked[0].made == (f"mail {machine.uuid(3)}", f"web {machine.uuid(4)}")
+    machine.unpack(book)
+    assert last(book)["status"] == "changed"
+    HERE.run(f"rm -r '{machine.folder}/records'")
+    with pytest.raises(ConsentNeeded):
+        machine.unpack(book)
+    assert len(view.asked) == 2
+
+
+def test_a_foreign_disk_is_covered_by_its_serial(machine: Machine) -> None:
+    HERE.run(f"mkfs.ext4 -q -L precious {machine.disk}")
+    machine.partition(machine.book())
+
+
+def test_a_plan_says_what_would_be_lost_and_which_names_are_wanted(machine: Machine) -> None:
+    machine.install()
+    book = machine.book(mode="plan")
+    machine.partition(book, LARGER)
+    record = last(book)
+    assert record["status"] == "would be refused"
+    for words in (f"dom0 ({machine.part(2)}, ext4, 16 MiB)", "--destroy dom0 --destroy mail"):
+        assert words in record["message"]
+    assert "\n" not in record["message"]
