@@ -20,7 +20,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.elsewhere import Elsewhere
 from xenlab.resources.files import Directory, File
-from xenlab.resources.nfs import Exported, ServedOn
+from xenlab.resources.nfs import Exported, ServedOn, server_settings
 
 SERVER = "nfs-server"
 WRITE = "rw,no_subtree_check,no_root_squash"
@@ -51,9 +51,7 @@ def serving(book: Chapter) -> list[Resource]:
         return Together(
             (
                 Directory(export.path),
-                File(
-                    "/etc/nfs.conf.d/xenlab.conf", template="nfs.conf", values={"address": address}
-                ),
+                server_settings(address),
                 File("/etc/exports.d/xenlab.exports", exports),
                 old_protocols_off(book),
                 book.packages.from_store(*book.packages.nfs_server),

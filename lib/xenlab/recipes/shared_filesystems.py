@@ -22,7 +22,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.elsewhere import Elsewhere
 from xenlab.resources.files import File
-from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount, ServedOn
+from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount, ServedOn, server_settings
 from xenlab.resources.present import PathsExist
 
 READ = "ro,no_subtree_check,no_root_squash"
@@ -43,11 +43,7 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
     """NFS 4 alone, on dom0's address in the LAN alone; one export, which nobody writes to."""
     exports = f"{quoting.exports(site.share)} {network(site)}({READ})\n"
     return (
-        File(
-            "/etc/nfs.conf.d/xenlab.conf",
-            template="nfs.conf",
-            values={"address": bare(site.lan_address)},
-        ),
+        server_settings(bare(site.lan_address)),
         File("/etc/exports.d/xenlab.exports", f"# written by xenlab, chapter 14\n{exports}"),
     )
 

@@ -11,9 +11,12 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.quoting import fstab
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import File
 
 FSTAB = "/etc/fstab"
 MOUNT_SECONDS = 300.0
+WAIT_SECONDS = 15
+"""How long clients wait after a restart of the server before they go on."""
 
 _NO_EXPORTFS = (125, 126, 127)
 
@@ -71,21 +74,46 @@ class Exported(Resource):
         host.run("exportfs -ra", timeout=MOUNT_SECONDS)
 
 
+def server_settings(address: str) -> File:
+    """nfs.conf(5): NFS 4 alone, on this address alone."""
+    values = {"address": address, "seconds": WAIT_SECONDS}
+    return File("/etc/nfs.conf.d/xenlab.conf", template="nfs.conf", values=values)
+
+
 @dataclass(frozen=True)
 class ServedOn(Resource):
-    """The server listens on this address alone, as nfs.conf(5) says; else ``restart`` does so."""
+    """The server works as `server_settings` say; else ``restart`` makes it read them.
+
+    What the kernel says of it counts (nfsd(7)): ``kernel`` is where.
+    """
 
     address: str
     restart: Command
+    kernel: str = "/proc/fs/nfsd"
 
     def probe(self, host: Host) -> Difference | None:
-        """Where it listens now."""
-        result = host.run("ss --no-header --tcp --listening --numeric 'sport = :2049'", check=False)
-        found = [line.split()[3].rpartition(":")[0] for line in result.stdout.splitlines()]
-        if result.ok and found == [self.address]:
-            return None
-        now = ", ".join(found) or "nowhere"
-        return Difference(f"serve on {self.address}; now on {now}")
+        """Where it listens now, which versions it speaks, how long clients wait."""
+        script = """
+            ss --no-header --tcp --listening --numeric 'sport = :2049' | sed 's/^/listens /'
+            for file in versions nfsv4gracetime nfsv4leasetime; do
+                [ ! -r "$1/$file" ] || printf '%s %s\\n' "$file" "$(cat -- "$1/$file")"
+            done
+        """
+        result = host.run(Command.script(script, self.kernel), check=False)
+        lines = [line.split() for line in result.stdout.splitlines()]
+        found = [words[4].rpartition(":")[0] for words in lines if words[0] == "listens"]
+        if not result.ok or found != [self.address]:
+            now = ", ".join(found) or "nowhere"
+            return Difference(f"serve on {self.address}; now on {now}")
+        said = {words[0]: words[1:] for words in lines}
+        old = sorted({"+2", "+3"} & set(said.get("versions", [])))
+        if old:
+            return Difference(f"serve NFS 4 alone; now {' '.join(old)} as well")
+        times = {name: words for name, words in said.items() if name.endswith("time")}
+        if any(words != [str(WAIT_SECONDS)] for words in times.values()):
+            now = ", ".join(f"{name} {' '.join(words)}" for name, words in times.items())
+            return Difference(f"let clients wait {WAIT_SECONDS} s; now {now}")
+        return None
 
     def apply(self, host: Host, report: Report) -> None:
         """Start it anew."""
@@ -122,12 +150,14 @@ class NfsMount(Resource):
         return "\t".join(fstab(field) for field in fields)
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether the line or the mount is missing."""
+        """Whether the line or the mount is missing, or that is writable and should not be."""
         script = """
             grep -qxF -- "$1" /etc/fstab || exit 44
             [ "$(findmnt -n -o SOURCE -- "$2")" = "$3" ] || exit 45
+            [ -z "$(findmnt -n -o TARGET -O "no$4" -- "$2")" ] || exit 45
         """
-        result = host.run(Command.script(script, self.line, self.path, self.source), check=False)
+        command = Command.script(script, self.line, self.path, self.source, self._access)
+        result = host.run(command, check=False)
         if result.ok:
             return None
         if result.status not in (2, 44, 45):
@@ -140,13 +170,22 @@ class NfsMount(Resource):
         host.write(FSTAB, with_entry(host.read(FSTAB) or "", fstab(self.path), self.line))
         # systemd learns of the line at the next boot, and of the mount at once
         script = """
-            path=$1 source=$2
+            path=$1 source=$2 access=$3
             now=$(findmnt -n -o SOURCE -- "$path" || :)
             [ -z "$now" ] || [ "$now" = "$source" ] || umount -- "$path"
-            [ "$now" = "$source" ] || mount -- "$path"
+            if [ "$now" = "$source" ]; then
+                mount -o "remount,$access" -- "$path"
+            else
+                mount -- "$path"
+            fi
         """
-        command = Command.script(script, self.path, self.source)
+        command = Command.script(script, self.path, self.source, self._access)
         host.run(command, timeout=MOUNT_SECONDS)
+
+    @property
+    def _access(self) -> str:
+        """Whether it can be written to: ro or rw."""
+        return "ro" if "ro" in self.options.split(",") else "rw"
 
 
 def with_entry(text: str, path: str, line: str) -> str:
