@@ -118,7 +118,9 @@ def pid1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = f"""#!/bin/sh
     case $1 in
         show) cat {said} ;;
-        daemon-reload)
+        is-enabled) echo masked ;;
+        -q) exit 3 ;;
+        daemon-reload | mask)
             echo reloaded >> {tmp_path}/told
             cat {said}.after > {said}
             ;;
@@ -167,6 +169,16 @@ def test_a_unit_that_systemd_has_not_read_is_a_difference(
     assert (tmp_path / "told").read_text().splitlines() == ["reloaded"] * 3
     unit.apply(here, silent)
     assert len((tmp_path / "told").read_text().splitlines()) == 3
+
+
+def test_a_unit_that_systemd_does_not_take_for_masked_yet(pid1: Path) -> None:
+    masked, loaded = Systemd().masked("one"), "loaded\n"
+    pid1.write_text(loaded)
+    Path(f"{pid1}.after").write_text("masked\n")
+    difference = masked.probe(Host(Local()))
+    assert difference is not None and difference.summary == "stop and mask one"
+    masked.apply(Host(Local()), silent)
+    masked.verify(Host(Local()))
 
 
 def test_what_is_added_to_a_masked_unit_need_not_be_read(tmp_path: Path, pid1: Path) -> None:

@@ -152,7 +152,10 @@ class Masked(Resource):
         """Which of them could still be started, or run."""
         script = """
             for name do
+                # nothing is loaded in a root that is not booted
+                loaded=$(systemctl show -P LoadState -- "$name" 2> /dev/null) || :
                 [ "$(systemctl is-enabled -- "$name" 2> /dev/null)" = masked ] \\
+                    && [ "${loaded:-masked}" = masked ] \\
                     && ! systemctl -q is-active -- "$name" || printf '%s\\n' "$name"
             done
         """
