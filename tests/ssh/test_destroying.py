@@ -209,7 +209,8 @@ def test_another_image_leaves_the_guests_as_they_are_unless_one_is_named(machine
         machine.unpack(book)
         assert last(book)["status"] == "ok"
         assert "mail keeps its root, made from the image" in last(book)["message"]
-        assert "--destroy mail has it made anew; web keeps" in last(book)["message"]
+        bound = f"may_destroy: [mail {machine.uuid(3)}], has it made anew; web keeps"
+        assert f"--destroy mail, or {bound}" in last(book)["message"]
     book = machine.book(mode="plan", destroy=("mail",))
     machine.unpack(book)
     assert last(book)["status"] == "would change"
@@ -221,6 +222,13 @@ def test_another_image_leaves_the_guests_as_they_are_unless_one_is_named(machine
     assert used(book) == [f"mail {old}"]
     assert machine.inside(3, "cat etc/content; ls") == "secondetc\nlost+found\n"
     assert machine.inside(4, "cat etc/content data") == "firstprecious\n"
+    book = machine.book(may_destroy=[f"web {machine.uuid(4)}"])
+    machine.unpack(book)
+    assert machine.inside(4, "cat etc/content; ls") == "secondetc\nlost+found\n"
+    machine.take_image("third")
+    book = machine.book(may_destroy=[f"web {machine.uuid(3)}"])
+    machine.unpack(book)
+    assert last(book)["status"] == "ok", "that is another one's"
 
 
 def test_guests_whose_records_are_lost_are_asked_for_and_typed_names_hold_once(

@@ -237,7 +237,8 @@ class GuestRoot(Resource):
         }
         stays = (
             f"{self.name} keeps its root, made from the image {now.generation[:12]} and not from "
-            f"{now.wanted[:12] or 'one that is there'}; --destroy {self.label} has it made anew"
+            f"{now.wanted[:12] or 'one that is there'}: --destroy {self.label}, or may_destroy: "
+            f"[{self.label} {now.uuid}], has it made anew"
         )
         return Difference(
             f"unpack {self.image} into {self.device}",
