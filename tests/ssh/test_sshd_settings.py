@@ -16,7 +16,7 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.resources.files import File
+from xenlab.resources.files import File, render
 from xenlab.resources.sshd import SshdSettings, parse_settings
 
 HERE = Host(Local())
@@ -65,6 +65,20 @@ def test_the_daemon_that_runs_uses_what_was_written(daemon: Daemon) -> None:
     assert daemon.greeting().endswith(" one")
 
 
+def test_what_chapter_05_writes_is_what_sshd_says_it_uses(daemon: Daemon) -> None:
+    wanted = daemon.settings(render("sshd.conf"))
+    wanted.apply(HERE, quiet)
+    wanted.verify(HERE)
+
+
+def test_a_file_that_nobody_includes_is_not_used(daemon: Daemon, tmp_path: Path) -> None:
+    wanted = replace(daemon.settings(""), file=File(f"{tmp_path}/x.conf", "VersionAddendum x\n"))
+    wanted.apply(HERE, quiet)
+    assert not daemon.greeting().endswith(" x")
+    with pytest.raises(StepFailed, match="does not use all"):
+        wanted.verify(HERE)
+
+
 def test_a_file_that_the_daemon_has_not_read_is_a_difference(daemon: Daemon) -> None:
     """A run that was cut off between the file and the reload."""
     wanted = daemon.settings("VersionAddendum two\n")
@@ -97,7 +111,7 @@ def test_a_setting_that_another_file_rules_is_named(daemon: Daemon) -> None:
     with pytest.raises(StepFailed, match="does not use all"):
         wanted.verify(HERE)
     difference = wanted.probe(HERE)
-    assert difference is not None and "an earlier line counts" in difference.hint
+    assert difference is not None and "the first line counts" in difference.hint
     row = {"setting": "versionaddendum", "sshd uses": "theirs", "wanted": "ours"}
     assert difference.rows == (row,)
 

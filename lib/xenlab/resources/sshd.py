@@ -97,7 +97,7 @@ class SshdSettings(Resource):
             return Difference(
                 f"sshd does not use all of {self.file.path}",
                 rows=rows,
-                hint=f"an earlier line counts, in {self.config} or in a file that it includes",
+                hint=f"the first line counts: does {self.config} include it, and before others?",
             )
         if "unread" in result.stdout.splitlines():
             return Difference(f"have sshd read {self.file.path}")
