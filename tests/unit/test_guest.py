@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
-import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +22,7 @@ from xenlab.local import Local
 from xenlab.platform.guestsystem import OFF, DebianGuest, GentooGuest, GuestSettings
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.early_boot import Needed
-from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, archive, manifest
+from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, manifest
 from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
 from xenlab.resources.identity import identified
 from xenlab.resources.linked_usr import UsrLinked, in_usr
@@ -90,10 +88,10 @@ Guest = tuple[GuestRoot, GuestConfigured]
 @pytest.fixture
 def guest(tmp_path: Path, device: str, image: Path) -> Guest:
     """The two resources that make domu1."""
-    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
-    root = GuestRoot("domu1", device, str(image), "domu1", mounts, records)
+    records = str(tmp_path / "records")
+    root = GuestRoot("domu1", device, str(image), "domu1", records)
     files = DebianGuest().files(SETTINGS)
-    return root, GuestConfigured("domu1", device, files, mounts, records)
+    return root, GuestConfigured("domu1", device, files, records)
 
 
 def look(device: str, tmp_path: Path, inside: Callable[[Path], None]) -> None:
@@ -133,7 +131,7 @@ def test_a_guest_is_made_once(guest: Guest, tmp_path: Path, device: str, image: 
         assert (root / "etc/ssh/ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
 
     look(device, tmp_path, inside)
-    assert list((tmp_path / "mnt").iterdir()) == []
+    assert subprocess.run(["findmnt", "-S", device], capture_output=True).stdout == b""
 
 
 def test_whoever_makes_a_guest_can_log_in_to_it(guest: Guest, tmp_path: Path, device: str) -> None:
@@ -466,23 +464,6 @@ def test_what_a_debian_guest_gets() -> None:
 paths = st.from_regex(r"/etc/[a-z]{1,8}(/[a-z]{1,8}){0,2}\.x", fullmatch=True)
 
 
-@given(st.dictionaries(paths, st.text(), max_size=5))
-def test_an_archive_holds_each_file_below_its_folders(contents: dict[str, str]) -> None:
-    files = tuple(GuestFile(path, text) for path, text in contents.items())
-    seen: set[str] = set()
-    with tarfile.open(fileobj=io.BytesIO(archive(files))) as tar:
-        for entry in tar:
-            assert not entry.name.startswith("/")
-            parent = entry.name.rpartition("/")[0]
-            assert not parent or parent in seen
-            seen.add(entry.name)
-            if entry.isfile():
-                data = tar.extractfile(entry)
-                assert data is not None
-                assert data.read().decode() == contents[f"/{entry.name}"]
-    assert {path.lstrip("/") for path in contents} <= seen
-
-
 @given(st.dictionaries(paths, st.text(), min_size=1, max_size=5))
 def test_a_manifest_is_the_same_in_any_order(contents: dict[str, str]) -> None:
     files = tuple(GuestFile(path, text) for path, text in contents.items())
@@ -521,8 +502,8 @@ def test_usr_stays_where_the_first_program_did_not_arrive_whole(
     look(device, tmp_path, lambda place: (place / "usr/bin").mkdir(parents=True))
     busybox = tmp_path / "busybox"
     busybox.write_text("static\n")
-    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
-    aside = UsrSwapped("domu1", device, True, str(busybox), mounts, records)
+    records = str(tmp_path / "records")
+    aside = UsrSwapped("domu1", device, True, str(busybox), records)
     with pytest.raises(CommandFailed, match="not all of .* has arrived"):
         aside.apply(Host(CutShort(arrived)), silent)
     assert aside.probe(HOST) is not None
@@ -544,12 +525,11 @@ def test_usr_is_set_aside_and_put_back(guest: Guest, tmp_path: Path, device: str
         (place / "usr/bin/own").write_text("of the guest\n")
 
     look(device, tmp_path, own)
-    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    records = str(tmp_path / "records")
     busybox = tmp_path / "busybox"
     busybox.write_text("static\n")
     aside, back = (
-        UsrSwapped("domu1", device, shared, str(busybox), mounts, records)
-        for shared in (True, False)
+        UsrSwapped("domu1", device, shared, str(busybox), records) for shared in (True, False)
     )
     assert back.probe(HOST) is None
     for _ in range(2):
@@ -624,7 +604,7 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
         (place / "usr/lib/deep/libfind.so.1").symlink_to("libfind.so.1.2")
 
     look(device, tmp_path, own)
-    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    records = str(tmp_path / "records")
     down = Down()
     needed = in_usr(
         [
@@ -637,7 +617,7 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     )
     assert needed == ["/usr/bin/find", "/usr/lib/deep/libfind.so.1.2", "/usr/sbin/early"]
     target = "/mnt/share/usr/0123456789ab"
-    linked = UsrLinked("domu1", device, target, lambda: needed, down, mounts, records)
+    linked = UsrLinked("domu1", device, target, lambda: needed, down, records)
     assert linked.probe(HOST) is not None
     linked.apply(HOST, silent)
     linked.verify(HOST)
@@ -659,7 +639,7 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     assert linked.probe(HOST) is not None
     linked.apply(HOST, silent)
     look(device, tmp_path, is_linked)
-    back = UsrSwapped("domu1", device, False, "", mounts, records)
+    back = UsrSwapped("domu1", device, False, "", records)
     assert back.probe(HOST) is not None
     back.apply(HOST, silent)
     back.verify(HOST)
@@ -672,10 +652,10 @@ def test_a_guest_that_was_never_asked_keeps_its_usr(
 ) -> None:
     make(guest)
     look(device, tmp_path, lambda place: (place / "usr/bin").mkdir(parents=True))
-    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
+    records = str(tmp_path / "records")
     down = Down()
     down.running = False
-    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, down, mounts, records)
+    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, down, records)
     with pytest.raises(StepFailed, match="nobody has asked domu1 yet"):
         linked.apply(HOST, silent)
     look(device, tmp_path, is_whole)
@@ -690,8 +670,8 @@ def test_a_merged_guest_is_never_given_a_link(guest: Guest, tmp_path: Path, devi
         (place / "bin").symlink_to("usr/bin")
 
     look(device, tmp_path, merged)
-    mounts, records = str(tmp_path / "mnt"), str(tmp_path / "records")
-    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, Down(), mounts, records)
+    records = str(tmp_path / "records")
+    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, Down(), records)
     with pytest.raises(StepFailed, match="the /bin of domu1 lies in its /usr"):
         linked.apply(HOST, silent)
     look(device, tmp_path, is_whole)

@@ -10,7 +10,7 @@ from xenlab.parameters import Domain, Parameters
 from xenlab.platform.toolstack import Disk, DomainSpec, Vif
 from xenlab.recipes.disk import swap_file
 from xenlab.resources.base import Resource
-from xenlab.resources.guest import RECORDS
+from xenlab.resources.guestroot import RECORDS
 from xenlab.resources.partitions import OnPartitions, by_uuid
 from xenlab.resources.present import PathsExist, present
 

@@ -20,6 +20,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.elsewhere import Elsewhere
 from xenlab.resources.files import Directory, File
+from xenlab.resources.guestroot import OPTIONS
 from xenlab.resources.nfs import Exported, ServedOn, server_settings
 
 SERVER = "nfs-server"
@@ -71,13 +72,15 @@ def reachable(book: Chapter) -> dict[str, Resource]:
         place=$(mktemp -d)
         trap 'rmdir -- "$place"' EXIT
         unshare --mount -- sh -euc '
-            timeout "$3" mount -t nfs4 -o vers=4.2,ro,soft,retry=0 "$1" "$2"
-            ls -- "$2"
-        ' sh "$1" "$place" "$2"
+            timeout "$3" mount -t nfs4 -o "vers=4.2,ro,soft,retry=0,$4" "$1" "$2"
+            ls -- "$2" > /dev/null
+        ' sh "$1" "$place" "$2" "$3"
     """
     return {
         export.name: Condition(
-            Command.script(script, f"{_address(book, export)}:{export.path}", str(MOUNT_SECONDS)),
+            Command.script(
+                script, f"{_address(book, export)}:{export.path}", str(MOUNT_SECONDS), OPTIONS
+            ),
             f"dom0 cannot mount {export.path} of {export.name}",
             f"exportfs -s and the service {SERVER} on {export.name}",
         )

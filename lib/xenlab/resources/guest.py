@@ -19,98 +19,34 @@ anew without a consent by name. What is empty, or was begun here and never compl
 
 from __future__ import annotations
 
-import io
-import tarfile
+import json
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.login import public_keys
 from xenlab.resources.base import Difference, Report, Resource, text_difference
 from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink
-from xenlab.resources.identity import ANOTHER_DISK, SAME_DISK, refuse_another
+from xenlab.resources.guestroot import RECORDS, in_namespace, in_use
 from xenlab.resources.made import Made
 from xenlab.target import Target, resolve
-from xenlab.wholefile import RECEIVE, size_and_digest
+from xenlab.wholefile import size_and_digest
 
-RECORDS = "/var/lib/xenlab/guests"
-MOUNTS = "/mnt"
 UNPACK_SECONDS = 3600.0
 CONFIGURE_SECONDS = 600.0
 
-_USED, _MOUNTED = 42, 43
-
-REFUSALS = {
-    41: ("another process is working on this guest", "wait for its end, or end it"),
-    42: ("a running domain uses {device}", "shut the guest down first: xl shutdown -w {name}"),
-    43: ("{device} is mounted", "unmount it"),
-    44: ("there is no device {device}", "run chapter 01_partitions"),
-    45: ("there is no image {image} with its checksum beside it", "run chapter 06_imaging"),
-    46: ("xenstore does not answer, so nobody can say whether the guest runs", "see xen.service"),
-    47: ("{device} holds no completely unpacked root", "unpack the image first"),
-    48: (
-        "the guest's root has no poweroff program, so it could never be shut down",
-        "install the init system into the image (Debian: systemd-sysv)",
-    ),
-    49: (
-        "{name} has no /usr of its own any more, so it cannot get it back",
-        "leave it in shared_usr, or let chapter 09 make its root anew: --destroy {name}",
-    ),
-    50: (
-        "the /bin of {name} lies in its /usr, without which nothing of it would start",
-        "this is for a split layout; on a merged one /usr is mounted before the first process",
-    ),
-    51: (
-        "nobody has asked {name} yet what its boot needs of /usr, and it does not run",
-        "start it, then run the step again",
-    ),
-    52: (
-        "{device} holds files of {name} that nobody agreed to lose; nothing was destroyed",
-        "run the step again: it says what to agree to",
-    ),
-}
-
-_IN_USE = """
-[ -b "$device" ] || exit 44
-if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
-    used=$(xenstore-ls -f /local/domain/0) || exit 46
-    number=$(stat -L -c %t:%T -- "$device")
-    case $used in *"/physical-device = \\"$number\\""*) exit 42 ;; esac
-fi
-! findmnt -n -S "$(readlink -f -- "$device")" > /dev/null || exit 43
-"""
-
-# The lock tells of another run, the store of a running guest, whichever name its device has there.
-# A private mount namespace takes its mounts along when it is killed: nothing stays mounted.
-GUARD = (
-    SAME_DISK
-    + """
-name=$1 device=$2 records=$3/$1 mount=$4/$1
-exec 9> "/run/xenlab-guest-$name.lock"
-flock -n 9 || exit 41
-"""
-    + _IN_USE
-    + """
-uuid() { blkid -p -s UUID -o value -- "$device"; }
-mkdir -p -- "$records" "$mount"
-trap 'mountpoint -q -- "$mount" && umount -- "$mount"; rmdir -- "$mount" 2>/dev/null || :' EXIT
-"""
-)
-
 # blkid ends with 2 where it finds nothing, with 8 where it finds several things.
 _UNPACK = """
-image=$5 label=$6 identity=$7 agreed=$8 keys=$9
+image=$1 label=$2 identity=$3 agreed=$4 keys=$5
 [ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
 empty() {
-    [ "$(blkid -p -s TYPE -o value -- "$device")" = ext4 ] || return 1
-    mount -o ro -- "$device" "$mount" || return 1
-    set -- $(ls -A -- "$mount" | head -n 2)
-    umount -- "$mount"
-    [ "$*" = lost+found ] || [ $# = 0 ]
+    [ "$(blkid -p -s TYPE -o value -- "$device")" = ext4 ] && enter ro || return 1
+    if guest empty; then set -- yes; else set -- no; fi
+    leave
+    [ "$1" = yes ]
 }
 bare() {
     found=$(blkid -p -s TYPE -s PTTYPE -o value -- "$device") || [ $? = 2 ] || return 1
@@ -124,59 +60,50 @@ if ! empty; then
     mkfs.ext4 -q -F -L "$label" -- "$device"
 fi
 rm -f -- "$records"/*
-note() {
-    printf '%s %s\\n' "$1" "$(uuid)" > "$records/.new"
-    sync -- "$records/.new"
-    mv -- "$records/.new" "$records/root"
-    sync -- "$records"
-}
-note begun
-mount -- "$device" "$mount"
-tar -C "$mount" -I 'zstd -d' --numeric-owner --acls --xattrs --xattrs-include='*' -xpf "$image"
-printf '%s\\n' "$generation" > "$mount/etc/xenlab-generation"
+echo "begun $(uuid)" | note root
+enter
+unpack "$image"
+printf '%s\\n' "$generation" | guest write /etc/xenlab-generation 644
 if [ -n "$keys" ]; then
-    mkdir -p -m 700 -- "$mount/root" "$mount/root/.ssh"
-    printf %s "$keys" > "$mount/root/.ssh/authorized_keys"
-    chmod 600 -- "$mount/root/.ssh/authorized_keys"
+    guest folder 700 /root /root/.ssh
+    printf %s "$keys" | guest write /root/.ssh/authorized_keys 600
 fi
-umount -- "$mount"
-note "$generation"
+leave
+echo "$generation $(uuid)" | note root
 """
 
-# The archive names the folders above each file: tar puts a folder in the place of a link that
-# the guest may have planted there, and nothing is ever written outside of the guest's root.
 _CONFIGURE = """
-record=$5
-receive "$records/.files" "$6" "$7"
+record=$1
+receive "$scratch/files" "$2" "$3"
+shift 3
 read -r generation unpacked 2>/dev/null < "$records/root" || exit 47
 [ "$generation" != begun ] && [ "$unpacked" = "$(uuid)" ] || exit 47
-mount -- "$device" "$mount"
-for usr in "" /usr.old; do
-    [ -e "$mount$usr/sbin/poweroff" ] || [ -L "$mount$usr/sbin/poweroff" ] || continue
-    has_poweroff=yes
-done
-[ "${has_poweroff:-}" = yes ] || exit 48
-tar -C "$mount" --numeric-owner -xpf "$records/.files"
-rm -f -- "$records/.files"
-shift 7
+enter
+[ "$(guest look /sbin/poweroff)" != none ] || [ "$(guest look /usr.old/sbin/poweroff)" != none ] \\
+    || exit 48
+guest files < "$scratch/files"
 while [ $# -ge 2 ]; do
-    file=$(readlink -e -- "$mount$1") || file=
-    case $file in "$(readlink -f -- "$mount")"/*) sed -i -e "$2" -- "$file" ;; esac
+    if [ "$(guest look "$1" followed)" != none ]; then
+        guest read "$1" > "$scratch/old"
+        sed -e "$2" -- "$scratch/old" > "$scratch/edited"
+        guest rewrite "$1" < "$scratch/edited"
+    fi
     shift 2
 done
 if [ "$(cat -- "$records/identity" 2>/dev/null)" != "$(uuid)" ]; then
-    rm -f -- "$mount"/etc/ssh/ssh_host_* "$mount/etc/machine-id" "$records/host_key.pub"
-    ssh-keygen -q -t ed25519 -N '' -C "root@$name" -f "$mount/etc/ssh/ssh_host_ed25519_key" \\
-        < /dev/null
-    tr -d - < /proc/sys/kernel/random/uuid > "$mount/etc/machine-id"
-    chmod 444 "$mount/etc/machine-id"
-    cp -- "$mount/etc/ssh/ssh_host_ed25519_key.pub" "$records/host_key.pub"
+    key=/etc/ssh/ssh_host_ed25519_key
+    guest folder 755 /etc /etc/ssh
+    guest remove '/etc/ssh/ssh_host_*' /etc/machine-id
+    rm -f -- "$records/host_key.pub"
+    ssh-keygen -q -t ed25519 -N '' -C "root@$name" -f "$scratch/key" < /dev/null
+    guest write "$key" 600 < "$scratch/key"
+    guest write "$key.pub" 644 < "$scratch/key.pub"
+    tr -d - < /proc/sys/kernel/random/uuid | guest write /etc/machine-id 444
+    note host_key.pub < "$scratch/key.pub"
 fi
-umount -- "$mount"
-uuid > "$records/identity"
-{ printf '# file system %s\\n' "$(uuid)"; printf %s "$record"; } > "$records/.new"
-sync -- "$records/.new"
-mv -- "$records/.new" "$records/configuration"
+leave
+uuid | note identity
+{ printf '# file system %s\\n' "$(uuid)"; printf %s "$record"; } | note configuration
 """
 
 
@@ -217,7 +144,6 @@ class GuestRoot(Resource):
     device: str
     image: str
     label: str
-    mounts: str = MOUNTS
     records: str = RECORDS
     identity: str = field(default="", compare=False, repr=False)
     way: Target | None = field(default=None, compare=False)
@@ -272,9 +198,9 @@ class GuestRoot(Resource):
         agreed = "".join(f"lost {made.uuid}" for made in self.lost[:1])
         in_namespace(
             host,
-            GUARD + _UNPACK,
+            _UNPACK,
+            (self.name, self.device, self.records),
             (
-                *(self.name, self.device, self.records, self.mounts),
                 *(self.image, self.label, self.identity, agreed),
                 "".join(f"{key}\n" for key in keys),
             ),
@@ -334,7 +260,9 @@ class _Found:
 def _found(text: str) -> _Found:
     """What the look has printed: four lines, then debugfs's: /inode/mode/user/group/name/size/."""
     wanted, uuid, record, system, *listed = [*text.split("\n"), "", "", "", ""]
-    entries = frozenset(line.split("/")[5] for line in listed if line.count("/") > 5)
+    words = [line.split("/") for line in listed if line.count("/") > 5]
+    # what is no folder is never taken for lost+found
+    entries = frozenset(each[5] + ("" if each[2].startswith("04") else "/") for each in words)
     return _Found(wanted, uuid, record, system, entries)
 
 
@@ -349,7 +277,6 @@ class GuestConfigured(Resource):
     name: str
     device: str
     files: tuple[GuestFile, ...]
-    mounts: str = MOUNTS
     records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
@@ -370,23 +297,15 @@ class GuestConfigured(Resource):
         """Write everything while the root is mounted once; the record is written last."""
         report("writing the guest's configuration")
         edits = [word for f in self.files if f.edit for word in (f.path, f.edit)]
-        data = archive(self.files)
-        values = (self.name, self.device, self.records, self.mounts, manifest(self.files))
+        data = wanted(self.files)
         in_namespace(
             host,
-            GUARD + RECEIVE + _CONFIGURE,
-            (*values, *map(str, size_and_digest(data)), *edits),
+            _CONFIGURE,
+            (self.name, self.device, self.records),
+            (manifest(self.files), *map(str, size_and_digest(data)), *edits),
             input=data,
             timeout=CONFIGURE_SECONDS,
         )
-
-
-def in_use(host: Host, name: str, device: str) -> str:
-    """Why a guest's root cannot be worked on now, "" where it can or is not there yet."""
-    result = host.run(Command.script(f"name=$1 device=$2{_IN_USE}", name, device), check=False)
-    if result.status not in (_USED, _MOUNTED):
-        return ""
-    return REFUSALS[result.status][0].format(name=name, device=device)
 
 
 def manifest(files: tuple[GuestFile, ...]) -> str:
@@ -403,50 +322,11 @@ def manifest(files: tuple[GuestFile, ...]) -> str:
     return "".join(parts)
 
 
-def archive(files: tuple[GuestFile, ...]) -> bytes:
-    """Files as a tar archive owned by root, each folder above them named first."""
-    folders = {"etc/ssh", "etc"}
-    written = [file for file in files if not file.edit]
-    for file in written:
-        folders.update(str(p) for p in PurePosixPath(file.path.lstrip("/")).parents)
-    folders.discard(".")
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for folder in sorted(folders):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(entry)
-        for file in sorted(written, key=lambda f: f.path):
-            entry = tarfile.TarInfo(file.path.lstrip("/"))
-            entry.mode = file.mode
-            content = file.text.encode()
-            if file.target:
-                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, file.target, 0o777
-                content = b""
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return data.getvalue()
-
-
-def in_namespace(
-    host: Host, script: str, values: tuple[str, ...], *, timeout: float, input: bytes = b""
-) -> None:
-    """Run a script that begins with `GUARD` in a mount namespace of its own.
-
-    The values begin with the guest's name, its device, the folder of records, that of mounts and,
-    where an image is unpacked, the image. Raises StepFailed for the guard's refusals.
-    """
-    command = Command.argv("unshare", "--mount", "/bin/sh", "-euc", script, "xenlab", *values)
-    result = host.run(command, input=input, timeout=timeout, check=False)
-    if result.status in REFUSALS:
-        name, device, image = values[0], values[1], values[4]
-        message, hint = REFUSALS[result.status]
-        raise StepFailed(
-            message.format(name=name, device=device, image=image),
-            hint=hint.format(name=name, device=device),
-            where=f"{host.name}: {name}",
-        )
-    if result.status == ANOTHER_DISK:
-        raise refuse_another(values[1])
-    if not result.ok:
-        raise CommandFailed(result)
+def wanted(files: tuple[GuestFile, ...]) -> bytes:
+    """Files and links as `xenlab.resources.below` reads them."""
+    listed = [
+        {"path": file.path, "mode": file.mode, "target": file.target, "text": file.text}
+        for file in sorted(files, key=lambda f: f.path)
+        if not file.edit
+    ]
+    return json.dumps(listed, indent=1).encode()

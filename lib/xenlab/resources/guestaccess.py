@@ -17,7 +17,7 @@ from xenlab.errors import ConnectionLost, NoConnection, StepFailed
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.guest import RECORDS
+from xenlab.resources.guestroot import RECORDS
 from xenlab.target import Target
 
 ANSWER_SECONDS = 900

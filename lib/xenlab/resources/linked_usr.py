@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.early_boot import Needed, needed_before
-from xenlab.resources.guest import GUARD, MOUNTS, RECORDS, in_namespace
+from xenlab.resources.guestroot import RECORDS, in_namespace, reported
 from xenlab.resources.shared_usr import SWAP_SECONDS, recorded
 
 
@@ -45,7 +45,6 @@ class UsrLinked(Resource):
     target: str
     needed: Callable[[], Sequence[str]]
     stopped: Resource
-    mounts: str = MOUNTS
     records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
@@ -60,41 +59,37 @@ class UsrLinked(Resource):
         kept = f"{self.records}/{self.name}/usr.needed"
         if self.stopped.probe(host) is not None:
             report("looking what the boot needs of /usr")
-            text = "".join(f"{path}\n" for path in self.needed())
+            text = "".join(f"{path}\n" for path in reported(self.name, self.needed()))
             host.write(kept, text)
             self.stopped.apply(host, report)
             self.stopped.verify(host)
         report("making /usr a link to the share")
-        values = (self.name, self.device, self.records, self.mounts, self.target, self._record)
-        in_namespace(host, GUARD + _LINK, values, timeout=SWAP_SECONDS)
+        guest = (self.name, self.device, self.records)
+        in_namespace(host, _LINK, guest, (self.target, self._record), timeout=SWAP_SECONDS)
 
     @property
     def _record(self) -> str:
         return f"linked {self.target} "
 
 
+# What is copied is looked for while the guest's own /usr is in its place: a link in it may lead
+# through /etc and back.
 _LINK = """
-target=$5 record=$6
-mount -- "$device" "$mount"
-[ ! -L "$mount/bin" ] || exit 50
+target=$1 record=$2
+enter
+[ "$(guest look /bin)" != link ] || exit 50
 [ -e "$records/usr.needed" ] || exit 51
-echo swapping > "$records/usr"
-if [ ! -e "$mount/usr.old" ]; then
-    mv -- "$mount/usr" "$mount/usr.old"
-fi
-while read -r path; do
-    own=$mount/usr.old/${path#/usr/}
-    folder=$mount/$(dirname -- "${path#/usr/}")
-    mkdir -p -- "$folder"
-    # a library is loaded by a shorter name, which is a link to it
-    for file in "${own%/*}"/*; do
-        [ "$(readlink -f -- "$file")" = "$(readlink -f -- "$own")" ] || continue
-        [ -e "$folder/${file##*/}" ] || cp -pL -- "$file" "$folder/"
-    done
-done < "$records/usr.needed"
-ln -sfnT -- "$target" "$mount/usr"
-umount -- "$mount"
-printf '%s%s\\n' "$record" "$(uuid)" > "$records/.new"
-sync -- "$records/.new"
-mv -- "$records/.new" "$records/usr"
+echo swapping | note usr
+[ "$(guest look /usr.old)" = none ] || usr_back
+case "$(guest look /usr)" in
+    folder)
+        guest bring < "$records/usr.needed"
+        guest move /usr /usr.old
+        ;;
+    link) ;;
+    *) exit 56 ;;
+esac
+guest link /usr "$target"
+leave
+printf '%s%s\\n' "$record" "$(uuid)" | note usr
 """

@@ -15,8 +15,9 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.guest import GUARD, MOUNTS, RECORDS, UNPACK_SECONDS, in_namespace
-from xenlab.wholefile import RECEIVE, size_and_digest
+from xenlab.resources.guest import UNPACK_SECONDS
+from xenlab.resources.guestroot import RECORDS, in_namespace
+from xenlab.wholefile import size_and_digest
 
 BUSYBOX = "/usr/bin/busybox"
 SWAP_SECONDS = 300.0
@@ -76,6 +77,7 @@ class UsrOnShare(Resource):
             rmdir -- "$folder/$name.new"
             sync -f -- "$folder"
             : > "$folder/$name.complete"
+            sync -- "$folder"
         """
         host.run(Command.script(script, self.image, self.folder, name), timeout=UNPACK_SECONDS)
 
@@ -91,7 +93,6 @@ class UsrSwapped(Resource):
     device: str
     shared: bool
     busybox: str = BUSYBOX
-    mounts: str = MOUNTS
     records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
@@ -107,50 +108,49 @@ class UsrSwapped(Resource):
         """Swap it while the guest is down; can be cut off anywhere and done again."""
         report("swapping /usr")
         first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_bytes()
-        values = (self.name, self.device, self.records, self.mounts, self.busybox, self._record(""))
-        script = GUARD + (RECEIVE + _SET_ASIDE if self.shared else _PUT_BACK)
-        sent = (*values, *map(str, size_and_digest(first)))
-        in_namespace(host, script, sent, input=first, timeout=SWAP_SECONDS)
+        guest = (self.name, self.device, self.records)
+        if self.shared:
+            sent = (self.busybox, self._record(""), *map(str, size_and_digest(first)))
+            in_namespace(host, _SET_ASIDE, guest, sent, input=first, timeout=SWAP_SECONDS)
+        else:
+            in_namespace(host, _PUT_BACK, guest, timeout=SWAP_SECONDS)
 
     def _record(self, uuid: str) -> str:
         return f"usr.old {uuid}"
 
 
 _SET_ASIDE = """
-busybox=$5 record=$6
-receive "$records/.init" "$7" "$8"
-echo swapping > "$records/usr"
-mount -- "$device" "$mount"
-if [ ! -e "$mount/usr.old" ]; then
-    mv -- "$mount/usr" "$mount/usr.old"
-fi
-mkdir -p -- "$mount/usr" "$mount/.xenlab"
-cp -- "$busybox" "$mount/.xenlab/busybox"
-cp -- "$records/.init" "$mount/.xenlab/init"
-chmod 755 "$mount/.xenlab/busybox" "$mount/.xenlab/init"
-umount -- "$mount"
-rm -f -- "$records/.init"
-printf '%s%s\\n' "$record" "$(uuid)" > "$records/.new"
-sync -- "$records/.new"
-mv -- "$records/.new" "$records/usr"
+busybox=$1 record=$2
+receive "$scratch/init" "$3" "$4"
+echo swapping | note usr
+enter
+case "$(guest look /usr.old)" in
+    none)
+        case "$(guest look /usr)" in folder | empty) ;; *) exit 56 ;; esac
+        guest move /usr /usr.old
+        ;;
+    folder | empty) ;;
+    *) exit 56 ;;
+esac
+guest folder 755 /usr /.xenlab
+guest write /.xenlab/busybox 755 < "$busybox"
+guest write /.xenlab/init 755 < "$scratch/init"
+leave
+printf '%s%s\\n' "$record" "$(uuid)" | note usr
 """
 
 _PUT_BACK = """
-mount -- "$device" "$mount"
-if [ -e "$mount/usr.old" ]; then
-    echo swapping > "$records/usr"
-    if [ -L "$mount/usr" ]; then
-        rm -- "$mount/usr"
-    elif [ -d "$mount/usr" ]; then
-        rmdir -- "$mount/usr"
-    fi
-    mv -T -- "$mount/usr.old" "$mount/usr"
-elif [ -z "$(ls -A -- "$mount/usr")" ]; then
+enter
+if [ "$(guest look /usr.old)" != none ]; then
+    echo swapping | note usr
+    usr_back
+elif [ "$(guest look /usr)" != folder ]; then
     exit 49
 fi
-rm -rf -- "$mount/.xenlab"
-umount -- "$mount"
+guest remove /.xenlab
+leave
 rm -f -- "$records/usr"
+sync -- "$records"
 """
 
 
