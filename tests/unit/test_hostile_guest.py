@@ -401,6 +401,7 @@ def test_a_file_system_that_a_guest_emptied_is_not_taken_for_a_new_one(
                     place.unlink()
             (root / "lost+found").symlink_to(guest.dom0)
         image = templates["merged"] / "base.tar.zst"
+        (guest.records / NAME / "root").unlink()
         made = GuestRoot(NAME, guest.device, str(image), "domu1", records=str(guest.records))
         refused = guest.work(made)
         assert refused and "nobody agreed to lose" in refused[0]
