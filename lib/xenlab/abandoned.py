@@ -1,9 +1,9 @@
-"""A step that an earlier run left unfinished: what it started is ended, and the journal told."""
+"""What an earlier attempt at a step has left running: it is ended, and the journal told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from xenlab.errors import ConnectionLost, NoConnection
@@ -11,29 +11,49 @@ from xenlab.host import Host
 from xenlab.journal import Journal
 
 
-def end(
-    journal: Journal,
-    record: Mapping[str, Any],
-    machines: Sequence[Host],
-    guests: Sequence[Host],
-    boot_id: str,
-) -> None:
-    """End the processes of an unfinished step on each machine, and write its final record.
+@dataclass(frozen=True)
+class Ended:
+    """How many processes of an attempt were ended; which guests did not answer meanwhile."""
 
-    Steps of later chapters work in guests too; one that is down has nothing running.
+    attempt: Mapping[str, Any]
+    count: int
+    silent: tuple[str, ...]
+
+    def __str__(self) -> str:
+        unknown = f"; {', '.join(self.silent)} did not answer" if self.silent else ""
+        return f"{self.count} processes ended{unknown}"
+
+
+def end(attempt: Mapping[str, Any], machines: Sequence[Host], guests: Sequence[Host]) -> Ended:
+    """End the processes of an attempt on each machine, whatever its last record says.
+
+    Steps of later chapters work in guests too: those of them that run.
     """
-    ended = sum(machine.end_marked(record["mark"]) for machine in machines)
+    mark = attempt["mark"]
+    count = sum(machine.end_marked(mark) for machine in machines)
+    silent = []
     for guest in guests:
-        with suppress(NoConnection, ConnectionLost):
-            ended += guest.end_marked(record["mark"])
+        try:
+            count += guest.end_marked(mark)
+        except (NoConnection, ConnectionLost):
+            silent.append(guest.name)
+    return Ended(attempt, count, tuple(silent))
+
+
+def tell(journal: Journal, ended: Ended, boot_id: str) -> None:
+    """Write the final record of an attempt that has none, or that was not over after all."""
+    attempt = ended.attempt
+    if attempt["phase"] == "final" and not ended.count:
+        return
+    found = "unfinished" if attempt["phase"] == "running" else "still at work"
     journal.append(
-        chapter=record["chapter"],
-        step=record["step"],
-        title=record["title"],
+        chapter=attempt["chapter"],
+        step=attempt["step"],
+        title=attempt["title"],
         phase="final",
         status="aborted",
-        host=record["host"],
+        host=attempt["host"],
         boot_id=boot_id,
-        mark=record["mark"],
-        message=f"found unfinished when the run was taken up again; {ended} processes ended",
+        mark=attempt["mark"],
+        message=f"found {found} when the run was taken up again; {ended}",
     )

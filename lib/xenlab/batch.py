@@ -265,14 +265,9 @@ def _execute(path: Path, work: Work, folder: Path, kernels: Kernels) -> str:
 
 
 def _end_leftovers(folder: Path) -> None:
-    """End what steps that have no final record left running on this machine."""
-    last: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in Journal(folder).records():
-        if record.get("phase") in ("running", "final"):
-            last[record["chapter"], record["step"]] = record
-    for record in last.values():
-        if record["phase"] == "running":
-            Host(Local()).end_marked(record["mark"])
+    """End what unfinished steps left running on this machine."""
+    for attempt in Journal(folder).unfinished():
+        Host(Local()).end_marked(attempt["mark"])
 
 
 def _notebooks(folder: Path) -> dict[str, Path]:

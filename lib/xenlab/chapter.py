@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -215,10 +215,28 @@ class Chapter(Seams):
         self.host.transport.close()
 
     def _open(self) -> None:
-        with self._step(f"{self._number}.0 Open the chapter", self.host):
+        with self._step(f"{self._number}.0 Open the chapter", self.host) as step:
             self._look_around()
             if self.mode == "apply":
                 self._machine.opened(self.recorder)
+                # a person's chapters may be open side by side: what runs may be another one's
+                mine = self.name if self._machine.hold is Hold.STEP else ""
+                found = [e for e in self._end_left(self.journal.unfinished(mine)) if e.count]
+                step.message = "; ".join(f"{e.attempt['title']}: {e}" for e in found)
+
+    def _end_left(self, attempts: Sequence[Mapping[str, Any]]) -> list[abandoned.Ended]:
+        """End what earlier attempts have left running, on this machine and in guests that run."""
+        if not attempts:
+            return []
+        names = [guest.name for guest in self.site.lan_guests]
+        there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
+        guests = [self.guest(name) for name in there]
+        try:
+            machines = (self.host, self.controller)
+            return [abandoned.end(attempt, machines, guests) for attempt in attempts]
+        finally:
+            for guest in guests:
+                guest.transport.close()
 
     def _locked_again(self) -> None:
         """Nothing of a step goes over a new connection before the machine is this run's again.
@@ -244,11 +262,8 @@ class Chapter(Seams):
         self._under_way = step
         try:
             with step:
-                left = self.journal.unfinished(self.name, step.number)
-                if left is not None:
-                    machines = (self.host, self.controller)
-                    guests = [self.guest(guest.name) for guest in self.site.lan_guests]
-                    abandoned.end(self.journal, left, machines, guests, self._boot_id)
+                for ended in self._end_left(self.journal.unfinished(self.name, step.number)):
+                    abandoned.tell(self.journal, ended, self._boot_id)
                 yield step
         finally:
             self._under_way = None

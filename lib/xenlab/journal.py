@@ -37,6 +37,9 @@ STEP_BYTES = 128 * 1024
 CLOSING = ("kept", "end")
 """The phases of the records that close a run."""
 
+LOOSE = ("failed", "unreachable", "unknown", "aborted")
+"""The statuses of an attempt at a step that may have left something running."""
+
 DONE_ALREADY = ("final", "close", *CLOSING)
 """The phases of the records that tell of what was done, which is so even if the disk is full."""
 
@@ -66,7 +69,7 @@ class Journal:
         self._seq = 0
         self._head = FIRST
         self._full = False
-        self._running: dict[tuple[str, str], dict[str, Any]] = {}
+        self._unfinished: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("output", "input"):
@@ -151,11 +154,20 @@ class Journal:
             self._catch_up(file)
             return self._head
 
-    def unfinished(self, chapter: str, step: str) -> dict[str, Any] | None:
-        """The last record of a step if it says that the step was running, else None."""
+    def unfinished(self, chapter: str = "", step: str = "") -> list[dict[str, Any]]:
+        """The attempts that may have left something running: of a step, a chapter, or the run.
+
+        They are those that changed a machine since their step last ended well; each is its last
+        record, which says that it was running, failed, was stopped, or is not known to be over.
+        """
         with self._lock, self._open() as file:
             self._catch_up(file)
-            return self._running.get((chapter, step))
+            return [
+                record
+                for (of, number), attempts in self._unfinished.items()
+                if chapter in ("", of) and step in ("", number)
+                for record in attempts.values()
+            ]
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -173,7 +185,7 @@ class Journal:
             return
         if size < self._size:
             self._size, self._seq, self._head = 0, 0, FIRST
-            self._running.clear()
+            self._unfinished.clear()
         lines, torn = split(_read(file, self._size, size))
         for line in lines:
             record = parse(line)
@@ -272,12 +284,15 @@ class Journal:
                 os.close(file)
 
     def _note(self, record: dict[str, Any]) -> None:
-        """Keep in mind which steps are running, so that nobody reads the journal for each step."""
+        """Keep in mind what is unfinished, so that nobody reads the journal for each step."""
         place = (record.get("chapter", ""), record.get("step", ""))
+        mark = record.get("mark", "")
         if record.get("phase") == "running":
-            self._running[place] = record
-        elif record.get("phase") == "final":
-            self._running.pop(place, None)
+            self._unfinished.setdefault(place, {})[mark] = record
+        elif record.get("phase") == "final" and record.get("status") not in LOOSE:
+            self._unfinished.pop(place, None)
+        elif record.get("phase") == "final" and mark in self._unfinished.get(place, {}):
+            self._unfinished[place][mark] = record
         elif record.get("phase") in STARTS:
             self._full = False
         elif record.get("phase") == "full":

@@ -115,7 +115,7 @@ class MachineLock:
         busy: int = BUSY_SECONDS,
     ) -> None:
         self._ssh = ssh
-        self._hold = hold
+        self.hold = hold
         self._seconds = (silence, kept, busy)
         self._run = f"{platform.node()}:{run.absolute()}"
         self._who = f"{run.name} of {getpass.getuser()}@{platform.node()} ({run.absolute()})"
@@ -131,7 +131,7 @@ class MachineLock:
 
     def opened(self, watcher: Watcher) -> None:
         """A chapter that may change it is open; raises as `take`."""
-        if self._hold is not Hold.STEP:
+        if self.hold is not Hold.STEP:
             self.take(watcher)
 
     def again(self, watcher: Watcher) -> None:
@@ -142,12 +142,12 @@ class MachineLock:
 
     def step_over(self) -> None:
         """A step is over, whether it changed something or not."""
-        if self._hold is Hold.STEP:
+        if self.hold is Hold.STEP:
             self.release()
 
     def closed(self) -> None:
         """The chapter is closed."""
-        self.release(for_next=self._hold is Hold.RUN)
+        self.release(for_next=self.hold is Hold.RUN)
 
     def take(self, watcher: Watcher | None = None) -> None:
         """Take the lock, unless it is held; one that was lost with its connection is taken again.

@@ -28,6 +28,7 @@ from xenlab.errors import (
 )
 from xenlab.host import Host
 from xenlab.journal import Journal, verify
+from xenlab.machine_lock import Hold
 from xenlab.opening import open_chapter
 from xenlab.parameters import Parameters, Ssh
 from xenlab.resources.base import Difference, Report, Resource
@@ -70,8 +71,8 @@ def book(sshd: Sshd, journal: Journal) -> Chapter:
     return open_book(sshd, journal)
 
 
-def open_book(sshd: Sshd, journal: Journal, mode: str = "apply") -> Chapter:
-    chapter = Chapter("05_base_configuration", site(sshd), journal, Silent(), mode=mode)
+def open_book(sshd: Sshd, journal: Journal, mode: str = "apply", hold: Hold = Hold.STEP) -> Chapter:
+    chapter = Chapter("05_base_configuration", site(sshd), journal, Silent(), mode=mode, hold=hold)
     # The machine under test is no dom0: its own root is what the steps work on.
     chapter.root = "/"
     return chapter
@@ -278,20 +279,90 @@ def test_an_interrupt_ends_the_remote_processes(
     wait_until(lambda: not processes_with(f"XENLAB_STEP={final['mark']}"))
 
 
-def test_what_a_killed_run_left_running_is_ended_and_told(
+def left_running(sshd: Sshd, journal: Journal, chapter: str, status: str) -> list[int]:
+    """An attempt at a step, with what it left running and this as its last status."""
+    attempt = {
+        "chapter": chapter, "step": "05.1", "title": "05.1 Long", "host": "box",
+        "mark": "run/05.1/abc",
+    }  # fmt: skip
+    journal.append(**attempt, phase="running", status="running")
+    if status != "running":
+        journal.append(**attempt, phase="final", status=status)
+    host = Host(SSH(sshd.target)).marked(attempt["mark"])
+    host.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 &")
+    host.transport.close()
+    return processes_with("XENLAB_STEP=run/05.1/abc")
+
+
+UNFINISHED = ["running", "unknown", "unreachable", "aborted", "failed"]
+
+
+@pytest.mark.parametrize("status", UNFINISHED)
+def test_what_an_attempt_left_running_is_ended_at_its_step_whatever_its_last_record_says(
+    sshd: Sshd, journal: Journal, tmp_path: Path, status: str
+) -> None:
+    book = open_book(sshd, journal)
+    assert len(left_running(sshd, journal, "05_base_configuration", status)) == 2
+    book.ensure("05.1 Long", Made(tmp_path / "x"))
+    assert processes_with("XENLAB_STEP=run/05.1/abc") == []
+    wanted = ["running", *([] if status == "running" else [status]), "aborted"]
+    assert [s for _, s in statuses(journal)] == [*wanted, "running", "changed"]
+    told = [r["message"] for r in journal.records() if r["status"] == "aborted" and "message" in r]
+    assert told and told[-1].endswith("when the run was taken up again; 2 processes ended")
+    assert journal.unfinished() == []
+    verify(journal.path)
+
+
+@pytest.mark.parametrize("status", UNFINISHED)
+def test_a_run_that_is_taken_up_ends_first_what_any_chapter_left(
+    sshd: Sshd, journal: Journal, status: str
+) -> None:
+    assert left_running(sshd, journal, "04_grub", status)
+    book = open_book(sshd, journal, hold=Hold.CHAPTER)
+    assert processes_with("XENLAB_STEP=run/05.1/abc") == []
+    assert journal.records()[-1]["message"] == "05.1 Long: 2 processes ended"
+    book.close()
+
+
+def test_a_chapter_beside_others_leaves_them_alone(sshd: Sshd, journal: Journal) -> None:
+    left = left_running(sshd, journal, "04_grub", "running")
+    open_book(sshd, journal)
+    assert processes_with("XENLAB_STEP=run/05.1/abc") == left
+
+
+def test_what_ended_well_left_what_it_started_on_purpose(
     sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
-    left = journal.append(
-        chapter="05_base_configuration", step="05.1", title="05.1 Long", phase="running",
-        status="running", host="box", mark="run/05.1/abc",
-    )  # fmt: skip
-    transport = Host(SSH(sshd.target)).marked(left["mark"])
-    transport.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 &")
-    assert len(processes_with("XENLAB_STEP=run/05.1/abc")) == 2
+    left = left_running(sshd, journal, "05_base_configuration", "changed")
     open_book(sshd, journal).ensure("05.1 Long", Made(tmp_path / "x"))
-    assert processes_with("XENLAB_STEP=run/05.1/abc") == []
-    assert [s for _, s in statuses(journal)] == ["running", "aborted", "running", "changed"]
-    verify(journal.path)
+    assert processes_with("XENLAB_STEP=run/05.1/abc") == left
+
+
+def test_a_command_that_outlived_its_step_does_not_meet_the_next_attempt(
+    book: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, go = tmp_path / "x", tmp_path / "go"
+    script = f'echo once >> "$1.count"; until [ -e "{go}" ]; do sleep 0.05; done; echo done > "$1"'
+    monkeypatch.setattr("xenlab.chapter.RECONNECT_SECONDS", 1.0)
+
+    def cut() -> None:
+        wait_until(Path(f"{path}.count").exists)
+        for session in sshd.sessions():
+            os.kill(session, signal.SIGKILL)
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    with pytest.raises(ConnectionLost):
+        book.ensure("05.1 Unpack", Made(path, script))
+    cutter.join()
+    final = journal.records()[-1]
+    assert final["status"] == "unknown"
+    assert processes_with(f"XENLAB_STEP={final['mark']}")
+    again = open_book(sshd, journal)
+    assert processes_with(f"XENLAB_STEP={final['mark']}") == []
+    go.touch()
+    again.ensure("05.1 Unpack", Made(path, script))
+    assert path.read_text() == "done\n"
 
 
 def test_a_chapter_names_the_one_that_must_come_first(book: Chapter, tmp_path: Path) -> None:

@@ -144,13 +144,31 @@ def test_the_frame_has_the_promised_columns(tmp_path: Path) -> None:
     assert list(frame["status"]) == ["ok"] * 5
 
 
-def test_a_running_step_without_final_record_is_unfinished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["", "failed", "unreachable", "unknown", "aborted"])
+def test_a_step_that_ran_and_did_not_end_well_is_unfinished(tmp_path: Path, status: str) -> None:
     journal = Journal(tmp_path)
-    journal.append(chapter="09", step="09.1", phase="running", mark="m1")
-    found = journal.unfinished("09", "09.1")
-    assert found is not None and found["mark"] == "m1"
-    journal.append(chapter="09", step="09.1", phase="final", status="changed")
-    assert journal.unfinished("09", "09.1") is None
+
+    def attempt(step: str, mark: str, status: str, ran: bool = True) -> None:
+        if ran:
+            journal.append(chapter="09", step=step, phase="running", mark=mark)
+        if status:
+            journal.append(chapter="09", step=step, phase="final", status=status, mark=mark)
+
+    def marks(*place: str) -> list[str]:
+        found = journal.unfinished(*place)
+        assert found == Journal(tmp_path).unfinished(*place)
+        return [record["mark"] for record in found]
+
+    attempt("09.1", "m1", status)
+    attempt("09.1", "m2", "unreachable")
+    attempt("09.2", "m3", status)
+    attempt("09.3", "m4", status or "failed", ran=False)
+    assert marks("09", "09.1") == ["m1", "m2"]
+    assert marks("09") == marks() == ["m1", "m2", "m3"]
+    assert marks("08") == []
+    attempt("09.1", "m5", "changed")
+    attempt("09.2", "m6", "ok", ran=False)
+    assert marks() == []
 
 
 def test_output_is_never_written_over(tmp_path: Path) -> None:
