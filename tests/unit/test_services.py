@@ -17,12 +17,14 @@ from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.local import Local
 from xenlab.platform.daemon import parse_failed, parse_states
-from xenlab.platform.openrc import OpenRc, with_need
+from xenlab.platform.openrc import OpenRc
 from xenlab.platform.services import services
 from xenlab.platform.systemd import Systemd
+from xenlab.platform.toolstack import Xl
 from xenlab.platform.units import ServerUnordered, UnitFile
 from xenlab.resources.base import Difference
 from xenlab.resources.files import Symlink
+from xenlab.resources.shell_word import with_word
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 SYSV = """#!/bin/sh
@@ -244,13 +246,14 @@ def needs(text: str) -> list[str]:
 @example(['rc_need="netmount # of old"', 'rc_need=""'], True)
 def test_a_need_is_added_and_nothing_is_lost(lines: list[str], ended: bool) -> None:
     text = "\n".join(lines) + ("\n" if lines and ended else "")
-    new = with_need(text, "netmount")
-    assert new.startswith(text)
+    new = with_word(text, "rc_need", "netmount")
     assert "netmount" in needs(new)
+    kept = [line for line in lines if "rc_need=" not in line]
+    assert [line for line in new.splitlines() if "rc_need=" not in line] == kept
     assert [word for word in needs(new) if word != "netmount"] == [
         word for word in needs(text) if word != "netmount"
     ]
-    assert with_need(new, "netmount") == new
+    assert with_word(new, "rc_need", "netmount") == new
 
 
 def test_what_an_admin_wrote_in_conf_d_stays(root: Host) -> None:
@@ -261,14 +264,30 @@ def test_what_an_admin_wrote_in_conf_d_stays(root: Host) -> None:
     wanted.apply(root, silent)
     wanted.verify(root)
     text = root.read(path) or ""
-    assert text.startswith(admins) and needs(text) == ["net", "netmount"]
+    assert text == admins.replace('"net"', '"net netmount"')
+    assert needs(text) == ["net", "netmount"]
     assert Path(root.path(path)).stat().st_mode & 0o777 == 0o640
     assert OpenRc().after_mount("cron", "/mnt/share").probe(root) is not None
 
 
+def test_what_an_admin_told_xenconsoled_stays(tmp_path: Path) -> None:
+    path = tmp_path / "xen"
+    path.write_text("# mine\nXENCONSOLED_ARGS='--timestamp=all' # by hand\nXENSTORED=x\n")
+    kept = Xl(str(tmp_path)).consoles_kept()
+    kept.apply(Host(Local()), silent)
+    kept.verify(Host(Local()))
+    assert path.read_text() == (
+        '# mine\nXENCONSOLED_ARGS="--timestamp=all --log=all" # by hand\nXENSTORED=x\n'
+    )
+    path.write_text("XENCONSOLED_ARGS=$OTHER")
+    kept.apply(Host(Local()), silent)
+    text = 'XENCONSOLED_ARGS=$OTHER\nXENCONSOLED_ARGS="$XENCONSOLED_ARGS --log=all"\n'
+    assert path.read_text() == text
+
+
 def test_a_file_of_an_earlier_version_serves_as_it_is() -> None:
     text = '# written by xenlab, chapter 15: what lies on /mnt/share\nrc_need="netmount"\n'
-    assert with_need(text, "netmount") == text
+    assert with_word(text, "rc_need", "netmount") == text
 
 
 def test_another_platform_is_refused_in_one_sentence() -> None:

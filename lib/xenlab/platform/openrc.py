@@ -5,8 +5,6 @@ Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“, the BUG
 
 from __future__ import annotations
 
-import re
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +17,10 @@ from xenlab.platform.daemon import (
     NoneFailed,
     ServiceStates,
 )
-from xenlab.resources.base import Difference, Report, Resource, text_difference
+from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
+from xenlab.resources.shell_word import ShellWord
 
 SCRIPTS = "/etc/init.d"
 SETTINGS = "/etc/conf.d"
@@ -135,7 +134,9 @@ class OpenRc:
     def after_mount(self, name: str, folder: str) -> Resource:
         """``rc_need`` in conf.d(5): what is mounted over the network comes first."""
         names = candidates(name).split("|")
-        return Together(tuple(Need(f"{SETTINGS}/{each}", "netmount") for each in names))
+        return Together(
+            tuple(ShellWord(f"{SETTINGS}/{each}", "rc_need", "netmount") for each in names)
+        )
 
     def waited(self, folder: str, *names: str) -> Resource:
         """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
@@ -190,49 +191,6 @@ class OpenRc:
         """
         names = "|".join(candidates(each) for each in name.split("|"))
         return Command.script(_FIND + script, names, verb)
-
-
-@dataclass(frozen=True)
-class Need(Resource):
-    """What a script needs (rc_need in conf.d(5)) names a service; all else in the file stays."""
-
-    path: str
-    needed: str
-
-    def probe(self, host: Host) -> Difference | None:
-        """The diff that adding the service makes."""
-        now = host.read(self.path)
-        wanted = with_need(now or "", self.needed)
-        return text_difference(f"need {self.needed} in {self.path}", self.path, now, wanted)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Add it to what the file says."""
-        host.write(self.path, with_need(host.read(self.path) or "", self.needed))
-
-
-_NEED = re.compile(r"^[ \t]*(?:export[ \t]+)?rc_need=(.*)$", re.MULTILINE)
-
-
-def with_need(text: str, needed: str) -> str:
-    """The text of conf.d(5), a shell's, in which rc_need names a service.
-
-    What counts is the last line that sets it. A line of our own comes after that, and leaves what
-    was set before as it is.
-    """
-    set_to = _NEED.findall(text)
-    if set_to and needed in _words(set_to[-1]):
-        return text
-    end = "" if not text or text.endswith("\n") else "\n"
-    return f'{text}{end}rc_need="$rc_need {needed}" # xenlab, chapter 15\n'
-
-
-def _words(value: str) -> list[str]:
-    """The words of what a shell's variable is set to; none where it is more than that."""
-    try:
-        found = shlex.split(value, comments=True)
-    except ValueError:
-        return []
-    return found[0].split() if len(found) == 1 else []
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from xenlab.resources.domain import (
 from xenlab.resources.domain_config import DomainAddition, DomainConfig
 from xenlab.resources.domain_state import STATE_OF
 from xenlab.resources.files import Line, render
+from xenlab.resources.shell_word import ShellWord
 
 COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
 CONFIGURED = ["name", "id", "type", "memory_mib", "disks", "macs", "bridges"]
@@ -188,7 +189,7 @@ class Xl:
     def consoles_kept(self) -> Resource:
         """``--log=all`` for xenconsoled(8)."""
         name, variable = self.consoled
-        return Line(f"{self.settings}/{name}", f'{variable}="--log=all"', key=f"{variable}=")
+        return ShellWord(f"{self.settings}/{name}", variable, "--log=all")
 
     def shut_down_with_dom0(self) -> tuple[Resource, ...]:
         """Two lines for the script xendomains."""
