@@ -404,6 +404,7 @@ class Chapter(Seams):
                     try:
                         resource.verify(host)
                     except XenlabError as still:
+                        error.message += f"; and then: {still.message}"
                         raise error from still
                 step.message = f"the connection was lost ({error.message}); the verification holds"
             else:

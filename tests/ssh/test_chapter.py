@@ -241,6 +241,7 @@ def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
     cutter.join()
     assert Path(f"{path}.count").read_text() == "once\n"
     assert journal.records()[-1]["status"] == "unknown"
+    assert "; and then: applied, and yet still to do: make it" in journal.records()[-1]["message"]
 
 
 def test_another_host_key_after_a_lost_connection_ends_the_step_at_once(

@@ -6,12 +6,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.ssh.conftest import Sshd, keygen, wait_until
 
 from xenlab.errors import ConnectionRefused, HostKeyRefused, NoConnection, Unreachable
 from xenlab.host import Host
+from xenlab.recorder import Recorder
+from xenlab.resources import kernel_built
 from xenlab.ssh import SSH, Target
 from xenlab.wait import Wait
 
@@ -139,6 +142,26 @@ def test_the_connection_of_a_machine_that_has_not_rebooted_yet_is_kept(ssh: SSH)
     with pytest.raises(ConnectionRefused, match="it still has its old boot id"):
         host.wait_for_reboot(host.boot_id(), timeout=4)
     assert ssh.connections == 2
+
+
+def reboots(host: Host) -> None:
+    """Wait for a machine that boots."""
+    host.wait_for_reboot("old", timeout=LONG)
+
+
+@pytest.mark.parametrize("wait", [reboots, kernel_built._reconnect])
+def test_whoever_waits_for_a_machine_hears_a_stop(
+    waiting: Waiting, sshd: Sshd, wait: Callable[[Host], None]
+) -> None:
+    recorder = Recorder(())
+    host = Host(waiting.ssh, watcher=recorder)
+    sshd.stop()
+    with ThreadPoolExecutor(1) as pool:
+        hearing = pool.submit(wait, host)
+        wait_until(lambda: waiting.said)
+        recorder.stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            hearing.result(LONG / 2)
 
 
 def new_host_key(sshd: Sshd) -> None:
