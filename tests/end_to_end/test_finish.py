@@ -295,6 +295,22 @@ def test_drift_made_by_hand_is_reported_and_nothing_else(site: Site) -> None:
     assert site.xenlab(*check).returncode == 0
 
 
+SCRIPT = "/etc/xen/scripts/vif-bridge"
+SLOW_ONCE = '[ "$1" != online ] || ! mkdir /run/slow-once 2> /dev/null || sleep 60'
+
+
+def test_a_guest_is_created_again_where_libxl_gave_a_script_up(site: Site) -> None:
+    site.ssh("", f"cp -p {SCRIPT} /root/script && sed -i '2i {SLOW_ONCE}' {SCRIPT}")
+    try:
+        site.ssh("", "xl", "destroy", SERVING)
+        again = site.xenlab("run", "11", "-f", str(site.parameters))
+        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    finally:
+        site.ssh("", f"mv /root/script {SCRIPT} && rmdir /run/slow-once")
+    shown = site.xenlab("show", "last", "--step", "11.7")
+    assert "because of timeout" in shown.stdout, shown.stdout + shown.stderr
+
+
 def test_a_power_cycle_brings_everything_back_by_itself(site: Site) -> None:
     power_cycled(site, AUTOSTARTED)
     assert "/mnt/share " in site.ssh("", "exportfs", "-s")

@@ -25,7 +25,7 @@ from xenlab.resources.domain_state import (
     require_running,
 )
 
-CREATE_SECONDS = 300
+CREATE_SECONDS = 600
 END_SECONDS = 600
 GONE_SECONDS = 60
 """How long a domain that is being taken down may still be there."""
@@ -34,17 +34,22 @@ NOTES = "/run/xenlab"
 DOM0_WEIGHT = 1024
 """Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
 
-# The hotplug scripts never get their lock without a standard input.
+# The hotplug scripts never get their lock without a standard input. They have 40 seconds each,
+# fixed in libxl, which then takes the domain away again: on a busy machine another try helps.
 _CREATE = """
 config=$1 log=$2 note=$3
 mkdir -p -- "${note%/*}"
 log_size "$log" > "$note"
 out=$(mktemp)
-status=0
-env -u XENLAB_STEP xl create "$config" < /dev/null > "$out" 2>&1 || status=$?
-cat -- "$out" >&2
-rm -f -- "$out"
-[ "$status" = 0 ] || exit 1
+trap 'rm -f -- "$out"' EXIT
+for try in 1 2 3; do
+    status=0
+    env -u XENLAB_STEP xl create "$config" < /dev/null > "$out" 2>&1 || status=$?
+    cat -- "$out" >&2
+    [ "$status" != 0 ] || exit 0
+    grep -q 'killing execution of .* because of timeout' "$out" || break
+done
+exit 1
 """
 
 _GONE = """
