@@ -84,6 +84,7 @@ class Chapter(Seams):
         self._before = planned_before(journal, site.disk) if mode == "plan" else ""
         self.recorder = Recorder(hidden.known(site.ssh.identity, site.secrets), stop)
         self.controller = Host(Local(), watcher=self.recorder)
+        self._own_stop = stop is None
         self._under_way: Step | None = None
         self._ssh = SSH(way_to(site), wait=self._wait(), on_connect=self._locked_again)
         self._machine = MachineLock(self._ssh, journal.folder, hold)
@@ -248,7 +249,8 @@ class Chapter(Seams):
 
     @contextmanager
     def _step(self, title: str, host: Host) -> Iterator[Step]:
-        self.stop.clear()
+        if self._own_stop:
+            self.stop.clear()
         self._agreed = {}
         step = Step(
             journal=self.journal,

@@ -18,7 +18,7 @@ from xenlab.opening import open_chapter as open_in_view
 from xenlab.plain import clean
 from xenlab.recorder import Phase
 from xenlab.resources.base import Asked, Difference, Waiting
-from xenlab.view import VIEW, StepView, View
+from xenlab.view import STOP, VIEW, StepView, View
 
 
 def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
@@ -28,7 +28,7 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
     anything is touched, NoConnection if the host cannot be reached.
     """
     if VIEW in namespace:
-        return open_in_view(name, namespace, namespace[VIEW])
+        return open_in_view(name, namespace, namespace[VIEW], namespace.get(STOP))
     if not display.in_notebook():
         return open_in_view(name, namespace, TextView(sys.stdout))
     display.show_errors_briefly()

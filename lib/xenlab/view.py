@@ -15,6 +15,9 @@ from xenlab.resources.base import Difference
 VIEW = "_xenlab_view"
 """The variable by which a chapter's cells are told where to show their steps (a `View`)."""
 
+STOP = "_xenlab_stop"
+"""The variable that holds what stops them once it is set (a `threading.Event`)."""
+
 
 class StepView(Protocol):
     """Where one step appears."""

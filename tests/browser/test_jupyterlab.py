@@ -19,6 +19,8 @@ from tests.ssh.test_panel import sleepers
 pytestmark = pytest.mark.timeout(1800)
 
 COUNT = 'for i in $(seq 60); do echo "line number $i"; sleep 0.5; done; echo made > "$1"'
+WHOLE_SITE = re.compile("^site$")
+
 SLEEP = 'echo asleep; sleep 1234567 & wait; echo made > "$1"'
 
 
@@ -30,6 +32,19 @@ def write_chapter(site: Site, *cells: str) -> None:
     ssh = {"host": site.sshd.alias, "config": str(site.sshd.config)}
     notebook.cells[1].source = f'ssh: dict = {ssh!r}  # how to reach it\nsite: str = "lab"  # name'
     nbformat.write(notebook, place)
+
+
+def open_panel(site: Site, jupyter: Callable[..., Jupyter]) -> Jupyter:
+    """The panel's notebook, opened for the site; its second cell shows the panel."""
+    place = site.folder / "notebooks" / "91_panel.ipynb"
+    shutil.copy(FOLDER / place.name, place)
+    notebook = nbformat.read(place, 4)
+    notebook.cells[1].source = f'parameters_file: str = "{site.file}"  # the site'
+    nbformat.write(notebook, place)
+    lab = jupyter(site.folder / "notebooks")
+    lab.open("91_panel.ipynb")
+    lab.run_to_end(0)
+    return lab
 
 
 def test_output_arrives_while_a_step_runs_and_stays_when_it_is_saved(
@@ -96,14 +111,7 @@ def test_jupyterlab_s_stop_button_ends_the_remote_command(
 
 def test_the_panel_runs_and_stops(site: Site, jupyter: Callable[..., Jupyter]) -> None:
     write_chapter(site, site.made("01.1"), site.made("01.2", script=SLEEP))
-    place = site.folder / "notebooks" / "91_panel.ipynb"
-    shutil.copy(FOLDER / place.name, place)
-    notebook = nbformat.read(place, 4)
-    notebook.cells[1].source = f'parameters_file: str = "{site.file}"  # the site'
-    nbformat.write(notebook, place)
-    lab = jupyter(site.folder / "notebooks")
-    lab.open("91_panel.ipynb")
-    lab.run_to_end(0)
+    lab = open_panel(site, jupyter)
     panel = lab.run_to_end(1)
     steps = panel.locator(".xenlab-steps")
     expect(steps).to_contain_text("to do")
@@ -119,6 +127,37 @@ def test_the_panel_runs_and_stops(site: Site, jupyter: Callable[..., Jupyter]) -
     lab.shot("panel-stopped")
     wait_until(lambda: not sleepers(), SECONDS)
     assert site.steps() == [("01.1", "changed"), ("01.2", "aborted")]
+
+
+def test_what_stands_in_the_panel_s_form_is_saved_before_anything_starts(
+    site: Site, jupyter: Callable[..., Jupyter]
+) -> None:
+    write_chapter(site, site.made("01.1"))
+    lab = open_panel(site, jupyter)
+    panel = lab.run_to_end(1)
+    panel.get_by_role("tab", name="Parameters").click()
+    line = panel.locator(".widget-hbox", has=lab.page.locator("code", has_text=WHOLE_SITE)).last
+    field = line.get_by_role("textbox")
+    field.fill("castle!")
+    field.press("Tab")
+    expect(line).to_contain_text("site must be")
+    lab.shot("panel-parameters")
+    field.fill("castle")
+    field.press("Tab")
+    expect(line).not_to_contain_text("site must be")
+    panel.get_by_role("tab", name="Chapters").click()
+    panel.get_by_role("button", name="Run next").click()
+    expect(panel).to_contain_text("the form says something else")
+    lab.shot("panel-not-saved")
+    panel.get_by_role("tab", name="Parameters").click()
+    panel.get_by_role("button", name="Save").click()
+    expect(panel).to_contain_text("the panel works from it now")
+    lab.shot("panel-saved")
+    panel.get_by_role("tab", name="Chapters").click()
+    panel.get_by_role("button", name="Run next").click()
+    expect(panel.locator(".xenlab-steps")).to_contain_text(re.compile("changed.*01.1"))
+    (run,) = site.run_folders()
+    assert run.name.endswith("-castle")
 
 
 def test_a_cell_is_not_run_before_a_busy_server_has_given_the_notebook_its_kernel(

@@ -97,19 +97,20 @@ class Site:
     def file(self) -> Path:
         return self.folder / "site.yaml"
 
-    def write(self, **keys: object) -> None:
-        values = {
-            "site": "test",
-            "ssh": {
-                "host": self.sshd.alias,
-                "config": str(self.sshd.config),
-                "patience_seconds": 2,
-            },
-            "power": "manual",
+    @property
+    def ssh(self) -> dict[str, object]:
+        """How the site's machine is reached."""
+        return {
+            "host": self.sshd.alias,
+            "config": str(self.sshd.config),
+            "patience_seconds": 2,
         }
+
+    def write(self, **keys: object) -> None:
+        values = {"site": "test", "ssh": self.ssh, "power": "manual"}
         self.file.write_text(yaml.safe_dump(values | keys))
 
-    def chapter(self, name: str, *cells: str, close: str = "book.close()") -> None:
+    def chapter(self, name: str, *cells: str, close: str = "book.close()", needs: str = "") -> None:
         parameters = (
             'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []'
         )
@@ -117,7 +118,7 @@ class Site:
         first.metadata["tags"] = ["parameters"]
         opening = (
             "from parts import *\nfrom xenlab.notebook import open_chapter\n"
-            f'book = open_chapter("{name}", globals())'
+            f'book = open_chapter("{name}", globals())\n{needs}'
         )
         notebook = new_notebook(
             cells=[new_markdown_cell(f"# {name}"), first]

@@ -11,6 +11,7 @@ from xenlab import parameters
 from xenlab.errors import ConsentNeeded
 from xenlab.panel.consent import ConsentCard
 from xenlab.panel.form import ParametersForm
+from xenlab.panel.site import SiteFile
 
 LAB = Path(__file__).parents[2] / "parameters" / "lab.yaml"
 
@@ -50,7 +51,7 @@ def test_what_xenlab_made_is_typed_by_name_and_given_for_what_is_there_now() -> 
 
 @pytest.fixture
 def form() -> ParametersForm:
-    return ParametersForm(LAB)
+    return ParametersForm(SiteFile(LAB))
 
 
 def test_the_lab_s_form_has_every_parameter_and_no_problem(form: ParametersForm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -14,11 +15,12 @@ from xenlab.card import COLOURS
 from xenlab.chapter import Chapter
 from xenlab.errors import XenlabError
 from xenlab.panel.cards import CardView
+from xenlab.panel.site import SiteFile
 from xenlab.panel.worker import Worker
 from xenlab.parameters import Parameters, declared, for_chapter
 from xenlab.resources.base import Difference
 from xenlab.step import CHANGED, OK
-from xenlab.view import VIEW, StepView
+from xenlab.view import STOP, VIEW, StepView
 
 WAITING = "to do"
 GOOD = (OK, CHANGED)
@@ -27,15 +29,16 @@ GOOD = (OK, CHANGED)
 class ChapterPanel:
     """Runs the step cells of one chapter after another, with what their notebook holds.
 
-    ``site`` gives the parameters. Each chapter that is chosen gets a run folder of its own when
+    ``file`` gives the parameters. Each chapter that is chosen gets a run folder of its own when
     its first step runs.
     """
 
-    def __init__(self, notebooks: Path, site: Parameters) -> None:
-        self._site = site
+    def __init__(self, notebooks: Path, file: SiteFile) -> None:
+        self._file = file
         self._paths = {path.stem: path for path in sorted(notebooks.glob("[0-8]*.ipynb"))}
         self._worker = Worker(self._show_buttons)
         self._cards = CardView()
+        self._name = ""
         self._namespace: dict[str, Any] = {}
         self._steps: list[cells.StepCell] = []
         self._states: dict[str, str] = {}
@@ -45,7 +48,7 @@ class ChapterPanel:
         self.stop = _button("Stop", "stop", "danger")
         self.message = widgets.HTML()
         self._list = widgets.HTML(layout=widgets.Layout(flex="0 0 22em"))
-        self.choice.observe(self._chosen, names="value")
+        self.choice.observe(lambda _: self._chosen(), names="value")
         self.next.on_click(lambda _: self._worker.start(self._run_next))
         self.to_end.on_click(lambda _: self._worker.start(self._run_to_end))
         self.stop.on_click(lambda _: self._stop())
@@ -53,7 +56,8 @@ class ChapterPanel:
         body = widgets.HBox([self._list, self._cards.widget])
         self._cards.widget.layout.flex = "1 1 auto"
         self.widget = widgets.VBox([buttons, self.message, body])
-        self._chosen(None)
+        self._begin()
+        file.attach(self._begin, lambda: self._worker.busy)
 
     @property
     def states(self) -> Mapping[str, str]:
@@ -64,22 +68,36 @@ class ChapterPanel:
         """Wait until nothing runs; whether that came in time."""
         return self._worker.wait(seconds)
 
-    def _chosen(self, _: Any) -> None:
+    def close(self) -> None:
+        """Stop what runs and let go of the machine, without waiting for either."""
+        self._worker.stop.set()
+        book, self._namespace = self._book(), {}
+        if book is not None:
+            threading.Thread(target=self._let_go, args=(book,), daemon=True).start()
+
+    def _let_go(self, book: Chapter) -> None:
+        self._worker.wait()
+        book.host.transport.close()
+
+    def _chosen(self) -> None:
+        if self.choice.value == self._name:
+            return
+        if self._worker.busy:
+            # the click came before the browser knew that a step runs
+            self.choice.value = self._name
+            return
+        self._begin()
+
+    def _begin(self) -> None:
+        """The chosen chapter, of which nothing was done yet."""
         self.close()
-        path = self._paths[self.choice.value]
-        self._steps = cells.steps(path)
+        self._name = self.choice.value
+        self._steps = cells.steps(self._paths[self._name])
         self._states = {step.number: WAITING for step in self._steps}
         self._cards.widget.children = ()
         self.message.value = ""
         self._show_steps()
         self._show_buttons()
-
-    def close(self) -> None:
-        """Let go of the machine."""
-        book = self._book()
-        if book is not None:
-            book.host.transport.close()
-        self._namespace = {}
 
     def _book(self) -> Chapter | None:
         book = self._namespace.get("book")
@@ -102,7 +120,11 @@ class ChapterPanel:
         """Run a step's cell, the chapter opened before the first; whether it went well."""
         self.message.value = ""
         try:
-            self._open()
+            site = self._file.required()
+            if not self._namespace:
+                self._namespace = self._opened(site)
+            if self._worker.stop.is_set():
+                raise KeyboardInterrupt
             exec(compile(step.code, f"<{step.number}>", "exec"), self._namespace)
         except XenlabError as error:
             self._say(str(error))
@@ -110,29 +132,37 @@ class ChapterPanel:
         except KeyboardInterrupt:
             self._say(f"{step.number} was stopped")
             return False
+        except Exception as error:
+            self._say(f"{type(error).__name__}: {error}")
+            raise
         if not self._left():
             self._end()
         return True
 
-    def _open(self) -> None:
-        if self._book() is not None:
-            return
-        path = self._paths[self.choice.value]
-        values = for_chapter(self._site, declared(path))
-        namespace: dict[str, Any] = {**values, VIEW: _Watched(self._cards, self._note)}
-        self._namespace = namespace
-        exec(compile(cells.opening(path), f"<{path.stem}>", "exec"), namespace)
+    def _opened(self, site: Parameters) -> dict[str, Any]:
+        """What the chapter's cells share once it is open; whatever goes wrong, nothing is left."""
+        path = self._paths[self._name]
+        namespace: dict[str, Any] = {
+            **for_chapter(site, declared(path)),
+            VIEW: _Watched(self._cards, self._note),
+            STOP: self._worker.stop,
+        }
+        try:
+            exec(compile(cells.opening(path), f"<{path.stem}>", "exec"), namespace)
+            if self._worker.stop.is_set():
+                raise KeyboardInterrupt
+        except BaseException:
+            book = namespace.get("book")
+            if isinstance(book, Chapter):
+                book.host.transport.close()
+            raise
+        return namespace
 
     def _end(self) -> None:
         book = self._book()
         if book is not None:
             book.close()
             self._namespace = {}
-
-    def _stop(self) -> None:
-        book = self._book()
-        if book is not None:
-            book.stop.set()
 
     def _note(self, number: str, status: str) -> None:
         if number in self._states:
@@ -144,11 +174,17 @@ class ChapterPanel:
             f'<pre style="color: {COLOURS["failed"]}; white-space: pre-wrap">{escape(text)}</pre>'
         )
 
+    def _stop(self) -> None:
+        self._worker.stop.set()
+        self.stop.description = "Stopping"
+
     def _show_buttons(self) -> None:
         busy = self._worker.busy
         self.choice.disabled = busy
         self.next.disabled = self.to_end.disabled = busy or not self._left()
         self.stop.disabled = not busy
+        stopping = busy and self._worker.stop.is_set()
+        self.stop.description = "Stopping" if stopping else "Stop"
 
     def _show_steps(self) -> None:
         rows = "".join(_row(step, self._states[step.number]) for step in self._steps)

@@ -12,12 +12,13 @@ import pandas as pd
 
 from xenlab.chapter import Chapter
 from xenlab.command import Command
-from xenlab.errors import XenlabError
+from xenlab.errors import BadInput, XenlabError
 from xenlab.journal import Journal
 from xenlab.opening import new_run_folder, runs_folder
 from xenlab.panel.cards import CardView
+from xenlab.panel.looking import Unrecorded
+from xenlab.panel.site import SiteFile
 from xenlab.panel.worker import Worker
-from xenlab.parameters import Parameters
 from xenlab.plain import clean
 from xenlab.resources.base import Resource
 from xenlab.resources.domain_state import CRASHED, RUNNING, log_path
@@ -31,71 +32,125 @@ CONSOLE_BYTES = 6000
 
 
 class DomainPanel:
-    """The site's guests and dom0; each button is a step, recorded in a journal of its own."""
+    """The site's guests and dom0; each button is a step, recorded in a journal of its own.
 
-    def __init__(self, site: Parameters) -> None:
-        self._site = site
+    Whoever follows them opens the chapter, and closes it when he is done; steps have it meanwhile.
+    """
+
+    def __init__(self, file: SiteFile) -> None:
+        self._file = file
         self._worker = Worker(self._show_buttons)
+        self._follower = Worker(self._follow_on)
         self._cards = CardView(most=6)
         self._book: Chapter | None = None
         self._number = 0
-        self._over = threading.Event()
-        self._follower: threading.Thread | None = None
         self._running: dict[str, Mapping[Any, Any]] = {}
-        names = [domain.name for domain in site.domains]
-        self.rows = {name: _Row(name, self._asked) for name in names}
+        self.rows: dict[str, _Row] = {}
         self.watch = widgets.ToggleButton(description="Watch", icon="eye", button_style="primary")
         self.stop = widgets.Button(description="Stop", icon="stop", button_style="danger")
         self.dom0 = widgets.HTML()
         self.message = widgets.HTML()
-        self.console = widgets.Dropdown(options=["no console", *names], description="console")
+        self.answer = widgets.HTML()
+        self.console = widgets.Dropdown(description="console")
         self.console_text = widgets.HTML()
         self.watch.observe(lambda change: self._watched(bool(change["new"])), names="value")
         self.stop.on_click(lambda _: self._stop())
+        self._table = widgets.VBox()
         head = widgets.HBox([self.watch, self.stop])
-        table = widgets.VBox([self.dom0, *(row.widget for row in self.rows.values())])
-        self.widget = widgets.VBox(
-            [head, table, self.message, self.console, self.console_text, self._cards.widget]
-        )
-        self._show_buttons()
+        said = (self.answer, self.message)
+        below = (self.console, self.console_text, self._cards.widget)
+        self.widget = widgets.VBox([head, self._table, *said, *below])
+        self._draw()
+        file.attach(self._site_changed, lambda: self._worker.busy)
 
     def close(self) -> None:
-        """Watch no longer, and let go of the machine."""
-        self._over.set()
-        if self._follower is not None:
-            self._follower.join()
-            self._follower = None
-        if self._book is not None:
-            self._book.close()
-            self._book = None
+        """Watch no longer and let go of the machine, without waiting for it."""
+        self.watch.value = False
 
     def wait(self, seconds: float) -> bool:
         """Wait until nothing is being done; whether that came in time."""
         return self._worker.wait(seconds)
 
+    def wait_closed(self, seconds: float) -> bool:
+        """Wait until the machine was let go of; whether that came in time."""
+        return self._follower.wait(seconds)
+
+    def _draw(self) -> None:
+        """A row for each of the site's guests, of which nothing is known yet."""
+        names = [domain.name for domain in self._file.site.domains]
+        self.rows = {name: _Row(name, self._asked) for name in names}
+        self._table.children = [self.dom0, *(row.widget for row in self.rows.values())]
+        self.console.options = ["no console", *names]
+        self.console_text.value = ""
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nobody knows how the domains are, so nothing can be done to them."""
+        self._running = {}
+        self.dom0.value = ""
+        for row in self.rows.values():
+            row.forget()
+        self._show_buttons()
+
+    def _site_changed(self) -> None:
+        self._draw()
+        self._interrupt()
+
     def _watched(self, wanted: bool) -> None:
-        if not wanted:
-            self.close()
-            return
-        self._over.clear()
-        self._follower = threading.Thread(target=self._follow, daemon=True)
-        self._follower.start()
+        if wanted:
+            self._follow_on()
+        else:
+            self._forget()
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """End what waits for the machine: a look at it, a step, or the opening."""
+        self._worker.stop.set()
+        self._follower.stop.set()
+
+    def _follow_on(self) -> None:
+        # also where it was wanted again while it ended
+        if self.watch.value:
+            self._follower.start(self._follow)
 
     def _follow(self) -> None:
-        while True:
-            try:
-                self._look()
-                self.message.value = ""
-            except XenlabError as error:
-                self._say(str(error))
-            if self._over.wait(LOOK_SECONDS):
-                return
+        try:
+            while self._wanted(self._follower.stop):
+                try:
+                    self._look(self._opened())
+                    self.message.value = ""
+                except XenlabError as error:
+                    self.message.value = _said(str(error))
+                except KeyboardInterrupt:
+                    continue
+                self._follower.stop.wait(LOOK_SECONDS)
+        except Exception as error:
+            self.message.value = _said(f"{type(error).__name__}: {error}")
+            self.watch.value = False
+            raise
+        finally:
+            self._let_go()
 
-    def _look(self) -> None:
-        book = self._opened()
+    def _wanted(self, stop: threading.Event) -> bool:
+        # whoever wants no more says so first, and sets the event then
+        stop.clear()
+        return bool(self.watch.value)
+
+    def _let_go(self) -> None:
+        """Close the chapter once no step has it any more."""
+        self._worker.wait()
+        book, self._book = self._book, None
+        self._forget()
+        if book is not None:
+            book.close()
+
+    def _look(self, book: Chapter) -> None:
         # read anew every few seconds, and nothing is decided by it: that is on no record
-        target = book.target.watched(None)
-        self._show(book.toolstack.domains(target))
+        target = book.target.watched(Unrecorded(self._follower.stop))
+        found = book.toolstack.domains(target)
+        if not self._holds(book):
+            return
+        self._show(found)
         name = self.console.value
         if name not in self.rows:
             name = next((n for n in self.rows if self._state(n) == CRASHED), "")
@@ -107,10 +162,21 @@ class DomainPanel:
             self.console_text.value = ""
 
     def _opened(self) -> Chapter:
+        site = self._file.site
+        if self._book is not None and self._book.site is not site:
+            self._let_go()
         if self._book is None:
-            journal = Journal(new_run_folder(runs_folder(), self._site.site))
-            self._book = Chapter(CHAPTER, self._site, journal, self._cards)
+            # no step runs without a chapter: its event is free for the opening
+            if not self._wanted(self._worker.stop):
+                raise KeyboardInterrupt
+            journal = Journal(new_run_folder(runs_folder(), site.site))
+            stop = self._worker.stop
+            self._book = Chapter(CHAPTER, site, journal, self._cards, stop=stop)
         return self._book
+
+    def _holds(self, book: Chapter) -> bool:
+        """Whether it is wanted, and for this site."""
+        return bool(self.watch.value) and book.site is self._file.site
 
     def _show(self, table: pd.DataFrame) -> None:
         found: dict[str, Mapping[Any, Any]] = {
@@ -127,8 +193,9 @@ class DomainPanel:
         self._worker.start(lambda: self._act(what, name))
 
     def _act(self, what: str, name: str) -> None:
+        self.answer.value = ""
         try:
-            book = self._opened()
+            book = self._ready()
             actions: dict[str, Callable[[str], Resource]] = {
                 "start": lambda n: book.toolstack.running(n, console=True),
                 "shut down": book.toolstack.stopped,
@@ -137,22 +204,31 @@ class DomainPanel:
             }
             self._number += 1
             book.ensure(f"91.{self._number} {what.capitalize()} {name}", actions[what](name))
-            self._look()
+            self._look(book)
         except XenlabError as error:
-            self._say(str(error))
+            self.answer.value = _said(str(error))
         except KeyboardInterrupt:
-            self._say(f"{what} {name} was stopped")
+            self.answer.value = _said(f"{what} {name} was stopped")
+
+    def _ready(self) -> Chapter:
+        """The chapter for a step, opened for the site as it is now; raises BadInput."""
+        self._file.required()
+        book = self._book
+        if book is None or not self._holds(book):
+            raise BadInput(
+                "cannot start: because nobody has looked at the domains yet", hint="press Watch"
+            )
+        return book
 
     def _stop(self) -> None:
-        if self._book is not None:
-            self._book.stop.set()
-
-    def _say(self, text: str) -> None:
-        self.message.value = f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
+        self._worker.stop.set()
+        self.stop.description = "Stopping"
 
     def _show_buttons(self) -> None:
         busy = self._worker.busy
         self.stop.disabled = not busy
+        stopping = busy and self._worker.stop.is_set()
+        self.stop.description = "Stopping" if stopping else "Stop"
         for name, row in self.rows.items():
             row.enable(self._state(name), busy=busy or not self._running)
 
@@ -165,7 +241,7 @@ class _Row:
 
     def __init__(self, name: str, asked: Callable[[str, str], object]) -> None:
         self.name = name
-        self.text = widgets.HTML(_facts(name, None), layout=widgets.Layout(flex="0 0 30em"))
+        self.text = widgets.HTML(layout=widgets.Layout(flex="0 0 30em"))
         self.buttons = {
             what: widgets.Button(description=what, icon=icon, layout=widgets.Layout(width="8.5em"))
             for what, icon in (
@@ -184,6 +260,10 @@ class _Row:
         """What xl said of it, None where it does not run."""
         self.text.value = _facts(self.name, facts)
 
+    def forget(self) -> None:
+        """Nobody knows."""
+        self.text.value = _facts(self.name, None, "not watched")
+
     def enable(self, state: str, *, busy: bool) -> None:
         """Only what can be done in a domain's state, "" where there is none."""
         possible = {
@@ -196,8 +276,7 @@ class _Row:
             button.disabled = busy or not possible[what]
 
 
-def _facts(name: str, facts: Mapping[Any, Any] | None) -> str:
-    text = "not running"
+def _facts(name: str, facts: Mapping[Any, Any] | None, text: str = "not running") -> str:
     if facts is not None:
         text = (
             f"domain {facts['id']} · {facts['memory_mib']} MiB · {facts['vcpus']} vcpu · "
@@ -207,6 +286,10 @@ def _facts(name: str, facts: Mapping[Any, Any] | None) -> str:
         f'<span style="white-space: nowrap"><b style="display: inline-block; width: 7em">'
         f"{escape(name)}</b>{escape(text)}</span>"
     )
+
+
+def _said(text: str) -> str:
+    return f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
 
 
 def _console(text: str) -> str:

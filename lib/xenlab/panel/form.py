@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import yaml
 from pydantic import ValidationError
 
-from xenlab import yamlfile
 from xenlab.errors import BadInput
 from xenlab.panel.consent import BAD, GOOD
+from xenlab.panel.saving import named
+from xenlab.panel.site import SiteFile
 from xenlab.parameters import Parameters
 from xenlab.refusals import by_key
 
@@ -25,32 +23,27 @@ LONG = 60
 class ParametersForm:
     """Edits a parameters file; what cannot be accepted is said beside its field, and not saved."""
 
-    def __init__(self, file: Path) -> None:
-        site = Parameters.model_validate(yamlfile.read(file).values)
-        self.fields = {key: _field(value) for key, value in site.model_dump(mode="json").items()}
-        self.errors = {key: widgets.HTML() for key in self.fields}
-        self.place = widgets.Text(str(file), description="save as")
+    def __init__(self, file: SiteFile) -> None:
+        self._file = file
+        self.fields: dict[str, Any] = {}
+        self.errors: dict[str, Any] = {}
+        wide = widgets.Layout(width="32em")
+        self.place = widgets.Text(str(file.place), description="save as", layout=wide)
         self.save = widgets.Button(description="Save", icon="save", button_style="primary")
+        self.again = widgets.Button(description="Read again", icon="refresh")
         self.answer = widgets.HTML()
-        for field in self.fields.values():
-            field.observe(lambda _: self._check(), names="value")
+        self._rows = widgets.VBox()
         self.save.on_click(lambda _: self._save())
-        rows = [
-            widgets.HBox([_label(key), field, self.errors[key]])
-            for key, field in self.fields.items()
-        ]
-        head = widgets.HBox([self.place, self.save, self.answer])
-        self.widget = widgets.VBox([head, *rows])
+        self.again.on_click(lambda _: self._read_again())
+        head = widgets.HBox([self.place, self.save, self.again])
+        self.widget = widgets.VBox([head, self.answer, self._rows])
+        self._draw()
+        file.shown = self._shown
+        file.attach(self._draw)
 
     def problems(self) -> dict[str, str]:
         """What cannot be accepted, by its key; "" for what several keys contradict in."""
-        found: dict[str, str] = {}
-        values: dict[str, object] = {}
-        for key, field in self.fields.items():
-            try:
-                values[key] = yaml.safe_load(field.value)
-            except yaml.YAMLError as error:
-                found[key] = f"this is not YAML: {str(error).splitlines()[0]}"
+        values, found = self._entered()
         if found:
             return found
         try:
@@ -59,7 +52,37 @@ class ParametersForm:
             return by_key(error, Parameters)
         return {}
 
-    def _check(self) -> Mapping[str, str]:
+    def _entered(self) -> tuple[dict[str, object], dict[str, str]]:
+        """The fields' values, and what is wrong with those that are no YAML."""
+        values: dict[str, object] = {}
+        wrong: dict[str, str] = {}
+        for key, field in self.fields.items():
+            try:
+                values[key] = yaml.safe_load(field.value)
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
+                wrong[key] = f"this is not YAML: {str(error).splitlines()[0]}"
+        return values, wrong
+
+    def _shown(self) -> Parameters | None:
+        values, wrong = self._entered()
+        try:
+            return None if wrong else Parameters.model_validate(values)
+        except ValidationError:
+            return None
+
+    def _draw(self) -> None:
+        """A field for each of the site's values."""
+        values = self._file.site.model_dump(mode="json")
+        self.fields = {key: _field(value) for key, value in values.items()}
+        self.errors = {key: widgets.HTML() for key in self.fields}
+        for field in self.fields.values():
+            field.observe(lambda _: self._check(), names="value")
+        self._rows.children = [
+            widgets.HBox([_label(key), field, self.errors[key]])
+            for key, field in self.fields.items()
+        ]
+
+    def _check(self) -> dict[str, str]:
         problems = self.problems()
         for key, error in self.errors.items():
             error.value = _coloured(BAD, problems.get(key, ""))
@@ -71,22 +94,24 @@ class ParametersForm:
         if problems:
             self.answer.value = _coloured(BAD, problems.get("", "nothing was saved: see below"))
             return
-        place = Path(self.place.value).expanduser()
         try:
-            _write(place, {key: yaml.safe_load(f.value) for key, f in self.fields.items()})
-        except (OSError, BadInput) as error:
+            self._file.save(named(self.place.value), self._entered()[0])
+        except BadInput as error:
             self.answer.value = _coloured(BAD, str(error))
             return
-        self.answer.value = _coloured(GOOD, f"saved to {place}")
+        self._says(f"saved to {self._file.place}: the panel works from it now")
 
+    def _read_again(self) -> None:
+        try:
+            self._file.read_again()
+        except BadInput as error:
+            self.answer.value = _coloured(BAD, str(error))
+            return
+        self._says(f"this is what {self._file.place} holds")
 
-def _write(place: Path, values: Mapping[str, object]) -> None:
-    """Write a parameters file; one with comments of its own is not written over."""
-    if place.exists() and "#" in place.read_text(encoding="utf-8"):
-        raise BadInput(f"{place} has comments, which would be lost: save under another name")
-    fresh = place.with_name(f".{place.name}.new")
-    fresh.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
-    os.replace(fresh, place)
+    def _says(self, text: str) -> None:
+        self.place.value = str(self._file.place)
+        self.answer.value = _coloured(GOOD, text)
 
 
 def _field(value: object) -> Any:

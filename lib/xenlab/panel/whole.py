@@ -6,27 +6,27 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from xenlab import parameters
 from xenlab.panel.chapters import ChapterPanel
 from xenlab.panel.domains import DomainPanel
 from xenlab.panel.form import ParametersForm
+from xenlab.panel.site import SiteFile
 
 
 class Panel:
     """All three for one parameters file; ``widget`` is what a notebook shows."""
 
     def __init__(self, file: Path, notebooks: Path) -> None:
-        site = parameters.load(file)
+        site = SiteFile(file)
         self.chapters = ChapterPanel(notebooks, site)
         self.domains = DomainPanel(site)
-        self.form = ParametersForm(file)
+        self.form = ParametersForm(site)
         self.widget = widgets.Tab(
             [self.chapters.widget, self.domains.widget, self.form.widget],
             titles=["Chapters", "Domains", "Parameters"],
         )
 
     def close(self) -> None:
-        """Let go of the machines."""
+        """Let go of the machines, without waiting for it."""
         self.chapters.close()
         self.domains.close()
 

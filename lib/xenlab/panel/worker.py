@@ -7,11 +7,15 @@ from collections.abc import Callable
 
 
 class Worker:
-    """Does what it is given in a thread; tells ``changed`` when it begins and when it ends."""
+    """Does what it is given in a thread; tells ``changed`` when it begins and when it ends.
+
+    ``stop`` is set to stop what is being done, whatever it does.
+    """
 
     def __init__(self, changed: Callable[[], None]) -> None:
+        self.stop = threading.Event()
         self._changed = changed
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
 
     @property
@@ -24,12 +28,13 @@ class Worker:
         with self._lock:
             if self._thread is not None:
                 return False
+            self.stop.clear()
             self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._changed()
-        self._thread.start()
+            self._thread.start()
+            self._changed()
         return True
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float | None = None) -> bool:
         """Wait for its end; whether it came in time."""
         thread = self._thread
         if thread is not None:
@@ -37,6 +42,9 @@ class Worker:
         return not self.busy
 
     def _run(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            # that it begins is told before that it ends
+            pass
         try:
             work()
         finally:
