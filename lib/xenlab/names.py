@@ -302,6 +302,15 @@ CommandLine = Annotated[
 ]
 ControllerPath = Annotated[Text, AfterValidator(controller_path)]
 OptionalPath = Annotated[Text, AfterValidator(optional_path)]
+Fingerprint = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            r"([0-9A-Fa-f] ?){39}[0-9A-Fa-f]|[0-9A-Fa-f]{64}",
+            "the fingerprint of an OpenPGP key, all 40 (or 64) digits of it",
+        )
+    ),
+]
 MacAddress = Annotated[Text, AfterValidator(mac_address)]
 IpAddress = Annotated[Text, AfterValidator(ip_address)]
 IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]

@@ -23,6 +23,7 @@ from xenlab.names import (
     DistccHost,
     DnsDomain,
     DomainName,
+    Fingerprint,
     Given,
     HostName,
     Interface,
@@ -176,6 +177,9 @@ class Parameters(BaseModel):
     portage: Portage = Portage()
 
     kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
+    kernel_checksums: OptionalPath = ""
+    checksum_keyring: OptionalPath = ""
+    checksum_signers: list[Fingerprint] = []
     build_on: Literal["controller", "target"] = "controller"
     kernel_options: list[KernelOption] = []
 

@@ -192,9 +192,13 @@ class TestPlan:
 def brought(folder: Path) -> Parameters:
     (folder / "stage.tar").write_text("stage")
     (folder / "linux.tar").write_text("linux")
-    (folder / "sums").write_text(f"{checksum_of(folder / 'stage.tar')}  stage.tar\n")
+    (folder / "sums").write_text(
+        f"{checksum_of(folder / 'stage.tar')}  stage.tar\n"
+        f"{checksum_of(folder / 'linux.tar')}  linux.tar\n"
+    )
     return Parameters(
         stage=f"{folder}/stage.tar",
         stage_checksums=f"{folder}/sums",
         kernel_source=f"{folder}/linux.tar",
+        kernel_checksums=f"{folder}/sums",
     )

@@ -25,6 +25,7 @@ from tests.watching import Watching
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import Host, Output
 from xenlab.local import Local
+from xenlab.resources.checksum import checksum_of
 from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources, parse_facts
 from xenlab.resources.kernel_built import KernelBuilt
 from xenlab.resources.kernel_config import (
@@ -137,10 +138,10 @@ def test_checksums_are_read() -> None:
 
 def test_what_a_builder_answers_is_read() -> None:
     facts = parse_facts(
-        "138009412 1763251234\ngcc (Debian 12.2.0-14+deb12u1) 12.2.0\n\n"
+        f"{'a' * 64}\ngcc (Debian 12.2.0-14+deb12u1) 12.2.0\n\n"
         "key dom0-0123\nrelease 6.1.192-xen0\nvmlinuz abc\nkey domu-4567\nrelease 6.1.192-domU\n"
     )
-    assert facts.stamp == 1763251234
+    assert facts.archive == "a" * 64
     assert facts.compiler == "gcc (Debian 12.2.0-14+deb12u1) 12.2.0"
     assert facts.manifests["dom0-0123"] == {"release": "6.1.192-xen0", "vmlinuz": "abc"}
     assert facts.manifests["domu-4567"] == {"release": "6.1.192-domU"}
@@ -205,13 +206,23 @@ def kernel(archive: Path, flavour: str = "dom0", *own: str) -> KernelBuild:
 
 
 def make(build: KernelBuild, host: Host) -> dict[str, str]:
-    for resource in (Sources(build), KernelConfigured(build), KernelBuilt(build)):
+    for resource in (unpacked(build), KernelConfigured(build), KernelBuilt(build)):
         if resource.probe(host) is not None:
             resource.apply(host, silent)
         resource.verify(host)
     manifest = build.manifest(host)
     assert manifest is not None
     return manifest
+
+
+def unpacked(build: KernelBuild) -> Sources:
+    return Sources(build, lambda: checksum_of(Path(build.archive)))
+
+
+def sources_of(archive: Path) -> dict[str, str]:
+    sums = archive.with_name("sums")
+    sums.write_text(f"{checksum_of(archive)}  {archive.name}\n")
+    return {"kernel_source": str(archive), "kernel_checksums": str(sums)}
 
 
 def started(archive: Path) -> int:
@@ -237,6 +248,40 @@ def test_the_same_inputs_give_the_same_image(archive: Path, host: Host) -> None:
     assert make(elsewhere, host)["vmlinuz"] == first["vmlinuz"]
 
 
+def test_the_same_sources_are_the_same_kernel_whatever_the_time_of_their_archive(
+    archive: Path, host: Host
+) -> None:
+    first = make(kernel(archive), host)
+    os.utime(archive, (1, 1))
+    assert make(kernel(archive), host) == first
+    assert started(archive) == 1
+
+
+def test_sources_of_the_same_size_and_time_are_another_kernel(archive: Path, host: Host) -> None:
+    build, before = kernel(archive), archive.stat()
+    make(build, host)
+    with archive.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\0")
+    os.utime(archive, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert archive.stat().st_size == before.st_size
+    assert unpacked(build).probe(host) is not None
+    assert build.manifest(host) is None
+
+
+@pytest.mark.parametrize("digits", [64, 128])
+def test_sources_with_another_checksum_are_not_unpacked(
+    archive: Path, host: Host, digits: int
+) -> None:
+    build = kernel(archive)
+    with pytest.raises(StepFailed, match="has another checksum"):
+        Sources(build, lambda: "a" * digits).apply(host, silent)
+    assert unpacked(build).probe(host) is not None
+    right = checksum_of(archive, "0" * digits)
+    Sources(build, lambda: right).apply(host, silent)
+    assert unpacked(build).probe(host) is None
+
+
 def test_another_option_is_another_kernel(archive: Path, host: Host) -> None:
     make(kernel(archive), host)
     other = kernel(archive, "dom0", "CONFIG_IGB=y")
@@ -248,7 +293,7 @@ def test_another_option_is_another_kernel(archive: Path, host: Host) -> None:
 
 def test_an_option_that_is_dropped_fails_with_its_name(archive: Path, host: Host) -> None:
     build = kernel(archive, "dom0", "CONFIG_DROPPED=y")
-    Sources(build).apply(host, silent)
+    unpacked(build).apply(host, silent)
     configured = KernelConfigured(build)
     configured.apply(host, silent)
     with pytest.raises(StepFailed, match="does not honour DROPPED=y"):
@@ -260,7 +305,7 @@ def test_no_kernel_is_made_of_what_did_not_arrive_whole(
     archive: Path, host: Host, arrived: int
 ) -> None:
     build = kernel(archive)
-    Sources(build).apply(host, silent)
+    unpacked(build).apply(host, silent)
     short = Host(CutShort(arrived))
     configured, built = KernelConfigured(build), KernelBuilt(build)
     with pytest.raises(CommandFailed, match="not all of .* has arrived"):
@@ -283,7 +328,7 @@ def test_a_build_that_fails_says_why_and_leaves_no_kernel(archive: Path, host: H
 
 def test_two_that_ask_at_once_get_one_build(archive: Path, host: Host) -> None:
     build = kernel(archive)
-    Sources(build).apply(host, silent)
+    unpacked(build).apply(host, silent)
     KernelConfigured(build).apply(host, silent)
     threads = [
         threading.Thread(target=KernelBuilt(build).apply, args=(host, silent)) for _ in range(3)
@@ -327,7 +372,7 @@ def test_a_lost_connection_finds_its_build_again(archive: Path) -> None:
     host = Host(transport)
     said: list[tuple[str, float | None]] = []
     build = kernel(archive)
-    Sources(build).apply(host, silent)
+    unpacked(build).apply(host, silent)
     KernelConfigured(build).apply(host, silent)
     KernelBuilt(build).apply(host, lambda what, done=None: said.append((what, done)))
     assert transport.lost
@@ -342,7 +387,7 @@ def test_a_build_whose_follower_was_killed_goes_on(
 ) -> None:
     monkeypatch.setenv("SLOWNESS", "1")
     build = kernel(archive)
-    Sources(build).apply(host, silent)
+    unpacked(build).apply(host, silent)
     KernelConfigured(build).apply(host, silent)
     program = (
         "import sys\n"
@@ -371,7 +416,7 @@ def test_a_stopped_step_ends_its_build(
 ) -> None:
     monkeypatch.setenv("SLOWNESS", "30")
     build = kernel(archive)
-    Sources(build).apply(host, silent)
+    unpacked(build).apply(host, silent)
     KernelConfigured(build).apply(host, silent)
     stop = threading.Event()
     marked = host.watched(Watching(stop, mark=f"test/{archive}"))
@@ -393,7 +438,7 @@ def test_kernels_compiled_ahead_end_with_the_command_that_compiles_them(
 ) -> None:
     site = yaml.safe_load((LIB.parent / "parameters" / "lab.yaml").read_text())
     file = tmp_path / "site.yaml"
-    file.write_text(yaml.safe_dump(site | {"kernel_source": str(archive)}))
+    file.write_text(yaml.safe_dump(site | sources_of(archive)))
     cache = {"XENLAB_CACHE": str(tmp_path / "cache"), "SLOWNESS": "1234"}
     ahead = subprocess.Popen(
         [sys.executable, "-m", "xenlab", "lab", "kernels", "-f", str(file)],
@@ -411,10 +456,10 @@ def test_kernels_compiled_ahead_end_with_the_command_that_compiles_them(
 
 def test_a_missing_archive_is_said_before_anything_is_done(tmp_path: Path, host: Host) -> None:
     build = KernelBuild("dom0", str(tmp_path / "none.tar.xz"), str(tmp_path), str(tmp_path))
-    assert Sources(build).probe(host) is not None
+    assert unpacked(build).probe(host) is not None
     assert KernelBuilt(build).probe(host) is not None
     with pytest.raises(StepFailed, match="no kernel source archive"):
-        Sources(build).apply(host, silent)
+        unpacked(build).apply(host, silent)
 
 
 def test_a_folder_that_make_cannot_build_in_is_refused(archive: Path, host: Host) -> None:

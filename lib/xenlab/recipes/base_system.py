@@ -14,7 +14,7 @@ from xenlab.parameters import Parameters
 from xenlab.recipes.disk import SWAP_FOLDER, below
 from xenlab.resources.archive import Archive, Upload
 from xenlab.resources.base import Resource
-from xenlab.resources.checksum import read_checksum
+from xenlab.resources.checksum import packaged_checksum, read_checksum
 from xenlab.resources.condition import Condition
 from xenlab.resources.files import File, Line
 from xenlab.resources.partitions import OnPartitions
@@ -25,8 +25,14 @@ SOURCES = "/usr/src"
 
 def stage(site: Parameters, root: str) -> Archive:
     """The stage on the installed root. Raises BadInput where its checksum file is not right."""
-    checksum = read_checksum(site.stage_checksums, site.stage)
-    return Archive(site.stage, checksum, root, store=below(root, f"{site.share}/stage"))
+    return Archive(site.stage, stage_checksum(site), root, store=below(root, f"{site.share}/stage"))
+
+
+def stage_checksum(site: Parameters) -> str:
+    """The checksum that the site's stage must have; raises BadInput where it cannot be told."""
+    return read_checksum(
+        site.stage_checksums, site.stage, site.checksum_keyring, site.checksum_signers
+    )
 
 
 def resolver(site: Parameters) -> Resource:
@@ -40,8 +46,20 @@ def sources_moved(site: Parameters) -> Relocated:
 
 
 def kernel_source(site: Parameters) -> Upload:
-    """The kernel source tarball in the sources' folder."""
-    return Upload(site.kernel_source, kernel_tarball(site))
+    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`."""
+    return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site))
+
+
+def kernel_checksum(site: Parameters) -> str:
+    """The checksum that the kernel sources must have: the site's, or by Debian's package.
+
+    Raises BadInput where neither says it.
+    """
+    if not site.kernel_checksums:
+        return packaged_checksum(site.kernel_source)
+    return read_checksum(
+        site.kernel_checksums, site.kernel_source, site.checksum_keyring, site.checksum_signers
+    )
 
 
 def kernel_tarball(site: Parameters) -> str:

@@ -17,8 +17,9 @@ from xenlab.disklayout import needed_mib, partition_names
 from xenlab.errors import BadInput, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.parameters import Parameters
+from xenlab.recipes.base_system import kernel_checksum, stage_checksum
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.checksum import has_checksum, read_checksum, require_checksum
+from xenlab.resources.checksum import has_checksum, require_checksum
 from xenlab.resources.identity import IDENTIFY, Identified, parse_identity
 from xenlab.resources.partitions import refuse_twins
 
@@ -197,9 +198,10 @@ def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
         )
         size = f"{int(found.stdout) / 1024**2:.0f} MiB" if found.ok else "missing"
         rows.append((name, path, size, found.ok))
-    wanted = read_checksum(site.stage_checksums, site.stage)
+    wanted = stage_checksum(site)
     same = has_checksum(controller, _own(site.stage), wanted)
     rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
+    rows.append(_kernel_row(site))
     needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
     script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
     missing = controller.run(Command.script(script, *needed)).stdout.split()
@@ -212,6 +214,15 @@ def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
         )
     )
     return _table(rows)
+
+
+def _kernel_row(site: Parameters) -> Row:
+    try:
+        wanted = kernel_checksum(site)
+        require_checksum(Path(_own(site.kernel_source)), wanted)
+    except BadInput as error:
+        return ("kernel checksum", site.kernel_checksums or "dpkg's", str(error), False)
+    return ("kernel checksum", f"{wanted[:16]}…", "the same", True)
 
 
 def _own(path: str) -> str:
@@ -291,12 +302,13 @@ class Brought(Resource):
     def probe(self, host: Host) -> Difference | None:
         """None if both are there; raises BadInput for what is missing or has a wrong checksum."""
         site = self.site
-        wanted = read_checksum(site.stage_checksums, site.stage)
+        wanted = stage_checksum(site)
         if not has_checksum(host, _own(site.stage), wanted):
             # read once more, for the reason
             require_checksum(Path(_own(site.stage)), wanted)
         if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
             raise BadInput(f"there is no kernel source {site.kernel_source} on the controller")
+        require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
         return None
 
     def apply(self, host: Host, report: Report) -> None:

@@ -15,7 +15,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.parameters import Parameters
-from xenlab.recipes.base_system import kernel_source, kernel_tarball
+from xenlab.recipes.base_system import kernel_checksum, kernel_source, kernel_tarball
 from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition
 from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources
@@ -77,7 +77,7 @@ def tools(book: Chapter) -> tuple[Resource, ...]:
 
 def sources(book: Chapter) -> Resource:
     """The unpacked source tree."""
-    return Sources(kernel_build(book.site, DOM0))
+    return _sources(book.site, kernel_build(book.site, DOM0))
 
 
 def configured(book: Chapter, flavour: str) -> Resource:
@@ -114,7 +114,7 @@ def made(site: Parameters, host: Host, report: Report) -> None:
     """
     for flavour in (DOM0, DOMU):
         build = kernel_build(site, flavour)
-        for resource in (Sources(build), KernelConfigured(build), KernelBuilt(build)):
+        for resource in (_sources(site, build), KernelConfigured(build), KernelBuilt(build)):
             if resource.probe(host) is not None:
                 resource.apply(host, report)
                 resource.verify(host)
@@ -159,6 +159,10 @@ def no_guest_kernel_in_boot() -> Resource:
         f"a guests' kernel is in /boot or in GRUB's menu; its place is {GUEST_KERNELS}",
         hint="remove it, then run chapter 04_grub again",
     )
+
+
+def _sources(site: Parameters, build: KernelBuild) -> Sources:
+    return Sources(build, lambda: kernel_checksum(site))
 
 
 def _own(site: Parameters, flavour: str) -> tuple[str, ...]:

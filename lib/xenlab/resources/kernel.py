@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.checksum import program_of
 from xenlab.resources.kernel_config import (
     Option,
     fragment,
@@ -28,18 +30,22 @@ from xenlab.wholefile import RECEIVE, size_and_digest
 RECIPE = 1
 """Counts changes of the build scripts that give another image from the same sources."""
 
+READ_SECONDS = 1800.0
 UNPACK_SECONDS = 7200.0
 CONFIGURE_SECONDS = 3600.0
 
 _NOTHING_THERE = (44, 125, 126, 127)
+_OTHER_CONTENT = 45
 
 
 @dataclass(frozen=True)
 class BuilderFacts:
-    """What decides what a build gives, and the kernels that the builder has: key to manifest."""
+    """What decides what a build gives, and the kernels that the builder has: key to manifest.
+
+    ``archive`` is the SHA-256 of the sources' archive.
+    """
 
     archive: str
-    stamp: int
     compiler: str
     manifests: dict[str, dict[str, str]]
 
@@ -67,22 +73,29 @@ class KernelBuild:
     def facts(self, builder: Host) -> BuilderFacts | None:
         """What is on the builder, in one command; None where the sources' archive is not there."""
         command = Command.script(
-            """
+            r"""
             [ -f "$1" ] || exit 44
-            stat -L -c "%s %Y" -- "$1"
+            # read once, when it is unpacked; again as soon as anybody has touched it
+            noted=
+            { read -r digest noted < "$2/source/.digest" || :; } 2> /dev/null
+            if [ "$noted" = "$(stat -L -c '%d %i %s %.9Y %.9Z' -- "$1")" ]; then
+                printf '%s\n' "$digest"
+            else
+                sha256sum < "$1" | cut -c 1-64
+            fi
             gcc --version 2> /dev/null | head -n 1 || :
             echo
             for manifest in "$2"/*/manifest; do
                 [ -e "$manifest" ] || continue
                 folder=${manifest%/manifest}
-                printf 'key %s\\n' "${folder##*/}"
+                printf 'key %s\n' "${folder##*/}"
                 cat -- "$manifest"
             done
             """,
             self.archive,
             self.store,
         )
-        result = builder.run(command, check=False)
+        result = builder.run(command, check=False, timeout=READ_SECONDS)
         if result.status in _NOTHING_THERE:
             return None
         if not result.ok:
@@ -92,11 +105,11 @@ class KernelBuild:
     def tree(self, facts: BuilderFacts) -> str:
         """The folder of the unpacked sources."""
         name = PurePosixPath(self.archive).name.partition(".tar")[0]
-        return f"{self.trees}/{name}-{_digest(facts.archive)[:8]}"
+        return f"{self.trees}/{name}-{facts.archive[:8]}"
 
     def work(self, facts: BuilderFacts) -> str:
         """The output folder: two configurations of one source tree never meet."""
-        return f"{self.store}/work/{self.flavour}-{_digest(facts.archive)[:8]}"
+        return f"{self.store}/work/{self.flavour}-{facts.archive[:8]}"
 
     def key(self, facts: BuilderFacts) -> str:
         """What went into the kernel, as one word."""
@@ -133,9 +146,13 @@ class KernelBuild:
 
 @dataclass(frozen=True)
 class Sources(Resource):
-    """The kernel sources, unpacked once (howto: /usr/src, „verlinken“ /usr/src/linux)."""
+    """The kernel sources, unpacked once (howto: /usr/src, „verlinken“ /usr/src/linux).
+
+    ``checksum`` says what SHA-256 or SHA-512 the archive must have; it is asked when it is needed.
+    """
 
     build: KernelBuild
+    checksum: Callable[[], str] = field(compare=False)
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the tree is missing."""
@@ -145,11 +162,29 @@ class Sources(Resource):
         return Difference(f"unpack {self.build.archive} in {self.build.trees}")
 
     def apply(self, host: Host, report: Report) -> None:
-        """Unpack it beside its place and move it there."""
+        """Unpack it beside its place and move it there, if what was read is what is wanted.
+
+        Raises StepFailed where it is not, and leaves nothing then.
+        """
         facts = self.build.require(host)
+        wanted = self.checksum()
         report(f"unpacking {self.build.archive}")
-        command = Command.script(script("unpack"), self.build.archive, self.build.tree(facts))
-        host.run(command, timeout=UNPACK_SECONDS)
+        command = Command.script(
+            script("unpack"),
+            self.build.archive,
+            self.build.tree(facts),
+            f"{program_of(wanted)}sum",
+            wanted,
+            f"{self.build.store}/source/.digest",
+        )
+        result = host.run(command, check=False, timeout=UNPACK_SECONDS)
+        if result.status == _OTHER_CONTENT:
+            raise StepFailed(
+                f"{self.build.archive} has another checksum than {wanted}, and is not unpacked",
+                hint="fetch it again, or look which checksum file goes with it",
+            )
+        if not result.ok:
+            raise CommandFailed(result)
 
 
 @dataclass(frozen=True)
@@ -205,7 +240,7 @@ def parse_facts(text: str) -> BuilderFacts:
             current = manifests.setdefault(value, {})
         elif word:
             current[word] = value
-    return BuilderFacts(archive, int(archive.split()[1]), compiler, manifests)
+    return BuilderFacts(archive, compiler, manifests)
 
 
 def _digest(text: str) -> str:

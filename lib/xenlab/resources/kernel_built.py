@@ -51,7 +51,6 @@ class KernelBuilt(Resource):
                 self.build.tree(facts),
                 self.build.work(facts),
                 self.build.result(facts),
-                facts.stamp,
                 self.build.key(facts),
                 log.lines,
                 *size_and_digest(text),

@@ -1,15 +1,16 @@
 # Compile a kernel into one image and keep it, or leave nothing. Runs detached: see follow.sh.
 # $1 source tree   $2 output folder of this kernel   $3 where the result is kept
-# $4 time stamp that the image carries, seconds since 1970   $5 the key of what is built
+# $4 the key of what is built
 set -eu
-tree=$1 work=$2 result=$3 stamp=$4 key=$5
+tree=$1 work=$2 result=$3 key=$4
 trap 'echo "$key $?" > "$work/status"' EXIT
 trap 'exit 143' HUP INT TERM
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEFILES ARCH SRCARCH CROSS_COMPILE KBUILD_OUTPUT O V \
     KCONFIG_CONFIG KCONFIG_ALLCONFIG LOCALVERSION KCFLAGS LLVM CC
 export LC_ALL=C
-# The same sources, options and compiler give the same image, bit by bit.
-KBUILD_BUILD_TIMESTAMP=$(date -u -d "@$stamp")
+# The same sources, options and compiler give the same image, bit by bit; the Makefile has the time
+# that it has in the archive.
+KBUILD_BUILD_TIMESTAMP=$(date -u -r "$tree/Makefile")
 export KBUILD_BUILD_TIMESTAMP KBUILD_BUILD_USER=xenlab KBUILD_BUILD_HOST=xenlab KBUILD_BUILD_VERSION=1
 
 begin=$(date +%s)
