@@ -15,13 +15,22 @@ from xenlab.masking import LEAST, Secret
 PARTS = ("PASSWORD", "PASSWD", "PASSPHRASE", "TOKEN", "SECRET")
 """A variable of the environment whose name has one of these in it holds a secret."""
 
-WORDS = {"APIKEY", "CREDENTIAL", "CREDENTIALS", "PASS", "PAT", "PSK", "PW", "PWD", "SSHPASS"}
+WORDS = {
+    "APIKEY", "BEARER", "COOKIE", "CREDENTIAL", "CREDENTIALS", "CREDS", "KENNWORT", "PASS",
+    "PASSCODE", "PASSWORT", "PAT", "PSK", "PW", "PWD", "SSHPASS",
+}  # fmt: skip
 """So does one that has one of these as a word of its name, unless its value is a path."""
+
+_ENDINGS = ("PASS", "PWD", "APIKEY")
+_NO_PASSWORDS = {"ASKPASS", "BYPASS", "COMPASS", "ENCOMPASS", "OVERPASS", "UNDERPASS"}
+_SECRET_KEYS = {"ACCESS", "API", "AUTH", "ENCRYPTION", "MASTER", "PRIVATE", "SESSION"}
 
 MOST_BYTES = 64 * 1024
 """How large a file may be that holds a secret."""
 
 _CREDENTIALS = re.compile(r'://[^\s/:@"<>]*:([^\s/"<>]+)@')
+# curl and others take a proxy without a scheme
+_BARE_PROXY = re.compile(r"[^\s/:@]*:([^\s/]+)@")
 
 
 class Reference(Protocol):
@@ -43,6 +52,8 @@ def known(
     values = {secret.value for secret in declared(references, environment)}
     for name, value in environment.items():
         values.update(_CREDENTIALS.findall(value))
+        if name.upper().endswith("_PROXY") and (bare := _BARE_PROXY.match(value)):
+            values.add(bare[1])
         if _is_secret(name.upper(), value):
             values.add(value)
     values |= {urllib.parse.unquote(value) for value in values}
@@ -113,13 +124,25 @@ def _is_secret(name: str, value: str) -> bool:
     if any(part in name for part in PARTS):
         return True
     words = [word for word in re.split(r"[^A-Z0-9]+", name) if word]
-    if name in ("PWD", "OLDPWD") or value.startswith(("/", "~", "./")):
+    if name in ("PWD", "OLDPWD") or _is_path(value) or not words:
         return False
-    if WORDS.intersection(words):
+    last = words[-1]
+    if WORDS.intersection(words) or last == "AUTH":
+        return True
+    if last.endswith(_ENDINGS) and last not in _NO_PASSWORDS:
+        return True
+    if last == "KEY" and _SECRET_KEYS.intersection(words) and " " not in value:
         return True
     # Keys of a keyboard, public keys and names of keys are none.
-    is_key = bool(words) and words[-1] in ("KEY", "KEYS") and not {"PUBLIC", "PUB"} & set(words)
+    is_key = last in ("KEY", "KEYS") and not {"PUBLIC", "PUB"} & set(words)
     return is_key and any(digit in value for digit in "0123456789") and " " not in value
+
+
+def _is_path(value: str) -> bool:
+    """A path; one of 64 secrets in base64 begins with a slash as well."""
+    if value.startswith(("~", "./")):
+        return True
+    return value.startswith("/") and Path("/", value.split("/")[1]).exists()
 
 
 def _lines(identity: str) -> Iterator[str]:

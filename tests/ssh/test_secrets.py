@@ -160,6 +160,26 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("API_KEY", "correcthorse"),
+        ("DB_PWD", "/b3J0aHkK+aGk="),
+        ("MYSQLPASS", "abcdefgh"),
+        ("DBPWD", "abcdefgh"),
+        ("NPM_AUTH", "abcdefgh"),
+        ("SESSION_COOKIE", "abcdefgh"),
+        ("DB_PASSWORT", "abcdefgh"),
+    ],
+)
+def test_secrets_of_another_look(name: str, value: str) -> None:
+    assert known("", (), {name: value}) == (Secret(value),)
+
+
+def test_a_proxy_without_a_scheme_has_credentials_too() -> None:
+    assert known("", (), {"https_proxy": "me:abcdefgh@proxy:3128"}) == (Secret("abcdefgh"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
         ("PWD", "/home/person"),
         ("OLDPWD", "relative"),
         ("SSH_KEY", "~/.ssh/id_ed25519"),
@@ -170,6 +190,9 @@ def test_names_of_secrets(name: str) -> None:
         ("SSH_ASKPASS", "/usr/bin/ssh-askpass"),
         ("PATH", "/usr/bin:/bin"),
         ("COMPASS", "northwest"),
+        ("SSH_AUTH_SOCK", "/tmp/agent.1"),
+        ("AUTH_METHOD", "publickey"),
+        ("SIGNING_KEY", "~/keys/1"),
     ],
 )
 def test_what_is_no_secret_is_not_blotted_out(name: str, value: str) -> None:

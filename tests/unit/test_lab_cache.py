@@ -105,3 +105,16 @@ def test_write_atomic_replaces_and_keeps_private(tmp_path: Path) -> None:
     assert path.read_text() == "two"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_built_is_its_owner_s_alone(root: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "inside").mkdir()
+        for file in (folder / "image", folder / "inside" / "tool"):
+            file.write_text("built")
+            file.chmod(0o755)
+        (folder / "link").symlink_to("image")
+
+    folder = cached("stage", {}, build)
+    paths = [folder.parent, folder, *folder.rglob("*")]
+    assert [path for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077] == []

@@ -42,6 +42,8 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
     if folder.is_dir():
         return folder
     shelf.mkdir(parents=True, exist_ok=True)
+    # what was built before, by others' rules, is nobody else's business either
+    shelf.chmod(0o700)
     with locked(shelf / f".{key}.lock"):
         if folder.is_dir():
             return folder
@@ -51,12 +53,20 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
         unfinished.mkdir()
         try:
             build(unfinished)
+            _close(unfinished)
             write_atomic(unfinished / "inputs.json", mask(text, ()) + "\n")
             unfinished.rename(folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     return folder
+
+
+def _close(folder: Path) -> None:
+    """Leave what is below a folder to its owner alone."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
 
 
 @contextmanager
