@@ -153,6 +153,8 @@ def test_what_stands_in_the_panel_s_form_is_saved_before_anything_starts(
     panel.get_by_role("button", name="Save").click()
     expect(panel).to_contain_text("the panel works from it now")
     lab.shot("panel-saved")
+    panel.get_by_role("tab", name="Domains").click()
+    expect(panel.get_by_label("console")).to_have_value("no console")
     panel.get_by_role("tab", name="Chapters").click()
     panel.get_by_role("button", name="Run next").click()
     expect(panel.locator(".xenlab-steps")).to_contain_text(re.compile("changed.*01.1"))

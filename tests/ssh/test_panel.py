@@ -245,6 +245,7 @@ def test_after_saving_every_part_works_from_the_new_site(site: Site, panel: Chap
     assert "saved to" in form.answer.value
     assert list(domains.rows) == ["keep"]
     assert domains.console.options == ("no console", "keep")
+    assert domains.console.value == "no console"
     # what was done was done for another site
     assert set(chapters.states.values()) == {"to do"}
     wait_until(lambda: not site.sshd.sessions(), SECONDS)

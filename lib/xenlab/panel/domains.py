@@ -27,6 +27,8 @@ CHAPTER = "91_panel"
 LOOK_SECONDS = 3.0
 """How often the table is read anew."""
 
+NO_CONSOLE = "no console"
+
 CONSOLE_BYTES = 6000
 """How much of a console's log is shown."""
 
@@ -80,7 +82,10 @@ class DomainPanel:
         names = [domain.name for domain in self._file.site.domains]
         self.rows = {name: _Row(name, self._asked) for name in names}
         self._table.children = [self.dom0, *(row.widget for row in self.rows.values())]
-        self.console.options = ["no console", *names]
+        # a browser shows what is chosen where that changes after the options
+        self.console.options = [NO_CONSOLE, *names]
+        self.console.index = None
+        self.console.value = NO_CONSOLE
         self.console_text.value = ""
         self._forget()
 
@@ -262,7 +267,7 @@ class _Row:
 
     def forget(self) -> None:
         """Nobody knows."""
-        self.text.value = _facts(self.name, None, "not watched")
+        self.text.value = _facts(self.name, None, "unknown")
 
     def enable(self, state: str, *, busy: bool) -> None:
         """Only what can be done in a domain's state, "" where there is none."""
