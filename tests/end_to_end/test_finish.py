@@ -311,6 +311,29 @@ def test_a_guest_is_created_again_where_libxl_gave_a_script_up(site: Site) -> No
     assert "because of timeout" in shown.stdout, shown.stdout + shown.stderr
 
 
+def test_links_that_a_guest_planted_in_its_root_reach_nothing_of_dom0(site: Site) -> None:
+    """It gets its own /usr back and loses it again; both times its root is full of traps."""
+    plant = "rm -rf /.xenlab && mkdir /.xenlab && cd /.xenlab && ln -s /etc/shadow busybox"
+    plant += " && ln -s /sbin/init init && ln -s ../../../etc/cron.d/evil evil"
+    for sharing, source in (([], "/dev/xvda1"), ([SHARING], "10.66.0.1:")):
+        site.ssh(SHARING, plant)
+        before = of_dom0(site)
+        done = site.xenlab("run", "15", "-f", str(site.changed(shared_usr=sharing)))
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert of_dom0(site) == before
+        now = site.ssh(SHARING, "findmnt", "-rn", "-o", "SOURCE", "-T", "/usr/.")
+        assert now.startswith(source)
+
+
+def of_dom0(site: Site) -> str:
+    """The digest of every file of dom0's own, but for what the chapter is to change."""
+    script = (
+        "find /etc /usr /boot /root -xdev -path /etc/xen -prune -o -path '*/__pycache__' -prune "
+        "-o -type f -exec sha256sum {} + | sort -k 2"
+    )
+    return site.ssh("", script, seconds=1800)
+
+
 def test_a_power_cycle_brings_everything_back_by_itself(site: Site) -> None:
     power_cycled(site, AUTOSTARTED)
     assert "/mnt/share " in site.ssh("", "exportfs", "-s")

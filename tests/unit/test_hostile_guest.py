@@ -424,6 +424,14 @@ def test_only_ext4_is_mounted(templates: dict[str, Path], tmp_path: Path, kind: 
                 resource.apply(HOST, silent)
 
 
+def test_a_file_of_any_size_does_not_fill_dom0(templates: dict[str, Path], tmp_path: Path) -> None:
+    with scene("split", templates, tmp_path) as guest:
+        with mounted(guest.device, tmp_path) as root:
+            os.truncate(root / "etc/inittab", 1 << 40)
+        (refused,) = guest.work(guest.chapter_09())
+        assert "cannot read /etc/inittab" in refused and "too large" in refused
+
+
 def test_nothing_else_names_a_path_in_a_guest_s_root() -> None:
     """One module mounts guests' roots; one goes below them."""
     allowed = {LIB / "resources/guestroot.py", LIB / "resources/below.py"}

@@ -11,20 +11,35 @@ it looks up no user's name, which would load one.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import sys
-from collections.abc import Callable
+
+# an emulated dom0 takes a second to start Python, and as long again for modules that are not needed
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypedDict
+
+    Fill = Callable[[int], None]
+
+    class Listed(TypedDict):
+        """A file, or a link where ``target`` is not empty."""
+
+        path: str
+        mode: int
+        target: str
+        text: str
+
 
 REFUSED = 53
 """What it ends with where something in the root is not what it must be; stderr says what."""
 
 NOT_EMPTY = 1
 PORTION = 1 << 20
+MOST = 1 << 20
+"""How large a file may be that dom0 reads: a guest's can have any size and take no space."""
 OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-Fill = Callable[[int], None]
 
 
 def look(path: str, followed: str = "") -> None:
@@ -38,7 +53,8 @@ def look(path: str, followed: str = "") -> None:
         print("none")
         return
     if stat.S_ISDIR(mode):
-        print("folder" if os.listdir(path) else "empty")
+        with os.scandir(path) as entries:
+            print("folder" if any(entries) else "empty")
     else:
         print({stat.S_IFLNK: "link", stat.S_IFREG: "file"}.get(stat.S_IFMT(mode), "other"))
 
@@ -51,9 +67,11 @@ def empty() -> None:
 
 
 def read(path: str) -> None:
-    """Print a regular file."""
+    """Print a regular file, unless it is too large for one that a person edits."""
     source = _regular(path)
     try:
+        if os.fstat(source).st_size > MOST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
         _copy(source, sys.stdout.fileno())
     finally:
         os.close(source)
@@ -83,10 +101,10 @@ def rewrite(path: str) -> None:
     os.close(old)
 
 
-def files() -> None:
+def files(*listed: Listed) -> None:
     """Files and links as a JSON list says; what is above each is a folder, or becomes one."""
-    for one in json.load(sys.stdin):
-        path = str(one["path"])
+    for one in listed:
+        path = one["path"]
         above = path.split("/")[1:-1]
         for depth in range(len(above)):
             folder("755", "/" + "/".join(above[: depth + 1]))
@@ -153,6 +171,13 @@ def bring() -> None:
             one, copy = os.path.join(above, name), os.path.join(into, name)
             if os.path.realpath(one) == real and not os.path.lexists(copy):
                 _duplicate(one, copy)
+
+
+def _listed() -> list[Listed]:
+    import json
+
+    listed: list[Listed] = json.load(sys.stdin)
+    return listed
 
 
 def _duplicate(path: str, copy: str) -> None:
@@ -257,16 +282,18 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main(root: str, verb: str, *words: str) -> None:
     """Go below the root for good, then do what the verb says."""
+    listed = _listed() if verb == "files" else ()
     # a module that is first needed below would be the guest's
     sys.meta_path.clear()
     os.chroot(root)
     os.chdir("/")
     try:
-        VERBS[verb](*words)
+        VERBS[verb](*words, *listed)
     except (OSError, RecursionError) as error:
         why = getattr(error, "strerror", None) or "it goes too deep"
         where = getattr(error, "filename", None) or " ".join(words)
-        print(f"cannot {verb} {where} below the guest's root: because {why}", file=sys.stderr)
+        named = ascii(where)[1:-1]
+        print(f"cannot {verb} {named} below the guest's root: because {why}", file=sys.stderr)
         sys.exit(REFUSED)
 
 
