@@ -118,3 +118,6 @@ def test_what_was_built_is_its_owner_s_alone(root: Path) -> None:
     folder = cached("stage", {}, build)
     paths = [folder.parent, folder, *folder.rglob("*")]
     assert [path for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+    folder.parent.chmod(0o755)
+    assert cached("stage", {}, build) == folder
+    assert folder.parent.stat().st_mode & 0o077 == 0

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
     key = hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
     shelf = cache_root() / kind
     folder = shelf / key
+    shelf.mkdir(parents=True, exist_ok=True)
+    # a cache that somebody shares with us stays as its owner has it
+    with suppress(PermissionError):
+        shelf.chmod(0o700)
     if folder.is_dir():
         return folder
-    shelf.mkdir(parents=True, exist_ok=True)
-    # what was built before, by others' rules, is nobody else's business either
-    shelf.chmod(0o700)
     with locked(shelf / f".{key}.lock"):
         if folder.is_dir():
             return folder
