@@ -86,7 +86,7 @@ class Machine:
             {
                 name: GuestRoot(
                     *(name, self.part(number), str(self.image), name),
-                    *(str(self.folder / "mnt"), str(self.folder / "records")),
+                    records=str(self.folder / "records"),
                 )
                 for name, number in (("mail", 3), ("web", 4))
             },
