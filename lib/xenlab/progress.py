@@ -180,7 +180,8 @@ class Follower(AbstractContextManager["Follower"]):
                 if row.get("lost"):
                     text.append(f"      lost: {row['device']}: {row['lost']}\n", "red")
         if record.get("message"):
-            text.append(f"    {record['message']}\n", "bold red")
+            style = "bold red" if record["status"] == "would be refused" else "not bold"
+            text.append(f"    {record['message']}\n", style)
         text.rstrip()
         if text:
             self._console.print(text, soft_wrap=True)

@@ -273,6 +273,17 @@ def test_steps_are_shown_as_the_journal_grows(tmp_path: Path) -> None:
     assert len(lines) == 4
 
 
+@pytest.mark.parametrize(("status", "red"), [("would change", False), ("would be refused", True)])
+def test_only_what_would_be_refused_is_red(tmp_path: Path, status: str, red: bool) -> None:
+    console = Console(record=True, width=100, force_terminal=True, color_system="standard")
+    journal = opened(tmp_path)
+    with Follower(console, tmp_path, {"01_x": ["01.1 Title"]}):
+        record(journal, "01.1", status, message="unknown until step 01.0 has made it")
+    lines = console.export_text(styles=True).splitlines()
+    (said,) = [line for line in lines if "unknown until" in line]
+    assert ("\x1b[1;31m" in said) is red
+
+
 def test_the_table_of_a_run_takes_no_text_for_markup(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     record(journal, "01.1", "ok", seconds=1)
