@@ -115,12 +115,13 @@ def check(
     )
 
 
-def pin(file: Path, name: str, port: int, key_line: str) -> bool:
+def pin(file: Path, name: str, port: int, key_line: str, *, alone: bool = False) -> bool:
     """Add a key for a host unless it stands there; whether the file was changed.
 
-    ``key_line`` is a line of a ``.pub`` file or of ssh-keyscan. The file is replaced whole, so
-    that a reader never sees half a line. Raises BadInput if the line holds no key, and where
-    `kept_in` does.
+    ``key_line`` is a line of a ``.pub`` file or of ssh-keyscan; ``alone``: the host's other keys
+    are dropped, but for those of a pattern and revoked ones. The file is replaced whole, so that a
+    reader never sees half a line. Raises BadInput if the line holds no key, and where `kept_in`
+    does.
     """
     key = _key_of(key_line)
     if key is None:
@@ -131,13 +132,14 @@ def pin(file: Path, name: str, port: int, key_line: str) -> bool:
     try:
         # Two that pin at the same time must not lose each other's line.
         fcntl.flock(folder, fcntl.LOCK_EX)
-        if key in known_keys([file], name, port):
-            return False
-        old = file.read_bytes() if file.exists() else b""
-        gap = b"" if not old or old.endswith(b"\n") else b"\n"
-        line = f"{host_name(name, port)} {key.get_name()} {key.get_base64()}\n"
-        _replace(file, old + gap + line.encode(), folder)
-        return True
+        host, old = host_name(name, port), file.read_bytes() if file.exists() else b""
+        new = _without(file, host, key, old) if alone else old
+        if key not in known_keys([file], name, port):
+            gap = b"" if not new or new.endswith(b"\n") else b"\n"
+            new += gap + f"{host} {key.get_name()} {key.get_base64()}\n".encode()
+        if new != old:
+            _replace(file, new, folder)
+        return new != old
     finally:
         os.close(folder)
 
@@ -159,6 +161,22 @@ def kept_in(file: Path, name: str) -> Path:
             hint="name a file in ssh.known_hosts, or in the ssh_config (UserKnownHostsFile)",
         )
     return place
+
+
+def _without(file: Path, host: str, key: paramiko.PKey, old: bytes) -> bytes:
+    """A known_hosts file's text without the host's name in the lines of its other keys."""
+    lines: list[bytes | None] = [*old.split(b"\n")]
+    for found in _lines([file], host):
+        if found.key == key or found.revoked:
+            continue
+        line = lines[found.line - 1] or b""
+        names = line.split()[0]
+        if any(mark in names for mark in b"*?!"):
+            continue
+        # a line may be of several machines
+        others = [n for n in names.split(b",") if not _matches(n.decode(errors="replace"), host)]
+        lines[found.line - 1] = line.replace(names, b",".join(others), 1) if others else None
+    return b"\n".join(line for line in lines if line is not None)
 
 
 def _replace(file: Path, content: bytes, folder: int) -> None:
@@ -193,11 +211,11 @@ def _lines(files: Iterable[Path], host: str) -> Iterator[Pinned]:
         if not file.is_file():
             continue
         try:
-            text = file.read_bytes().decode("utf-8", "replace")
+            lines = file.read_bytes().split(b"\n")
         except OSError:
             continue
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.split()
+        for number, line in enumerate(lines, 1):
+            words = line.decode("utf-8", "replace").split()
             if not words or words[0].startswith("#"):
                 continue
             marker = words.pop(0) if words[0].startswith("@") else ""

@@ -194,6 +194,29 @@ def test_pinning_at_the_same_time_loses_nothing(known: Path, keys: dict[str, str
     assert len(known.read_text().splitlines()) == 16
 
 
+def test_pinning_a_key_alone_drops_the_host_s_others(known: Path, keys: dict[str, str]) -> None:
+    kept = (
+        f"# mine\x85\nother,third {keys['one']}\n@revoked box {keys['rsa']}\n*.org {keys['two']}\n"
+    )
+    known.write_text(f"box {keys['two']}\n{kept}box,friend {keys['ec']} old\n")
+    assert pin(known, "box", 22, keys["one"], alone=True)
+    assert known.read_text() == f"{kept}friend {keys['ec']} old\nbox {keys['one']}\n"
+    assert not pin(known, "box", 22, keys["one"], alone=True)
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(known)], check=True, capture_output=True)
+    assert pin(known, "box", 22, keys["two"], alone=True)
+    assert known_keys([known], "box") == [key(keys["two"])]
+    assert known_keys([known], "friend") == [key(keys["ec"])]
+
+
+def test_keys_pinned_alone_at_the_same_time_lose_nothing(known: Path, keys: dict[str, str]) -> None:
+    known.write_text("".join(f"box{n} {keys['one']}\n" for n in range(16)))
+    with ThreadPoolExecutor(8) as pool:
+        done = pool.map(lambda n: pin(known, f"box{n}", 22, keys["two"], alone=True), range(16))
+        assert all(done)
+    found = [known_keys([known], f"box{n}") for n in range(16)]
+    assert found == [[key(keys["two"])]] * 16
+
+
 @pytest.mark.parametrize("line", ["", "ssh-ed25519", "box ssh-ed25519 AAAA", "nonsense " * 3])
 def test_pinning_refuses_what_is_no_key(known: Path, line: str) -> None:
     with pytest.raises(BadInput, match="is no public host key"):

@@ -397,6 +397,7 @@ def test_the_key_is_pinned_and_replaced(guest: Guest, tmp_path: Path) -> None:
     wanted = fingerprint(host_keys(HOST, ("domu1",), records)["domu1"])
     assert [hostkeys.describe(key) for key in keys] == [wanted]
     assert len(hostkeys.known_keys([known], "10.0.2.22")) == 1, "other guests' keys stay"
+    assert not list(tmp_path.glob("known_hosts?*")), "nothing is left beside the file"
 
 
 def test_a_key_is_replaced_where_a_link_leads_and_the_link_stays(

@@ -15,7 +15,6 @@ from xenlab import hostkeys
 from xenlab.command import Command
 from xenlab.errors import ConnectionLost, NoConnection, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.guestroot import RECORDS
 from xenlab.target import Target
@@ -77,17 +76,14 @@ class HostKeyPinned(Resource):
         )
 
     def apply(self, host: Host, report: Report) -> None:
-        """Drop what was pinned for the guest before, then pin its key."""
+        """Pin the guest's key in the place of what was pinned for it before."""
         line = host_keys(host, (self.name,), self.records)[self.name]
         if not line:
             raise StepFailed(
                 f"{self.name} has no host key yet", hint="run the steps before this one first"
             )
         file, name, port = hostkeys.place(self.target)
-        if hostkeys.known_keys([file], name, port):
-            known, place = hostkeys.host_name(name, port), hostkeys.kept_in(file, name)
-            Host(Local()).run(Command.argv("ssh-keygen", "-q", "-R", known, "-f", place))
-        hostkeys.pin(file, name, port, line)
+        hostkeys.pin(file, name, port, line, alone=True)
 
 
 @dataclass(frozen=True)
