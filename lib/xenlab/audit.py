@@ -103,13 +103,17 @@ def _cut(chain: Chain) -> Iterator[str]:
         yield f"cut off in record {len(chain.records) + 1}, which was not on disk yet"
     if chain.behind or chain.head_cut:
         yield f"cut off when {HEAD} was not on disk yet"
-    begun, opened, full = False, dict[str, None](), False
+    begun, opened, again, full = False, dict[str, None](), dict[str, None](), False
     for record in chain.records:
         phase, chapter = record.get("phase"), str(record.get("chapter", ""))
         if phase in ("begin", "end"):
+            # what an interruption left was recorded before either
             begun, full = phase == "begin", full and phase == "end"
             opened.clear()
+            again.clear()
         elif phase == "open":
+            if chapter in opened:
+                again[chapter] = None
             opened[chapter], full = None, False
         elif phase == "close":
             opened.pop(chapter, None)
@@ -119,6 +123,8 @@ def _cut(chain: Chain) -> Iterator[str]:
         yield "cut short: the disk was full"
     elif opened:
         yield f"cut short in {', '.join(opened)}: no record says that it ended"
+    elif again:
+        yield f"cut short in {', '.join(again)}, which was opened again without an end"
     elif begun or not chain.records:
         yield "cut short: no record says that the run ended"
 

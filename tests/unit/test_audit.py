@@ -120,6 +120,28 @@ def test_a_file_that_nobody_recorded_is_named(run: Path) -> None:
     assert audit.inspect(run).problems == ("output/04.9.txt: no record names it",)
 
 
+def test_a_chapter_that_was_opened_again_before_its_end_was_cut_short(tmp_path: Path) -> None:
+    """A kernel that was killed in a run of no `xenlab run`, whose notebook was executed again."""
+    journal = Journal(tmp_path / "run")
+    journal.append(chapter="04_grub", phase="open", status="apply")
+    path, _ = journal.save_output("04.1-1", b"printed, but the kernel died before the record")
+    journal.append(chapter="04_grub", phase="open", status="apply")
+    journal.append(chapter="04_grub", phase="close", status="ok")
+    found = audit.inspect(tmp_path / "run")
+    assert (found.problems, found.cut) == (
+        (),
+        (
+            "cut short in 04_grub, which was opened again without an end",
+            f"{path}: no record names it yet",
+        ),
+    )
+    (tmp_path / "run" / "notes.txt").write_text("made up")
+    assert audit.inspect(tmp_path / "run").problems == ("notes.txt: no record names it",)
+    audit.end(tmp_path / "run", 0)
+    found = audit.inspect(tmp_path / "run")
+    assert (found.problems, found.cut) == ((), ())
+
+
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
 def test_a_flipped_byte_in_the_journal_is_found(data: st.DataObject) -> None:
