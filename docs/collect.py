@@ -13,8 +13,9 @@ import nbformat
 from then_and_now import page
 
 from xenlab import runs
+from xenlab.chain import read
 from xenlab.errors import BadInput, XenlabError
-from xenlab.journal import Journal
+from xenlab.runfolder import kept_file
 
 HERE = Path(__file__).parent
 CHAPTERS = HERE / "chapters"
@@ -51,14 +52,18 @@ def collect(run: Path) -> None:
     shutil.rmtree(CHAPTERS, ignore_errors=True)
     CHAPTERS.mkdir()
     states = runs.states(run)
+    ours = [path.stem for path in (HERE.parent / "notebooks").glob("*.ipynb")]
     for state in states:
-        newest = sorted(run.glob(f"{state.name}*.ipynb"), key=lambda path: path.stat().st_mtime)
-        nbformat.write(_for_readers(newest[-1]), CHAPTERS / f"{state.name}.ipynb")
+        if state.name not in ours:
+            raise BadInput(f"the run {run.name} has a chapter that is none of ours: {state.name}")
+        made = [kept_file(run, path.name) for path in run.glob(f"{state.name}*.ipynb")]
+        newest = max(made, key=lambda path: path.stat().st_mtime)
+        nbformat.write(_for_readers(newest), CHAPTERS / f"{state.name}.ipynb")
     text = INDEX.format(
         started=runs.read(run)["started"][:10],
         run=run.name,
         seconds=sum(step.seconds for state in states for step in state.steps),
-        head=Journal(run).head()[:16],
+        head=read(run / "journal.jsonl").head[:16],
         names="\n".join(state.name for state in states),
     )
     (CHAPTERS / "index.md").write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 from xenlab import durable
 from xenlab.chain import HEAD, Chain, read
 from xenlab.errors import BadInput, JournalDamaged, XenlabError
-from xenlab.journal import Journal, kept_file
+from xenlab.journal import RESERVE, Journal
+from xenlab.runfolder import kept_file, locked
 
 NAMESPACE = "xenlab-run"
 """What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
@@ -22,10 +24,15 @@ STATEMENT = "journal.signed"
 
 SIGNATURE = f"{STATEMENT}.sig"
 
-UNKEPT = ("/journal.*", "/run.lock", "/kernels.log", "/report.html", "/.*", "/input/.*.new")
-"""What no record names: the journal and its signature, and what can be made again."""
+UNKEPT = ("journal.jsonl", HEAD, RESERVE, STATEMENT, SIGNATURE, "run.lock")
+"""What no record names: the journal, its signature and the run's lock."""
 
-LEFT = ("/run.json", "/*.ipynb", "/output/*", "/input/*", "/console/*")
+REPORT = "report.html"
+
+PARTIAL = (".run.json.new", f".{REPORT}.new", f".{STATEMENT}.new", "input/.*.new")
+"""Files that an interruption left before they were whole."""
+
+LEFT = ("/run.json", "/*.ipynb", "/kernels*.log", "/output/*", "/input/*", "/console/*")
 """What a run leaves, named by a record in the end; an interruption may come before that."""
 
 SECONDS = 60.0
@@ -50,13 +57,17 @@ class Audit:
 def keep_files(folder: Path) -> None:
     """Record the digest of each file of a run that no record names yet; each is on disk then.
 
-    Raises DiskFull.
+    What an interruption left unfinished is removed. Raises DiskFull.
     """
     journal = Journal(folder)
+    with locked(folder):
+        for shape in PARTIAL:
+            for place in folder.glob(shape):
+                place.unlink()
     named = dict(_named(journal.records()))
     for path in _files(folder):
-        # a link is nothing that a run makes: nobody vouches for what it leads to
-        if path not in named and not (folder / path).is_symlink():
+        # what is no regular file is nothing that a run makes: nobody vouches for it
+        if path not in named and stat.S_ISREG((folder / path).lstat().st_mode):
             with durable.space(folder):
                 durable.sync(folder / path)
                 durable.sync((folder / path).parent)
@@ -76,7 +87,7 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
     that none of them signed has a problem. Raises BadInput where there is no journal.
     """
     path = folder / "journal.jsonl"
-    if not path.exists() and _files(folder) != ["run.json"]:
+    if not path.exists() and {*_files(folder)} - {*PARTIAL} != {"run.json"}:
         raise BadInput("this run has no journal", where=str(folder))
     if signers is not None and not signers.is_file():
         raise BadInput("there is no such file of signers", where=str(signers))
@@ -84,14 +95,25 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
         chain = read(path)
     except JournalDamaged as error:
         return Audit(0, 0, "", "", (error.message,))
-    named = dict(_named(chain.records))
-    problems = [said for name in named if (said := _compare(folder, name, named[name]))]
-    cut, unnamed = list(_cut(chain)), [name for name in _files(folder) if name not in named]
-    for name in unnamed:
-        explained = cut and any(PurePath(f"/{name}").match(shape) for shape in LEFT)
+    named = dict[str, list[str]]()
+    for name, digest in _named(chain.records):
+        named.setdefault(name, []).append(digest)
+    cut, problems = list(_cut(chain)), list[str]()
+    for name, digests in named.items():
+        if said := _compare(folder, name, digests[-1]):
+            if cut and name == REPORT and _older(folder / name, digests):
+                cut.append(f"{name}: cut short before the new one took its place")
+            else:
+                problems.append(said)
+    for name in [name for name in _files(folder) if name not in named]:
+        shapes = (*LEFT, *(f"/{shape}" for shape in PARTIAL))
+        explained = cut and any(PurePath(f"/{name}").match(shape) for shape in shapes)
         said = "no record names it yet" if explained else "no record names it"
         (cut if explained else problems).append(f"{name}: {said}")
-    signed_by, complaint = _signature(folder, _statement(folder, chain), signers)
+    try:
+        signed_by, complaint = _signature(folder, _statement(folder, chain), signers)
+    except JournalDamaged as error:
+        signed_by, complaint = "", error.message
     problems += [complaint] if complaint else []
     count = len(chain.records)
     return Audit(count, len(named), chain.head, signed_by, tuple(problems), tuple(cut))
@@ -142,7 +164,7 @@ def sign(folder: Path, key: Path) -> Path:
         )
     statement = folder / STATEMENT
     (folder / SIGNATURE).unlink(missing_ok=True)
-    statement.write_text(_statement(folder, read(folder / "journal.jsonl")))
+    durable.replace(statement, _statement(folder, read(folder / "journal.jsonl")).encode())
     done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(statement))
     if done.returncode:
         statement.unlink()
@@ -156,24 +178,41 @@ def _statement(folder: Path, chain: Chain) -> str:
 
 def _signature(folder: Path, statement: str, signers: Path | None) -> tuple[str, str]:
     """Who signed a run, and what is wrong with that."""
-    place, signature = folder / STATEMENT, folder / SIGNATURE
+    place, signature = kept_file(folder, STATEMENT), kept_file(folder, SIGNATURE)
     if not signature.exists() or not place.exists():
-        return "", "nobody has signed it" if signers or signature.exists() else ""
-    signed = place.read_text(errors="replace")
+        half = signature.exists() or place.exists()
+        return "", "nobody has signed it" if signers or half else ""
+    said = place.read_text(errors="replace")
     words = ["-n", NAMESPACE, "-s", str(signature)]
-    whole = _keygen("check-novalidate", *words, said=signed)
+    whole = _keygen("check-novalidate", *words, said=said)
     if whole.returncode:
         return "", "the signature is not one of what stands in " + STATEMENT
-    if signed != statement:
+    if said != statement:
         return "", f"{SIGNATURE} is of another state of the run: it went on, or was changed, since"
     who = whole.stdout.strip().rpartition(" with ")[2]
     if signers is None:
         return f"{who}, which nobody was asked about", ""
     names = _keygen("find-principals", "-s", str(signature), "-f", str(signers)).stdout.split()
     for name in names:
-        if not _keygen("verify", *words, "-f", str(signers), "-I", name, said=signed).returncode:
+        if not _keygen("verify", *words, "-f", str(signers), "-I", name, said=said).returncode:
             return f"{name}, {who}", ""
     return "", f"it was signed by {who}, which {signers} does not name"
+
+
+def signed(folder: Path) -> bool:
+    """Whether a run is signed as it is now, whoever's the signature is."""
+    chain = read(folder / "journal.jsonl")
+    return bool(_signature(folder, _statement(folder, chain), None)[0])
+
+
+def last_digest(records: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The digest of a file that records name, the last one; "" where none does."""
+    return dict(_named(records)).get(name, "")
+
+
+def digest_of(place: Path) -> str:
+    """The SHA-256 of a file; "" where there is none."""
+    return _digest(place) if place.is_file() else ""
 
 
 def _keygen(action: str, *words: str, said: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -199,11 +238,15 @@ def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _files(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    names = (str(path.relative_to(folder)) for path in found)
-    return sorted(
-        name for name in names if not any(PurePath(f"/{name}").match(shape) for shape in UNKEPT)
-    )
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({str(path.relative_to(folder)) for path in found} - {*UNKEPT})
+
+
+def _older(report: Path, digests: Sequence[str]) -> bool:
+    """Whether a report is the one before, or none: it is recorded before it takes its place."""
+    if report.is_symlink():
+        return False
+    return not report.exists() or digest_of(report) in digests
 
 
 def _compare(folder: Path, name: str, digest: str) -> str:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from xenlab import cells, durable, hidden, parameters, runs
-from xenlab.errors import BadInput, DiskFull
+from xenlab.errors import BadInput, DiskFull, JournalDamaged
 from xenlab.host import Host
 from xenlab.journal import RESERVE_BYTES, Journal
 from xenlab.local import Local
 from xenlab.parameters import Parameters
+from xenlab.runfolder import free_place
 from xenlab.runs import DONE, NOT_RUN, UNFINISHED, ChapterState
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _chapters(
 
 
 def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
-    """``keep`` what else belongs into a run's folder, record its files and its end, and report.
+    """``keep`` what else belongs into a run's folder, report, and record its files and its end.
 
     What the disk has no space for is left out, and the outcome says so.
     """
@@ -211,13 +212,22 @@ def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
         nonlocal outcome
         outcome = replace(outcome, report=report.write(outcome.folder))
 
-    for act in (keep, end, write):
+    def tried(act: Callable[[], None]) -> None:
+        nonlocal outcome
         try:
             act()
-        except DiskFull as full:
-            Journal(outcome.folder).note_full(full)
-            problem = outcome.problem or str(full)
+        except (DiskFull, JournalDamaged) as error:
+            if isinstance(error, DiskFull):
+                Journal(outcome.folder).note_full(error)
+            problem = outcome.problem or str(error)
             outcome = replace(outcome, status=outcome.status or FAILED, problem=problem)
+
+    try:
+        # before the end, which names the files of a run: people read the report
+        for act in (keep, write):
+            tried(act)
+    finally:
+        tried(end)
     return outcome
 
 
@@ -250,16 +260,12 @@ def _kernels(work: Work, folder: Path, lock: int) -> Kernels:
             "XENLAB_DESTROY": " ".join(work.destroy),
         },
         lock=lock,
-        log=folder / "kernels.log",
+        log=free_place(folder, "kernels", ".log"),
     )
 
 
 def _execute(path: Path, work: Work, folder: Path, kernels: Kernels) -> str:
-    output = folder / path.name
-    number = 1
-    while output.exists():
-        number += 1
-        output = folder / f"{path.stem}.{number}.ipynb"
+    output = free_place(folder, path.stem, ".ipynb")
     last = path == work.todo[-1]
     return kernels.execute(path, output, work.values[path.stem], last=last)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xenlab.errors import JournalDamaged
+from xenlab.runfolder import kept_file
 
 FIRST = "0" * 64
 """What the first record names as the hash of the line before it."""
@@ -74,6 +75,7 @@ def read(path: Path) -> Chain:
     Raises JournalDamaged, which names the first record that does not hold, for what no power cut
     explains: a line is on disk before the head that names it, and that before the next chapter.
     """
+    path = kept_file(path.parent, path.name)
     data = path.read_bytes() if path.exists() else b""
     kept = _kept(path)
     lines, torn = split(data)
@@ -94,7 +96,7 @@ def read(path: Path) -> Chain:
 
 
 def _kept(path: Path) -> bytes | None:
-    place = path.with_name(HEAD)
+    place = kept_file(path.parent, HEAD)
     if not place.exists():
         return None
     kept = place.read_bytes()

@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from xenlab import durable
 from xenlab.errors import BadInput, XenlabError
+from xenlab.runfolder import free_place, kept_file
 from xenlab.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -209,14 +210,10 @@ def keep_console(site: Parameters, folder: Path) -> None:
     log = _lab(site.lab).status().console_log
     if not log.exists():
         return
-    shelf = folder / "console"
+    shelf = kept_file(folder, "console")
     with durable.space(folder):
         shelf.mkdir(mode=0o700, exist_ok=True)
-    place, number = shelf / "dom0.log", 1
-    while place.exists():
-        number += 1
-        place = shelf / f"dom0.{number}.log"
-    durable.create(place, log.read_bytes())
+    durable.create(free_place(shelf, "dom0", ".log"), log.read_bytes())
 
 
 def _lab(name: str, report: Report | None = None) -> Lab:

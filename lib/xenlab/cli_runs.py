@@ -102,11 +102,24 @@ def diff(
 
 
 @app.command()
-def report(run: RunName = "last", runs: Runs = None) -> None:
-    """Write a run's report.html and say where it is."""
+def report(
+    run: RunName = "last",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it there; nothing of the run is changed."),
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Write a run's report.html, unless it is there and is the run's, and say where it is."""
+    from xenlab import durable
     from xenlab import report as page
 
-    print(page.write(find(run, runs)))
+    folder = find(run, runs)
+    if output is None:
+        print(page.write(folder))
+        return
+    durable.replace(output, page.render(folder).encode())
+    print(output)
 
 
 @audit.command("verify")

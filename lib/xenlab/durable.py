@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -85,12 +85,21 @@ def create(place: Path, data: bytes) -> None:
         sync(place.parent)
 
 
-def replace(place: Path, data: bytes) -> None:
-    """Put a whole file in a place, where there may be an older one; raises DiskFull."""
+def replace(place: Path, data: bytes, ready: Callable[[], object] | None = None) -> None:
+    """Put a whole file in a place, where there may be an older one; raises DiskFull.
+
+    ``ready`` is called when the data is on disk, before it takes its place.
+    """
     fresh = place.with_name(f".{place.name}.new")
     fresh.unlink(missing_ok=True)
     create(fresh, data)
-    fresh.rename(place)
+    try:
+        if ready is not None:
+            ready()
+        fresh.rename(place)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     sync(place.parent)
 
 

@@ -33,14 +33,14 @@ class Kernels(ExitStack):
     A kernel needs seconds to start and to import xenlab, so each notebook's does that beforehand:
     the first one's from `prepare` on, the next one's while one still works. Each has
     ``environment`` added to ours, inherits the file descriptor ``lock``, and writes what it has
-    to say outside of cells to ``log``. All are gone at the end of the block.
+    to say outside of cells to ``log``, a new file. All are gone at the end of the block.
     """
 
     def __init__(
         self, folder: Path, environment: Mapping[str, str], *, lock: int, log: Path
     ) -> None:
         super().__init__()
-        output = self.enter_context(log.open("ab"))
+        output = self.enter_context(log.open("xb"))
         self._options: dict[str, Any] = {
             "cwd": str(folder),
             "env": {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment},

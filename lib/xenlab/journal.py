@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from xenlab import chain, durable
 from xenlab.chain import FIRST, HEAD, SYNCED, digest, head_line, parse, split
 from xenlab.errors import DiskFull, JournalDamaged
+from xenlab.runfolder import kept_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,9 @@ RESERVE = ".reserve"
 RESERVE_BYTES = 256 * 1024
 """The space that is kept for a run's closing records, in a file of its folder."""
 
+TORN_BYTES = 4096
+"""How much of what a crash cut off is recorded: it was never acknowledged."""
+
 LAST_BYTES = 32 * 1024
 """The largest record that is written from the reserve; what is larger leaves its details out."""
 
@@ -55,7 +59,8 @@ class Journal:
     """A run's folder and its ``journal.jsonl``; several threads and processes may append.
 
     One record a line: `COLUMNS` says which keys there are; ``prev`` is the SHA-256 of the line
-    before. A line that a crash cut off is moved to ``journal.torn`` before the next is written.
+    before. What a crash cut off is put into a record of its own, whose phase is "torn".
+    Raises JournalDamaged where a file of these is a link that leads out of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,8 +77,10 @@ class Journal:
         self._unfinished: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in (self.path.name, HEAD, RESERVE):
+            kept_file(folder, name)
         for name in ("output", "input"):
-            (folder / name).mkdir(mode=0o700, exist_ok=True)
+            kept_file(folder, name).mkdir(mode=0o700, exist_ok=True)
 
     def append(self, **fields: Any) -> dict[str, Any]:
         """Write a record, on disk before this returns; returns the whole record.
@@ -85,8 +92,6 @@ class Journal:
             self._catch_up(file)
             try:
                 with durable.space(self.folder):
-                    if not self._seq:
-                        self._begin()
                     if fields.get("phase") in (*STARTS, "running"):
                         durable.require(self.folder, STEP_BYTES)
                     if fields.get("phase") in STARTS:
@@ -179,7 +184,7 @@ class Journal:
             os.close(file)
 
     def _catch_up(self, file: int) -> None:
-        """Read what others have written since, and put aside what a crash cut off."""
+        """Read what others have written since, and record what a crash cut off."""
         size = os.fstat(file).st_size
         if size == self._size:
             return
@@ -195,8 +200,10 @@ class Journal:
                 )
             self._wrote(line, record)
         if torn:
-            self._put_aside(torn)
             os.ftruncate(file, self._size)
+            said = torn[:TORN_BYTES].decode("utf-8", "backslashreplace")
+            with suppress(DiskFull), durable.space(self.folder):
+                self._put(file, {"phase": "torn", "message": said})
 
     def _begin(self) -> None:
         """The names of the journal and its head are on disk before the first record is."""
@@ -205,6 +212,8 @@ class Journal:
         durable.sync(self.folder.parent)
 
     def _put(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._seq:
+            self._begin()
         record = {
             "run": self.run,
             "seq": self._seq + 1,
@@ -273,16 +282,6 @@ class Journal:
             if not self._reserve.give():
                 return None
 
-    def _put_aside(self, torn: bytes) -> None:
-        with suppress(DiskFull), durable.space(self.folder):
-            place = self.folder / "journal.torn"
-            file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                durable.write(file, torn.removesuffix(b"\n") + b"\n")
-                os.fsync(file)
-            finally:
-                os.close(file)
-
     def _note(self, record: dict[str, Any]) -> None:
         """Keep in mind what is unfinished, so that nobody reads the journal for each step."""
         place = (record.get("chapter", ""), record.get("step", ""))
@@ -303,7 +302,7 @@ class Reader:
     """The records of a journal that grows, each of them read once."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = kept_file(path.parent, path.name)
         self._offset = 0
 
     def fresh(self) -> list[dict[str, Any]]:
@@ -318,22 +317,6 @@ class Reader:
         if len(records) < len(lines):
             raise JournalDamaged("a line is no JSON of a record", where=str(self._path))
         return records
-
-
-def kept_file(folder: Path, name: str) -> Path:
-    """A file of a run by the name that a record gives it.
-
-    Raises JournalDamaged for one that is not inside the run's folder: who wrote the record may want
-    a file of this machine to be shown.
-    """
-    place = (folder / name).resolve()
-    if not place.is_relative_to(folder.resolve()):
-        raise JournalDamaged(
-            f"a record names {name}, which is not inside the run's folder",
-            where=str(folder),
-            hint="do not trust this run: ask who gave it to you",
-        )
-    return place
 
 
 def output_of(folder: Path, command: Mapping[str, Any]) -> str:

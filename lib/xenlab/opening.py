@@ -16,6 +16,7 @@ from xenlab.chapter import Chapter
 from xenlab.journal import Journal
 from xenlab.machine_lock import Hold
 from xenlab.parameters import from_notebook
+from xenlab.runfolder import kept_file
 from xenlab.view import Silent, View
 
 
@@ -52,7 +53,7 @@ def open_chapter(
 
 def _hold(folder: Path, name: str) -> Hold:
     """A run has the machine to itself until its last chapter is closed."""
-    record = folder / "run.json"
+    record = kept_file(folder, "run.json")
     chapters = json.loads(record.read_text())["chapters"] if record.exists() else [name]
     return Hold.CHAPTER if chapters[-1] == name else Hold.RUN
 

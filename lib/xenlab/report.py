@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from xenlab import durable, runs
+from xenlab import audit, durable, runs
 from xenlab.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
-from xenlab.chain import FIRST
+from xenlab.chain import FIRST, digest, read
 from xenlab.errors import BadInput, JournalDamaged
-from xenlab.journal import Journal, kept_file, output_of, verify
+from xenlab.journal import CLOSING, Journal, output_of
 from xenlab.resources.base import Difference
+from xenlab.runfolder import kept_file, locked
 from xenlab.runs import StepState
 
 FACTS = ("site", "started", "mode", "file")
@@ -23,17 +24,54 @@ FACTS = ("site", "started", "mode", "file")
 def write(folder: Path) -> Path:
     """Write ``report.html`` into a run's folder, from its journal, and return its path.
 
-    Raises BadInput where there is no journal, DiskFull.
+    The journal names its digest, so that a signature covers it; one that is there already, as
+    recorded and after all that was done, stays. Raises BadInput where there is no journal, or where
+    the run must stay as it is: it is signed, or lies where nobody may write. Raises DiskFull, and
+    JournalDamaged: what was changed gets no new record.
     """
-    journal = Journal(folder)
-    if not journal.path.exists():
+    place = folder / audit.REPORT
+    with locked(folder):
+        if _is_current(folder):
+            return place
+        page = render(folder).encode()
+        if audit.signed(folder):
+            raise BadInput(
+                f"cannot write {place}: because the run is signed, and a new record ends that",
+                hint="write it elsewhere with --output, or sign the run again after it",
+            )
+        try:
+            journal = Journal(folder)
+            named = {"path": place.name, "sha256": digest(page)}
+            durable.replace(place, page, lambda: journal.append(phase="kept", **named))
+        except OSError as error:
+            raise BadInput(
+                f"cannot write {place}: because {error.strerror}",
+                hint="write it elsewhere with --output",
+            ) from None
+    return place
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether a report is there that was made after all that was done, and is as recorded."""
+    place = kept_file(folder, audit.REPORT)
+    records = read(folder / "journal.jsonl").records
+    since = len(records)
+    while since and records[since - 1].get("phase") in CLOSING:
+        since -= 1
+    recorded = audit.last_digest(records[since:], audit.REPORT)
+    return bool(recorded) and recorded == audit.digest_of(place)
+
+
+def render(folder: Path) -> str:
+    """The report of a run as it is now; changes nothing. Raises BadInput where no journal is."""
+    if not (folder / "journal.jsonl").exists():
         raise BadInput("this run has no journal yet", where=str(folder))
     facts = _facts(folder)
     chapters = [
         (chapter, [Markup(_card(folder, step).html()) for step in chapter.steps])
         for chapter in runs.states(folder)
     ]
-    page = (
+    return (
         environment()
         .get_template("report.html.j2")
         .render(
@@ -49,9 +87,6 @@ def write(folder: Path) -> Path:
             total=sum(chapter.seconds for chapter, _ in chapters),
         )
     )
-    place = folder / "report.html"
-    durable.replace(place, page.encode())
-    return place
 
 
 def _facts(folder: Path) -> dict[str, str]:
@@ -63,12 +98,12 @@ def _facts(folder: Path) -> dict[str, str]:
         facts["xenlab"] = versions["xenlab"]
         facts["python"] = versions["python"]
         facts["git revision"] = versions["git"]
-    journal = Journal(folder)
     try:
-        facts["journal"] = f"{verify(journal.path)} records, the chain holds"
+        chain = read(folder / "journal.jsonl")
+        facts["journal"] = f"{len(chain.records)} records before this report, the chain holds"
+        facts["head of the journal"] = chain.head
     except JournalDamaged as error:
         facts["journal"] = error.message
-    facts["head of the journal"] = journal.head()
     return {key: value for key, value in facts.items() if value and value != FIRST}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from xenlab import durable
 from xenlab.errors import BadInput
 from xenlab.journal import Journal, Reader
+from xenlab.runfolder import kept_file
 
 DONE = "done"
 UNFINISHED = "unfinished"
@@ -81,13 +82,13 @@ def create(folder: Path, record: Mapping[str, Any]) -> None:
 
 def begin(folder: Path) -> None:
     """Record that a run begins, or goes on, with the ``run.json`` that is there."""
-    digest = hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
+    digest = hashlib.sha256(kept_file(folder, "run.json").read_bytes()).hexdigest()
     Journal(folder).append(phase="begin", path="run.json", sha256=digest)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The content of a run's ``run.json``; raises BadInput."""
-    place = folder / "run.json"
+    """The content of a run's ``run.json``; raises BadInput, and where `kept_file` does."""
+    place = kept_file(folder, "run.json")
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -180,7 +181,7 @@ def alone(folder: Path) -> Iterator[int]:
     So a run stays locked until the last process that may work on it is gone. Raises BadInput
     when it is still held after `LOCK_SECONDS`.
     """
-    handle = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(kept_file(folder, "run.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:

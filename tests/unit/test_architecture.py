@@ -33,7 +33,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "refusals",
             "yamlfile",
         ),
-        "journal": ("journal", "chain", "durable"),
+        "journal": ("journal", "chain", "durable", "runfolder"),
         "ssh": (
             "ssh",
             "hostkeys",

@@ -16,7 +16,7 @@ from xenlab import audit, batch, cells, runs
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal
 from xenlab.progress import Follower, summary
-from xenlab.report import write
+from xenlab.report import render, write
 
 NAMES = ("00_ingredients", "04_grub", "08_domu_kernel", "09_domu_root")
 
@@ -315,7 +315,7 @@ def test_a_report_shows_no_file_from_outside_the_run(tmp_path: Path, name: str, 
     else:
         record(journal, "01.1", "ok", attachments=[named])
     closed(journal)
-    with pytest.raises(JournalDamaged, match="which is not inside the run's folder"):
+    with pytest.raises(JournalDamaged, match="is not inside the run's folder"):
         write(folder)
     assert not (folder / "report.html").exists()
     if kind != "console":
@@ -351,7 +351,9 @@ def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
     page = place.read_text()
     assert "dom0.log" in page and "Xen 4.17\n&lt;login&gt;:" in page
     assert place.stat().st_mode & 0o777 == 0o600
-    assert journal.head() in page and "the chain holds" in page
+    before = journal.records()[-1]
+    assert (before["phase"], before["path"]) == ("kept", "report.html")
+    assert before["prev"] in page and "the chain holds" in page
     assert (
         "write &lt;x&gt;" in page and "&lt;b&gt;4&lt;/b&gt;" in page and "$ seq 2\n1\n2\n" in page
     )
@@ -360,7 +362,9 @@ def test_a_report_needs_nothing_but_itself(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text(
         (tmp_path / "journal.jsonl").read_text().replace("changed", "ok")
     )
-    assert "the journal&#39;s chain breaks at line" in write(tmp_path).read_text()
+    assert "the journal&#39;s chain breaks at line" in render(tmp_path)
+    with pytest.raises(JournalDamaged, match="chain breaks at line"):
+        write(tmp_path)
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
