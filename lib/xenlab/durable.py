@@ -10,8 +10,8 @@ from pathlib import Path
 
 from xenlab.errors import DiskFull
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where a disk, or somebody's share of it, is full."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, or somebody's share of it, is full, or a file at its limit."""
 
 PORTION = 16 * 1024
 """How much of a reserve is given up at once: others who want space may be quicker than we."""
@@ -25,6 +25,11 @@ def space(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
+        if error.errno == errno.EFBIG:
+            raise DiskFull(
+                f"a file below {folder} may not grow further: nothing more is done on the machine",
+                hint="raise the limit (ulimit -f), then take the run up again",
+            ) from error
         raise full(folder) from error
 
 

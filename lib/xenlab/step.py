@@ -73,7 +73,7 @@ class Step:
                 error.where = f"{error.where}, {self.chapter}, step {self.number}"
         try:
             self.finish()
-        except DiskFull:
+        except (DiskFull, OSError):
             # what went wrong before is what a person has to know
             if error is None:
                 raise
@@ -151,10 +151,10 @@ class Step:
             error = error.__cause__ or error.__context__
 
     def _finish(self, seconds: float) -> None:
-        full = None
+        full: DiskFull | OSError | None = None
         try:
             commands = self._log.records(self.number)
-        except DiskFull as error:
+        except (DiskFull, OSError) as error:
             full, commands = error, self._log.records(self.number, files=False)
         fields: dict[str, Any] = {"seconds": seconds}
         if commands:
