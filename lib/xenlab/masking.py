@@ -12,7 +12,7 @@ import os
 import re
 import urllib.parse
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,8 @@ _MASK = MASK.encode()
 _CREDENTIALS = re.compile(
     rb'(?P<head>://)(?:(?P<user>[^\s/:@"<>]{0,256}):[^\s/"<>]{1,512}@|[^\s/:@"<>]{16,512}@)'
 )
+_BREAK = re.compile(rb"\r?\n")
+_BREAK_IN_DIFF = re.compile(rb"\r?\n[ +-]")
 _CREDENTIALS_BEGIN = re.compile(rb':/?\Z|://[^\s/"<>]{0,800}\Z')
 
 
@@ -56,41 +58,30 @@ class Secret:
         return MASK
 
 
-class Masker:
-    """Replaces every form of each of some secrets by a mask, in texts, in bytes, in streams."""
+class _Finder:
+    """Finds some forms of secrets in bytes, and where the end of the bytes may have cut one."""
 
-    def __init__(self, secrets: Iterable[Secret]) -> None:
-        forms = {form for secret in secrets for form in _forms(secret.value)}
+    def __init__(self, forms: Collection[bytes]) -> None:
         self._sorted = sorted(forms)
         self._longest = max(map(len, forms), default=0)
-        self._pattern = _alternation(forms) if forms else None
+        self._pattern = _alternation(forms)
 
-    def text(self, text: str) -> str:
-        """The text with every occurrence of each secret replaced by a mask."""
-        return self.data(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+    def spans(self, data: bytes) -> list[tuple[int, int]]:
+        """Where they stand."""
+        return [found.span() for found in self._pattern.finditer(data)]
 
-    def data(self, data: bytes) -> bytes:
-        """The bytes with every occurrence of each secret replaced by a mask."""
-        return _without_credentials(self.known(data))
-
-    def known(self, data: bytes) -> bytes:
-        """The bytes with each secret masked that was given, and nothing else."""
-        return data if self._pattern is None else self._pattern.sub(_MASK, data)
-
-    def begun(self, data: bytes) -> tuple[bytes, bytes]:
-        """Masked bytes that no more data changes, and the rest, which may begin a secret."""
-        if self._pattern is None:
-            return data, b""
-        masked, place, end = [], 0, self._beginning(data, 0)
+    def begun(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
+        """Those that no more data changes, and where the rest starts, which may begin one."""
+        spans, place, end = list[tuple[int, int]](), 0, self._beginning(data, 0)
         while (found := self._pattern.search(data, place)) and found.start() < end:
-            masked += [data[place : found.start()], _MASK]
+            spans.append(found.span())
             place = found.end()
             if place > end:
                 end = self._beginning(data, place)
-        return b"".join([*masked, data[place:end]]), data[end:]
+        return spans, end
 
     def _beginning(self, data: bytes, place: int) -> int:
-        """Where the first secret begins that the end of the data may have cut, if any does."""
+        """Where the first one begins that the end of the data may have cut, if any does."""
         for start in range(max(place, len(data) - self._longest + 1), len(data)):
             end = data[start:]
             next_one = bisect_right(self._sorted, end)
@@ -99,17 +90,95 @@ class Masker:
         return len(data)
 
 
+class _Joined:
+    """Bytes without the breaks of their lines, and where each of them stood."""
+
+    def __init__(self, data: bytes, breaks: re.Pattern[bytes]) -> None:
+        self.data = breaks.sub(b"", data)
+        self._places: list[int] = []
+        self._lengths = [0]
+        for found in breaks.finditer(data):
+            self._places.append(found.start() - self._lengths[-1])
+            self._lengths.append(self._lengths[-1] + len(found[0]))
+
+    def before(self, place: int) -> int:
+        """Where a byte stood."""
+        return place + self._lengths[bisect_right(self._places, place)]
+
+    def spans_before(self, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where these stood, each with the breaks inside it."""
+        return [(self.before(start), self.before(end - 1) + 1) for start, end in spans]
+
+
+class Masker:
+    """Replaces every form of each of some secrets by a mask, in texts, in bytes, in streams."""
+
+    def __init__(self, secrets: Iterable[Secret]) -> None:
+        values = [secret.value for secret in secrets]
+        encoded = {form for value in values for form in _encoded(value)}
+        forms = {form for value in values for form in _forms(value)} | encoded
+        self._plain = _Finder(forms) if forms else None
+        self._wrapped = _Finder(encoded) if encoded else None
+
+    def text(self, text: str) -> str:
+        """The text with every occurrence of each secret replaced by a mask."""
+        data = self.data(text.encode("utf-8", "surrogatepass"))
+        if self._wrapped is not None and b"\n" in data:
+            joined = _Joined(data, _BREAK_IN_DIFF)
+            data = _masked(data, joined.spans_before(self._wrapped.spans(joined.data)))
+        return data.decode("utf-8", "surrogatepass")
+
+    def data(self, data: bytes) -> bytes:
+        """The bytes with every occurrence of each secret replaced by a mask."""
+        return _without_credentials(self.known(data))
+
+    def known(self, data: bytes) -> bytes:
+        """The bytes with each secret masked that was given, and nothing else."""
+        return self.unwrapped(self.on_a_line(data))
+
+    def on_a_line(self, data: bytes) -> bytes:
+        """The bytes with each secret masked that stands there in one piece."""
+        return data if self._plain is None else _masked(data, self._plain.spans(data))
+
+    def unwrapped(self, data: bytes) -> bytes:
+        """The bytes with each secret masked whose base64 goes over several lines."""
+        if self._wrapped is None or b"\n" not in data:
+            return data
+        joined = _Joined(data, _BREAK)
+        return _masked(data, joined.spans_before(self._wrapped.spans(joined.data)))
+
+    def begun(self, data: bytes) -> tuple[bytes, bytes]:
+        """Masked bytes that no more data changes, and the rest, which may begin a secret."""
+        if self._plain is None:
+            return data, b""
+        spans, end = self._plain.begun(data)
+        return _masked(data[:end], spans), data[end:]
+
+    def unwrapping(self, data: bytes) -> tuple[bytes, bytes]:
+        """Likewise for secrets whose base64 goes over several lines."""
+        if self._wrapped is None:
+            return data, b""
+        # half a break
+        cut = len(data) - data.endswith(b"\r")
+        joined = _Joined(data[:cut], _BREAK)
+        spans, end = self._wrapped.begun(joined.data)
+        place = joined.before(end) if end < len(joined.data) else cut
+        return _masked(data[:place], joined.spans_before(spans)), data[place:]
+
+
 class MaskedStream:
     """Masks secrets in a stream of bytes, as if it came whole: also one split over two pieces."""
 
     def __init__(self, secrets: tuple[Secret, ...]) -> None:
         self._masker = _masker(secrets)
         self._held = b""
+        self._lines = b""
         self._url = b""
 
     def feed(self, piece: bytes) -> bytes:
         """The masked bytes that can be shown by now."""
         masked, self._held = self._masker.begun(self._held + piece)
+        masked, self._lines = self._masker.unwrapping(self._lines + masked)
         data = self._url + masked
         begun = _CREDENTIALS_BEGIN.search(data, max(0, len(data) - 1024))
         end = begun.start() if begun else len(data)
@@ -118,8 +187,9 @@ class MaskedStream:
 
     def flush(self) -> bytes:
         """What was held back."""
-        rest = self._url + self._masker.data(self._held)
-        self._held = self._url = b""
+        rest = self._masker.unwrapped(self._lines + self._masker.on_a_line(self._held))
+        rest = self._url + rest
+        self._held = self._lines = self._url = b""
         return _without_credentials(rest)
 
 
@@ -136,6 +206,15 @@ def mask_bytes(data: bytes, secrets: tuple[Secret, ...]) -> bytes:
 @lru_cache(maxsize=8)
 def _masker(secrets: tuple[Secret, ...]) -> Masker:
     return Masker(secrets)
+
+
+def _masked(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """The bytes with a mask in each of these places."""
+    parts, place = list[bytes](), 0
+    for start, end in spans:
+        parts += [data[place:start], _MASK]
+        place = end
+    return b"".join([*parts, data[place:]])
 
 
 def _without_credentials(data: bytes) -> bytes:
@@ -165,9 +244,12 @@ def _forms(value: str) -> Iterator[bytes]:
     """The bytes by which a secret is recognised; a short one only as it is, or between quotes."""
     if not value:
         return
-    raw = value.encode("utf-8", "surrogateescape")
-    yield raw
-    yield raw.replace(b"'", b"'\"'\"'")
+    raw = _raw(value)
+    # as `Masker.text` has what is no UTF-8, and as a difference shows it
+    passed, shown = value.encode("utf-8", "surrogatepass"), raw.decode("utf-8", "backslashreplace")
+    for form in (raw, passed, shown.encode()):
+        yield form
+        yield form.replace(b"'", b"'\"'\"'")
     if len(value) < LEAST:
         return
     yield raw.replace(b"'", rb"'\''")
@@ -176,7 +258,18 @@ def _forms(value: str) -> Iterator[bytes]:
         for quoted in (urllib.parse.quote(raw, safe), urllib.parse.quote_plus(raw, safe)):
             yield quoted.encode()
             yield re.sub("%..", lambda found: found[0].lower(), quoted).encode()
-    yield from _in_base64(raw)
+
+
+def _raw(value: str) -> bytes:
+    """The bytes of a value: those that are no UTF-8 came as `surrogateescape` has them."""
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
+
+
+def _encoded(value: str) -> Iterator[bytes]:
+    return _in_base64(_raw(value)) if len(value) >= LEAST else iter(())
 
 
 def _in_base64(raw: bytes) -> Iterator[bytes]:

@@ -61,6 +61,66 @@ def test_a_secret_alone_in_base64_leaves_nothing() -> None:
         assert mask(encode(SECRET.encode()).decode(), (Secret(SECRET),)) == MASK
 
 
+LONG = Secret("a passphrase that is long enough to stand on three lines: " + "xenlab " * 20)
+SHORT = Secret("s3cr3t")
+pieces = st.sampled_from(["\n", "\r\n", "\r", "a", "line", " ", "=", "-----\n"])
+
+
+@given(
+    before=st.binary(max_size=90),
+    after=st.binary(max_size=90),
+    columns=st.sampled_from([0, 20, 64, 76]),
+    secret=st.sampled_from([LONG, SHORT]),
+)
+@settings(deadline=None, max_examples=60)
+def test_base64_over_several_lines_is_masked(
+    before: bytes, after: bytes, columns: int, secret: Secret
+) -> None:
+    data = before + secret.value.encode() + after
+    words = ["base64", "-w", str(columns)]
+    wrapped = subprocess.run(words, input=data, capture_output=True, check=True).stdout.decode()
+    for text in (wrapped, wrapped.replace("\n", "\r\n"), "+" + wrapped.replace("\n", "\n+")):
+        masked = mask(text, (secret,))
+        assert masked.count(MASK) == 1
+        around = 4 * (len(before) + len(after)) / 3 + 6
+        left = re.sub(r"[\r\n]|^\+|(?<=\n)\+", "", masked.replace(MASK, ""))
+        assert len(left) <= around
+
+
+@given(
+    before=st.lists(pieces, max_size=6),
+    after=st.lists(pieces, max_size=6),
+    secret=st.sampled_from([LONG, SHORT]),
+    columns=st.integers(1, 90),
+    end=st.sampled_from(["\n", "\r\n"]),
+    cuts=st.lists(st.integers(0, 900), max_size=9),
+)
+@settings(deadline=None, max_examples=300)
+def test_a_stream_of_wrapped_base64_is_masked_as_if_it_came_whole(
+    before: list[str], after: list[str], secret: Secret, columns: int, end: str, cuts: list[int]
+) -> None:
+    digits = base64.b64encode(secret.value.encode()).decode()
+    lines = end.join(digits[n : n + columns] for n in range(0, len(digits), columns))
+    data = "".join([*before, lines, *after]).encode()
+    whole = Masker((secret,)).data(data)
+    assert MASK.encode() in whole
+    assert in_pieces(data, cuts, (secret,)) == whole
+
+
+@pytest.mark.parametrize("half", [0xDCFF, 0xD800])
+def test_a_secret_that_is_no_utf_8_is_masked(half: int) -> None:
+    """In a text as Python has it, in bytes, in a difference; other half characters stay."""
+    value = f"pass{chr(half)}word"
+    secret = (Secret(value),)
+    assert mask(f"<{value}> \udcfe \ud801", secret) == f"<{MASK}> \udcfe \ud801"
+    if half == 0xDCFF:
+        raw = value.encode("utf-8", "surrogateescape")
+        assert Masker(secret).data(b"<" + raw + b">") == f"<{MASK}>".encode()
+        shown = raw.decode("utf-8", "backslashreplace")
+        assert mask(f"<{shown}>", secret) == f"<{MASK}>"
+        assert mask(base64.b64encode(raw).decode(), secret) == MASK
+
+
 def test_it_is_masked_as_programs_quote_it() -> None:
     traced = subprocess.run(
         ["bash", "-xc", 'true "$1"; printf %q "$1"', "sh", SECRET],
