@@ -92,6 +92,11 @@ def test_after_a_hard_power_cycle_the_guest_is_back_and_no_service_has_failed(si
     power_cycled(site, [GUEST])
 
 
+def test_a_guest_waits_for_its_devices_as_long_as_a_busy_dom0_takes(site: Site) -> None:
+    patience = site.ssh(GUEST, "systemctl", "show", "-p", "DefaultDeviceTimeoutUSec")
+    assert patience == "DefaultDeviceTimeoutUSec=10min\n"
+
+
 def test_a_service_that_fails_is_named_with_what_it_said(site: Site) -> None:
     for domain in ("dom0", GUEST):
         task = f"systemd-run --unit a-task sh -c 'echo no luck in {domain}; exit 1'"

@@ -30,6 +30,11 @@ servers (chapter 15 unmasks NFS in a guest that is to serve), what
 loads modules into a kernel without any, what looks after LVM; and all terminals but the Xen console
 (for which systemd-getty-generator starts serial-getty@hvc0 by itself)."""
 
+# Disks and the console come from dom0, as soon as it has a processor for them: where several guests
+# boot at once without hardware support, systemd's 90 seconds end before, and login prompt and swap
+# never come (systemd-system.conf(5)).
+PATIENT = "[Manager]\nDefaultDeviceTimeoutSec=10min\n"
+
 # „alle tty-Einträge bis auf den für tty1 auskommentiert“; what was tty1 is hvc0 today.
 ONE_TERMINAL = r"""1i\
 h0:12345:respawn:/sbin/agetty -L 115200 hvc0 linux
@@ -71,6 +76,7 @@ class DebianGuest:
         return (
             *_common(guest),
             GuestFile("/etc/network/interfaces", interfaces),
+            GuestFile("/etc/systemd/system.conf.d/10-xenlab.conf", PATIENT),
             *(GuestFile(f"{UNITS}/{unit}", target="/dev/null") for unit in OFF),
         )
 
