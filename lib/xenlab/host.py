@@ -181,9 +181,11 @@ class Host:
         input: bytes = b"",
         timeout: float = READ_SECONDS,
         check: bool = True,
+        patience: float | None = None,
     ) -> Result:
         """Run a command (a plain string must hold no foreign value); wait for its end.
 
+        ``patience`` seconds are waited for a machine that is silent; None: the transport's own.
         The result's ``out`` and ``err`` are every byte that it printed. Raises CommandFailed
         unless the status is 0 or ``check`` is False, CommandTimeout past ``timeout`` seconds,
         ConnectionLost when nobody can say whether it finished.
@@ -200,6 +202,8 @@ class Host:
         said = mask(str(command), secrets)
         with self._told(command, input) as call:
             try:
+                if patience is not None:
+                    self.transport.connect(self.stop, seconds=patience)
                 call.status, out, err = self.transport.execute(
                     text,
                     input=input,

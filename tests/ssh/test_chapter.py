@@ -358,7 +358,7 @@ def test_a_command_that_outlived_its_step_does_not_meet_the_next_attempt(
     cutter.join()
     final = journal.records()[-1]
     assert final["status"] == "unknown"
-    assert processes_with(f"XENLAB_STEP={final['mark']}")
+    wait_until(lambda: processes_with(f"XENLAB_STEP={final['mark']}"))
     again = open_book(sshd, journal)
     assert processes_with(f"XENLAB_STEP={final['mark']}") == []
     go.touch()

@@ -127,8 +127,7 @@ class GuestAnswers(Resource):
     def probe(self, host: Host) -> Difference | None:
         """Whether it answers now, and with which kernel."""
         try:
-            self.guest.transport.connect(host.stop, seconds=0)
-            release = self.guest.run("uname -r").stdout.strip()
+            release = self.guest.run("uname -r", patience=0).stdout.strip()
         except (NoConnection, ConnectionLost) as error:
             return Difference(f"wait until {self.name} answers: {error.message}")
         if release.endswith(self.kernel_suffix):
