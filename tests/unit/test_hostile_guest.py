@@ -64,7 +64,10 @@ FOLDERS = {
         *("/lib/deep", "/sbin", "/usr/sbin"),
     ],
 }
-IN_ETC = ["/etc", "/etc/ssh", "/etc/network", "/etc/systemd", "/etc/systemd/system", "/etc/conf.d"]
+IN_ETC = [
+    *("/etc", "/etc/ssh", "/etc/network", "/etc/systemd", "/etc/systemd/system", "/etc/conf.d"),
+    "/etc/systemd/system.conf.d",
+]
 
 Trap = Callable[[Path, Path], None]
 
