@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.unit.test_guest import SETTINGS
 
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.local import Local
-from xenlab.platform.guestsystem import DebianGuest, GentooGuest, GuestSettings
+from xenlab.platform.guestsystem import DebianGuest, GentooGuest
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.early_boot import Needed
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot
@@ -30,15 +31,6 @@ LIB = Path(__file__).parents[2] / "lib/xenlab"
 HOST = Host(Local())
 NAME = f"trapped-{os.getpid()}"
 SECRET = "dom0 alone knows this 5f1c2a"
-SETTINGS = GuestSettings(
-    name="domu1",
-    domain="lab.internal",
-    address="10.0.2.21/24",
-    gateway="10.0.2.2",
-    nameserver="10.0.2.3",
-    dom0="dom0",
-    dom0_address="10.0.2.15/24",
-)
 NEEDED = [
     "/usr/bin/find",
     "/usr/lib/deep/libfind.so.1.2",

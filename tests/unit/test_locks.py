@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from tests.namespace import Namespace
+from tests.system_copy import SYSTEM_COPY
 
 from xenlab.command import Command
 from xenlab.errors import StepFailed
@@ -20,15 +21,9 @@ from xenlab.platform.portage_packages import TOOLS
 
 # This machine's system, with an archive of two packages: `sample` is empty, and `slow` holds the
 # locks while its postinst waits for /let-go.
-COPY = """
-    mount -t tmpfs -o mode=755 none "$1"
-    mkdir "$1/own" "$1/work" "$1/root"
-    mount -t overlay -o "lowerdir=/,upperdir=$1/own,workdir=$1/work" none "$1/root"
-    root=$1/root
-    mount -t proc none "$root/proc"
-    mount --rbind /dev "$root/dev"
-    mount -t tmpfs none "$root/tmp"
-    mount -t tmpfs none "$root/run"
+COPY = (
+    SYSTEM_COPY
+    + """
     mkdir -p "$root/archive" "$root/slow/DEBIAN" "$root/sample/DEBIAN"
     for name in slow sample; do
         printf '%s\\n' "Package: $name" 'Version: 1' 'Architecture: all' \\
@@ -48,6 +43,7 @@ COPY = """
         echo "APT::Sandbox::User \\"root\\";" > /etc/apt/apt.conf.d/99test
     '
 """
+)
 
 HOLD = """
     exec perl -e '

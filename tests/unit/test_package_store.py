@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.namespace import Namespace
+from tests.system_copy import SYSTEM_COPY
 
 from xenlab.command import Command
 from xenlab.errors import StepFailed
@@ -18,15 +19,9 @@ STORE = f"{SHARE}/apt/archives"
 SAMPLE = "sample_1%3a1_all.deb"
 
 # `/evil.deb` has the name and, padded, the size of the package that `/archive` holds.
-COPY = """
-    mount -t tmpfs -o mode=755 none "$1"
-    mkdir "$1/own" "$1/work" "$1/root"
-    mount -t overlay -o "lowerdir=/,upperdir=$1/own,workdir=$1/work" none "$1/root"
-    root=$1/root
-    mount -t proc none "$root/proc"
-    mount --rbind /dev "$root/dev"
-    mount -t tmpfs none "$root/tmp"
-    mount -t tmpfs none "$root/run"
+COPY = (
+    SYSTEM_COPY
+    + """
     chroot "$root" sh -euc '
         mkdir -p /archive "$1" /made
         build() {
@@ -51,6 +46,7 @@ COPY = """
         apt-get -q update
     ' sh "$2"
 """
+)
 
 
 @pytest.fixture
