@@ -25,6 +25,10 @@ FAILURES = (paramiko.SSHException, EOFError, OSError)
 ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
 
+QUICK_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+"""What is asked for first: it encrypts and authenticates in one pass."""
+
+
 class SessionRefused(Exception):
     """The server opens no further channel; nothing was started."""
 
@@ -228,6 +232,8 @@ def _greet(
         SSH_PORT if route.key_alias else route.port,
     )
     options = transport.get_security_options()
+    # one pass in C instead of two, of which one in Python: each packet costs less
+    options.ciphers = (*QUICK_CIPHERS, *(c for c in options.ciphers if c not in QUICK_CIPHERS))
     wanted = [a for key in known for a in ALGORITHMS.get(key.get_name(), (key.get_name(),))]
     offered = tuple(options.key_types)
     # Only the order changes: a server that has none of the pinned types must still show its key.

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xenlab.chain import FIRST
+from xenlab.chain import FIRST, digest
 from xenlab.errors import JournalDamaged
 from xenlab.journal import COLUMNS, Journal, output_of, verify
 
@@ -22,6 +22,7 @@ def fill(folder: Path, count: int = 5) -> Journal:
     journal = Journal(folder)
     for number in range(count):
         journal.append(chapter="04_grub", step=f"04.{number}", phase="final", status="ok")
+    journal.head()
     return journal
 
 
@@ -38,6 +39,21 @@ def lay_out(folder: Path) -> Path:
     for name, data in filled():
         (folder / name).write_bytes(data)
     return folder / "journal.jsonl"
+
+
+def test_a_look_is_on_disk_before_the_next_record_is_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    last = b""
+    for number in range(50):
+        journal.append(chapter="04_grub", step=f"04.{number}", phase="final", status="ok")
+        written = (tmp_path / "journal.jsonl").read_bytes().splitlines()
+        # the head is written when its line is on disk: it may be one line behind, never two
+        head, seq = (tmp_path / "journal.head").read_text().split()
+        assert int(seq) in (number, number + 1)
+        lines = {number: last, number + 1: digest(written[-1]).encode()}
+        assert number == int(seq) == 0 or lines[int(seq)] == head.encode()
+        last = digest(written[-1]).encode()
+    assert journal.head() == (tmp_path / "journal.head").read_text().split()[0]
 
 
 def test_records_are_chained_and_numbered(tmp_path: Path) -> None:
