@@ -161,8 +161,12 @@ class Journal:
         They are those that changed a machine since their step last ended well; each is its last
         record, which says that it was running, failed, was stopped, or is not known to be over.
         """
-        with self._lock, self._open() as file:
-            self._catch_up(file)
+        with self._lock:
+            # asked before each step: the file is opened only where others have written to it
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size != self._size:
+                with self._open() as file:
+                    self._catch_up(file)
             return [
                 record
                 for (of, number), attempts in self._unfinished.items()
