@@ -1,6 +1,7 @@
 """What xenlab costs: chapters 00 to 11 on a fresh lab, beside the same commands as a plain script.
 
     python bench/lab.py [--check] [--recording FOLDER]
+    python bench/lab.py --chart RUN [RUN …] > run.svg
 
 `xenlab run` takes a lab of its own from an empty disk to running guests, and what it sends to the
 machines is recorded. Then the lab gets an empty disk again, and the same commands run as one shell
@@ -8,6 +9,9 @@ script over OpenSSH with ControlMaster. Kernels come from the cache both times. 
 changes by the hour, so xenlab has its turn before and after the script; its time is the mean of the
 two. The promise that
 ``--check`` holds xenlab to (exit status 1 otherwise): at most 1.15 times the script's time.
+
+``--chart`` draws runs, each named as for `xenlab show`: chapters, steps, kernels and boots on one
+time axis, and how busy the processors were, where this program has written that down beside them.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
 
-from bench import events, replay  # noqa: E402
+from bench import chart, events, processor, replay, timeline  # noqa: E402
 
 from xenlab import runs  # noqa: E402
 from xenlab.errors import XenlabError  # noqa: E402
@@ -90,7 +94,8 @@ class Bench:
             "XENLAB_TRACE": str(place / "trace"),
             "PYTHONPATH": os.pathsep.join([str(ROOT / "bench/trace"), _python_path()]),
         }
-        self._xenlab(*words, "--runs", str(place / "runs"), environment=traced)
+        with processor.Sampler(place / "runs" / processor.BESIDE):
+            self._xenlab(*words, "--runs", str(place / "runs"), environment=traced)
         (place / "span").write_text(f"{start} {time.time()}\n")
 
     def ours(self, turn: str) -> Measured:
@@ -181,13 +186,27 @@ def show(ours: Measured, plain: Measured) -> bool:
     return ratio <= LIMIT
 
 
+def charts(names: Sequence[str]) -> int:
+    """Print runs as one picture; the exit status."""
+    try:
+        folders = [runs.find(ROOT / "runs", name) for name in names]
+        print(chart.draw([timeline.load(folder) for folder in folders]))
+    except XenlabError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="exit 1 if the promise is broken")
     parser.add_argument("--name", default="bench", help="the lab's name (default: bench)")
     parser.add_argument("-f", "--file", type=Path, default=ROOT / "parameters/lab.yaml")
     parser.add_argument("--recording", type=Path, help="only replay what lies in this folder")
+    parser.add_argument("--chart", nargs="+", metavar="RUN", help="draw these runs")
     options = parser.parse_args()
+    if options.chart:
+        return charts(options.chart)
     folder = options.recording or Path(tempfile.mkdtemp(prefix="xenlab-bench-"))
     bench = Bench(options.name, options.file.absolute(), folder.absolute())
     print(f"recording, script and times: {bench.folder}", file=sys.stderr)

@@ -148,7 +148,7 @@ def kernels(file: File = None) -> None:
     if site.build_on != "controller":
         raise BadInput(f"build_on: {site.build_on}: this machine is not the one that compiles")
     from xenlab.host import Host
-    from xenlab.lab import signals
+    from xenlab.lab import phases, signals
     from xenlab.local import Local
     from xenlab.recipes import kernel
 
@@ -156,7 +156,10 @@ def kernels(file: File = None) -> None:
     host = Host(Local()).marked(mark)
     try:
         with signals.ending_cleanly(), _reporting() as report:
-            kernel.made(site, host, report)
+            for flavour, name in phases.KERNELS.items():
+                if not kernel.is_made(site, flavour, host):
+                    with phases.recorded(name):
+                        kernel.make(site, flavour, host, report)
     except BaseException:
         # a build is detached: by its mark it is found, and ends with this command
         host.end_marked(mark)

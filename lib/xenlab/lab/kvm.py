@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from xenlab.lab import media, process, qmp, signals, tools
+from xenlab.lab import media, phases, process, qmp, signals, tools
 from xenlab.lab.cache import cached
 
 DEVICE = Path("/dev/kvm")
@@ -39,6 +39,7 @@ def usable(report: tools.Report = tools.quiet) -> bool:
         "qemu": tools.output(["qemu-system-x86_64", "--version"]).splitlines()[0],
     }
 
+    @phases.recorded(phases.KVM)
     def build(folder: Path) -> None:
         xen = hypervisor(report)
         kernel, _ = media.rescue(report)

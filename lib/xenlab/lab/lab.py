@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from xenlab.errors import BadInput, LabError
-from xenlab.lab import console, kvm, media, signals, stage, state, tools
+from xenlab.lab import console, kvm, media, phases, signals, stage, state, tools
 from xenlab.lab.access import DOM0, Access
 from xenlab.lab.cache import cache_root, locked
 from xenlab.lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine
@@ -204,7 +204,8 @@ class Lab:
         with self._no_leftover():
             self._start(source)
             if seconds is not None:
-                self._wait(seconds)
+                with phases.recorded(phases.boot(source)):
+                    self._wait(seconds)
 
     def _start(self, source: Boot, *, paused: bool = False) -> None:
         self.access.create_keys()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from xenlab.lab import cpio, sources, tools
+from xenlab.lab import cpio, phases, sources, tools
 from xenlab.lab.cache import cached
 from xenlab.lab.debian import mmdebstrap
 
@@ -47,6 +47,7 @@ def rescue(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
         "files": {name: _data(name).decode() for name in _RESCUE_FILES},
     }
 
+    @phases.recorded(phases.RESCUE)
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             # the hook runs as another user when mmdebstrap has to build without being root

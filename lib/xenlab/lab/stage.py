@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from xenlab.lab import sources, tools
+from xenlab.lab import phases, sources, tools
 from xenlab.lab.cache import cache_root, cached, locked
 from xenlab.lab.debian import COPYRIGHTS, NO_DOCUMENTS, mmdebstrap
 
@@ -103,6 +103,7 @@ def built(
         **decides,
     }
 
+    @phases.recorded(name)
     def build(folder: Path) -> None:
         tree, file = folder / f"{name}.tar", f"{name}.tar.zst"
         with tempfile.TemporaryDirectory() as scratch:

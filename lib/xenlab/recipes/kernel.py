@@ -20,7 +20,7 @@ from xenlab.resources.base import Report, Resource
 from xenlab.resources.condition import Condition
 from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources
 from xenlab.resources.kernel_built import KernelBuilt
-from xenlab.resources.kernel_config import DOM0, DOMU, honoured, parse_config
+from xenlab.resources.kernel_config import DOM0, honoured, parse_config
 from xenlab.resources.kernel_installed import GUEST_KERNELS, KernelInstalled
 from xenlab.resources.programs import Programs
 
@@ -107,17 +107,21 @@ def kernel_installed(book: Chapter) -> Resource:
     return installed(book, DOM0)
 
 
-def made(site: Parameters, host: Host, report: Report) -> None:
-    """Compile both kernels on this host, ahead of the chapters that ask for them.
+def is_made(site: Parameters, flavour: str, host: Host) -> bool:
+    """Whether a kernel of this site is compiled on this host."""
+    return kernel_build(site, flavour).manifest(host) is not None
+
+
+def make(site: Parameters, flavour: str, host: Host, report: Report) -> None:
+    """Compile a kernel on this host, ahead of the chapter that asks for it.
 
     A chapter that comes to its kernel meanwhile follows the build that it finds.
     """
-    for flavour in (DOM0, DOMU):
-        build = kernel_build(site, flavour)
-        for resource in (_sources(site, build), KernelConfigured(build), KernelBuilt(build)):
-            if resource.probe(host) is not None:
-                resource.apply(host, report)
-                resource.verify(host)
+    build = kernel_build(site, flavour)
+    for resource in (_sources(site, build), KernelConfigured(build), KernelBuilt(build)):
+        if resource.probe(host) is not None:
+            resource.apply(host, report)
+            resource.verify(host)
 
 
 def result_table(book: Chapter, flavour: str) -> pd.DataFrame:

@@ -1,0 +1,73 @@
+"""What a lab takes before and beside a run: written down when it begins and when it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xenlab.lab import phases
+from xenlab.lab.cache import cache_root, cached
+from xenlab.lab.phases import Phase
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_phase_has_a_begin_and_an_end() -> None:
+    before = time.time()
+    with phases.recorded("stage"):
+        (open_,) = phases.load()
+        assert open_.what == "stage" and open_.ended == 0
+    (closed,) = phases.load()
+    assert closed.began == open_.began
+    assert before - 0.01 <= closed.began <= closed.ended <= time.time() + 0.01
+
+
+def test_what_fails_has_no_end(root: Path) -> None:
+    with pytest.raises(RuntimeError), phases.recorded("stage"):
+        raise RuntimeError
+    assert [phase.ended for phase in phases.load()] == [0]
+
+
+def test_what_is_in_the_cache_already_is_no_phase() -> None:
+    @phases.recorded("thing")
+    def build(folder: Path) -> None:
+        (folder / "thing").touch()
+
+    for _ in range(2):
+        cached("kind", {}, build)
+    assert len(phases.load()) == 1
+
+
+def test_processes_write_side_by_side() -> None:
+    text = """
+from xenlab.lab import phases
+for number in range(50):
+    with phases.recorded("one of many"):
+        pass
+"""
+    found = [subprocess.Popen([sys.executable, "-c", text]) for _ in range(3)]
+    assert [process.wait(120) for process in found] == [0, 0, 0]
+    lines = (cache_root() / phases.NAME).read_text().splitlines()
+    assert len(lines) == 300 and all(line.endswith("}") for line in lines)
+
+
+def test_a_line_that_was_cut_off_tells_nothing(root: Path) -> None:
+    root.mkdir()
+    good = '{"what": "stage", "began": 1, "ended": 3}'
+    (root / phases.NAME).write_text(f'{good}\n7\n{{"what": "other"}}\n{{"what": "sta')
+    assert phases.load() == [Phase("stage", 1, 3)]
+
+
+def test_work_goes_on_where_nothing_can_be_written(root: Path) -> None:
+    root.write_text("no folder")
+    with phases.recorded("stage"):
+        pass
+    assert phases.load() == []
