@@ -220,10 +220,18 @@ class Chapter(Seams):
             self._look_around()
             if self.mode == "apply":
                 self._machine.opened(self.recorder)
+                self._end_strays(step)
                 # a person's chapters may be open side by side: what runs may be another one's
                 mine = self.name if self._machine.hold is Hold.STEP else ""
                 found = [e for e in self._end_left(self.journal.unfinished(mine)) if e.count]
-                step.message = "; ".join(f"{e.attempt['title']}: {e}" for e in found)
+                for ended in found:
+                    step.note(f"{ended.attempt['title']}: {ended}")
+
+    def _end_strays(self, step: Step) -> None:
+        """End what other runs have left at work on this machine, before anything changes it."""
+        while self._machine.strays:
+            step.note(self._machine.strays[0].ended(self.host))
+            del self._machine.strays[0]
 
     def _end_left(self, attempts: Sequence[Mapping[str, Any]]) -> list[abandoned.Ended]:
         """End what earlier attempts have left running, on this machine and in guests that run."""
@@ -376,6 +384,7 @@ class Chapter(Seams):
     def _starts(self, step: Step) -> None:
         """Nobody else changes the machine from now on; a RUNNING record is on disk."""
         self._machine.take(self.recorder)
+        self._end_strays(step)
         step.running()
 
     def _consent(self, host: Host, todo: Sequence[Resource]) -> None:
@@ -408,7 +417,7 @@ class Chapter(Seams):
                     except XenlabError as still:
                         error.message += f"; and then: {still.message}"
                         raise error from still
-                step.message = f"the connection was lost ({error.message}); the verification holds"
+                step.note(f"the connection was lost ({error.message}); the verification holds")
             else:
                 with self.recorder.during("verify", label):
                     resource.verify(host)

@@ -2,7 +2,10 @@
 
 Whoever works on a machine has an entry below /run/xenlab there, which a process of his connection
 keeps locked (flock(1)). Entries that nobody keeps locked are nobody's any more. So a killed
-controller leaves nothing behind, nor does a reboot.
+controller leaves no lock behind, nor does a reboot.
+
+But the command that it was giving may go on. Nobody but who has the lock changes the machine: what
+other runs began to change there, and is still at work, is told to whoever takes it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 
+from xenlab.abandoned import Stray, strays
 from xenlab.command import Command
 from xenlab.conversation import Conversation
 from xenlab.errors import ConnectionLost, MachineBusy, StepFailed
 from xenlab.host import Watcher
+from xenlab.recorder import CHANGE
 from xenlab.ssh import SSH
 from xenlab.uptime import UPTIME
 
@@ -37,12 +42,36 @@ BUSY_SECONDS = 20
 NEXT_SECONDS = 60
 """How long the lock is kept for the next chapter of a run, which has a connection of its own."""
 
+# $strays becomes a tab, an age in seconds and a mark for each process of a change that a run began
+# here which had the lock before
+STRAYS = """
+strays() {
+    strays=
+    for id in $(LC_ALL=C grep -lz '^XENLAB_STEP=' /proc/[0-9]*/environ /proc/[0-9]*/cmdline \\
+        2>/dev/null | tr -dc '0-9\\n'); do
+        mark=$(cat "/proc/$id/environ" "/proc/$id/cmdline" 2>/dev/null | tr '\\0' '\\n' \\
+            | sed -n 's/^XENLAB_STEP=//p' | head -n 1)
+        case $mark in
+            "$name"/*) continue ;;
+            */"$change"/*) ;;
+            *) continue ;;
+        esac
+        grep -qxF -- "${mark%%/*}" "$runs" || continue
+        read -r stat 2>/dev/null < "/proc/$id/stat" || continue
+        set -- ${stat##*') '}
+        age=$((now - ${20} / $(getconf CLK_TCK || echo 100)))
+        strays=$(printf '%s\\t%s %s' "$strays" "$age" "$mark")
+    done
+}
+"""
+
 # An entry is three lines: the run, until which second of uptime it is kept for the run's next
 # chapter though nobody has it locked, and the words for whoever is refused.
 HOLD = (
     UPTIME
+    + STRAYS
     + """
-run=$1 words=$2 silence=$3 kept=$4 busy=$5
+run=$1 words=$2 silence=$3 kept=$4 busy=$5 change=$6
 folder=${XENLAB_NOTES:-/run/xenlab}/working
 # who can open a file can lock it
 umask 077
@@ -75,8 +104,14 @@ mine=$(mktemp -- "$folder/XXXXXX")
 exec 9> "$mine"
 flock 9
 printf '%s\\n0\\n%s\\n' "$run" "$words" > "$mine"
+name=${run##*/} runs=$folder.runs strays=
+if [ -n "$change" ]; then
+    : >> "$runs"
+    strays
+    grep -qxF -- "$name" "$runs" || printf '%s\\n' "$name" >> "$runs"
+fi
 exec 8>&-
-echo taken
+printf 'taken%s\\n' "$strays"
 while word=$(timeout "$silence" head -c 1 9>&-) && [ "$word" = . ]; do :; done
 if [ "$word" = n ]; then
     uptime_seconds
@@ -101,7 +136,8 @@ class MachineLock:
 
     A chapter says when it is opened, when a step is about to change something, when it has
     connected again, when that step is over, and when it is closed; ``hold`` says what follows. Its
-    threads may say so at once.
+    threads may say so at once. ``strays`` are what other runs had left at work there when it was
+    taken for the first time.
     """
 
     def __init__(
@@ -122,6 +158,8 @@ class MachineLock:
         self._held: Conversation | None = None
         self._over = threading.Event()
         self._taken = False
+        self.strays: list[Stray] = []
+        self._looked = False
         self._lock = threading.RLock()
 
     @property
@@ -171,7 +209,8 @@ class MachineLock:
 
     def _take(self, watcher: Watcher | None) -> None:
         words = f"{self._who}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        command = Command.script(HOLD, self._run, words, *self._seconds)
+        look_for = "" if self._looked else CHANGE
+        command = Command.script(HOLD, self._run, words, *self._seconds, look_for)
         call = watcher.started(self._ssh.name, command, b"") if watcher else None
         start, status = time.monotonic(), None
         try:
@@ -182,9 +221,12 @@ class MachineLock:
         finally:
             if call is not None:
                 call.ended(status, time.monotonic() - start)
-        if answer != "taken":
+        verdict, *found = answer.split("\t")
+        if verdict != "taken":
             held.close()
             self._refuse(answer, held.complaint)
+        self._looked = True
+        self.strays += strays(found)
         self._over.set()
         self._held, self._over, self._taken = held, threading.Event(), True
         threading.Thread(target=_beat, args=(held, self._over), daemon=True).start()

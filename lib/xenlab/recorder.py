@@ -7,13 +7,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from xenlab.command import Command, MaskedStream, Secret, mask, mask_bytes
 from xenlab.errors import OutsideStep
 
 Phase = Literal["look", "change", "verify"]
 """What a command is for: to see how the machine is, to change it, to see that the change holds."""
+
+CHANGE: Final = "change"
+"""Stands in the mark of a command that is for a change: such a one is not left at work."""
 
 INLINE_BYTES = 4096
 """Output up to this size stands in the journal's record itself, more in a file of its own."""
@@ -180,8 +183,13 @@ class Recorder:
 
     @property
     def mark(self) -> str:
-        """The mark of the step under way."""
-        return self._mark
+        """The mark of the step under way, and below it that of its changes."""
+        return f"{self._mark}/{CHANGE}" if self._phase == CHANGE else self._mark
+
+    @property
+    def _phase(self) -> Phase:
+        found: Phase = getattr(self._thread, "phase", "look")
+        return found
 
     def started(self, host: str, command: Command, input: bytes) -> _Entry:
         """Note a command in the step under way; raises OutsideStep where there is none."""
@@ -191,8 +199,8 @@ class Recorder:
                 where=host,
                 hint="give the step a callable instead of what it makes",
             )
-        phase: Phase = getattr(self._thread, "phase", "look")
-        return self._log.started(host, command, input, phase, getattr(self._thread, "label", ""))
+        label = getattr(self._thread, "label", "")
+        return self._log.started(host, command, input, self._phase, label)
 
     @contextmanager
     def step(self, log: CommandLog, mark: str) -> Iterator[None]:
@@ -207,7 +215,7 @@ class Recorder:
     @contextmanager
     def during(self, phase: Phase, label: str = "") -> Iterator[None]:
         """What this thread runs now is for this; ``label`` names the part of the step."""
-        before = getattr(self._thread, "phase", "look"), getattr(self._thread, "label", "")
+        before = self._phase, getattr(self._thread, "label", "")
         self._thread.phase, self._thread.label = phase, label
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -28,9 +29,10 @@ from xenlab.errors import (
 )
 from xenlab.host import Host
 from xenlab.journal import Journal, verify
-from xenlab.machine_lock import Hold
+from xenlab.machine_lock import Hold, MachineLock
 from xenlab.opening import open_chapter
 from xenlab.parameters import Parameters, Ssh
+from xenlab.recorder import CommandLog, Phase, Recorder
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Condition, Together
 from xenlab.resources.files import File
@@ -329,6 +331,73 @@ def test_a_chapter_beside_others_leaves_them_alone(sshd: Sshd, journal: Journal)
     left = left_running(sshd, journal, "04_grub", "running")
     open_book(sshd, journal)
     assert processes_with("XENLAB_STEP=run/05.1/abc") == left
+
+
+def left_by_another_run(sshd: Sshd, journal: Journal, phase: Phase, lock: bool = True) -> str:
+    """The mark of a step of another controller's run, whose command goes on without it."""
+    other = Journal(journal.folder.parent / "elsewhere" / "other")
+    held = MachineLock(SSH(sshd.target), other.folder)
+    if lock:
+        held.take()
+    recorder, mark = Recorder(()), "other/09.3/abc"
+    log = CommandLog("box", (), other, lambda *_: None)
+    host = Host(SSH(sshd.target), watcher=recorder)
+    with recorder.step(log, mark), recorder.during(phase):
+        host.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 &")
+    host.transport.close()
+    held.release()
+    assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
+    return mark
+
+
+SAID = (
+    r"step 09\.3 of run other was still at work here, since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: "
+    "2 processes ended"
+)
+
+
+def test_a_run_ends_first_what_another_run_left_at_work(sshd: Sshd, journal: Journal) -> None:
+    mark = left_by_another_run(sshd, journal, "change")
+    open_book(sshd, journal, hold=Hold.RUN)
+    assert processes_with(f"XENLAB_STEP={mark}") == []
+    final = journal.records()[-1]
+    assert re.fullmatch(SAID, final["message"]), final["message"]
+    ending = [c["command"] for c in final["commands"] if "other/09" in c["command"]]
+    assert len(ending) == 1 and "kill -TERM" in ending[0]
+
+
+def test_a_step_that_changes_nothing_leaves_the_work_of_another_run_alone(
+    sshd: Sshd, journal: Journal, tmp_path: Path
+) -> None:
+    mark = left_by_another_run(sshd, journal, "change")
+    book = open_book(sshd, journal)
+    made = Made(tmp_path / "x")
+    made.path.write_text("made\n")
+    book.ensure("05.1 Made", made)
+    assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
+    made.path.unlink()
+    book.ensure("05.2 Make it", made)
+    assert processes_with(f"XENLAB_STEP={mark}") == []
+    assert re.fullmatch(SAID, journal.records()[-1]["message"])
+    book.ensure("05.3 Make it again", Made(tmp_path / "y"))
+    assert "message" not in journal.records()[-1]
+
+
+def test_what_another_run_looks_at_is_left_alone(sshd: Sshd, journal: Journal) -> None:
+    mark = left_by_another_run(sshd, journal, "look")
+    open_book(sshd, journal, hold=Hold.RUN)
+    assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
+
+
+def test_what_a_run_does_to_another_machine_is_left_alone(sshd: Sshd, journal: Journal) -> None:
+    mark = left_by_another_run(sshd, journal, "change", lock=False)
+    open_book(sshd, journal, hold=Hold.RUN)
+    assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
+
+
+def test_opening_takes_no_more_commands_for_it(sshd: Sshd, journal: Journal) -> None:
+    open_book(sshd, journal, hold=Hold.RUN)
+    assert len(journal.records()[-1]["commands"]) == 3
 
 
 def test_what_ended_well_left_what_it_started_on_purpose(
