@@ -46,7 +46,7 @@ NAMED = [
     *("/etc/ssh/ssh_host_rsa_key", "/etc/xenlab-generation", "/etc/inittab", "/sbin/poweroff"),
 ]
 OF_LAYOUT = {
-    "merged": ["/.xenlab/init", "/.xenlab/busybox", "/.xenlab/sub/x"],
+    "merged": ["/.xenlab/init", "/.xenlab/busybox", "/.xenlab/sub/x", "/etc/init"],
     "split": [*NEEDED, *(path.removeprefix("/usr") for path in NEEDED), "/usr/bin/gfind"],
 }
 FOLDERS = {

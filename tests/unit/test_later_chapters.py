@@ -17,7 +17,7 @@ from xenlab.local import Local
 from xenlab.platform.toolstack import Vif, Xl
 from xenlab.recipes.nic_figure import NOWHERE, Wire, figure, layout
 from xenlab.recipes.overview import parse as parse_overview
-from xenlab.recipes.shared_usr import BroughtBack
+from xenlab.recipes.shared_usr import BroughtBack, WhileDown
 from xenlab.resources.autostart import AutoLinks
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain_config import MARK, DomainAddition, DomainConfig, joined, parts
@@ -326,3 +326,11 @@ def test_a_guest_left_down_boots_whatever_moment_the_run_was_cut_off_at(
     back.apply(HOST, silent)
     back.verify(HOST)
     assert (tmp_path / "order").read_text().splitlines() == order
+
+
+def test_a_guest_s_kernel_is_told_before_its_own_usr_comes_back(tmp_path: Path) -> None:
+    down, own, back = (Put(tmp_path / name, name) for name in ("down", "own", "back"))
+    swap = WhileDown(down, back, (own,))
+    swap.apply(HOST, silent)
+    swap.verify(HOST)
+    assert (tmp_path / "order").read_text().split() == ["down", "own", "back"]

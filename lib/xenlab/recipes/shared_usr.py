@@ -177,7 +177,9 @@ def _swap(book: Chapter, guest: LanGuest) -> Resource:
     if shared and _literal(book):
         return _linked(book, guest.name)
     swap = UsrSwapped(guest.name, _partition(book, guest.name), shared)
-    return WhileDown(book.toolstack.stopped(guest.name), swap)
+    stopped = book.toolstack.stopped(guest.name)
+    # its kernel must not ask for a first process that goes when /usr comes back
+    return WhileDown(stopped, swap, () if shared else (_told(book, guest),))
 
 
 def _told(book: Chapter, guest: LanGuest) -> Resource:
@@ -240,10 +242,14 @@ def _usr(book: Chapter, guest: LanGuest) -> Resource:
 
 @dataclass(frozen=True)
 class WhileDown(Resource):
-    """A state that can only be brought about while a guest is down; it is left down."""
+    """A state that can only be brought about while a guest is down; it is left down.
+
+    ``before`` are the states without which it would not boot, were it left in that one.
+    """
 
     stopped: Resource
     wanted: Resource
+    before: tuple[Resource, ...] = ()
 
     def probe(self, host: Host) -> Difference | None:
         """The wanted state's difference."""
@@ -251,9 +257,10 @@ class WhileDown(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Shut the guest down if it runs, then bring the state about."""
-        if self.stopped.probe(host) is not None:
-            self.stopped.apply(host, report)
-            self.stopped.verify(host)
+        for part in (self.stopped, *self.before):
+            if part.probe(host) is not None:
+                part.apply(host, report)
+                part.verify(host)
         self.wanted.apply(host, report)
 
 

@@ -4,6 +4,10 @@ The howto moves /usr aside and puts a link to the share in its place; the first 
 from /bin, mounts the share, and finds /usr. Where /bin itself is a link into /usr nothing starts,
 not even ``ln``. There the kernel configures the network by itself, and a static program, the first
 to run, mounts /usr and hands over to the real init.
+
+A guest may be started at any moment that the swap was cut off at: by dom0's boot, or by a chapter
+that wants it to run. So what mounts is there before /usr goes, also as /etc/init, which a kernel
+tries that finds no /sbin/init; without words from the kernel it takes the guest's own /usr.
 """
 
 from __future__ import annotations
@@ -124,6 +128,10 @@ busybox=$1 record=$2
 receive "$scratch/init" "$3" "$4"
 echo swapping | note usr
 enter
+guest folder 755 /.xenlab
+guest write /.xenlab/busybox 755 < "$busybox"
+guest write /.xenlab/init 755 < "$scratch/init"
+guest link /etc/init /.xenlab/init
 case "$(guest look /usr.old)" in
     none)
         case "$(guest look /usr)" in folder | empty) ;; *) exit 56 ;; esac
@@ -132,9 +140,7 @@ case "$(guest look /usr.old)" in
     folder | empty) ;;
     *) exit 56 ;;
 esac
-guest folder 755 /usr /.xenlab
-guest write /.xenlab/busybox 755 < "$busybox"
-guest write /.xenlab/init 755 < "$scratch/init"
+guest folder 755 /usr
 leave
 printf '%s%s\\n' "$record" "$(uuid)" | note usr
 """
@@ -147,6 +153,7 @@ if [ "$(guest look /usr.old)" != none ]; then
 elif [ "$(guest look /usr)" != folder ]; then
     exit 49
 fi
+[ "$(guest look /etc/init)" != link ] || guest remove /etc/init
 guest remove /.xenlab
 leave
 rm -f -- "$records/usr"
