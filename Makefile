@@ -17,6 +17,8 @@ help:
 	@echo 'make lint       ruff mends what it can and says the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
 
+# told to everything that make lab starts: how long it has gone on
+lab: export XENLAB_BEGAN := $(shell date +%s)
 lab: bootstrap
 	@scripts/lab $(SITE)
 

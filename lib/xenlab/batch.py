@@ -176,16 +176,20 @@ def _chapters(
 
     ``begun`` gets the name of each that is started. Raises DiskFull.
     """
+    from xenlab import expected
     from xenlab.lab import signals
     from xenlab.progress import Follower
 
+    whole = None
+    if work.mode == "apply":
+        whole = expected.of_run(work.site, [path.stem for path in work.todo], folder.parent)
     with ExitStack() as stack:
         stack.enter_context(signals.ending_cleanly())
         kernels = stack.enter_context(_kernels(work, folder, lock))
         if work.todo:
             kernels.prepare()
         steps = {path.stem: [step.title for step in cells.steps(path)] for path in work.todo}
-        follower = stack.enter_context(Follower(console, folder, steps))
+        follower = stack.enter_context(Follower(console, folder, steps, whole))
         for path in work.todo:
             durable.require(folder, CHAPTER_BYTES)
             begun.append(path.stem)

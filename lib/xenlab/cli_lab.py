@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xenlab.lab import Lab, Status
     from xenlab.parameters import Parameters
     from xenlab.resources.base import Report
+    from xenlab.whole import Whole
 
 DEFAULT_FILE = Path("parameters/lab.yaml")
 DOM0 = "dom0"
@@ -71,7 +72,7 @@ def up(
     from xenlab.lab.stages import maker
 
     guests = _addresses(site)
-    with _reporting() as report:
+    with _reporting(_whole(site, name or site.lab)) as report:
         lab = _lab(name or site.lab, report)
         status = lab.up(made=maker(site.stage))
         if guests and guests != status.guests:
@@ -271,37 +272,41 @@ def _print_facts(facts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _reporting() -> Iterator[Report]:
-    """A bar for each long thing on a terminal, a line elsewhere."""
+def _reporting(whole: Whole | None = None) -> Iterator[Report]:
+    """A region that shows what goes on, on a terminal; elsewhere a line for each thing."""
+    from xenlab.card import duration
+    from xenlab.live import Live
+
     console = Terminal(stderr=True)
-    bars = Progress(
-        SpinnerColumn(finished_text=" "),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[detail]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    tasks: dict[str, TaskID] = {}
+    seen: dict[str, float] = {}
+
+    def end() -> None:
+        if seen and console.is_terminal:
+            thing, begun = list(seen.items())[-1]
+            live.end(thing, f"{escape(thing):26} {duration(time.monotonic() - begun):>23}")
 
     def report(what: str, done: float | None = None) -> None:
         thing, detail = re.match(r"([^:(]*)[:(]?\s*(.*)", what, re.DOTALL).groups()  # type: ignore[union-attr]
         thing = thing.strip()
-        if thing not in tasks:
-            if not console.is_terminal:
-                console.print(thing, markup=False, highlight=False, soft_wrap=True)
-            for earlier in tasks.values():
-                bars.update(earlier, total=1, completed=1, detail="")
-                bars.stop_task(earlier)
-            tasks[thing] = bars.add_task(escape(thing), total=None, detail="")
-        short = escape(detail.rstrip(")")[:60])
-        if done is None:
-            bars.update(tasks[thing], detail=short)
-        else:
-            bars.update(tasks[thing], total=1, completed=done, detail=short)
+        if thing not in seen:
+            end()
+            seen[thing] = time.monotonic()
+            live.begin(thing, thing, None, thing)
+        total = None if done is None else 1.0
+        live.update(now=f"[dim]{escape(detail.rstrip(')')[:60])}", completed=done, total=total)
 
-    with bars:
+    with Live(console, whole) as live:
         yield report
-        for task in tasks.values():
-            bars.update(task, total=1, completed=1, detail="")
+        end()
+
+
+def _whole(site: Parameters, name: str) -> Whole:
+    """What starting the lab takes, and then its chapters, where `make lab` goes on with them."""
+    from xenlab import expected
+    from xenlab.lab import phases
+    from xenlab.whole import BEGAN
+
+    now = _lab(name).status()
+    parts = [] if now.running else phases.of_start(now.boot, site.stage)
+    notebooks = sorted(Path("notebooks").glob("[0-8]*.ipynb")) if BEGAN in os.environ else []
+    return expected.of_lab(site, parts, [path.stem for path in notebooks], Path("runs"))

@@ -11,20 +11,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from xenlab.card import diff_lines, duration
 from xenlab.journal import Reader, output_of
+from xenlab.live import Live
 from xenlab.runs import DONE, ChapterState, StepState
+from xenlab.whole import Whole
 
 LOOK_SECONDS = 0.2
 """How often the journal is looked at."""
@@ -55,13 +49,18 @@ DIFF_STYLES = {
 
 
 class Follower(AbstractContextManager["Follower"]):
-    """Shows each step of a run as its journal grows: bars on a terminal, lines elsewhere.
+    """Shows each step of a run as its journal grows: a region on a terminal, lines elsewhere.
 
-    ``chapters`` gives the titles of each chapter's steps, in their order.
+    ``chapters`` gives the titles of each chapter's steps, in their order; ``whole`` knows how long
+    they take.
     """
 
     def __init__(
-        self, console: Console, folder: Path, chapters: Mapping[str, Sequence[str]]
+        self,
+        console: Console,
+        folder: Path,
+        chapters: Mapping[str, Sequence[str]],
+        whole: Whole | None = None,
     ) -> None:
         self._console = console
         self._journal = Reader(folder / "journal.jsonl")
@@ -69,21 +68,12 @@ class Follower(AbstractContextManager["Follower"]):
         self._over = threading.Event()
         self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[now]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        self._live = Live(console, whole)
         self._finished: dict[str, set[str]] = {}
 
     def __enter__(self) -> Follower:
         self._journal.fresh()
-        self._bars.start()
+        self._live.__enter__()
         self._thread.start()
         return self
 
@@ -96,30 +86,26 @@ class Follower(AbstractContextManager["Follower"]):
         self._over.set()
         self._thread.join()
         self._look()
-        self._bars.stop()
+        self._live.__exit__(kind, error, trace)
 
     def begin(self, chapter: str) -> None:
         """A chapter's notebook is started."""
         titles = self._chapters.get(chapter, ())
         self._finished[chapter] = set()
-        if self._console.is_terminal:
-            self._tasks[chapter] = self._bars.add_task(
-                f"[bold]{escape(chapter)}", total=len(titles) or None, now="starting"
-            )
-        else:
-            self._console.print(f"{chapter}: {len(titles)} steps", markup=False, highlight=False)
+        line = f"{chapter}: {len(titles)} steps"
+        self._live.begin(chapter, chapter, len(titles) or None, line)
+        self._live.update(now="starting", count=f"0/{len(titles)}")
 
     def end(self, state: ChapterState) -> None:
         """A chapter's notebook has ended."""
         self._look()
-        task = self._tasks.get(state.name)
-        style = STYLES.get(state.status, "")
-        if task is not None:
-            self._bars.update(task, now=f"[{style}]{state.status}[/]")
-            self._bars.stop_task(task)
-        else:
-            line = f"{state.name}: {state.status}  {duration(state.seconds)}"
-            self._console.print(line, markup=False, highlight=False)
+        took = duration(state.seconds)
+        line = f"{escape(state.name)}: {state.status}  {took}"
+        if self._console.is_terminal:
+            changed = f"{state.counts.get('changed', 0)} of {sum(state.counts.values())} changed"
+            status = f"[{STYLES.get(state.status, '')}]{state.status:10}[/]"
+            line = f"{escape(state.name):26} {status} {took:>12}   [dim]{changed}[/]"
+        self._live.end(state.name, line)
 
     def _follow(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
@@ -132,12 +118,11 @@ class Follower(AbstractContextManager["Follower"]):
 
     def _show(self, record: Mapping[str, Any]) -> None:
         chapter, phase = str(record.get("chapter", "")), record.get("phase")
-        task = self._tasks.get(chapter)
         title = str(record.get("title", ""))
-        if phase == "open" and task is not None:
-            self._bars.update(task, now=escape(self._next(chapter)))
-        elif phase == "running" and task is not None:
-            self._bars.update(task, now=escape(title))
+        if phase == "open":
+            self._live.update(now=escape(self._next(chapter)))
+        elif phase == "running":
+            self._live.update(now=escape(title))
         elif phase == "asked":
             said = Text(f"waiting for you: {record.get('message', '')}", style="bold yellow")
             self._console.print(said, soft_wrap=True)
@@ -146,15 +131,16 @@ class Follower(AbstractContextManager["Follower"]):
             self._console.print(said, soft_wrap=True)
         elif phase == "final":
             self._finished.setdefault(chapter, set()).add(str(record["step"]))
-            if task is not None:
-                # opening a chapter is a step as well, and no cell of its own
-                steps = {title.partition(" ")[0] for title in self._chapters.get(chapter, ())}
-                done = len(self._finished[chapter] & steps)
-                self._bars.update(task, completed=done, now=escape(self._next(chapter)))
-            else:
+            # opening a chapter is a step as well, and no cell of its own
+            titles = self._chapters.get(chapter, ())
+            steps = {title.partition(" ")[0] for title in titles}
+            done = len(self._finished[chapter] & steps)
+            now = escape(self._next(chapter))
+            self._live.update(completed=done, count=f"{done}/{len(titles)}", now=now)
+            if not self._console.is_terminal:
                 self._line(record)
             if record["status"] in ("would change", "would be refused"):
-                self._plan(record, named=task is not None)
+                self._plan(record, named=self._console.is_terminal)
 
     def _next(self, chapter: str) -> str:
         """The first step that has not ended: where a chapter that only looks is now."""

@@ -337,7 +337,8 @@ def test_a_folder_with_braces_and_spaces(site: Site) -> None:
 def test_progress_on_a_terminal(site: Site) -> None:
     site.chapter("01_first", site.made("01.1"), site.made("01.2", script='sleep 2; echo > "$1"'))
     screen = on_a_terminal(site, "run", "-f", "site.yaml")
-    assert "2/2" in screen and "01.2 Make 01.2" in screen
+    assert "1/2" in screen and "01.2 Make 01.2" in screen and "in all" in screen
+    assert "2 of 3 changed" in screen
     assert "\x1b[" in screen
 
 

@@ -218,7 +218,7 @@ class Lab:
         self.machine.create_disk()
         now = state.load(self._state_file)
         now.accel = "kvm" if kvm.usable(self._report) else "tcg"
-        self._report(f"starting the machine from {source} ({now.accel})", None)
+        self._report(f"starting the machine: from {source}, {now.accel}", None)
         now.port = self.machine.start(direct, accel=now.accel, port=now.port, paused=paused)
         now.boot = source
         self.access.pin(now.port)

@@ -30,6 +30,21 @@ def boot(source: str) -> str:
     return f"boot from {source}"
 
 
+def of_start(source: str, stage: str) -> list[str]:
+    """The phases that starting a machine goes through: from ``source``, with this stage's file.
+
+    What is in the cache is taken to be what is wanted; only building it says so for certain.
+    """
+    root, found = cache_root(), []
+    if source == "rescue":
+        name = Path(stage).name
+        found += [] if (root / "stage" / name).exists() else [name.partition(".")[0]]
+        found += [] if any(root.glob("rescue/*/rescue.img")) else [RESCUE]
+    if os.access("/dev/kvm", os.R_OK | os.W_OK) and not any(root.glob("kvm/*/verdict")):
+        found.append(KVM)
+    return [*found, boot(source)]
+
+
 @dataclass(frozen=True)
 class Phase:
     """Something that was begun, in seconds since 1970; ``ended`` is 0 unless it came to its end."""

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xenlab.errors import LabError
-from xenlab.lab.cache import write_atomic
+from xenlab.lab.cache import cache_root, write_atomic
 
 Boot = Literal["rescue", "disk"]
 
@@ -23,6 +23,11 @@ class State(BaseModel):
     accel: Literal["kvm", "tcg"] = "tcg"
     guests: dict[str, str] = Field(default_factory=dict)
     snapshots: dict[str, Boot] = Field(default_factory=dict)
+
+
+def of(name: str) -> State:
+    """What a lab remembers, by its name. Raises LabError if the file is damaged."""
+    return load(cache_root() / "labs" / name / "state.json")
 
 
 def load(path: Path) -> State:

@@ -1,0 +1,137 @@
+"""The whole of what was begun: how long it has gone on, and how long it still takes.
+
+It is reckoned from what each part took before: the parts that are left, one after the other, each
+longer or shorter by as much as those that have ended, and the waiting for a kernel that is compiled
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xenlab.lab import phases
+
+BEGAN = "XENLAB_BEGAN"
+"""The variable that says when the work began of which this process does a part."""
+
+WAIT = {
+    "03_dom0_kernel": phases.KERNELS["dom0"],
+    "08_domu_kernel": phases.KERNELS["domU"],
+}
+"""The chapters that end no sooner than a kernel is compiled."""
+
+PRIOR_SECONDS = 120.0
+"""How many expected seconds it takes until what was seen counts as much as what was expected."""
+
+
+def began() -> float:
+    """When the work began of which this process does a part: now, unless somebody says."""
+    said = os.environ.get(BEGAN, "")
+    return float(said) if said.isdigit() else time.time()
+
+
+@dataclass
+class Whole:
+    """Parts in the order of their turn and the seconds that each is expected to take, if known.
+
+    ``kernels`` are compiled beside them, in their order, but those that are ``made`` already.
+    """
+
+    parts: Mapping[str, float | None]
+    kernels: Mapping[str, float] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+    start: float = field(default_factory=began)
+    _begun: dict[str, float] = field(default_factory=dict)
+    _ended: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, part: str, now: float | None = None) -> None:
+        """A part has begun."""
+        self._begun[part] = time.time() if now is None else now
+
+    def end(self, part: str, now: float | None = None) -> None:
+        """A part has ended."""
+        self._ended[part] = time.time() if now is None else now
+
+    def look(self) -> None:
+        """See what the phases' file tells of parts and kernels."""
+        for phase in phases.load():
+            if phase.began >= self.start - 1 and (
+                phase.what in self.kernels or phase.what in self.parts
+            ):
+                self.made.discard(phase.what)
+                self.begin(phase.what, phase.began)
+                if phase.ended:
+                    self.end(phase.what, phase.ended)
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds that are left; None where nobody knows what a part takes."""
+        ready, clock, pace = self._ready(now), now, self._pace()
+        for part, seconds in self.parts.items():
+            if part in self._ended:
+                continue
+            if seconds is None:
+                return None
+            spent = now - self._begun[part] if part in self._begun else 0.0
+            clock += max(0.0, seconds * pace - spent)
+            clock = max(clock, ready.get(WAIT.get(part, ""), now))
+        return clock - now
+
+    def compiling(self, now: float) -> tuple[str, float, float] | None:
+        """The kernel that is compiled now, for how many seconds, and how many it may take."""
+        for name, seconds in self.kernels.items():
+            if name in self._begun and name not in self._ended:
+                return name, now - self._begun[name], seconds
+        return None
+
+    def done(self, now: float) -> float | None:
+        """The share (0 to 1) of the whole that is done."""
+        left = self.remaining(now)
+        return None if left is None else (now - self.start) / max(1.0, now - self.start + left)
+
+    def words(self, now: float) -> str:
+        """How long it has gone on, and how long it still takes."""
+        left = self.remaining(now)
+        said = "" if left is None else f", about {about(left)} left"
+        return f"{clock(now - self.start)} since the start{said}"
+
+    def place(self) -> str:
+        """Which of the parts has its turn: ``3/16``."""
+        return f"{min(len(self.parts), len(self.parts.keys() & self._ended) + 1)}/{len(self.parts)}"
+
+    def _ready(self, now: float) -> dict[str, float]:
+        """When each kernel is compiled."""
+        found, clock = {}, now
+        for name, seconds in self.kernels.items():
+            if name in self._ended or name in self.made:
+                continue
+            clock = found[name] = max(now, self._begun.get(name, clock) + seconds)
+        return found
+
+    def _pace(self) -> float:
+        """How much longer than expected the parts took that have ended."""
+        known = [
+            (self._ended[part] - self._begun[part], seconds)
+            for part, seconds in self.parts.items()
+            if seconds and part in self._begun and part in self._ended and part not in WAIT
+        ]
+        took, expected = (sum(column) for column in zip(*known, strict=True)) if known else (0, 0)
+        return (took + PRIOR_SECONDS) / (expected + PRIOR_SECONDS)
+
+
+def about(seconds: float) -> str:
+    """A duration that nobody knows exactly: 20 s, 4 min, 1 h 20 min."""
+    if seconds < 57.5:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def clock(seconds: float) -> str:
+    """A duration that goes on: 0:07, 12:30, 1:02:05."""
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
