@@ -17,6 +17,7 @@ from xenlab.consent import Agreed, Consents, planned_before, require_consents, w
 from xenlab.disklayout import device
 from xenlab.errors import (
     ChapterOrder,
+    CommandFailed,
     CommandTimeout,
     ConnectionLost,
     ConnectionRefused,
@@ -120,23 +121,43 @@ class Chapter(Seams):
         wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
         return Host(SSH(way_to(self.site, name), wait=wait), watcher=self.recorder)
 
-    def needs(self, chapter: str, *resources: Wanted) -> None:
+    def needs(self, chapter: str, *resources: Wanted, again: Wanted = tuple) -> None:
         """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
 
-        Raises ChapterOrder, which names that chapter.
+        ``again`` is what a boot since has undone of it: brought about once more where something
+        is missing. Raises ChapterOrder, which names that chapter.
         """
         self._needs += 1
         title = f"{self._number}.0.{self._needs} Chapter {chapter} came first"
         with self._step(title, self.target) as step:
-            self._differing(step, self.target, resources)
-            found = Difference.of_all(list(step.differences.values()))
+            found = self._missing(step, resources)
+            if found is not None and self.mode == "apply" and self._done_again(step, again):
+                found = self._missing(step, resources)
             if found is None:
                 return
-            step.message = f"chapter {self.name} needs chapter {chapter} first: {found.summary}"
+            step.note(f"chapter {self.name} needs chapter {chapter} first: {found.summary}")
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
                 return
             raise ChapterOrder(step.message, hint=f"run chapter {chapter}")
+
+    def _missing(self, step: Step, resources: Sequence[Wanted]) -> Difference | None:
+        step.differences.clear()
+        self._differing(step, self.target, resources)
+        return Difference.of_all(list(step.differences.values()))
+
+    def _done_again(self, step: Step, again: Wanted) -> bool:
+        todo = [one for one in _made((again,)) if self._probe(one, self.host) is not None]
+        if not todo:
+            return False
+        self._starts(step)
+        try:
+            self._apply(step, self.host, tuple(todo), "")
+        except (StepFailed, CommandFailed) as error:
+            step.note(error.message)
+            return False
+        step.status = CHANGED
+        return True
 
     def ensure(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """See to it that states hold: probe, show, ask, apply, verify, record."""

@@ -440,6 +440,33 @@ def test_a_chapter_names_the_one_that_must_come_first(book: Chapter, tmp_path: P
         book.needs("04_grub", Made(tmp_path / "x"))
 
 
+def test_what_a_boot_has_undone_of_another_chapter_is_done_again(
+    book: Chapter, journal: Journal, tmp_path: Path
+) -> None:
+    there, mounted = Made(tmp_path / "there"), Made(tmp_path / "mounted")
+    script = 'echo mounted > "$1"; echo here > "${1%/*}/there"'
+    book.needs("04_grub", there, again=lambda: [Made(mounted.path, script)])
+    final = journal.records()[-1]
+    assert (final["status"], final.get("message")) == ("changed", None)
+    assert [r["phase"] for r in journal.records()[-2:]] == ["running", "final"]
+    book.needs("04_grub", there, again=lambda: [Made(tmp_path / "never")])
+    assert journal.records()[-1]["status"] == "ok"
+    assert not (tmp_path / "never").exists()
+
+
+def test_what_cannot_be_done_again_is_said_with_the_chapter_that_comes_first(
+    book: Chapter, tmp_path: Path
+) -> None:
+    with pytest.raises(ChapterOrder, match=r"exit status 7(?s:.)*needs chapter 04_grub first"):
+        book.needs("04_grub", Made(tmp_path / "x"), again=Made(tmp_path / "y", "exit 7"))
+
+
+def test_a_plan_does_nothing_again(sshd: Sshd, journal: Journal, tmp_path: Path) -> None:
+    again = Made(tmp_path / "y")
+    open_book(sshd, journal, "plan").needs("04_grub", Made(tmp_path / "x"), again=again)
+    assert not again.path.exists()
+
+
 def test_facts_and_checks_are_recorded(book: Chapter, journal: Journal, tmp_path: Path) -> None:
     book.facts("05.1 A table", pd.DataFrame({"what": ["memory"], "MiB": [1024]}))
     final = journal.records()[-1]

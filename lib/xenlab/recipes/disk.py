@@ -5,9 +5,17 @@ Howto: „Partitionen“.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xenlab.chapter import Chapter
+from xenlab.command import Command
 from xenlab.disklayout import Kind, device, partitions
+from xenlab.errors import StepFailed
+from xenlab.host import Host
 from xenlab.parameters import Domain, Parameters
-from xenlab.resources.base import Resource
+from xenlab.resources.archive import RECORD
+from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.condition import Together
 from xenlab.resources.disk import (
     BIOS_BOOT,
@@ -75,6 +83,10 @@ def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
         "share": site.share,
         "domuswap": SWAP_FOLDER,
     }
+    return _mounts(site, root, places)
+
+
+def _mounts(site: Parameters, root: str, places: Mapping[str, str]) -> tuple[Mount, ...]:
     return tuple(
         Mount(device(site, name), below(root, place), options="noatime")
         for name, place in places.items()
@@ -87,6 +99,42 @@ def kernel_mounts(root: str) -> tuple[Mount, ...]:
         Mount("proc", below(root, "/proc"), "proc"),
         *(Mount(path, below(root, path), BIND) for path in ("/sys", "/dev", "/run")),
     )
+
+
+def mounted_again(book: Chapter) -> list[Resource]:
+    """In a rescue system that was booted anew: the installed system, mounted as chapter 02 does.
+
+    But for the guests' swap files, which nobody needs before the disk was booted.
+    """
+    if book.root == "/":
+        return []
+    site, root = book.site, book.root
+    places = {"dom0root": "/", "boot": "/boot", "share": site.share}
+    parts = (*_mounts(site, root, places), *kernel_mounts(root))
+    return [MountedAgain(device(site, "dom0root"), Together(parts))]
+
+
+@dataclass(frozen=True)
+class MountedAgain(Resource):
+    """A system that was unpacked on a device, mounted with all that belongs to it."""
+
+    device: str
+    mounted: Resource
+
+    def probe(self, host: Host) -> Difference | None:
+        """What is not mounted."""
+        return self.mounted.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Mount it; raises StepFailed where the device holds no such system."""
+        look = """
+            place=$(mktemp -d)
+            trap 'umount -- "$place" 2> /dev/null || :; rmdir -- "$place"' EXIT
+            mount -t ext4 -o ro,noload -- "$1" "$place" && [ -e "$place/$2" ]
+        """
+        if not host.test(Command.script(look, self.device, RECORD)):
+            raise StepFailed(f"{self.device} holds no system that chapter 02 unpacked")
+        self.mounted.apply(host, report)
 
 
 def partitioned(site: Parameters) -> Resource:

@@ -14,7 +14,7 @@ import pandas as pd
 from xenlab.chapter import Chapter
 from xenlab.command import Command
 from xenlab.disklayout import device
-from xenlab.errors import XenlabError
+from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.parameters import Parameters
 from xenlab.platform.packages import packages
@@ -38,9 +38,17 @@ def image_taken(book: Chapter) -> Resource:
     if site.imaging == "bind":
         return taken
     resting = replace(taken, device=device(site, "dom0root"))
-    return ImageAtRest(
-        taken, resting, device(site, "share"), site.share, book.power, book.controller
-    )
+    away = Away(site.image, device(site, "share"), site.share)
+    return ImageAtRest(taken, resting, away, book.power, book.controller)
+
+
+def disk_booted_again(book: Chapter) -> list[Resource]:
+    """In the rescue system that a run was cut off in while it took the image: the disk, booted."""
+    if book.root == "/":
+        return []
+    site = book.site
+    away = Away(site.image, device(site, "share"), site.share)
+    return [DiskBootedAgain(away, book.power, book.controller)]
 
 
 def image_proven(book: Chapter) -> Resource:
@@ -89,16 +97,82 @@ def parse_proof(text: str) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Away:
+    """A note beside the image, on the share: the machine left its disk for the rescue system."""
+
+    image: str
+    device: str
+    share: str
+
+    @property
+    def _note(self) -> str:
+        return f"{self.image}.away"
+
+    def leaves(self, machine: Host) -> None:
+        """The machine is about to leave its disk."""
+        machine.write(self._note, "the rescue system takes the image\n")
+
+    def is_back(self, machine: Host) -> None:
+        """It runs from its disk again."""
+        machine.run(Command.argv("rm", "-f", "--", self._note))
+
+    def mount(self, machine: Host) -> None:
+        """Mount the share in the rescue system."""
+        script = """
+            mkdir -p -- "$2"
+            mountpoint -q -- "$2" || mount -- "$1" "$2"
+        """
+        machine.run(Command.script(script, self.device, self.share), timeout=MOUNT_SECONDS)
+
+    def unmount(self, machine: Host) -> None:
+        """Unmount it: the power may simply be cut."""
+        machine.run(Command.argv("umount", "--", self.share), timeout=MOUNT_SECONDS)
+
+    def seen(self, machine: Host) -> bool:
+        """Whether the rescue system was booted for the image; the share is not mounted then."""
+        self.mount(machine)
+        try:
+            return machine.test(Command.argv("test", "-e", self._note))
+        finally:
+            self.unmount(machine)
+
+
+@dataclass(frozen=True)
+class DiskBootedAgain(Resource):
+    """A machine that runs from its disk, and was left in the rescue system by `ImageAtRest`."""
+
+    away: Away
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """It is asked only where the machine runs from another medium."""
+        return Difference("boot the disk: a run was cut off while the rescue system took the image")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Boot the disk; raises StepFailed where no run had left it for the image."""
+        machine = host.inside("/")
+        if not self.away.seen(machine):
+            raise StepFailed("the machine does not run from its disk, and no image was being taken")
+        reboot(self.power, "disk", machine, self.controller, report)
+        wait_for_toolstack(machine)
+        self.away.is_back(machine)
+
+    def verify(self, host: Host) -> None:
+        """The new boot is the proof."""
+
+
+@dataclass(frozen=True)
 class ImageAtRest(Resource):
     """The image of a root that does not run: the rescue system (the howto's CD) takes it.
 
-    Whatever happens, the machine boots its disk again.
+    Whatever happens, the machine boots its disk again: in this run, or `DiskBootedAgain` in the
+    next one where this is killed.
     """
 
     image: Image
     resting: Image
-    device: str
-    share: str
+    away: Away
     power: Power = field(compare=False)
     controller: Host = field(compare=False)
 
@@ -109,6 +183,7 @@ class ImageAtRest(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Boot the rescue system, take the image onto the share, boot the disk."""
         machine = host.inside("/")
+        self.away.leaves(machine)
         machine.run("sync", timeout=MOUNT_SECONDS)
         failed: XenlabError | None = None
         reboot(self.power, "rescue", machine, self.controller, report)
@@ -118,16 +193,13 @@ class ImageAtRest(Resource):
             failed = error
         reboot(self.power, "disk", machine, self.controller, report)
         wait_for_toolstack(machine)
+        self.away.is_back(machine)
         if failed is not None:
             raise failed
 
     def _take(self, machine: Host, report: Report) -> None:
-        mount = """
-            mkdir -p -- "$2"
-            mountpoint -q -- "$2" || mount -- "$1" "$2"
-        """
-        machine.run(Command.script(mount, self.device, self.share), timeout=MOUNT_SECONDS)
+        self.away.mount(machine)
         try:
             self.resting.apply(machine, report)
         finally:
-            machine.run(Command.argv("umount", "--", self.share), timeout=MOUNT_SECONDS)
+            self.away.unmount(machine)
