@@ -139,8 +139,8 @@ def test_what_stops_each(dom0: Dom0, tmp_path: Path) -> None:
 
 def test_who_watches_a_boot_sees_that_the_guest_stands(dom0: Dom0, tmp_path: Path) -> None:
     log = tmp_path / "guest-domu1.log"
-    values = (log, log.stat().st_size, LOGIN, PANIC, "domu1", 300)
-    script = FOLLOW + 'follow "$1" "$2" "$3" "$4" "$5" "$6"\n'
+    values = (log, log.stat().st_size, LOGIN, PANIC, "domu1", 300, "0.02")
+    script = FOLLOW + 'follow "$1" "$2" "$3" "$4" "$5" "$6" "$7"\n'
     for letters, status in (("---sc-", 57), ("--p---", 58), ("-----d", 53), ("", 53)):
         watched = dom0(letters).run(Command.script(script, *values), check=False, timeout=280)
         assert watched.status == status

@@ -242,13 +242,14 @@ def needs(text: str) -> list[str]:
 @settings(max_examples=60)
 @given(st.lists(LINES_OF_CONF, max_size=5), st.booleans())
 @example(['rc_need="net"'], True)
+@example([""], False)
 @example(['rc_need="mynetmount # netmount"'], True)
 @example(['rc_need="netmount # of old"', 'rc_need=""'], True)
 def test_a_need_is_added_and_nothing_is_lost(lines: list[str], ended: bool) -> None:
     text = "\n".join(lines) + ("\n" if lines and ended else "")
     new = with_word(text, "rc_need", "netmount")
     assert "netmount" in needs(new)
-    kept = [line for line in lines if "rc_need=" not in line]
+    kept = [line for line in text.splitlines() if "rc_need=" not in line]
     assert [line for line in new.splitlines() if "rc_need=" not in line] == kept
     assert [word for word in needs(new) if word != "netmount"] == [
         word for word in needs(text) if word != "netmount"

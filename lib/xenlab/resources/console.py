@@ -42,7 +42,8 @@ REFUSALS = {
 
 # `follow` prints what a log gains beyond a size until a text stands in it, in whatever pieces it
 # came: a prompt has no end of line. The open file remembers how far it was read, so that a look
-# takes one program: starting one is slow on an emulated machine, and xl slower still.
+# takes one program: starting one is slow on an emulated machine, and xl slower still. It rests a
+# second between two looks unless told otherwise.
 FOLLOW = (
     STATE_OF
     + UPTIME
@@ -55,7 +56,7 @@ open_log() {
     from=0 opened=yes
 }
 follow() {
-    log=$1 from=$2 wanted=$3 panic=$4 domain=$5
+    log=$1 from=$2 wanted=$3 panic=$4 domain=$5 pause=${7:-1}
     uptime_seconds; end=$((now + $6)) round=0 opened= new= paused=0
     while :; do
         if [ -e "$log" ]; then
@@ -78,7 +79,7 @@ follow() {
                 *) paused=0 ;;
             esac
         fi
-        sleep 1
+        sleep "$pause"
     done
 }
 """
