@@ -1,6 +1,7 @@
 """What xenlab costs: chapters 00 to 11 on a fresh lab, beside the same commands as a plain script.
 
     python bench/lab.py [--check] [--recording FOLDER]
+    python bench/lab.py --measure [--turns 3]
     python bench/lab.py --chart RUN [RUN …] > run.svg
 
 `xenlab run` takes a lab of its own from an empty disk to running guests, and what it sends to the
@@ -9,6 +10,9 @@ script over OpenSSH with ControlMaster. Kernels come from the cache both times. 
 changes by the hour, so xenlab has its turn before and after the script; its time is the mean of the
 two. The promise that
 ``--check`` holds xenlab to (exit status 1 otherwise): at most 1.15 times the script's time.
+
+``--measure`` times `make lab` instead, in a clone and a cache of its own: see `bench.measure`. The
+medians and a chart go into docs/figures, and are what a first `make lab` elsewhere is reckoned by.
 
 ``--chart`` draws runs, each named as for `xenlab show`: chapters, steps, kernels and boots on one
 time axis, and how busy the processors were, where this program has written that down beside them.
@@ -35,7 +39,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
 
-from bench import chart, events, processor, replay, timeline  # noqa: E402
+from bench import chart, events, measure, processor, replay, timeline  # noqa: E402
+from bench.measure import Stopped  # noqa: E402
 
 from xenlab import runs  # noqa: E402
 from xenlab.errors import XenlabError  # noqa: E402
@@ -48,10 +53,6 @@ TURNS = ("before", "after")
 
 CHAPTERS = [f"{number:02}" for number in range(12)]
 HOURS = 3 * 3600.0
-
-
-class Stopped(Exception):
-    """The measurement cannot go on; says why."""
 
 
 @dataclass
@@ -186,6 +187,24 @@ def show(ours: Measured, plain: Measured) -> bool:
     return ratio <= LIMIT
 
 
+def measurement(turns: int) -> int:
+    """Measure `make lab` and keep the figures; the exit status."""
+    folder = Path(tempfile.mkdtemp(prefix="xenlab-measure-"))
+    print(f"runs and logs: {folder}", file=sys.stderr)
+    try:
+        found = measure.measured(ROOT, folder, turns)
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return 2
+    figures = measure.figures(found, measure.facts(ROOT, folder))
+    measure.keep(found, figures, ROOT / "docs/figures")
+    measure.renew(figures, ROOT / "lib/xenlab/data/expected-seconds.json")
+    for case, seconds in figures["seconds"].items():
+        said = (f"{k} {v['median']:.0f} s" for k, v in seconds.items() if "median" in v)
+        print(f"{case}: {', '.join(said)}")
+    return 0
+
+
 def charts(names: Sequence[str]) -> int:
     """Print runs as one picture; the exit status."""
     try:
@@ -204,7 +223,11 @@ def main() -> int:
     parser.add_argument("-f", "--file", type=Path, default=ROOT / "parameters/lab.yaml")
     parser.add_argument("--recording", type=Path, help="only replay what lies in this folder")
     parser.add_argument("--chart", nargs="+", metavar="RUN", help="draw these runs")
+    parser.add_argument("--measure", action="store_true", help="time `make lab`")
+    parser.add_argument("--turns", type=int, default=3, help="how many times (default: 3)")
     options = parser.parse_args()
+    if options.measure:
+        return measurement(options.turns)
     if options.chart:
         return charts(options.chart)
     folder = options.recording or Path(tempfile.mkdtemp(prefix="xenlab-bench-"))

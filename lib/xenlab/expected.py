@@ -86,7 +86,7 @@ def _chapters(
             if chapter.name.startswith("01_") and chapter.counts.get("changed"):
                 # the disk was partitioned: all begins anew
                 done.clear()
-            (again if chapter.name in done else first)[chapter.name] = _own_seconds(chapter)
+            (again if chapter.name in done else first)[chapter.name] = own_seconds(chapter)
             done.add(chapter.name)
     if _is_empty(site):
         done.clear()
@@ -104,7 +104,7 @@ def _earlier(site: Parameters, folder: Path) -> Iterator[list[ChapterState]]:
                 yield runs.states(run)
 
 
-def _own_seconds(chapter: ChapterState) -> float:
+def own_seconds(chapter: ChapterState) -> float:
     """What a chapter took without the waiting for a kernel."""
     waited = sum(step.seconds for step in chapter.steps if "Compile" in step.title)
     return max(1.0, chapter.seconds - waited) if chapter.name in WAIT else chapter.seconds

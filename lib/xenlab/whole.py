@@ -58,7 +58,7 @@ class Whole:
     def look(self) -> None:
         """See what the phases' file tells of parts and kernels."""
         for phase in phases.load():
-            if phase.began >= self.start - 1 and (
+            if phase.began >= int(self.start) and (
                 phase.what in self.kernels or phase.what in self.parts
             ):
                 self.made.discard(phase.what)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from bench import events, replay
 from bench.events import CONTROLLER, Event
-from bench.lab import TURNS, Bench, Measured, Stopped, mean, show
+from bench.lab import TURNS, Bench, Measured, mean, show
+from bench.measure import Stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ssh.conftest import Sshd, keygen
