@@ -62,7 +62,8 @@ for number in range(50):
 def test_a_line_that_was_cut_off_tells_nothing(root: Path) -> None:
     root.mkdir()
     good = '{"what": "stage", "began": 1, "ended": 3}'
-    (root / phases.NAME).write_text(f'{good}\n7\n{{"what": "other"}}\n{{"what": "sta')
+    text = f'{good}\n7\n{{"what": "other"}}\n{{"what": "sta'
+    (root / phases.NAME).write_bytes(text.encode() + b"\xff\0")
     assert phases.load() == [Phase("stage", 1, 3)]
 
 

@@ -58,7 +58,7 @@ def load(folder: Path | None = None) -> list[Phase]:
     """The phases of a folder's file, the cache's by default, in the order in which they began."""
     place = (folder or cache_root()) / NAME
     found: dict[tuple[str, float], Phase] = {}
-    lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
+    lines = place.read_text("utf-8", "replace").splitlines() if place.is_file() else []
     for line in lines:
         # a line that a crash cut off tells nothing
         with suppress(ValueError, TypeError):
