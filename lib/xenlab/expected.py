@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from xenlab.errors import XenlabError
 from xenlab.lab import cache_root, phases, state
 from xenlab.parameters import Parameters
 from xenlab.runs import DONE, ChapterState
-from xenlab.whole import WAIT, Whole
+from xenlab.whole import SLOWER, WAIT, Whole, undisturbed
 
 LAST_RUNS = 12
 """How many runs are looked at, the newest ones."""
@@ -35,14 +36,15 @@ class Figures:
 def of_run(site: Parameters, chapters: Sequence[str], folder: Path) -> Whole:
     """What a run of these chapters takes whose folder will be in ``folder``."""
     known = figures(site)
-    return Whole(_chapters(site, chapters, folder, known), *_kernels(site, chapters, known))
+    parts = _chapters(site, chapters, folder, known)
+    return Whole(parts, *_kernels(site, chapters, known), _slower(site))
 
 
 def of_lab(site: Parameters, names: Sequence[str], chapters: Sequence[str], folder: Path) -> Whole:
     """What these phases of a lab take, and then a run of these chapters."""
     known = figures(site)
     parts = {**_phases(names, known), **_chapters(site, chapters, folder, known)}
-    return Whole(parts, *_kernels(site, chapters, known))
+    return Whole(parts, *_kernels(site, chapters, known), _slower(site))
 
 
 def figures(site: Parameters) -> Figures:
@@ -51,6 +53,24 @@ def figures(site: Parameters) -> Figures:
     found = json.loads(text)
     lab = found["labs"].get(Path(site.stage).name, {}) if site.power == "lab" else {}
     return Figures(found["phases"], lab.get("first", {}), lab.get("again", {}))
+
+
+def own_seconds(
+    chapter: ChapterState, compiled: Iterable[tuple[float, float]] = (), slower: float = 1.0
+) -> float:
+    """What a chapter took without the waiting for a kernel, and without a compiler beside it."""
+    if chapter.name in WAIT:
+        waited = sum(step.seconds for step in chapter.steps if "Compile" in step.title)
+        return max(1.0, chapter.seconds - waited)
+    if not chapter.steps:
+        return chapter.seconds
+    end = datetime.fromisoformat(str(chapter.steps[-1].record["time"])).timestamp()
+    return undisturbed(end - chapter.seconds, end, compiled, slower)
+
+
+def _slower(site: Parameters) -> float:
+    """How much longer chapters take while this machine compiles: the lab is a part of it."""
+    return SLOWER if site.power == "lab" else 1.0
 
 
 def _phases(names: Sequence[str], known: Figures) -> Seconds:
@@ -79,6 +99,11 @@ def _chapters(
     """The seconds of chapters, run first on this disk or again; None where nobody knows."""
     first, again = dict(known.first), dict(known.again)
     done: set[str] = set()
+    compiled = [
+        (phase.began, phase.ended)
+        for phase in phases.load()
+        if phase.ended and phase.what in phases.KERNELS.values()
+    ]
     for states in _earlier(site, folder):
         for chapter in states:
             if chapter.status != DONE:
@@ -86,7 +111,9 @@ def _chapters(
             if chapter.name.startswith("01_") and chapter.counts.get("changed"):
                 # the disk was partitioned: all begins anew
                 done.clear()
-            (again if chapter.name in done else first)[chapter.name] = own_seconds(chapter)
+            (again if chapter.name in done else first)[chapter.name] = own_seconds(
+                chapter, compiled, _slower(site)
+            )
             done.add(chapter.name)
     if _is_empty(site):
         done.clear()
@@ -102,12 +129,6 @@ def _earlier(site: Parameters, folder: Path) -> Iterator[list[ChapterState]]:
             own = record["parameters"]
             if record["mode"] == "apply" and own["site"] == site.site and own["lab"] == site.lab:
                 yield runs.states(run)
-
-
-def own_seconds(chapter: ChapterState) -> float:
-    """What a chapter took without the waiting for a kernel."""
-    waited = sum(step.seconds for step in chapter.steps if "Compile" in step.title)
-    return max(1.0, chapter.seconds - waited) if chapter.name in WAIT else chapter.seconds
 
 
 def _is_empty(site: Parameters) -> bool:

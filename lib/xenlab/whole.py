@@ -2,14 +2,14 @@
 
 It is reckoned from what each part took before: the parts that are left, one after the other, each
 longer or shorter by as much as those that have ended, and the waiting for a kernel that is compiled
-meanwhile.
+meanwhile. A lab's chapters are slower beside that: the machine is emulated by the same processors.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from xenlab.lab import phases
@@ -22,6 +22,9 @@ WAIT = {
     "08_domu_kernel": phases.KERNELS["domU"],
 }
 """The chapters that end no sooner than a kernel is compiled."""
+
+SLOWER = 3.0
+"""How much longer a lab's chapters take beside a compiler: seen on two processors without KVM."""
 
 PRIOR_SECONDS = 120.0
 """How many expected seconds it takes until what was seen counts as much as what was expected."""
@@ -37,12 +40,14 @@ def began() -> float:
 class Whole:
     """Parts in the order of their turn and the seconds that each is expected to take, if known.
 
-    ``kernels`` are compiled beside them, in their order, but those that are ``made`` already.
+    ``kernels`` are compiled beside them, in their order, but those that are ``made`` already;
+    chapters are ``slower`` then.
     """
 
     parts: Mapping[str, float | None]
     kernels: Mapping[str, float] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+    slower: float = 1.0
     start: float = field(default_factory=began)
     _begun: dict[str, float] = field(default_factory=dict)
     _ended: dict[str, float] = field(default_factory=dict)
@@ -69,13 +74,17 @@ class Whole:
     def remaining(self, now: float) -> float | None:
         """Seconds that are left; None where nobody knows what a part takes."""
         ready, clock, pace = self._ready(now), now, self._pace()
+        compiled = max(ready.values(), default=now)
         for part, seconds in self.parts.items():
             if part in self._ended:
                 continue
             if seconds is None:
                 return None
-            spent = now - self._begun[part] if part in self._begun else 0.0
-            clock += max(0.0, seconds * pace - spent)
+            spent = self._work(part, self._begun[part], now) if part in self._begun else 0.0
+            work = max(0.0, seconds * pace - spent)
+            slower = self._slower(part)
+            beside = min(work, max(0.0, compiled - clock) / slower)
+            clock += beside * slower + work - beside
             clock = max(clock, ready.get(WAIT.get(part, ""), now))
         return clock - now
 
@@ -110,15 +119,36 @@ class Whole:
             clock = found[name] = max(now, self._begun.get(name, clock) + seconds)
         return found
 
+    def _slower(self, part: str) -> float:
+        """How much longer a part takes beside a compiler; chapters are those with a number."""
+        return self.slower if part[:1].isdigit() else 1.0
+
+    def _work(self, part: str, begin: float, end: float) -> float:
+        """How long a part would have taken between two times without a compiler beside it."""
+        compiled = [
+            (self._begun[name], self._ended.get(name, end))
+            for name in self.kernels
+            if name in self._begun
+        ]
+        return undisturbed(begin, end, compiled, self._slower(part))
+
     def _pace(self) -> float:
         """How much longer than expected the parts took that have ended."""
         known = [
-            (self._ended[part] - self._begun[part], seconds)
+            (self._work(part, self._begun[part], self._ended[part]), seconds)
             for part, seconds in self.parts.items()
             if seconds and part in self._begun and part in self._ended and part not in WAIT
         ]
         took, expected = (sum(column) for column in zip(*known, strict=True)) if known else (0, 0)
         return (took + PRIOR_SECONDS) / (expected + PRIOR_SECONDS)
+
+
+def undisturbed(
+    begin: float, end: float, compiled: Iterable[tuple[float, float]], slower: float
+) -> float:
+    """Seconds between two times, those in which kernels were compiled counted for less."""
+    beside = sum(max(0.0, min(end, last) - max(begin, first)) for first, last in compiled)
+    return end - begin - beside * (1 - 1 / slower)
 
 
 def about(seconds: float) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import time
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -88,17 +89,35 @@ def test_a_chapter_waits_for_its_kernel_and_no_longer() -> None:
     assert whole.remaining(290) == 207
 
 
+def test_a_lab_is_slower_beside_a_compiler() -> None:
+    parts = {"stage": 30.0, "01_partitions": 10.0, "04_grub": 100.0}
+    whole = Whole(parts, {DOM0: 90.0}, slower=3.0, start=0)
+    # 30 seconds of no chapter, 60 beside the compiler for 20 seconds of work, and 90 after it
+    assert whole.remaining(0) == 180
+    for part, begin, end in ((DOM0, 0, None), ("stage", 0, 30), ("01_partitions", 30, 60)):
+        whole.begin(part, begin)
+        if end:
+            whole.end(part, end)
+    whole.begin("04_grub", 60)
+    # as fast as expected: three seconds of these are one of work
+    assert whole.remaining(60) == 120
+    assert whole.remaining(75) == 105
+    whole.end(DOM0, 90)
+    assert whole.remaining(90) == 90
+
+
 @given(
+    st.sampled_from([1.0, 3.0]),
     st.lists(st.floats(0, 1000), min_size=1, max_size=8),
     st.integers(0, 8),
     st.floats(0, 5000),
     st.floats(0, 5000),
 )
 def test_what_is_left_is_never_negative_and_never_grows_by_waiting(
-    seconds: list[float], ended: int, first: float, more: float
+    slower: float, seconds: list[float], ended: int, first: float, more: float
 ) -> None:
     parts = {f"{number}": each for number, each in enumerate(seconds)}
-    whole = Whole(parts, {DOM0: 50}, start=0)
+    whole = Whole(parts, {DOM0: 50}, slower=slower, start=0)
     for part in list(parts)[:ended]:
         whole.begin(part, 0)
         whole.end(part, first)
@@ -200,6 +219,11 @@ def test_what_took_how_long_here_counts_more(site: Parameters, tmp_path: Path) -
     assert (parts()["01_partitions"], parts()["04_grub"]) == (known.again["01_partitions"], 33)
     (tmp_path / "20260102T000000-lab" / "journal.jsonl").write_text("damaged\n")
     assert parts()["04_grub"] == 33
+    # a kernel was compiled meanwhile: without it the chapter takes less
+    first = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    line = {"what": DOM0, "began": first, "ended": first + 461}
+    (cache_root() / phases.NAME).write_text(json.dumps(line) + "\n")
+    assert parts()["04_grub"] == pytest.approx(11)
 
 
 def test_phases_take_what_they_took(site: Parameters, root: Path, tmp_path: Path) -> None:
