@@ -25,6 +25,7 @@ from xenlab.terminal import Terminal
 
 if TYPE_CHECKING:
     from xenlab.lab import Lab, Status
+    from xenlab.lab.state import Network
     from xenlab.parameters import Parameters
     from xenlab.resources.base import Report
     from xenlab.whole import Whole
@@ -61,6 +62,14 @@ def up(
         str, typer.Option("--name", help="Which lab.  [default: the one that the file names]")
     ] = "",
     file: File = None,
+    open_network: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--restricted",
+            help="Its domains reach all that this machine reaches, or its package mirrors alone."
+            "  [default: as before, restricted at first]",
+        ),
+    ] = None,
 ) -> None:
     """Build what is missing, start the machine, wait until it lets us in."""
     from xenlab import parameters
@@ -74,7 +83,10 @@ def up(
     guests = _addresses(site)
     with _reporting(_whole(site, name or site.lab)) as report:
         lab = _lab(name or site.lab, report)
-        status = lab.up(made=maker(site.stage))
+        network: Network | None = None
+        if open_network is not None:
+            network = "open" if open_network else "restricted"
+        status = lab.up(made=maker(site.stage), network=network)
         if guests and guests != status.guests:
             lab.set_guests(guests)
             status = lab.status()
@@ -251,6 +263,7 @@ def _print_status(status: Status) -> None:
             "state": f"running (pid {status.pid})" if status.running else "off",
             "booted from": status.boot,
             "acceleration": status.accel or "",
+            "network": status.network,
             "ssh": f"127.0.0.1:{status.port}" if status.port else "",
             "disk": f"{status.disk} (serial {status.serial})",
             "console log": str(status.console_log),

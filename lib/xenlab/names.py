@@ -264,6 +264,15 @@ SyncUri = Annotated[
         )
     ),
 ]
+PackageProxy = Annotated[
+    Text,
+    AfterValidator(
+        pattern(
+            rf"(http://{_HOST}(:[0-9]{{1,5}})?)?",
+            "a proxy as http://HOST:PORT, with no login in it, or nothing",
+        )
+    ),
+]
 CompilerFlags = Annotated[
     Text,
     AfterValidator(pattern(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)")),

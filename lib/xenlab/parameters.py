@@ -37,6 +37,7 @@ from xenlab.names import (
     MountPath,
     OptionalPath,
     PackageKeywords,
+    PackageProxy,
     PackageUse,
     PartitionName,
     PlainName,
@@ -174,6 +175,7 @@ class Parameters(BaseModel):
     stage: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst"
     stage_checksums: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst.sha256"
     share: MountPath = "/mnt/share"
+    package_proxy: PackageProxy = ""
     portage: Portage = Portage()
 
     kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
@@ -213,7 +215,7 @@ class Parameters(BaseModel):
     dom0_ip_on_bridge: bool = False
     address: IpWithPrefix = "10.0.2.15/24"
     gateway: IpAddress = "10.0.2.2"
-    nameserver: IpAddress = "10.0.2.3"
+    nameserver: IpAddress = "127.0.0.1"
     rollback_seconds: Seconds = 120
 
     guest_type: Literal["pv", "pvh"] = "pv"

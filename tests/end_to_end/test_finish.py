@@ -6,13 +6,18 @@ These tests run after those of `test_end_to_end`, which bring the lab there.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import select
+import shlex
 import shutil
+import socket
 import struct
 import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from tests.end_to_end.conftest import NAME
@@ -21,6 +26,7 @@ from tests.whole_lab import HOUR, Site, power_cycled, statuses, wait_until, with
 from xenlab import runs
 from xenlab.journal import Journal
 from xenlab.lab import Lab, qmp
+from xenlab.lab.sources import SUITE
 
 LAN = bytes((10, 66, 0))
 LAN_MACS = tuple(bytes.fromhex(f"00163e66020{number}") for number in (1, 2, 3))
@@ -166,6 +172,28 @@ def open_ports(site: Site, address: str, ports: str) -> list[str]:
     report = site.ssh("domu1", *words, seconds=1800)
     assert "Status: Up" in report, report
     return re.findall(r"(\d+)/open/tcp", report)
+
+
+# In the guest: a connection to the address "$1" and port "$2", and what is answered to "$3".
+ASK = r"""exec 3<> "/dev/tcp/$1/$2" && printf '%s HTTP/1.1\r\n\r\n' "$3" >&3 && head -n 1 <&3"""
+
+
+def test_a_guest_reaches_package_mirrors_and_nothing_of_the_controller(site: Site) -> None:
+    def asked(address: str, port: int, request: str) -> str:
+        words = shlex.join(["timeout", "60", "bash", "-c", ASK, "sh", address, str(port), request])
+        return site.ssh("domu1", f"{words} 2>&1 || :")
+
+    mirror = json.loads((Lab(NAME).folder / "relay.json").read_text())[0]
+    place = urlsplit(mirror["place"])
+    file = f"{mirror['place']}{mirror['path']}dists/{SUITE}/InRelease"
+    fetch = f"HEAD {file}" if place.scheme == "http" else f"CONNECT {place.netloc}"
+    assert asked("10.0.2.4", 3142, fetch).startswith("HTTP/1.1 200 ")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        asked("10.0.2.2", port, "GET /")
+        refused = asked("10.0.2.4", 3142, f"GET http://127.0.0.1:{port}/")
+        assert "is below no package mirror" in refused
+        assert not select.select([listener], [], [], 0)[0]
 
 
 TOLD = "xenlab-offline"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,11 +14,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from xenlab.errors import BadInput, LabError
 from xenlab.lab import Lab
+from xenlab.lab.sources import SUITE
 
 NAME = "m-one"
 OTHER = "m-two"
@@ -85,8 +89,38 @@ def test_disk_carries_the_serial_that_may_wipe_names(lab: Lab) -> None:
     assert ssh(lab, "lsblk -dno SERIAL /dev/vda") == "XENLAB-M-ONE"
 
 
-def test_names_resolve_by_the_dns_server_that_dhcp_gave(lab: Lab) -> None:
-    assert ssh(lab, "cat /etc/resolv.conf") == "nameserver 10.0.2.3"
+def answer(lab: Lab, request: str) -> str:
+    """The first line that the relay to the mirrors answers."""
+    said = ssh(lab, f"printf '{request} HTTP/1.1\\r\\n\\r\\n' | busybox nc -w 60 10.0.2.4 3142")
+    return said.partition("\r\n")[0]
+
+
+def reaches(lab: Lab, address: str) -> bool:
+    """Whether a connection from inside gets to a program on this machine's loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ssh(lab, f"timeout 60 bash -c ': > /dev/tcp/{address}/{port}' || :")
+        return bool(select.select([listener], [], [], 0)[0])
+
+
+def test_the_package_mirrors_are_reached_and_nothing_else(lab: Lab) -> None:
+    assert not reaches(lab, "10.0.2.2")
+    assert not reaches(lab, "10.0.2.4")
+    # no name server, no way out; but what is asked for a sign of life still answers
+    assert ssh(lab, "cat /etc/resolv.conf /proc/net/if_inet6 2> /dev/null | grep -v lo || :") == ""
+    assert "1 packets received" in ssh(lab, "busybox ping -c 1 -W 60 10.0.2.2")
+    mirror = json.loads((lab.folder / "relay.json").read_text())[0]
+    place = urlsplit(mirror["place"])
+    if place.scheme == "http":
+        file = f"{mirror['place']}{mirror['path']}dists/{SUITE}/InRelease"
+        assert answer(lab, f"HEAD {file}").startswith("HTTP/1.1 200 ")
+    else:
+        assert answer(lab, f"CONNECT {place.netloc}").startswith("HTTP/1.1 200 ")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        here = f"127.0.0.1:{listener.getsockname()[1]}"
+        for request in (f"GET http://{here}/", f"CONNECT {here}"):
+            assert "is below no package mirror" in answer(lab, request)
+        assert not select.select([listener], [], [], 0)[0]
 
 
 def test_partition_labels_and_filesystems(lab: Lab) -> None:
@@ -171,6 +205,17 @@ def test_snapshot_and_restore_running_and_off(lab: Lab) -> None:
 def test_up_again_changes_nothing(lab: Lab) -> None:
     before = lab.status()
     assert lab.up() == before
+
+
+def test_the_network_is_open_on_request_and_restricted_again(lab: Lab) -> None:
+    assert lab.status().network == "restricted"
+    assert lab.up(network="open", seconds=DEADLINE).network == "open"
+    assert reaches(lab, "10.0.2.2")
+    assert ssh(lab, "cat /etc/resolv.conf") == "nameserver 10.0.2.3"
+    # remembered, until it is said otherwise
+    assert lab.up(seconds=DEADLINE).network == "open"
+    assert lab.up(network="restricted", seconds=DEADLINE).network == "restricted"
+    assert not reaches(lab, "10.0.2.2")
 
 
 def test_two_labs_side_by_side(lab: Lab) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tests.lab.roots import Roots, quiet
+from tests.relayed import relayed
 
 from xenlab import parameters
 from xenlab.command import Command
 from xenlab.host import Host
+from xenlab.lab import mirrors
 from xenlab.platform.portage import Portage
 
 # the stage is built first, where it is not in the cache
@@ -107,3 +110,18 @@ def test_a_tree_that_rsync_brings(roots: Roots, helper: Host) -> None:
         portage.updated().apply(host, quiet)
     assert portage.updated().probe(host) is None
     assert "tree-2.1.0-r2.ebuild" in host.run("ls /var/db/repos/xenlab/app-text/tree").stdout
+
+
+def test_sources_come_through_the_proxy_of_the_site(roots: Roots, tmp_path: Path) -> None:
+    mirrors.write(tmp_path)
+    host = roots.domain("behind")
+    # no name is known to it, and nobody answers: only the proxy can have fetched anything
+    host.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
+    fetch = Command.argv("emerge", "--color", "n", "--fetchonly", "--nodeps", TREE)
+    with relayed(tmp_path) as served:
+        portage = Portage(parameters.Portage(), served.url)
+        for file in portage.settled():
+            file.apply(host, quiet)
+        host.run(fetch, timeout=600)
+        assert served.connections
+    assert "tree_2.1.0.orig.tar.gz" in host.run("ls /var/cache/distfiles").stdout

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from xenlab.errors import BadInput, LabError
-from xenlab.lab import console, kvm, media, phases, signals, stage, state, tools
+from xenlab.lab import console, kvm, media, mirrors, phases, signals, stage, state, tools
 from xenlab.lab.access import DOM0, Access
 from xenlab.lab.cache import cache_root, locked
 from xenlab.lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine
 from xenlab.lab.reach import wait_for_ssh
 from xenlab.lab.stages import Made
-from xenlab.lab.state import Boot
+from xenlab.lab.state import Boot, Network
 from xenlab.lab.status import Status
 
 UP_SECONDS = 600.0
@@ -55,19 +55,31 @@ class Lab:
         self._state_file = self.folder / "state.json"
 
     def up(
-        self, boot: Boot | None = None, *, made: Made = stage.stage, seconds: float = UP_SECONDS
+        self,
+        boot: Boot | None = None,
+        *,
+        made: Made = stage.stage,
+        network: Network | None = None,
+        seconds: float = UP_SECONDS,
     ) -> Status:
         """Create what is missing, start the machine and wait until ssh lets us in.
 
         `boot` defaults to what was booted last, a new lab's rescue system at first; `made` makes
-        the stage that is unpacked from there. Interrupted or failed, it leaves no process of its
-        own behind.
+        the stage that is unpacked from there. `network` is remembered as well, "restricted" at
+        first: the domains reach the controller's package mirrors and nothing else. Interrupted or
+        failed, it leaves no process of its own behind.
         """
         with self._alone():
             remembered = state.load(self._state_file)
             source: Boot = boot or remembered.boot
-            if self.machine.pid() is not None and remembered.boot != source:
+            way: Network = network or remembered.network
+            if self.machine.pid() is not None and (
+                remembered.boot != source or remembered.network != way
+            ):
                 self._stop()
+            if remembered.network != way:
+                remembered.network = way
+                state.save(self._state_file, remembered)
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
                 made(self._report)
@@ -118,6 +130,7 @@ class Lab:
             name=self.name,
             running=pid is not None,
             boot=now.boot,
+            network=now.network,
             accel=now.accel if pid else None,
             port=now.port if pid else None,
             pid=pid,
@@ -155,6 +168,7 @@ class Lab:
                 if self.machine.pid() is not None:
                     # memory that is about to be replaced needs no orderly shutdown
                     self.machine.quit()
+                mirrors.write(self.folder)
                 self._start(now.snapshots[tag], paused=True)
                 self.machine.load(tag)
                 self._wait(UP_SECONDS)
@@ -197,6 +211,8 @@ class Lab:
         self._wait(seconds)
 
     def _run(self, source: Boot, seconds: float | None) -> None:
+        # also for a machine that runs: each connection reads it anew
+        mirrors.write(self.folder)
         if self.machine.pid() is not None:
             if seconds is not None:
                 self._wait(seconds)
@@ -219,7 +235,13 @@ class Lab:
         now = state.load(self._state_file)
         now.accel = "kvm" if kvm.usable(self._report) else "tcg"
         self._report(f"starting the machine: from {source}, {now.accel}", None)
-        now.port = self.machine.start(direct, accel=now.accel, port=now.port, paused=paused)
+        now.port = self.machine.start(
+            direct,
+            accel=now.accel,
+            port=now.port,
+            paused=paused,
+            open_network=now.network == "open",
+        )
         now.boot = source
         self.access.pin(now.port)
         self.access.write_config(now.port, now.guests)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xenlab.errors import LabError
-from xenlab.lab import process, qmp, signals, tools
+from xenlab.lab import mirrors, process, qmp, signals, tools
 
 MAC = "52:54:00:12:34:56"
+RELAY = ("10.0.2.4", 3142)
+"""Where the domains find the relay to the mirrors, whatever else they reach."""
 DISK_GIB = 16
 MEMORY_MIB = 4096
 CPUS = 2
@@ -109,11 +111,13 @@ class Machine:
         accel: str,
         port: int | None = None,
         paused: bool = False,
+        open_network: bool = False,
     ) -> int:
         """Start QEMU, from `direct` or else from the disk; returns the loopback port of sshd.
 
-        `port` is taken if it is free. Raises LabError if the machine already runs, or QEMU
-        ends at once; QEMU's own words are in the message.
+        `port` is taken if it is free. Without `open_network` the relay is all that the domains
+        reach. Raises LabError if the machine already runs, or QEMU ends at once; QEMU's own words
+        are in the message.
         """
         if self.pid() is not None:
             raise LabError(f"the machine of lab {self.name!r} is already running")
@@ -121,7 +125,8 @@ class Machine:
         wanted = port
         for _ in range(_PORT_TRIES):
             chosen = _free_port(wanted)
-            refusal = self._launch(self._arguments(direct, accel, chosen, paused=paused))
+            network = self._network(chosen, everything=open_network)
+            refusal = self._launch(self._arguments(direct, accel, network, paused=paused))
             if refusal is None:
                 return chosen
             if _PORT_TAKEN not in refusal.lower():
@@ -203,7 +208,7 @@ class Machine:
         )
 
     def _arguments(
-        self, direct: Direct | None, accel: str, port: int, *, paused: bool
+        self, direct: Direct | None, accel: str, network: str, *, paused: bool
     ) -> list[str]:
         # The sockets and logs are named relative to the folder QEMU is started in: a Unix
         # socket's path must not be longer than 107 bytes.
@@ -232,7 +237,7 @@ class Machine:
             ),
             *("-device", f"virtio-blk-pci,drive={_DISK_NODE},serial={self.serial},bootindex=1"),
             *self._second_disk(),
-            *("-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
+            *("-netdev", network),
             *("-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile="),
             *("-device", "virtio-rng-pci"),
         ]
@@ -242,6 +247,14 @@ class Machine:
         if paused:
             words += ["-S"]
         return words
+
+    def _network(self, port: int, *, everything: bool) -> str:
+        address, at = RELAY
+        limits = "" if everything else "restrict=on,ipv6=off,"
+        return (
+            f"user,id=net0,{limits}hostfwd=tcp:127.0.0.1:{port}-:22,"
+            f"guestfwd=tcp:{address}:{at}-cmd:sh {mirrors.STARTER}"
+        )
 
     def _second_disk(self) -> tuple[str, ...]:
         if not self.second_disk.exists():

@@ -12,10 +12,7 @@ SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FORMAT = "$(CREATED_BY)|$(ORIGIN)|$(LABEL)|$(CODENAME)|$(REPO_URI)|$(COMPONENT)"
 _PARTS = {"Debian": ("", "-updates"), "Debian-Security": ("-security",)}
-_PROXY = re.compile(r'^(Acquire::https?::(?:\S+::)?Proxy) "(.*)";$')
 _LOGIN = re.compile(r'(?<=://)[^/@\s"]+@')
-_LOOPBACK = re.compile(r"//(localhost|127\.0\.0\.1)(?=[:/]|$)")
-HOST_SEEN_FROM_GUEST = "10.0.2.2"
 
 
 def debian_sources() -> list[str]:
@@ -40,21 +37,6 @@ def sources_from(listing: str) -> list[str]:
             exact.append(f"deb {uri} {codename} main")
         lent.extend(f"deb {uri} {SUITE}{part} main" for part in _PARTS[label])
     return list(dict.fromkeys(exact or lent))
-
-
-def guest_proxies() -> list[str]:
-    """The apt proxy settings of this machine as apt.conf lines that also hold inside the lab.
-
-    A proxy on this machine's loopback is reached from the lab at its gateway's address. What this
-    machine logs in with is not handed on.
-    """
-    found = []
-    for line in tools.output(["apt-config", "dump"]).splitlines():
-        match = _PROXY.match(line)
-        if match and match[2]:
-            address = _LOOPBACK.sub(f"//{HOST_SEEN_FROM_GUEST}", without_login(match[2]))
-            found.append(f'{match[1]} "{address}";')
-    return found
 
 
 def without_login(text: str) -> str:

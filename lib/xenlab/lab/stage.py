@@ -90,13 +90,12 @@ def built(
     entries = sources.debian_sources()
     secure = any(" https:" in entry for entry in entries)
     packages = (*wanted, *(["ca-certificates"] if secure else []))
-    conf = _APT_CONF + "".join(f"{line}\n" for line in sources.guest_proxies())
     inputs = {
         "recipe": RECIPE,
         "suite": sources.SUITE,
         "sources": [sources.without_login(entry) for entry in entries],
         "packages": packages,
-        "apt": conf,
+        "apt": _APT_CONF,
         "left out": _NOT_IN_STAGE,
         "package index": "kept",
         "hooks": 2,
@@ -109,7 +108,7 @@ def built(
         with tempfile.TemporaryDirectory() as scratch:
             Path(scratch).chmod(0o755)
             apt, dpkg = Path(scratch, "apt"), Path(scratch, "dpkg")
-            apt.write_text(conf)
+            apt.write_text(_APT_CONF)
             excludes = "".join(f"path-exclude={pattern}\n" for pattern in NO_DOCUMENTS)
             dpkg.write_text(f"force-unsafe-io\n{excludes}path-include={COPYRIGHTS}\n")
             lines = [

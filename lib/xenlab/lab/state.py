@@ -11,6 +11,8 @@ from xenlab.errors import LabError
 from xenlab.lab.cache import cache_root, write_atomic
 
 Boot = Literal["rescue", "disk"]
+Network = Literal["restricted", "open"]
+"""What the domains reach: the mirrors' relay alone, or all that this machine reaches."""
 
 
 class State(BaseModel):
@@ -19,6 +21,7 @@ class State(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     boot: Boot = "rescue"
+    network: Network = "restricted"
     port: int | None = None
     accel: Literal["kvm", "tcg"] = "tcg"
     guests: dict[str, str] = Field(default_factory=dict)

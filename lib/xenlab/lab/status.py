@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xenlab.lab.state import Boot
+from xenlab.lab.state import Boot, Network
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Status:
     name: str
     running: bool
     boot: Boot
+    network: Network
     accel: str | None
     port: int | None
     pid: int | None

@@ -17,6 +17,7 @@ from xenlab.platform.package_index import (
     require_unneeded,
 )
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import Absent, File
 from xenlab.resources.relocated import Relocated
 
 _LOCKS = locks.patiently(
@@ -37,6 +38,7 @@ _NEEDED = 45
 _NOT_STORED, _NOT_GENUINE = 44, 47
 
 ARCHIVES = "/var/cache/apt/archives"
+PROXY = "/etc/apt/apt.conf.d/90xenlab-proxy"
 
 # apt-get(8) takes a package that lies in its folder already by its size alone. So each is compared
 # with the index, whose signature apt-get has checked: in the folder that it installs from, which
@@ -88,12 +90,15 @@ class Apt:
     store_folder = "apt"
     waiting = new_versions(r"\.(dpkg|ucf)-dist$", "")
 
-    def __init__(self, share: str = "") -> None:
+    def __init__(self, share: str = "", proxy: str = "") -> None:
         self.share = share
+        self.proxy = proxy
 
     def settled(self) -> tuple[Resource, ...]:
-        """Nothing: Debian's packages are built already."""
-        return ()
+        """The proxy that packages are fetched through; they are built already."""
+        if not self.proxy:
+            return (Absent(PROXY),)
+        return (File(PROXY, template="apt-proxy.conf.j2", values={"proxy": self.proxy}),)
 
     def lent(self) -> tuple[Resource, ...]:
         """Nobody: Debian's packages are built already."""

@@ -40,7 +40,7 @@ class Packages(Protocol):
     """Prints old and new path, separated by a tab, of each configuration file that was kept."""
 
     def settled(self) -> tuple[Resource, ...]:
-        """How packages are built is the same in every domain (howto: „Hirnschmalz“)."""
+        """How packages are fetched and built: alike in every domain (howto: „Hirnschmalz“)."""
 
     def lent(self) -> tuple[Resource, ...]:
         """What asks other machines to compile as well, where the site names some."""
@@ -73,9 +73,9 @@ class Packages(Protocol):
 def packages(site: Parameters) -> Packages:
     """A site's answer. Raises BadInput where its platform has none."""
     if site.platform == "debian":
-        return Apt(site.share)
+        return Apt(site.share, site.package_proxy)
     if site.platform == "gentoo":
-        return Portage(site.portage)
+        return Portage(site.portage, site.package_proxy)
     raise BadInput(
         f"platform: nobody has written down yet how {site.platform!r} installs packages",
         hint="use platform: debian",

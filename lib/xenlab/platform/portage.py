@@ -42,8 +42,9 @@ class Portage:
     store_folder = "portage"
     waiting = new_versions(r"/\._cfg[0-9]{4}_([^/]*)$", r"/\1")
 
-    def __init__(self, settings: parameters.Portage) -> None:
+    def __init__(self, settings: parameters.Portage, proxy: str = "") -> None:
         self.settings = settings
+        self.proxy = proxy
         self.helpers = tuple(distcc.parse_helper(text) for text in settings.distcc)
 
     def settled(self) -> tuple[Resource, ...]:
@@ -52,6 +53,7 @@ class Portage:
         values = {
             "cflags": settings.cflags,
             "use": " ".join(settings.use),
+            "proxy": self.proxy,
             "jobs": sum(helper.jobs for helper in self.helpers),
         }
         return (

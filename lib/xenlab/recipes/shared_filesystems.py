@@ -86,9 +86,9 @@ def sources_seen(book: Chapter) -> dict[str, Resource]:
 
 
 def settled(book: Chapter) -> dict[str, Resource]:
-    """Every guest has the settings by which dom0 builds packages, where packages are built."""
+    """Every guest has the settings by which dom0 fetches and builds packages."""
     parts = book.packages.settled()
-    return _on_guests(book, lambda _: Together(parts) if parts else None)
+    return _on_guests(book, lambda _: Together(parts))
 
 
 def fetched_once(book: Chapter) -> list[Resource]:

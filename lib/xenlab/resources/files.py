@@ -75,6 +75,27 @@ class File(Resource):
 
 
 @dataclass(frozen=True)
+class Absent(Resource):
+    """No file, and no link, at this path."""
+
+    path: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether something is there."""
+        command = Command.script('[ -e "$1" ] || [ -L "$1" ] || exit 44', self.path)
+        result = host.run(command, check=False)
+        if result.ok:
+            return Difference(f"remove {self.path}")
+        if result.status not in (44, 125, 126, 127):
+            raise CommandFailed(result)
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Remove the file; a directory in its place stays, and is an error."""
+        host.run(Command.argv("rm", "-f", "--", self.path))
+
+
+@dataclass(frozen=True)
 class Directory(Resource):
     """A directory with this mode."""
 
