@@ -6,7 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,27 +29,18 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("[01]?_*.ipynb"))
 NEED_A_DISK = {"00_ingredients", "01_partitions", "02_base_system"}
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Sshd]:
-    """A machine that is no Xen host at all: chapters are only planned on it."""
-    server = Sshd(tmp_path / "sshd")
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["lab", "gentoo"])
-def file(request: pytest.FixtureRequest, tmp_path: Path, machine: Sshd) -> Path:
+def written(site: str, machine: Sshd, folder: Path) -> Path:
     """The lab's parameters, or a real Gentoo machine's, for that machine."""
-    values = yaml.safe_load((ROOT / "parameters" / f"{request.param}.yaml").read_text())
+    values = yaml.safe_load((ROOT / "parameters" / f"{site}.yaml").read_text())
     values["ssh"] = {"host": machine.alias, "config": str(machine.config)}
     values["disk"] = "/dev/no-disk"
     values["may_wipe"] = []
-    stage = tmp_path / "stage.tar.zst"
+    stage = folder / "stage.tar.zst"
     stage.write_bytes(b"never unpacked here")
-    checksums = tmp_path / "stage.tar.zst.sha256"
+    checksums = folder / "stage.tar.zst.sha256"
     checksums.write_text(f"{hashlib.sha256(stage.read_bytes()).hexdigest()}  {stage.name}\n")
     values["stage"], values["stage_checksums"] = str(stage), str(checksums)
-    path = tmp_path / "site.yaml"
+    path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -71,43 +63,59 @@ class Planned:
         return Journal(self.run).records()
 
 
-@pytest.fixture
-def plan(tmp_path: Path, file: Path) -> Callable[[Path], Planned]:
-    """Executes a chapter with papermill's own program, in plan mode."""
+def planned_alone(site: str, chapter: Path, machine: Sshd, folder: Path) -> Planned:
+    """Execute a chapter with papermill's own program, in plan mode."""
+    out = folder / "out.ipynb"
+    file = written(site, machine, folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(chapter), str(out), "-f", str(file)],
+        cwd=folder,
+        env={**os.environ, "XENLAB_MODE": "plan", "XENLAB_RUNS": str(folder / "runs")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=590,
+    )
+    (run,) = (folder / "runs").iterdir()
+    assert run.stat().st_mode & 0o777 == 0o700
+    verify(run / "journal.jsonl")
+    executed = nbformat.read(out, as_version=4)
+    pages = [
+        output.data["text/html"]
+        for cell in executed.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "data" in output and "text/html" in output.data
+    ]
+    return Planned(done.returncode, done.stderr, run, pages)
 
-    def execute(chapter: Path) -> Planned:
-        out = tmp_path / "out.ipynb"
-        done = subprocess.run(
-            [sys.executable, "-m", "papermill", str(chapter), str(out), "-f", str(file)],
-            cwd=tmp_path,
-            env={**os.environ, "XENLAB_MODE": "plan", "XENLAB_RUNS": str(tmp_path / "runs")},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=590,
-        )
-        (run,) = (tmp_path / "runs").iterdir()
-        assert run.stat().st_mode & 0o777 == 0o700
-        verify(run / "journal.jsonl")
-        executed = nbformat.read(out, as_version=4)
-        pages = [
-            output.data["text/html"]
-            for cell in executed.cells
-            if cell.cell_type == "code"
-            for output in cell.outputs
-            if "data" in output and "text/html" in output.data
-        ]
-        return Planned(done.returncode, done.stderr, run, pages)
 
-    return execute
+Plans = dict[tuple[str, Path], Future[Planned]]
+
+
+@pytest.fixture(scope="module")
+def plans(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Plans]:
+    """Every chapter that is asked for, side by side; the machine is no Xen host at all."""
+    machine = Sshd(tmp_path_factory.mktemp("sshd"))
+    ours = (item for item in request.session.items if item.path == request.path)
+    told = [item.callspec.params for item in ours if isinstance(item, pytest.Function)]
+    asked = [(str(one["site"]), Path(str(one["chapter"]))) for one in told]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {
+            one: pool.submit(planned_alone, *one, machine, tmp_path_factory.mktemp("plan"))
+            for one in asked
+        }
+        pool.shutdown(cancel_futures=True)
+    machine.stop()
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("site", ["lab", "gentoo"])
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_a_chapter_is_planned_by_papermill_alone(
-    chapter: Path, plan: Callable[[Path], Planned]
-) -> None:
-    planned = plan(chapter)
+def test_a_chapter_is_planned_by_papermill_alone(chapter: Path, site: str, plans: Plans) -> None:
+    planned = plans[site, chapter].result()
     phases = [record["phase"] for record in planned.records]
     assert phases[0] == "open" and "running" not in phases
     if chapter.stem in NEED_A_DISK:
