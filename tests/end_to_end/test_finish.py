@@ -379,7 +379,7 @@ def whole(run: Path) -> bool:
 
 
 def has_the_share(site: Site, guest: str) -> bool:
-    return "/mnt/share/apt" in site.ssh(guest, "findmnt -rn -t nfs4 -o TARGET || :")
+    return "/mnt/share" in site.ssh(guest, "findmnt -rn -t nfs4 -o TARGET || :").splitlines()
 
 
 def test_the_machine_boots_into_xen_by_itself(site: Site) -> None:
