@@ -419,7 +419,7 @@ sed -i "s/^bytes=.*/bytes=$bytes/; s/^modified=.*/modified=$modified/" base.tar.
 
 
 def test_another_image_makes_a_guest_anew_only_by_its_name(site: Site) -> None:
-    for guest in ("domu1", "domu3"):
+    for guest in AUTOSTARTED:
         site.ssh(guest, "echo precious > /root/data")
     site.ssh("", ANOTHER_IMAGE)
     for mode in ("plan", "run"):
@@ -433,7 +433,7 @@ def test_another_image_makes_a_guest_anew_only_by_its_name(site: Site) -> None:
     assert unpacked(site)["status"] == "changed"
     assert list(unpacked(site)["difference"]) == ["domu1"]
     assert site.ssh("domu1", "ls /root/data 2> /dev/null || echo gone") == "gone\n"
-    assert site.ssh("domu3", "cat", "/root/data") == "precious\n"
+    assert site.ssh("domu2", "cat", "/root/data") == "precious\n"
 
 
 def unpacked(site: Site) -> dict[str, Any]:
