@@ -9,8 +9,8 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +43,12 @@ LOOSE = ("failed", "unreachable", "unknown", "aborted")
 """The statuses of an attempt at a step that may have left something running."""
 
 LOOKED = ("ok", "would change", "would be refused")
-"""The statuses of a step that changed nothing: no machine knows more than what its record says."""
+"""The statuses of a step that changed nothing."""
+
+LOOKS_SECONDS = 1.0
+"""Records of steps that changed nothing are put on disk together: those of this time after the last
+was put there wait for the next one. Where the controller loses its power, no more is lost.
+"""
 
 DONE_ALREADY = ("final", "close", *CLOSING)
 """The phases of the records that tell of what was done, which is so even if the disk is full."""
@@ -78,8 +83,7 @@ class Journal:
         self._seq = 0
         self._head = FIRST
         self._full = False
-        self._writer = ThreadPoolExecutor(1)
-        self._on_its_way: Future[None] | None = None
+        self._synced = 0.0
         self._unfinished: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,14 +95,27 @@ class Journal:
     def append(self, **fields: Any) -> dict[str, Any]:
         """Write a record, on disk before this returns; returns the whole record.
 
-        The last record of a step that only looked is on disk before the next one is written.
+        That of a step which changed nothing may wait for the next one (`LOOKS_SECONDS`).
         Raises DiskFull, after a record that says so. A record of what was done already is written
         even then, from the reserve; those that close a run are all that can still be written.
         """
-        with self._lock:
-            self._wait_for_disk()
-            with self._open() as file:
-                return self._append(file, fields)
+        with self._lock, self._open() as file:
+            self._catch_up(file)
+            try:
+                with durable.space(self.folder):
+                    if fields.get("phase") in (*STARTS, "running"):
+                        durable.require(self.folder, STEP_BYTES)
+                    if fields.get("phase") in STARTS:
+                        self._reserve.fill()
+                    record = self._put(file, fields)
+            except DiskFull as full:
+                closing = self._last_words(file, fields, full)
+                if closing is None:
+                    raise
+                record = closing
+            if record.get("phase") == "end":
+                self._reserve.drop()
+        return record
 
     def save_output(self, name: str, data: bytes, suffix: str = ".txt") -> tuple[str, str]:
         """Keep a step's full output on disk; return its path in the run folder and its SHA-256.
@@ -148,12 +165,10 @@ class Journal:
         return pd.DataFrame(self.records()).reindex(columns=COLUMNS)
 
     def head(self) -> str:
-        """The SHA-256 of the last line, which stands for all of the journal; it is on disk then."""
-        with self._lock:
-            self._wait_for_disk()
-            with self._open() as file:
-                self._catch_up(file)
-                return self._head
+        """The SHA-256 of the last line, which stands for all of the journal."""
+        with self._lock, self._open() as file:
+            self._catch_up(file)
+            return self._head
 
     def unfinished(self, chapter: str = "", step: str = "") -> list[dict[str, Any]]:
         """The attempts that may have left something running: of a step, a chapter, or the run.
@@ -183,24 +198,6 @@ class Journal:
         finally:
             os.close(file)
 
-    def _append(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-        self._catch_up(file)
-        try:
-            with durable.space(self.folder):
-                if fields.get("phase") in (*STARTS, "running"):
-                    durable.require(self.folder, STEP_BYTES)
-                if fields.get("phase") in STARTS:
-                    self._reserve.fill()
-                record = self._put(file, fields)
-        except DiskFull as full:
-            closing = self._last_words(file, fields, full)
-            if closing is None:
-                raise
-            record = closing
-        if record.get("phase") == "end":
-            self._reserve.drop()
-        return record
-
     def _catch_up(self, file: int) -> None:
         """Read what others have written since, and record what a crash cut off."""
         size = os.fstat(file).st_size
@@ -225,7 +222,7 @@ class Journal:
 
     def _begin(self) -> None:
         """The names of the journal and its head are on disk before the first record is."""
-        self._write_head(self._head, self._seq, synced=True)
+        self._write_head(synced=True)
         durable.sync(self.folder)
         durable.sync(self.folder.parent)
 
@@ -244,34 +241,19 @@ class Journal:
         # half a character, of a file name that is no UTF-8, must not cost a step its record
         line = text.encode("utf-8", "backslashreplace")
         looked = record.get("phase") == "final" and record.get("status") in LOOKED
+        waits = looked and time.monotonic() < self._synced + LOOKS_SECONDS
         try:
             durable.write(file, line + b"\n")
-            if not looked:
+            if not waits:
                 os.fdatasync(file)
+                self._synced = time.monotonic()
         except BaseException:
             os.ftruncate(file, self._size)
             raise
         self._wrote(line, record)
-        if looked:
-            # the machine is asked the next thing meanwhile
-            written = (self._head, self._seq, self._size)
-            self._on_its_way = self._writer.submit(self._sync, *written)
-        else:
-            self._write_head(self._head, self._seq, record.get("phase") in SYNCED)
+        if not waits:
+            self._write_head(record.get("phase") in SYNCED)
         return record
-
-    def _sync(self, head: str, seq: int, size: int) -> None:
-        """Have all lines up to this size on disk, then name the last one, unless others wrote."""
-        with self._open() as file:
-            os.fdatasync(file)
-            if os.fstat(file).st_size == size:
-                self._write_head(head, seq)
-
-    def _wait_for_disk(self) -> None:
-        written, self._on_its_way = self._on_its_way, None
-        if written is not None:
-            with durable.space(self.folder):
-                written.result()
 
     def _wrote(self, line: bytes, record: dict[str, Any]) -> None:
         self._note(record)
@@ -279,10 +261,10 @@ class Journal:
         self._head = digest(line)
         self._size += len(line) + 1
 
-    def _write_head(self, head: str, seq: int, synced: bool = False) -> None:
+    def _write_head(self, synced: bool) -> None:
         file = os.open(self.folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            durable.write(file, head_line(head, seq))
+            durable.write(file, head_line(self._head, self._seq))
             if synced:
                 os.fdatasync(file)
         except OSError as error:

@@ -167,3 +167,14 @@ class Jupyter:
             {"Authorization": f"token {self._token}", "Content-Type": "application/json"},
         )
         urllib.request.urlopen(request, timeout=SECONDS).close()
+
+
+def shows_its_end(text: Locator) -> bool:
+    """Whether the last line of a text in a box that scrolls is in sight, and not the first ones."""
+    return bool(
+        text.evaluate("""text => {
+            const box = text.parentElement.getBoundingClientRect()
+            const all = text.getBoundingClientRect()
+            return text.scrollHeight <= text.clientHeight + 1 && all.bottom <= box.bottom + 1
+        }""")
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import nbformat
 import pytest
 from playwright.sync_api import Route, expect
-from tests.browser.jupyter import SECONDS, Jupyter
+from tests.browser.jupyter import SECONDS, Jupyter, shows_its_end
 from tests.notebooks.chapters import FOLDER
 from tests.ssh.conftest import wait_until
 from tests.ssh.small import Site
@@ -45,6 +46,24 @@ def open_panel(site: Site, jupyter: Callable[..., Jupyter]) -> Jupyter:
     lab.open("91_panel.ipynb")
     lab.run_to_end(0)
     return lab
+
+
+def test_a_console_shows_its_last_lines(tmp_path: Path, jupyter: Callable[..., Jupyter]) -> None:
+    lines = "\\n".join(f"[{second}] a line of a boot" for second in range(200))
+    show = (
+        "from ipywidgets import HTML\n"
+        "from xenlab.panel.domains import console_box\n"
+        f"HTML(console_box('{lines}\\ndomu3 login: '))"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(show)])
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(notebook, folder / "console.ipynb")
+    lab = jupyter(folder)
+    lab.open("console.ipynb")
+    text = lab.run_to_end(0).locator("pre", has_text="domu3 login:")
+    expect(text).to_be_visible(timeout=SECONDS * 1000)
+    assert shows_its_end(text)
 
 
 def test_output_arrives_while_a_step_runs_and_stays_when_it_is_saved(

@@ -162,7 +162,7 @@ class DomainPanel:
         if name:
             command = Command.argv("tail", "-c", CONSOLE_BYTES, "--", log_path(name))
             text = clean(target.run(command, check=False).stdout)
-            self.console_text.value = _console(text)
+            self.console_text.value = console_box(text)
         else:
             self.console_text.value = ""
 
@@ -297,11 +297,15 @@ def _said(text: str) -> str:
     return f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
 
 
-def _console(text: str) -> str:
-    # turned upside down, the box stays at its end as more comes
+def console_box(text: str) -> str:
+    """The end of what a domain's console says, in a box that scrolls, as HTML."""
+    # turned upside down, the box stays at its end as more comes; JupyterLab would have the text
+    # shrink and scroll by itself instead
     return (
-        '<div style="display: flex; flex-direction: column-reverse; max-height: 24em; '
-        'overflow: auto; background-color: #1f2430; color: #d6dbe6; border-radius: 4px">'
-        '<pre style="font-size: 12px; line-height: 1.4; margin: 0; padding: 8px 10px">'
+        '<div class="xenlab-console" style="display: flex; flex-direction: column-reverse; '
+        "max-height: 24em; overflow: auto; background-color: #1f2430; color: #d6dbe6; "
+        'border-radius: 4px">'
+        '<pre style="flex: none; overflow: visible; font-size: 12px; line-height: 1.4; margin: 0; '
+        'padding: 8px 10px">'
         f"{escape(text)}</pre></div>"
     )
