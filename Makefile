@@ -38,7 +38,7 @@ test-end-to-end: bootstrap-test
 	@$(bin)/pytest --timeout 5400 tests/end_to_end
 
 test-fast: check
-	@$(bin)/pytest tests/unit tests/ssh tests/notebooks
+	@$(bin)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit tests/ssh tests/notebooks
 
 lint: bootstrap
 	@$(bin)/ruff format .
