@@ -35,7 +35,7 @@ ALSO_CALLED = {
 """What the script of a service is called by others: Gentoo, or Debian where its scripts serve."""
 
 # Who has a script of a name takes it; the first of several counts.
-_FIND = """
+FUNCTIONS = """
     script_of() {
         for each in $(printf %s "$1" | tr '|' ' '); do
             if [ -e "/etc/init.d/$each" ]; then printf '%s\\n' "$each"; return; fi
@@ -50,14 +50,16 @@ _FIND = """
     runs() {
         rc-service --quiet -- "$1" status > /dev/null 2>&1
     }
+    # what the boot is just starting (status 8) is waited for
+    started() {
+        until state=0; runs "$1" || state=$?; [ "$state" != 8 ]; do sleep 1; done
+        [ "$state" = 0 ]
+    }
     # rc-service's own --ifstarted and --ifstopped do not see what a script did that is not OpenRC's
     asked() {
         case $1 in
-            start)
-                # what the boot is just starting (status 8) is waited for
-                until state=0; runs "$2" || state=$?; [ "$state" != 8 ]; do sleep 1; done
-                [ "$state" = 0 ] || rc-service -- "$2" start
-                ;;
+            # a boot may begin it after it was looked at: then this start fails, and that one counts
+            start) started "$2" || rc-service -- "$2" start || started "$2" ;;
             stop) ! runs "$2" || rc-service -- "$2" stop ;;
             *) rc-service -- "$2" "$1" ;;
         esac
@@ -116,7 +118,7 @@ class OpenRc:
             script=$(script_of "$1")
             ! runs "$script" || asked reload "$script" || asked restart "$script"
         """
-        return Command.script(_FIND + script, candidates(name))
+        return Command.script(FUNCTIONS + script, candidates(name))
 
     def carrying(self, name: str, process: str, argument: str) -> Resource:
         """The process of a script has an argument; a script of the process's own counts first."""
@@ -141,7 +143,7 @@ class OpenRc:
     def waited(self, folder: str, *names: str) -> Resource:
         """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
         script = (
-            _FIND
+            FUNCTIONS
             + """
             PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
             mountpoint -q -- "$1"; shift
@@ -190,7 +192,7 @@ class OpenRc:
             asked "$2" "$script"
         """
         names = "|".join(candidates(each) for each in name.split("|"))
-        return Command.script(_FIND + script, names, verb)
+        return Command.script(FUNCTIONS + script, names, verb)
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class Scripts(ServiceStates):
             done
         """
         booted = "yes" if self.asked(host) else ""
-        return Command.script(_FIND + script, booted, *map(candidates, self.names))
+        return Command.script(FUNCTIONS + script, booted, *map(candidates, self.names))
 
     def holds(self, boot: str, run: str, asked: bool) -> bool:
         """A script that is not there is disabled, too."""
@@ -254,5 +256,5 @@ class Scripts(ServiceStates):
         """
         now = "yes" if self.asked(host) else ""
         enable = "yes" if self.enabled else ""
-        command = Command.script(_FIND + script, enable, now, *map(candidates, self.names))
+        command = Command.script(FUNCTIONS + script, enable, now, *map(candidates, self.names))
         host.run(command, timeout=START_SECONDS)
