@@ -108,6 +108,19 @@ def fresh(parameters: str, name: str, folder: Path, **keys: Any) -> Iterator[Sit
     assert second_disk.digest(second) == before, "a step wrote to another disk"
 
 
+def with_one_guest(name: str, guest: str, folder: Path) -> Iterator[Site]:
+    """A lab called ``name`` as in `fresh`: the committed site with one of its guests alone."""
+    lab = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
+    alone = {
+        "domains": [d for d in lab["domains"] if d["name"] == guest],
+        "lan_guests": [g for g in lab["lan_guests"] if g["name"] == guest],
+        "autostart": [guest],
+        "shared_usr": [],
+        "guest_exports": [],
+    }
+    yield from fresh("lab", name, folder, **alone)
+
+
 def statuses(run: Path) -> dict[str, str]:
     """How each step of a run ended, by its number and title."""
     finals = (r for r in Journal(run).records() if r["phase"] == "final")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.notebooks.chapters import FOLDER, code_cells
-from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, fresh, statuses, wait_until
+from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, statuses, wait_until, with_one_guest
 
 from xenlab import runs
 from xenlab.journal import Journal, verify
@@ -46,15 +46,7 @@ Place = tuple[int, int]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The committed lab's site with its first guest alone."""
-    lab = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
-    alone = {
-        "domains": [d for d in lab["domains"] if d["name"] == GUEST],
-        "lan_guests": [g for g in lab["lan_guests"] if g["name"] == GUEST],
-        "autostart": [GUEST],
-        "shared_usr": [],
-        "guest_exports": [],
-    }
-    yield from fresh("lab", "power-cuts", tmp_path_factory.mktemp("site"), **alone)
+    yield from with_one_guest("power-cuts", GUEST, tmp_path_factory.mktemp("site"))
 
 
 def place(number: str) -> Place:

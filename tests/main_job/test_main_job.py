@@ -9,17 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-import yaml
 from tests.whole_lab import (
     CHAPTERS,
     HOUR,
-    ROOT,
     Site,
     commands_of,
-    fresh,
     killed,
     power_cycled,
     statuses,
+    with_one_guest,
     without_record,
 )
 
@@ -40,15 +38,7 @@ MOST_COMMANDS = 229
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The committed lab's site with its first guest alone."""
-    lab = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
-    alone = {
-        "domains": [d for d in lab["domains"] if d["name"] == GUEST],
-        "lan_guests": [g for g in lab["lan_guests"] if g["name"] == GUEST],
-        "autostart": [GUEST],
-        "shared_usr": [],
-        "guest_exports": [],
-    }
-    yield from fresh("lab", "main-job", tmp_path_factory.mktemp("site"), **alone)
+    yield from with_one_guest("main-job", GUEST, tmp_path_factory.mktemp("site"))
 
 
 def test_a_run_killed_in_chapter_09_is_taken_up_again(site: Site) -> None:

@@ -18,9 +18,6 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from xenlab.lab import relay, sources, tools
 from xenlab.lab.cache import write_atomic
 
-DEFAULT = ("http://deb.debian.org/debian", "http://security.debian.org/debian-security")
-"""Where mmdebstrap, and so a stage, has its packages from if this machine has no Debian mirror."""
-
 SETTINGS, STARTER = "relay.json", "relay"
 _OPTION = re.compile(r'^(Acquire::https?::Proxy(?:::\S+)?) "(.*)";$')
 _DIRECT = ("", "DIRECT", "false")
@@ -29,10 +26,10 @@ _DIRECT = ("", "DIRECT", "false")
 def write(folder: Path) -> None:
     """Write what the relay lets through now, and the script that starts it, into a lab's folder.
 
-    Raises LabError if apt cannot be asked.
+    That is nothing where this machine has no Debian mirror itself: a lab there needs its network
+    open. Raises LabError if apt cannot be asked.
     """
-    entries = sources.debian_sources()
-    listed = [entry.split()[1] for entry in entries] or list(DEFAULT)
+    listed = [entry.split()[1] for entry in sources.debian_sources()]
     found = mirrors(listed, tools.output(["apt-config", "dump"]), _logins(), os.environ)
     write_atomic(folder / SETTINGS, json.dumps(found, indent=2) + "\n")
     # QEMU takes the line that it runs apart at each blank

@@ -195,7 +195,7 @@ def allowed(mirrors: list[dict[str, str]], url: SplitResult) -> dict[str, str]:
     raise Refusal(
         403,
         f"{place(url)}{url.path} is below no package mirror that the controller itself uses: "
-        "the relay of the lab fetches from those alone",
+        "the relay of the lab fetches from those alone (all is open after: xenlab lab up --open)",
     )
 
 
