@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +102,20 @@ class TestKnownBy:
     def test_what_another_disk_says_too_is_no_identity(self) -> None:
         found = parse_identity(recorded().replace("XENLAB-SECOND", "XENLAB-DISKS"))
         assert [kind for kind, _ in found.known_by] == ["GPT disk GUID", "path and size"]
+
+    def test_a_disk_that_goes_while_it_is_looked_at_ends_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # lsblk is the real one, with a disk more in its list than is there a moment later
+        real = shutil.which("lsblk")
+        late = tmp_path / "lsblk"
+        late.write_text(
+            f'#!/bin/sh\n[ "$*" != "-d -n -p -o KNAME" ] || echo /dev/gone\nexec {real} "$@"\n'
+        )
+        late.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(BadInput, match="there is no block device /dev/no-disk"):
+            identified(HOST, "/dev/no-disk")
 
     @given(serial=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))
     def test_any_serial_is_read_as_it_stands(self, serial: str) -> None:

@@ -50,7 +50,8 @@ if [ -b "$own" ]; then own=$(disk_of "$own"); identity "$own"; fi
 lsblk -d -n -p -o KNAME | while read -r other; do
     [ "$other" != "$own" ] || continue
     echo '{SECTION}other'
-    identity "$other"
+    # a disk that was pulled out meanwhile, or a loop device that is gone, is nobody's twin
+    identity "$other" || :
 done
 """
 """Shell text that looks at all disks, and at the one of the device "$1" first."""
