@@ -3,7 +3,7 @@ SHELL := /bin/bash
 bin := .venv/bin
 root := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-fast lint check clean bootstrap bootstrap-test
+.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-fast lint check clean bootstrap bootstrap-docs bootstrap-test
 
 help:
 	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
@@ -26,7 +26,7 @@ jupyter: bootstrap
 	@$(bin)/jupyter lab $(root) --ServerApp.root_dir=notebooks \
 		--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
-docs: bootstrap
+docs: bootstrap-docs
 	@$(bin)/python docs/collect.py
 	@$(bin)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
@@ -40,7 +40,7 @@ test-end-to-end: bootstrap-test
 test-fast: check
 	@$(bin)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit tests/ssh tests/notebooks
 
-lint: bootstrap
+lint: bootstrap-test
 	@$(bin)/ruff format .
 	@$(bin)/ruff check --fix .
 
@@ -59,6 +59,9 @@ clean:
 
 bootstrap:
 	@scripts/bootstrap
+
+bootstrap-docs:
+	@scripts/bootstrap docs
 
 bootstrap-test:
 	@scripts/bootstrap test
