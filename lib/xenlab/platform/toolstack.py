@@ -158,7 +158,7 @@ class Xl:
         return DomainRunning(name, self.config_path(name), console)
 
     def all_running(self, names: Sequence[str]) -> Resource:
-        """``xl create`` for one after the other."""
+        """``xl create -p`` for one after the other, then ``xl unpause`` for all."""
         return DomainsRunning(tuple((name, self.config_path(name)) for name in names))
 
     def console(self, name: str) -> Resource:

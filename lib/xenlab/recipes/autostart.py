@@ -20,13 +20,15 @@ from xenlab.platform.toolstack import Toolstack
 from xenlab.recipes.action import found_domains
 from xenlab.resources.autostart import FOLDER
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.domain import DOM0_WEIGHT
 from xenlab.resources.domain_state import RUNNING
 from xenlab.resources.running_xen import wait_for_toolstack
 from xenlab.resources.shown import Shown
 
 BACK_SECONDS = 1800.0
 """How long the guests may take to be there again after a boot, in seconds."""
+
+DOM0_WEIGHT = 1024
+"""Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
 
 SAVED = "/var/lib/xen/save"
 

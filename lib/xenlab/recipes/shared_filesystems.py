@@ -97,14 +97,14 @@ def fetched_once(book: Chapter) -> list[Resource]:
     return [book.packages.stored(*wanted)] if wanted else []
 
 
-def installed_from_share(book: Chapter) -> list[Resource]:
+def installed_from_share(book: Chapter) -> dict[str, Resource]:
     """The guests install them from the share; nothing is fetched or built again.
 
     But for those whose /usr is the share's (chapter 15).
     """
-    wanted = book.packages.from_store(*book.site.shared_packages)
-    own = [g for g in book.site.lan_guests if g.name not in book.site.shared_usr]
-    return [Elsewhere(g.name, book.guest(g.name), wanted) for g in own if book.site.shared_packages]
+    site = book.site
+    wanted = book.packages.from_store(*site.shared_packages) if site.shared_packages else None
+    return _on_guests(book, lambda guest: None if guest.name in site.shared_usr else wanted)
 
 
 def swapping(book: Chapter) -> dict[str, Resource]:

@@ -31,20 +31,18 @@ GONE_SECONDS = 60
 """How long a domain that is being taken down may still be there."""
 
 NOTES = "/run/xenlab"
-DOM0_WEIGHT = 1024
-"""Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
-
 # The hotplug scripts never get their lock without a standard input. They have 40 seconds each,
 # fixed in libxl, which then takes the domain away again: on a busy machine another try helps.
 _CREATE = """
 config=$1 log=$2 note=$3
+shift 3
 mkdir -p -- "${note%/*}"
 log_size "$log" > "$note"
 out=$(mktemp)
 trap 'rm -f -- "$out"' EXIT
 for try in 1 2 3; do
     status=0
-    env -u XENLAB_STEP xl create "$config" < /dev/null > "$out" 2>&1 || status=$?
+    env -u XENLAB_STEP xl create "$@" "$config" < /dev/null > "$out" 2>&1 || status=$?
     cat -- "$out" >&2
     [ "$status" != 0 ] || exit 0
     grep -q 'killing execution of .* because of timeout' "$out" || break
@@ -121,7 +119,7 @@ class DomainRunning(Resource):
 
 @dataclass(frozen=True)
 class DomainsRunning(Resource):
-    """Domains that run: created one after the other, then each followed up to its login prompt.
+    """Domains that run: created one after the other, let go, each followed up to its prompt.
 
     ``configs`` are pairs of a domain's name and its configuration file.
     """
@@ -144,14 +142,18 @@ class DomainsRunning(Resource):
         return Difference("; ".join(_to_do(host, *each) for each in idle))
 
     def apply(self, host: Host, report: Report) -> None:
-        """Create those that do not run, and watch them boot at the same time.
+        """Create those that do not run, let all go, and watch them boot at the same time.
 
         A creation runs scripts in dom0 that have 40 seconds each, fixed in libxl: guests that
-        boot meanwhile must not take dom0 the processor.
+        boot meanwhile must not take dom0 the processor, so each is paused at first.
         """
-        weight = Command.argv("xl", "sched-credit2", "-d", "Domain-0", "-w", DOM0_WEIGHT)
-        host.run(weight, check=False)
-        created = [name for name, config in self.configs if _brought_up(host, name, config, report)]
+        created = [
+            name
+            for name, config in self.configs
+            if _brought_up(host, name, config, report, options=("-p",))
+        ]
+        for name in created:
+            _let_go_on(host, name, report)
         for name in created:
             _watch(host, name, self.seconds, report)
 
@@ -166,19 +168,25 @@ def _to_do(host: Host, name: str, config: str, found: Domain | None) -> str:
     return f"create {name} from {config} again: domain {found.id} is {found.state}{words}"
 
 
-def _brought_up(host: Host, name: str, config: str, report: Report) -> bool:
-    """Make a domain run; whether it was created, so that its boot is to be seen."""
+def _brought_up(
+    host: Host, name: str, config: str, report: Report, options: tuple[str, ...] = ()
+) -> bool:
+    """Make a domain run; whether it was created, with options, so that its boot is to be seen."""
     found = domain(host, name)
     if found is not None and found.runs:
         return False
     if found is not None and found.state == PAUSED:
-        report(f"letting {name} go on")
-        host.run(Command.argv("xl", "unpause", name))
+        _let_go_on(host, name, report)
         return False
     if found is not None:
         _taken_away(host, found, report)
-    _create(host, name, config, report)
+    _create(host, name, config, options, report)
     return True
+
+
+def _let_go_on(host: Host, name: str, report: Report) -> None:
+    report(f"letting {name} go on")
+    host.run(Command.argv("xl", "unpause", name))
 
 
 def _taken_away(host: Host, found: Domain, report: Report) -> None:
@@ -194,9 +202,10 @@ def _taken_away(host: Host, found: Domain, report: Report) -> None:
         )
 
 
-def _create(host: Host, name: str, config: str, report: Report) -> None:
+def _create(host: Host, name: str, config: str, options: tuple[str, ...], report: Report) -> None:
     report(f"creating {name}")
-    command = Command.script(FOLLOW + _CREATE, config, log_path(name), _console_note(name))
+    values = (config, log_path(name), _console_note(name), *options)
+    command = Command.script(FOLLOW + _CREATE, *values)
     host.run(command, timeout=CREATE_SECONDS)
 
 
@@ -232,8 +241,7 @@ class DomainStopped(Resource):
         if found is None:
             return
         if found.state == PAUSED:
-            report(f"letting {self.name} go on, so that it can shut down")
-            host.run(Command.argv("xl", "unpause", self.name))
+            _let_go_on(host, self.name, report)
         elif not found.runs:
             _taken_away(host, found, report)
             return
