@@ -420,6 +420,7 @@ sed -i "s/^bytes=.*/bytes=$bytes/; s/^modified=.*/modified=$modified/" base.tar.
 
 def test_another_image_makes_a_guest_anew_only_by_its_name(site: Site) -> None:
     for guest in AUTOSTARTED:
+        wait_until(partial(site.answers, guest), seconds=1800, what=f"{guest} answers")
         site.ssh(guest, "echo precious > /root/data")
     site.ssh("", ANOTHER_IMAGE)
     for mode in ("plan", "run"):
