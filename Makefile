@@ -51,6 +51,7 @@ check: bootstrap-test
 	@$(bin)/ruff format --check .
 	@$(bin)/ruff check .
 	@$(bin)/mypy
+	@$(bin)/lint-imports --no-cache
 
 clean:
 	@if [ -x $(bin)/xenlab ]; then $(bin)/xenlab lab down; fi

@@ -10,7 +10,7 @@ from bench.processor import Sample
 from bench.timeline import Lane, Run, Span
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from xenlab.card import duration
+from xenlab.chapter.card import duration
 
 WIDTH, LABELS, RIGHT = 1180, 220, 28
 """The picture's width, and how much of it is left and right of the time axis."""

@@ -42,10 +42,11 @@ sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
 from bench import chart, events, measure, processor, replay, timeline  # noqa: E402
 from bench.measure import Stopped  # noqa: E402
 
-from xenlab import runs  # noqa: E402
 from xenlab.errors import XenlabError  # noqa: E402
 from xenlab.journal import Journal  # noqa: E402
-from xenlab.lab import Lab, stage  # noqa: E402
+from xenlab.runs import folder as runs  # noqa: E402
+from xenlab_lab import stage  # noqa: E402
+from xenlab_lab.lab import Lab  # noqa: E402
 
 LIMIT = 1.15
 TURNS = ("before", "after")

@@ -21,9 +21,10 @@ from typing import Any
 
 from bench import chart, processor, timeline
 
-from xenlab import expected, runs
+from xenlab.cache import PHASES, load_phases
 from xenlab.journal import Reader
-from xenlab.lab import phases
+from xenlab.runs import expected
+from xenlab.runs import folder as runs
 
 COLD, WARM, SECOND = "nothing cached", "caches warm, an empty disk", "a second run"
 CASES = (COLD, WARM, SECOND)
@@ -99,7 +100,7 @@ class Turn:
             self._call("make", "lab")
         ended = datetime.now(UTC).timestamp()
         # a chart looks for it beside the runs
-        (shelf / phases.NAME).write_bytes((self.cache / phases.NAME).read_bytes())
+        (shelf / PHASES).write_bytes((self.cache / PHASES).read_bytes())
         if not (self.folder / "accel").exists():
             (self.folder / "accel").write_text(self.accelerated())
         return lasted(case, runs.find(shelf, "last"), began, ended)
@@ -139,7 +140,7 @@ def lasted(case: str, run: Path, began: float, ended: float) -> Lasted:
     found.ends[IN_ALL] = ended - began
     for state in runs.states(run):
         found.chapters[state.name] = expected.own_seconds(state)
-    for phase in phases.load(run.parent):
+    for phase in load_phases(run.parent):
         # a boot in a chapter is a part of that; what the shell writes down has whole seconds
         if int(began) <= phase.began and phase.ended and phase.what not in found.phases:
             found.phases[phase.what] = phase.ended - phase.began

@@ -35,13 +35,13 @@ sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
 
 from tests.ssh.conftest import Sshd  # noqa: E402
 
-from xenlab.chapter import Chapter  # noqa: E402
+from xenlab.chapter.chapter import Chapter  # noqa: E402
+from xenlab.chapter.step import Silent  # noqa: E402
 from xenlab.host import Host  # noqa: E402
 from xenlab.journal import Journal, verify  # noqa: E402
-from xenlab.parameters import Parameters, Ssh  # noqa: E402
 from xenlab.resources.base import Difference, Report, Resource  # noqa: E402
-from xenlab.ssh import SSH  # noqa: E402
-from xenlab.view import Silent  # noqa: E402
+from xenlab.site.schema import Parameters, Ssh  # noqa: E402
+from xenlab.transport.ssh import SSH  # noqa: E402
 
 STEPS = 20
 PROBE = "test -e /proc/self"

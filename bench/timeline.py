@@ -1,6 +1,6 @@
 """What there is to draw of a run: its chapters, steps, kernels and boots, each with its times.
 
-It is read from the run's journal. `xenlab.lab.phases` tells what `make lab` did before and beside
+It is read from the run's journal. `xenlab.cache` tells what `make lab` did before and beside
 it, `bench.processor` how busy the machine was: both stand beside the run's folder, if anywhere.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 from bench import processor
 from bench.processor import Sample
 
+from xenlab import cache
 from xenlab.errors import BadInput
 from xenlab.journal import Reader
-from xenlab.lab import phases
 
 DOM0 = "dom0"
 GAP_SECONDS = 60.0
@@ -77,7 +77,7 @@ def load(folder: Path) -> Run:
     steps = list(_steps(records))
     chapters = _chapters(records, steps)
     begin, end = _time(records[0]), _time(records[-1])
-    before, kernels = _beside(phases.load(folder.parent), begin, end)
+    before, kernels = _beside(cache.load_phases(folder.parent), begin, end)
     boots = [Lane("boots of dom0", _boots(records)), Lane("boots of guests", _guests(records))]
     lanes = [*before, *chapters, *kernels, *(lane for lane in boots if lane.whole)]
     begin = min([begin, *(span.begin for lane in lanes for span in lane.whole)])
@@ -113,11 +113,11 @@ def _chapters(
 
 
 def _beside(
-    found: Sequence[phases.Phase], begin: float, end: float
+    found: Sequence[cache.Phase], begin: float, end: float
 ) -> tuple[list[Lane], list[Lane]]:
     """Lanes of what led up to a run without a gap, and of the kernels built meanwhile."""
     spans = [Span(phase.what, phase.began, phase.ended) for phase in found if phase.ended]
-    names = phases.KERNELS.values()
+    names = cache.KERNELS.values()
     kernels = [span for span in spans if span.name in names and begin < span.end <= end]
     before: list[Span] = []
     for span in sorted(spans, key=lambda span: span.end, reverse=True):

@@ -12,10 +12,10 @@ from pathlib import Path
 import nbformat
 from then_and_now import page
 
-from xenlab import runs
-from xenlab.chain import read
+from xenlab.durable import kept_file
 from xenlab.errors import BadInput, XenlabError
-from xenlab.runfolder import kept_file
+from xenlab.journal import read_chain
+from xenlab.runs import folder as runs
 
 HERE = Path(__file__).parent
 CHAPTERS = HERE / "chapters"
@@ -63,7 +63,7 @@ def collect(run: Path) -> None:
         started=runs.read(run)["started"][:10],
         run=run.name,
         seconds=sum(step.seconds for state in states for step in state.steps),
-        head=read(run / "journal.jsonl").head[:16],
+        head=read_chain(run / "journal.jsonl").head[:16],
         names="\n".join(state.name for state in states),
     )
     (CHAPTERS / "index.md").write_text(text)

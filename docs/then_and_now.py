@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from xenlab import parameters, rendering
-from xenlab.rendering import Artefact
+from xenlab.runs.report import Artefact, render_files
+from xenlab.site import schema as parameters
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "notebooks"
@@ -34,7 +34,7 @@ def page() -> str:
     """The page as MyST markdown."""
     statements: dict[str, str] = yaml.safe_load((HERE / "statements.yaml").read_text())
     then: dict[str, list[Artefact]] = defaultdict(list)
-    for artefact in rendering.render(parameters.load(SITE)):
+    for artefact in render_files(parameters.load(SITE)):
         then[artefact.chapter].append(artefact)
     parts = [INTRODUCTION]
     for place in sorted(NOTEBOOKS.glob("[0-8]*.ipynb")):

@@ -1,5 +1,5 @@
 # Sourced: long things, each said when it begins, while it goes on and when it ends, and written down
-# for the next time (lib/xenlab/lab/phases.py reads the same file).
+# for the next time (lib/xenlab/cache.py reads the same file).
 began=${XENLAB_BEGAN:-$(date +%s)}
 record=${XENLAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xenlab}/phases.jsonl
 figures=lib/xenlab/data/expected-seconds.json

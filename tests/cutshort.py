@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from xenlab.local import Local
+from xenlab.transport.local import Local
 
 
 class CutShort(Local):

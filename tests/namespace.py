@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from xenlab.command import Command
-from xenlab.local import Local
+from xenlab.transport.local import Local
 
 
 class Namespace(Local):

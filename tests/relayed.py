@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlab.lab import mirrors, relay
+from xenlab_lab import mirrors, relay
 
 PROGRAM = Path(relay.__file__)
 

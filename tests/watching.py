@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from xenlab.command import Command, Secret
+from xenlab.command import Command
+from xenlab.masking import Secret
 
 
 @dataclass

@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from tests.lab import second_disk
 
-from xenlab.chapter import NOTHING
+from xenlab.cache import cache_root
+from xenlab.chapter.chapter import NOTHING
 from xenlab.journal import Journal
-from xenlab.lab import Lab
-from xenlab.lab.cache import cache_root
-from xenlab.parameters import load
+from xenlab.site.schema import load
+from xenlab_lab.lab import Lab
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks").glob("[01]?_*.ipynb"))

@@ -80,8 +80,8 @@ class Recorder:
 
 def record(folder: Path) -> None:
     """Record what this process does from now on."""
-    from xenlab.local import Local
-    from xenlab.ssh import SSH
+    from xenlab.transport.local import Local
+    from xenlab.transport.ssh import SSH
 
     recorder = Recorder(folder)
     recorder.watch(SSH, "run", "execute")

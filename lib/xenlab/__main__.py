@@ -1,5 +1,5 @@
 """``python -m xenlab``: the same as the program ``xenlab``."""
 
-from xenlab.cli import main
+from xenlab.cli.cli import main
 
 main()

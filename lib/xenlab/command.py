@@ -6,11 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xenlab.masking import MASK as MASK
-from xenlab.masking import MaskedStream as MaskedStream
-from xenlab.masking import Secret as Secret
-from xenlab.masking import mask as mask
-from xenlab.masking import mask_bytes as mask_bytes
+from xenlab.masking import Secret, mask
 
 
 @dataclass(frozen=True)

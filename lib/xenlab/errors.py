@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xenlab.command import Result, Secret, mask
+from xenlab.command import Result
+from xenlab.masking import Secret, mask
 
 
 class XenlabError(Exception):

@@ -16,8 +16,9 @@ from tests.notebooks.chapters import FOLDER
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.lab import Lab
-from xenlab.ssh import SSH, Target
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
+from xenlab_lab.lab import Lab
 
 NAME = "m-consent"
 SERIAL = "XENLAB-M-CONSENT"

@@ -14,8 +14,8 @@ import pytest
 from tests.end_to_end.conftest import NAME
 from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, statuses
 
-from xenlab import runs
-from xenlab.lab import Lab
+from xenlab.runs import folder as runs
+from xenlab_lab.lab import Lab
 
 GUESTS = ("domu1", "domu2", "domu3")
 

@@ -23,10 +23,11 @@ import yaml
 from tests.end_to_end.conftest import NAME
 from tests.whole_lab import HOUR, Site, power_cycled, statuses, wait_until, without_record
 
-from xenlab import runs
 from xenlab.journal import Journal
-from xenlab.lab import Lab, qmp
-from xenlab.lab.sources import SUITE
+from xenlab.runs import folder as runs
+from xenlab_lab.lab import Lab
+from xenlab_lab.machine import qmp_execute
+from xenlab_lab.mirrors import SUITE
 
 LAN = bytes((10, 66, 0))
 LAN_MACS = tuple(bytes.fromhex(f"00163e66020{number}") for number in (1, 2, 3))
@@ -144,7 +145,7 @@ def test_no_frame_of_the_internal_lan_leaves_the_machine(site: Site, tmp_path: P
         "netdev": "net0",
         "file": str(capture),
     }
-    qmp.execute(qemu(), "object-add", seconds=60, **dump)
+    qmp_execute(qemu(), "object-add", seconds=60, **dump)
     try:
         site.ssh("domu1", "ip neigh flush dev eth1; ping -n -c 5 10.66.0.12")
         site.ssh("domu3", "ping -n -c 3 10.66.0.1")
@@ -152,7 +153,7 @@ def test_no_frame_of_the_internal_lan_leaves_the_machine(site: Site, tmp_path: P
         assert int(site.ssh("domu1", read)) > 10_000
         site.ssh("domu1", "ping -n -c 1 10.0.2.2")
     finally:
-        qmp.execute(qemu(), "object-del", id="outside")
+        qmp_execute(qemu(), "object-del", id="outside")
     outside = frames(capture)
     assert len(outside) > 20, "the capture holds nothing"
     assert any(bytes((10, 0, 2, 2)) in frame for frame in outside)
@@ -235,11 +236,11 @@ def test_with_the_uplink_cut_a_guest_installs_what_dom0_fetched(site: Site) -> N
 
     site.ssh("", detached(REPEAT))
     site.ssh("domu3", detached(WITHOUT_UPLINK))
-    qmp.execute(qemu(), "set_link", name="net0", up=False)
+    qmp_execute(qemu(), "set_link", name="net0", up=False)
     try:
         wait_until(lambda: TOLD in told(), seconds=900, what="the guest has installed it")
     finally:
-        qmp.execute(qemu(), "set_link", name="net0", up=True)
+        qmp_execute(qemu(), "set_link", name="net0", up=True)
     assert f"{TOLD} 0" in told(), site.ssh("domu3", "cat /root/detached.log")
     assert site.ssh("domu3", "hello").strip() == "Hello, world!"
 
@@ -270,12 +271,12 @@ def test_a_broken_uplink_setting_is_rolled_back_in_time(site: Site) -> None:
             lambda: SWITCHING in site_log()[before:], seconds=HOUR, what="the switch-over has begun"
         )
         # what a port of a switch does that allows one MAC address only
-        qmp.execute(qemu(), "set_link", name="net0", up=False)
+        qmp_execute(qemu(), "set_link", name="net0", up=False)
         wait_until(
             lambda: BACK in site_log()[before:], seconds=600, what="the machine has gone back"
         )
     finally:
-        qmp.execute(qemu(), "set_link", name="net0", up=True)
+        qmp_execute(qemu(), "set_link", name="net0", up=True)
         thread.join()
     assert outcome[0].startswith("1\n"), outcome[0]
     assert "was rolled back, the former network is back" in outcome[0]

@@ -16,7 +16,7 @@ from tests.end_to_end.test_jupyter import notebooks_of
 from tests.notebooks.chapters import NOTEBOOKS
 from tests.whole_lab import ROOT, Site
 
-from xenlab import runs
+from xenlab.runs import folder as runs
 
 MIB = 1 << 20
 

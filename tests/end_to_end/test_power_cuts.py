@@ -21,9 +21,9 @@ import yaml
 from tests.notebooks.chapters import FOLDER, code_cells
 from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, statuses, wait_until, with_one_guest
 
-from xenlab import runs
 from xenlab.journal import Journal, verify
-from xenlab.lab import Lab
+from xenlab.runs import folder as runs
+from xenlab_lab.lab import Lab
 
 # each wait below has its own deadline
 pytestmark = pytest.mark.timeout(4 * 3600)

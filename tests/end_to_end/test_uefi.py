@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from tests.whole_lab import HOUR, Site, wait_until
 
-from xenlab.lab import Lab, kvm
-from xenlab.lab.machine import Machine
+from xenlab_lab.lab import Lab
+from xenlab_lab.machine import Machine, kvm_usable
 
 FIRMWARE = Path("/usr/share/OVMF")
 GUEST = "domu1"
@@ -54,7 +54,7 @@ class Elsewhere:
         self._config = config
         port = re.search(r"Port (\d+)", config.read_text())
         assert port is not None
-        accel = "kvm" if kvm.usable() else "tcg"
+        accel = "kvm" if kvm_usable() else "tcg"
         assert machine.start(None, accel=accel, port=int(port[1])) == int(port[1])
 
     def answers(self, domain: str) -> bool:
@@ -77,14 +77,14 @@ def elsewhere(site: Site) -> Iterator[Elsewhere]:
     # a folder with a short name: a socket's path has at most 107 bytes
     with tempfile.TemporaryDirectory(prefix="uefi") as place:
         machine = UefiMachine(Path(place), site.name)
-        overlay = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", lab.machine.disk]
+        overlay = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(lab.machine.disk)]
         subprocess.run(["qemu-img", *overlay, machine.disk], check=True)
         program = machine.folder / "esp/EFI/BOOT/BOOTX64.EFI"
         program.parent.mkdir(parents=True)
         menu = machine.folder / "menu"
         menu.write_text(MENU)
         into = f"boot/grub/grub.cfg={menu}"
-        made = ["grub-mkstandalone", "-O", "x86_64-efi", "-o", program, into]
+        made = ["grub-mkstandalone", "-O", "x86_64-efi", "-o", str(program), into]
         subprocess.run(made, check=True)
         yield Elsewhere(machine, site.ssh_config)
         machine.quit()

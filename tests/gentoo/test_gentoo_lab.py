@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from tests.whole_lab import Site, fresh, power_cycled, wait_until
 
-from xenlab import runs
+from xenlab.runs import folder as runs
 
 GUESTS = ("domu1", "domu2", "domu3")
 AUTOSTARTED = ["domu1", "domu2"]

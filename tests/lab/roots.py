@@ -8,7 +8,7 @@ from tests.namespace import Namespace
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.lab.portage_stage import portage_stage
+from xenlab_lab.stage import portage_stage
 
 UNPACK = """
     mount -t tmpfs -o mode=755 none "$1"

@@ -8,9 +8,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from xenlab.parameters import Parameters
-from xenlab.recipes.disk import file_systems, partition_table
+from xenlab.chapters.disk import file_systems, partition_table
 from xenlab.resources.disk import Partition
+from xenlab.site.schema import Parameters
 
 OTHER_MIB = 16
 SECTOR = 512

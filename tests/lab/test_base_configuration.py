@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 from tests.lab.roots import Roots, quiet
 
-from xenlab import parameters
-from xenlab.chapter import Chapter
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapters import shared_filesystems as sharing
+from xenlab.chapters.configuration import log_written, waiting
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import Apt
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
-from xenlab.recipes import shared_filesystems as sharing
-from xenlab.recipes.base_configuration import log_written, waiting
 from xenlab.resources.base import Resource
+from xenlab.site import schema as parameters
 
 # the stage is built first, where it is not in the cache
 pytestmark = pytest.mark.timeout(2400)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from tests.whole_lab import Site, fresh, statuses
 
-from xenlab import runs
-from xenlab.lab import Lab
+from xenlab.runs import folder as runs
+from xenlab_lab.lab import Lab
 
 NAME = "destroying"
 MADE = ("dom0", "domu1", "domu2", "domu3")

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from xenlab.errors import BadInput, LabError
-from xenlab.lab import Lab
-from xenlab.lab.sources import SUITE
+from xenlab_lab.lab import Lab
+from xenlab_lab.mirrors import SUITE
 
 NAME = "m-one"
 OTHER = "m-two"
@@ -167,7 +167,7 @@ def test_files_of_the_lab_are_private(lab: Lab) -> None:
 
 
 def test_console_is_on_file_and_can_be_joined(lab: Lab) -> None:
-    code = f"from xenlab.lab import Lab; Lab({NAME!r}).attach()"
+    code = f"from xenlab_lab.lab import Lab; Lab({NAME!r}).attach()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
@@ -237,7 +237,7 @@ def test_two_labs_side_by_side(lab: Lab) -> None:
 
 def test_a_second_command_on_the_same_lab_is_refused(lab: Lab) -> None:
     code = (
-        f"import sys; from xenlab.lab import Lab; it = Lab({NAME!r})\n"
+        f"import sys; from xenlab_lab.lab import Lab; it = Lab({NAME!r})\n"
         "with it._alone(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -279,7 +279,7 @@ def test_a_taken_port_is_replaced_and_the_pins_follow(lab: Lab) -> None:
 def test_an_interrupted_up_leaves_no_process(lab: Lab, number: signal.Signals) -> None:
     other = make(OTHER)
     try:
-        code = f"from xenlab.lab import Lab; Lab({OTHER!r}, memory={MEMORY}, disk_gib=2).up()"
+        code = f"from xenlab_lab.lab import Lab; Lab({OTHER!r}, memory={MEMORY}, disk_gib=2).up()"
         with subprocess.Popen(
             # A test run started in the background hands an ignored SIGINT down.
             preexec_fn=partial(signal.signal, number, signal.SIG_DFL),

@@ -8,12 +8,12 @@ from tests.lab.roots import Roots, quiet
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.platform.daemon import parse_failed
+from xenlab.platform.base import parse_failed
 from xenlab.platform.interfaces import Netifrc
 from xenlab.platform.openrc import OpenRc
 from xenlab.resources.base import Resource
 from xenlab.resources.files import File
-from xenlab.resources.sshd import SshdSettings
+from xenlab.resources.ssh_access import SshdSettings
 
 # the stage is built first, where it is not in the cache
 pytestmark = pytest.mark.timeout(2400)

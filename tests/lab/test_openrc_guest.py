@@ -7,21 +7,22 @@ from collections.abc import Iterator
 import pytest
 from tests.lab.roots import Roots, quiet
 
-from xenlab import parameters
+from xenlab.cache import cache_root
+from xenlab.chapters import network
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.lab import cpio, media, tools
-from xenlab.lab.access import DOM0, Access
-from xenlab.lab.cache import cache_root
-from xenlab.lab.machine import Direct, Machine
-from xenlab.lab.reach import wait_for_ssh
-from xenlab.platform.guestsystem import GuestSettings, guest_system
+from xenlab.platform.interfaces import GuestSettings, guest_system
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
-from xenlab.recipes import network
-from xenlab.resources.early_boot import needed_before
-from xenlab.resources.lan import LanDevices
-from xenlab.ssh import SSH, Target
+from xenlab.resources.network import LanDevices
+from xenlab.resources.shared_usr import needed_before
+from xenlab.site import schema as parameters
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
+from xenlab_lab import media, tools
+from xenlab_lab.access import DOM0, Access, wait_for_ssh
+from xenlab_lab.machine import Direct, Machine
+from xenlab_lab.media import CpioWriter
 
 # stage and rescue system are built first, where they are not in the cache
 pytestmark = pytest.mark.timeout(3600)
@@ -68,7 +69,7 @@ class Guest:
         self.initrd = self.folder / "rescue.img"
         self.access.key_archive(self.initrd, image)
         with self.initrd.open("ab") as out:
-            archive = cpio.Writer(out)
+            archive = CpioWriter(out)
             archive.file("init", INIT, mode=0o755)
             archive.close()
         self.direct = Direct(kernel, self.initrd)

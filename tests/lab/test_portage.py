@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 from tests.lab.roots import Roots, quiet
 
-from xenlab import parameters
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.portage import Portage
-from xenlab.resources.relocated import Relocated
+from xenlab.resources.files import Relocated
+from xenlab.site import schema as parameters
 
 # the stage is built first, where it is not in the cache
 pytestmark = pytest.mark.timeout(2400)

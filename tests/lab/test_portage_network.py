@@ -14,11 +14,11 @@ import pytest
 from tests.lab.roots import Roots, quiet
 from tests.relayed import relayed
 
-from xenlab import parameters
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.lab import mirrors
 from xenlab.platform.portage import Portage
+from xenlab.site import schema as parameters
+from xenlab_lab import mirrors
 
 # the stage is built first, where it is not in the cache
 pytestmark = pytest.mark.timeout(2400)

@@ -15,8 +15,8 @@ import yaml
 from tests.lab import second_disk
 
 from xenlab.journal import Journal
-from xenlab.lab import Lab
-from xenlab.parameters import load
+from xenlab.site.schema import load
+from xenlab_lab.lab import Lab
 
 ROOT = Path(__file__).parents[2]
 NAME = "twins"

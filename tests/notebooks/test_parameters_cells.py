@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 from tests.notebooks.chapters import FOLDER, NOTEBOOKS, parameters_cell
 
-from xenlab.parameters import Parameters, declared, defaults, for_chapter, load, validate
+from xenlab.site.schema import Parameters, declared, defaults, for_chapter, load, validate
 
 LAB = load(FOLDER.parent / "parameters" / "lab.yaml")
 

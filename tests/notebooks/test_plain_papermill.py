@@ -19,8 +19,8 @@ from markupsafe import escape
 from tests.ssh.conftest import Sshd
 from tests.whole_lab import without_record
 
-from xenlab.cells import steps
 from xenlab.journal import Journal, verify
+from xenlab.runs.execute import step_cells
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[01]?_*.ipynb"))
@@ -126,7 +126,7 @@ def test_a_chapter_is_planned_by_papermill_alone(chapter: Path, site: str, plans
     assert planned.status == 0, planned.said
     assert phases[-1] == "close"
     own = [record for record in planned.finals if ".0" not in record["step"]]
-    assert [record["title"] for record in own] == [step.title for step in steps(chapter)]
+    assert [record["title"] for record in own] == [step.title for step in step_cells(chapter)]
     assert planned.finals[0]["title"] == f"{chapter.stem[:2]}.0 Open the chapter"
     assert without_record(planned.run) == []
     assert {record["status"] for record in planned.finals} <= {"ok", "would change"}

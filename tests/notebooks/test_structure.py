@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from tests.notebooks.chapters import NOTEBOOKS, cells, code_cells, parameters_cell, read
 
-from xenlab.parameters import Parameters
+from xenlab.site.schema import Parameters
 
 CHAPTERS = [
     "00_ingredients",

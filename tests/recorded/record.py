@@ -14,7 +14,8 @@ from pathlib import Path
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.ssh import SSH, Target
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 
 COMMANDS = {
     "list.txt": Command.argv("xl", "list"),

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from xenlab.ssh import SSH, Target
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 
 if TYPE_CHECKING:
     from tests.ssh.small import Site

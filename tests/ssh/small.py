@@ -16,7 +16,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tests.ssh.conftest import Sshd, processes_with
 
-from xenlab.cli import main
+from xenlab.cli.cli import main
 from xenlab.journal import Journal
 
 PARTS = '''
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.resources.base import Difference, Resource
 from xenlab.errors import StepFailed
-from xenlab.platform.power import Manual
+from xenlab.platform.boot import Manual
 
 @dataclass(frozen=True)
 class Made(Resource):
@@ -117,7 +117,7 @@ class Site:
         first = new_code_cell(parameters)
         first.metadata["tags"] = ["parameters"]
         opening = (
-            "from parts import *\nfrom xenlab.notebook import open_chapter\n"
+            "from parts import *\nfrom xenlab.chapter.notebook import open_chapter\n"
             f'book = open_chapter("{name}", globals())\n{needs}'
         )
         notebook = new_notebook(

@@ -14,10 +14,9 @@ from tests.namespace import Namespace
 
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.resources.archive import RECORD, Archive, Upload
-from xenlab.resources.checksum import checksum_of
-from xenlab.resources.mount import BIND, Mount
-from xenlab.resources.relocated import Relocated
+from xenlab.resources.archive import RECORD, Archive, Upload, checksum_of
+from xenlab.resources.files import Relocated
+from xenlab.resources.nfs import BIND, Mount
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.ssh.conftest import keygen, wait_until
 from tests.ssh.small import Site, one_line
 
-from xenlab.audit import inspect
+from xenlab.runs.audit import inspect
 
 
 def test_a_run_is_as_it_was_recorded_until_somebody_changes_it(site: Site) -> None:

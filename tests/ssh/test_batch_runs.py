@@ -19,7 +19,7 @@ from tests.ssh.conftest import wait_until
 from tests.ssh.small import Site, one_line
 
 from xenlab.journal import verify
-from xenlab.report import write
+from xenlab.runs.report import write
 
 
 def test_chapters_run_in_order_and_leave_a_folder_that_tells_all(site: Site) -> None:
@@ -136,8 +136,8 @@ def test_a_kernel_that_dies_while_it_waits_is_replaced(site: Site) -> None:
 
 
 def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None:
-    site.chapter("01_first", "xenlab.notebook", site.made("01.1"))
-    site.chapter("02_second", "xenlab.notebook", site.made("02.1"))
+    site.chapter("01_first", "xenlab.chapter.notebook", site.made("01.1"))
+    site.chapter("02_second", "xenlab.chapter.notebook", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -268,7 +268,7 @@ def test_a_run_is_taken_up_only_with_the_parameters_it_began_with(site: Site) ->
 def test_what_a_run_may_destroy_is_its_own_and_on_record(site: Site) -> None:
     site.chapter(
         "01_first",
-        "from xenlab.resources.condition import Condition\n"
+        "from xenlab.resources.base import Condition\n"
         'names = Command.argv("test", " ".join(book._consents.made), "=", "dom0 domu1")\n'
         'book.check("01.1 May destroy", Condition(names, "may not"), on=book.host)',
     )

@@ -15,7 +15,10 @@ import pandas as pd
 import pytest
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 
-from xenlab.chapter import Chapter
+from xenlab.chapter.chapter import Chapter, open_chapter
+from xenlab.chapter.machine_lock import Hold, MachineLock
+from xenlab.chapter.recorder import CommandLog, Phase, Recorder
+from xenlab.chapter.step import Silent
 from xenlab.command import Command
 from xenlab.errors import (
     BadInput,
@@ -29,15 +32,10 @@ from xenlab.errors import (
 )
 from xenlab.host import Host
 from xenlab.journal import Journal, verify
-from xenlab.machine_lock import Hold, MachineLock
-from xenlab.opening import open_chapter
-from xenlab.parameters import Parameters, Ssh
-from xenlab.recorder import CommandLog, Phase, Recorder
-from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.condition import Condition, Together
+from xenlab.resources.base import Condition, Difference, Report, Resource, Together
 from xenlab.resources.files import File
-from xenlab.ssh import SSH
-from xenlab.view import Silent
+from xenlab.site.schema import Parameters, Ssh
+from xenlab.transport.ssh import SSH
 
 
 @dataclass(frozen=True)
@@ -413,7 +411,7 @@ def test_a_command_that_outlived_its_step_does_not_meet_the_next_attempt(
 ) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     script = f'echo once >> "$1.count"; until [ -e "{go}" ]; do sleep 0.05; done; echo done > "$1"'
-    monkeypatch.setattr("xenlab.chapter.RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("xenlab.chapter.chapter.RECONNECT_SECONDS", 1.0)
 
     def cut() -> None:
         wait_until(Path(f"{path}.count").exists)

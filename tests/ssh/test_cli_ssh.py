@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.ssh.conftest import Sshd
 
-from xenlab.lab import state
+from xenlab_lab import state
 
 Ssh = Callable[..., subprocess.CompletedProcess[bytes]]
 

@@ -11,8 +11,8 @@ from tests.ssh.conftest import Sshd, kill, wait_until
 
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.ssh import SSH
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH
 
 NASTY = 'it\'s "a" $(file) ü\n&.bin'
 MIB = 1 << 20

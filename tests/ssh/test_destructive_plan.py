@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from tests.ssh.conftest import Sshd
 
-from xenlab.chapter import Chapter
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.step import Silent
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.local import Local
-from xenlab.parameters import Parameters, Ssh
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
 from xenlab.resources.files import File
 from xenlab.resources.guest import GuestConfigured, GuestRoot
-from xenlab.view import Silent
+from xenlab.site.schema import Parameters, Ssh
+from xenlab.transport.local import Local
 
 HERE = Host(Local())
 TABLE = (Partition("one", 8), Partition("two", 0))

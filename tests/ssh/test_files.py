@@ -17,19 +17,18 @@ from tests.ssh.conftest import Sshd, kill, wait_until
 from tests.ssh.test_loginshell import SHELLS, forced, make_noise
 from tests.unit.rootdir import root_with
 
-from xenlab import wholefile
-from xenlab.chapter import Chapter
+import xenlab.host
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.step import Silent
 from xenlab.command import Command
 from xenlab.errors import ConnectionLost, StepFailed, XenlabError
-from xenlab.host import Host
+from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.journal import Journal
-from xenlab.local import Local
-from xenlab.parameters import Parameters, Ssh
-from xenlab.pump import Output
 from xenlab.resources.files import File, Line, with_line
-from xenlab.ssh import SSH
-from xenlab.view import Silent
-from xenlab.wholefile import RECEIVE, size_and_digest
+from xenlab.site.schema import Parameters, Ssh
+from xenlab.transport.channel import Output
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH
 
 NOT_UTF8 = b"caf\xe9\r\n\xff\xfe\x00default-route \xc3(\x0c\xe2\x80\xa8end"
 ACL = struct.pack(
@@ -376,7 +375,7 @@ def test_another_file_of_the_same_length_is_not_what_was_sent(ssh: SSH, tmp_path
 
 
 def test_no_other_script_makes_a_file_of_a_command_s_input() -> None:
-    package = Path(wholefile.__file__).parent
+    package = Path(xenlab.host.__file__).parent
     found = {
         path.name
         for path in package.rglob("*")
@@ -384,7 +383,7 @@ def test_no_other_script_makes_a_file_of_a_command_s_input() -> None:
         and any(re.search(r"\bcat\s*>[^&<]*$", line) for line in path.read_text().splitlines())
     }
     # what `note` of a guest's scripts takes is said by the script itself
-    assert found == {"wholefile.py", "copying.py", "guestroot.py"}
+    assert found == {"host.py", "channel.py", "guest.py"}
 
 
 # -- what is hidden from records

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 from tests.watching import Watching
 
-from xenlab.command import MASK, Command, Secret
+from xenlab.command import Command
 from xenlab.errors import CommandFailed, CommandTimeout, ConnectionLost
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.ssh import SSH
+from xenlab.masking import MASK, Secret
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH
 
 NAMES = (
     "plain",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.ssh.conftest import keygen, keygen_fingerprint
 
 from xenlab.errors import BadInput, HostKeyRefused
-from xenlab.hostkeys import check, describe, host_name, kept_in, known_keys, pin, pinned
+from xenlab.transport.hostkeys import check, describe, host_name, kept_in, known_keys, pin, pinned
 
 BROKEN = (
     "half",

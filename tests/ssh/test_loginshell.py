@@ -15,8 +15,8 @@ from tests.ssh.conftest import Sshd, processes_with
 from xenlab.command import Command
 from xenlab.errors import CommandTimeout, ConnectionRefused
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.ssh import SSH
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH
 
 SHELLS = ("sh", "bash", "csh", "tcsh", "fish")
 NOISE = {

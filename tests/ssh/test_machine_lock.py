@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 from tests.ssh.conftest import Sshd, kill, wait_until
 
+from xenlab.chapter.machine_lock import Hold, MachineLock
+from xenlab.chapter.recorder import CommandLog, Recorder
 from xenlab.errors import MachineBusy, StepFailed
 from xenlab.journal import Journal
-from xenlab.machine_lock import Hold, MachineLock
-from xenlab.recorder import CommandLog, Recorder
-from xenlab.ssh import SSH
-from xenlab.wait import Wait
+from xenlab.transport.ssh import SSH, Wait
 
 CONTROLLER = """
 import sys, time
 from pathlib import Path
-from xenlab.machine_lock import MachineLock
-from xenlab.ssh import SSH, Target
+from xenlab.chapter.machine_lock import MachineLock
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 lock = MachineLock(SSH(Target(sys.argv[1], config=sys.argv[2])), Path(sys.argv[3]))
 lock.take()
 print("taken", flush=True)

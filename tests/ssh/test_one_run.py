@@ -14,20 +14,18 @@ import pytest
 from tests.ssh.conftest import Sshd, wait_until
 from tests.ssh.small import Site
 
-from xenlab.chapter import Chapter
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.machine_lock import Hold
+from xenlab.chapter.step import Silent
 from xenlab.command import Command
 from xenlab.errors import MachineBusy, StepFailed
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.local import Local
-from xenlab.machine_lock import Hold
-from xenlab.parameters import Parameters, Ssh
-from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.elsewhere import Elsewhere
-from xenlab.resources.guestaccess import GuestAnswers
-from xenlab.ssh import SSH
-from xenlab.view import Silent
-from xenlab.wait import Wait
+from xenlab.resources.base import Difference, Elsewhere, Report, Resource
+from xenlab.resources.ssh_access import GuestAnswers
+from xenlab.site.schema import Parameters, Ssh
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH, Wait
 
 SECONDS = 120
 

@@ -16,9 +16,8 @@ from tests.ssh.conftest import wait_until
 from tests.ssh.small import Site
 
 from xenlab.journal import Journal
-from xenlab.panel.chapters import ChapterPanel
+from xenlab.panel.chapters import ChapterPanel, Panel
 from xenlab.panel.site import SiteFile
-from xenlab.panel.whole import Panel
 
 SECONDS = 120
 
@@ -129,7 +128,7 @@ def test_stop_is_heard_while_the_chapter_opens(site: Site, panel: ChapterPanel) 
 
 
 def test_stop_is_heard_between_two_steps(site: Site, panel: ChapterPanel) -> None:
-    stop = "from xenlab.view import STOP\nglobals()[STOP].set()"
+    stop = "from xenlab.chapter.step import STOP\nglobals()[STOP].set()"
     site.chapter("01_first", f"{site.made('01.1')}\n{stop}", site.made("01.2"))
     panel.close()
     panel = ChapterPanel(site.folder / "notebooks", SiteFile(site.file))

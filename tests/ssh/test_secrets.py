@@ -9,11 +9,11 @@ from urllib.parse import quote
 import pytest
 from tests.ssh.small import Site
 
-from xenlab import runs
-from xenlab.command import Secret
+from xenlab.chapter.chapter import open_chapter
+from xenlab.chapter.recorder import known_secrets
 from xenlab.errors import BadInput
-from xenlab.hidden import known
-from xenlab.opening import open_chapter
+from xenlab.masking import Secret
+from xenlab.runs import folder as runs
 
 TOKEN = "tok-5ae1c9$'\"x"
 PASSWORD = "correct horse battery"
@@ -39,7 +39,7 @@ def test_planted_secrets_are_nowhere(site: Site, monkeypatch: pytest.MonkeyPatch
     split = f'Command.script(\'printf %s "$1"; sleep 0.5; printf %s "$2"\', *{halves!r})'
     site.chapter(
         "01_first",
-        "from xenlab.command import Secret",
+        "from xenlab.masking import Secret",
         f'book.run("01.1 Hand one over", Told({handed}), on=book.host)',
         f'book.run("01.2 In two pieces", Told({split}), on=book.host)',
         f'book.run("01.3 A key", Told(Command.argv("cat", {str(key)!r})), on=book.host)',
@@ -154,7 +154,7 @@ def test_a_chapter_that_is_opened_alone_reads_them_too(
      "AWS_SECRET_ACCESS_KEY", "CI_JOB_TOKEN", "DB_CREDENTIALS", "SIGNING_KEYS"],
 )  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
-    assert known("", (), {name: "abc-123-def"}) == (Secret("abc-123-def"),)
+    assert known_secrets("", (), {name: "abc-123-def"}) == (Secret("abc-123-def"),)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_names_of_secrets(name: str) -> None:
     ],
 )
 def test_secrets_of_another_look(name: str, value: str) -> None:
-    assert known("", (), {name: value}) == (Secret(value),)
+    assert known_secrets("", (), {name: value}) == (Secret(value),)
 
 
 def test_a_proxy_without_a_scheme_has_credentials_too() -> None:
-    assert known("", (), {"https_proxy": "me:abcdefgh@proxy:3128"}) == (Secret("abcdefgh"),)
+    assert known_secrets("", (), {"https_proxy": "me:abcdefgh@proxy:3128"}) == (Secret("abcdefgh"),)
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def test_a_proxy_without_a_scheme_has_credentials_too() -> None:
     ],
 )
 def test_what_is_no_secret_is_not_blotted_out(name: str, value: str) -> None:
-    assert known("", (), {name: value}) == ()
+    assert known_secrets("", (), {name: value}) == ()
 
 
 def test_the_credentials_of_a_proxy_are_secrets_wherever_they_stand() -> None:
-    found = known("", (), {"http_proxy": "http://me:p%40ssword@proxy:3128/"})
+    found = known_secrets("", (), {"http_proxy": "http://me:p%40ssword@proxy:3128/"})
     assert set(found) == {Secret("p%40ssword"), Secret("p@ssword")}
 
 
@@ -221,7 +221,7 @@ def test_what_is_known_to_be_secret(site: Site) -> None:
         "SHORT_TOKEN": "abc",
         "PATH": "/usr/bin:/bin",
     }
-    assert known("", (), environment) == (Secret("abcdefgh-longer"), Secret("abcdefgh"))
-    assert known("/no/such/key", (), environment) == known("", (), environment)
-    whole = known(str(site.sshd.identity), (), {})
+    assert known_secrets("", (), environment) == (Secret("abcdefgh-longer"), Secret("abcdefgh"))
+    assert known_secrets("/no/such/key", (), environment) == known_secrets("", (), environment)
+    whole = known_secrets(str(site.sshd.identity), (), {})
     assert all(not secret.value.startswith("-----") for secret in whole) and len(whole) > 3

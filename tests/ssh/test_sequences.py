@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from tests.ssh.small import Site
 
-from xenlab.card import Card
-from xenlab.notebook import TextView
-from xenlab.plain import clean
+from xenlab.chapter.card import Card
+from xenlab.chapter.notebook import TextView
+from xenlab.cli.terminal import Terminal
+from xenlab.masking import clean
 from xenlab.resources.base import Asked, Difference
-from xenlab.terminal import Terminal
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
 EVIL = f"one{CLIPBOARD}two\x1b[2J\x1b[1Athree\x9b31mfour\x1bPq#0\x1b\\\x08\u202efive"

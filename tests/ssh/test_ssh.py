@@ -16,7 +16,8 @@ import pytest
 from tests.ssh.conftest import Sshd, free_port, keygen, kill, wait_until
 
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused, NoConnection
-from xenlab.ssh import SSH, Target
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 
 MakeSshd = Callable[..., Sshd]
 MIB = 1 << 20

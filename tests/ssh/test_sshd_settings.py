@@ -15,9 +15,9 @@ from tests.ssh.conftest import Sshd
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
 from xenlab.resources.files import File, render
-from xenlab.resources.sshd import SshdSettings, parse_settings
+from xenlab.resources.ssh_access import SshdSettings, parse_settings
+from xenlab.transport.local import Local
 
 HERE = Host(Local())
 

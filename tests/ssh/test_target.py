@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xenlab.errors import BadInput
-from xenlab.target import Target, config_aliases, hops, resolve
+from xenlab.transport.ssh_config import Target, config_aliases, hops, resolve
 
 
 @pytest.fixture

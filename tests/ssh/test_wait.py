@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tests.ssh.conftest import Sshd, keygen, wait_until
 
+from xenlab.chapter.recorder import Recorder
 from xenlab.errors import ConnectionRefused, HostKeyRefused, NoConnection, Unreachable
 from xenlab.host import Host
-from xenlab.recorder import Recorder
-from xenlab.resources import kernel_built
-from xenlab.ssh import SSH, Target
-from xenlab.wait import Wait
+from xenlab.resources.kernel import _reconnect
+from xenlab.transport.ssh import SSH, Wait
+from xenlab.transport.ssh_config import Target
 
 LONG = 120.0
 
@@ -149,7 +149,7 @@ def reboots(host: Host) -> None:
     host.wait_for_reboot("old", timeout=LONG)
 
 
-@pytest.mark.parametrize("wait", [reboots, kernel_built._reconnect])
+@pytest.mark.parametrize("wait", [reboots, _reconnect])
 def test_whoever_waits_for_a_machine_hears_a_stop(
     waiting: Waiting, sshd: Sshd, wait: Callable[[Host], None]
 ) -> None:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from xenlab.host import Host
-from xenlab.local import Local
+from xenlab.transport.local import Local
 
 WRITING = (
     *("cat", "chmod", "chown", "cp", "id", "mkdir", "mktemp", "mv", "readlink", "rm"),

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from tests.namespace import Namespace
 
+from xenlab.chapters.disk import MountedAgain
+from xenlab.chapters.guests import Away
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.recipes.disk import MountedAgain
-from xenlab.recipes.imaging import Away
 from xenlab.resources.archive import RECORD
-from xenlab.resources.condition import Together
-from xenlab.resources.mount import Mount
+from xenlab.resources.base import Together
+from xenlab.resources.nfs import Mount
 
 Make = Callable[[str], str]
 

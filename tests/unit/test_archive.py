@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.resources.checksum import (
+from xenlab.resources.archive import (
     checksum_of,
     find_checksum,
     has_checksum,
     read_checksum,
     require_checksum,
 )
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xenlab import audit
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal
+from xenlab.runs import audit
 
 
 def make_run(folder: Path) -> Path:

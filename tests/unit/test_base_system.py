@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from xenlab.chapters import disk
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
-from xenlab.recipes import base_system, disk
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 NAMES = ("dom0root", "boot", "dom0swap", "share", "domuswap")
@@ -19,7 +19,7 @@ NAMES = ("dom0root", "boot", "dom0swap", "share", "domuswap")
 
 def fstab(folder: Path, site: Parameters) -> dict[str, dict[str, str]]:
     """The fstab as libmount reads it."""
-    file = base_system.fstab_file(site, {name: f"uuid-of-{name}" for name in NAMES})
+    file = disk.fstab_file(site, {name: f"uuid-of-{name}" for name in NAMES})
     path = folder / "fstab"
     path.write_text(file.text())
     shown = HOST.run(f"findmnt --fstab --tab-file '{path}' -J -o SOURCE,TARGET,FSTYPE,OPTIONS")
@@ -56,7 +56,7 @@ def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:
 
 
 def test_the_tls_problem_does_not_arise_on_a_64_bit_system() -> None:
-    tls = base_system.tls_settled()
+    tls = disk.tls_settled()
     assert tls.probe(HOST) is None
     assert tls.probe(HOST.inside("/nowhere")) is not None
 
@@ -65,14 +65,14 @@ def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
     sums = tmp_path / "sums"
     site = Parameters(stage="/a/stage.tar.zst", stage_checksums=str(sums))
     with pytest.raises(BadInput, match="sums cannot be read"):
-        base_system.stage(site, "/")
+        disk.stage(site, "/")
     sums.write_text(f"{'a' * 64}  stage.tar.zst\n")
-    archive = base_system.stage(site, "/mnt/dom0")
+    archive = disk.stage(site, "/mnt/dom0")
     assert (archive.into, archive.store) == ("/mnt/dom0", "/mnt/dom0/mnt/share/stage")
-    assert base_system.stage(site, "/").store == "/mnt/share/stage"
+    assert disk.stage(site, "/").store == "/mnt/share/stage"
 
 
 def test_the_kernel_source_lies_where_usr_src_leads() -> None:
     site = Parameters(share="/srv/all")
-    assert base_system.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"
-    assert base_system.sources_moved(site).to == "/srv/all/src"
+    assert disk.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"
+    assert disk.sources_moved(site).to == "/srv/all/src"

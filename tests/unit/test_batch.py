@@ -12,11 +12,13 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from rich.console import Console
 
-from xenlab import audit, batch, cells, runs
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal
-from xenlab.progress import Follower, summary
-from xenlab.report import render, write
+from xenlab.runs import audit, execute
+from xenlab.runs import folder as runs
+from xenlab.runs.execute import step_cells
+from xenlab.runs.progress import Follower, summary
+from xenlab.runs.report import render, write
 
 NAMES = ("00_ingredients", "04_grub", "08_domu_kernel", "09_domu_root")
 
@@ -47,26 +49,26 @@ def chapter(
     return path
 
 
-def chosen(work: batch.Work) -> list[str]:
+def chosen(work: execute.Work) -> list[str]:
     return [path.stem for path in work.todo]
 
 
 def test_all_chapters_in_their_order(notebooks: Path, file: Path) -> None:
-    assert chosen(batch.prepare(notebooks, [], file)) == list(NAMES)
+    assert chosen(execute.prepare(notebooks, [], file)) == list(NAMES)
 
 
 @pytest.mark.parametrize("name", ["04", "04_grub", "04_grub.ipynb", "04_"])
 def test_a_chapter_by_its_beginning(notebooks: Path, file: Path, name: str) -> None:
-    assert chosen(batch.prepare(notebooks, [name], file)) == ["04_grub"]
+    assert chosen(execute.prepare(notebooks, [name], file)) == ["04_grub"]
 
 
 def test_chapters_are_put_in_order_and_named_once(notebooks: Path, file: Path) -> None:
-    work = batch.prepare(notebooks, ["09", "00", "09_domu_root"], file)
+    work = execute.prepare(notebooks, ["09", "00", "09_domu_root"], file)
     assert chosen(work) == ["00_ingredients", "09_domu_root"]
 
 
 def test_from_a_chapter_on(notebooks: Path, file: Path) -> None:
-    assert chosen(batch.prepare(notebooks, [], file, from_="08")) == list(NAMES[2:])
+    assert chosen(execute.prepare(notebooks, [], file, from_="08")) == list(NAMES[2:])
 
 
 @pytest.mark.parametrize(
@@ -82,20 +84,20 @@ def test_from_a_chapter_on(notebooks: Path, file: Path) -> None:
 )
 def test_a_chapter_that_does_not_exist(notebooks: Path, file: Path, name: str, said: str) -> None:
     with pytest.raises(BadInput, match=re.escape(said)):
-        batch.prepare(notebooks, [name], file)
+        execute.prepare(notebooks, [name], file)
     if name:
         with pytest.raises(BadInput, match=re.escape(said)):
-            batch.prepare(notebooks, [], file, from_=name)
+            execute.prepare(notebooks, [], file, from_=name)
 
 
 def test_nothing_left_after_from(notebooks: Path, file: Path) -> None:
     with pytest.raises(BadInput, match="no chapter is left to run from 08_domu_kernel on"):
-        batch.prepare(notebooks, ["04"], file, from_="08")
+        execute.prepare(notebooks, ["04"], file, from_="08")
 
 
 def test_a_mode_that_does_not_exist(notebooks: Path, file: Path) -> None:
     with pytest.raises(BadInput, match="there is no mode dry"):
-        batch.prepare(notebooks, [], file, mode="dry")
+        execute.prepare(notebooks, [], file, mode="dry")
 
 
 @pytest.mark.parametrize(
@@ -117,31 +119,31 @@ def test_a_parameters_file_that_cannot_be_used(
     else:
         file.write_text(text)
     with pytest.raises(BadInput) as caught:
-        batch.prepare(notebooks, [], file)
+        execute.prepare(notebooks, [], file)
     assert said in str(caught.value)
 
 
 def test_a_notebook_that_declares_what_no_site_has(notebooks: Path, file: Path) -> None:
     chapter(notebooks, "05_x", parameters='hostnam: str = ""  # misspelt')
     with pytest.raises(BadInput, match="declares hostnam") as caught:
-        batch.prepare(notebooks, [], file)
+        execute.prepare(notebooks, [], file)
     assert caught.value.where == "05_x" and "hostname" in caught.value.hint
 
 
 def test_a_file_that_is_no_notebook(notebooks: Path, file: Path) -> None:
     (notebooks / "05_x.ipynb").write_text("not a notebook")
     with pytest.raises(BadInput, match="cannot be read"):
-        batch.prepare(notebooks, [], file)
+        execute.prepare(notebooks, [], file)
 
 
 def test_a_folder_without_chapters(tmp_path: Path, file: Path) -> None:
     with pytest.raises(BadInput, match="there are no chapters in"):
-        batch.prepare(tmp_path, [], file)
+        execute.prepare(tmp_path, [], file)
 
 
 def test_a_chapter_is_given_what_it_declares(notebooks: Path, file: Path) -> None:
     chapter(notebooks, "05_x", parameters='hostname: str = "a"  # name\ndomain: str = "b"  # name')
-    work = batch.prepare(notebooks, ["05"], file, overrides={"hostname": "other"})
+    work = execute.prepare(notebooks, ["05"], file, overrides={"hostname": "other"})
     assert work.values == {"05_x": {"hostname": "other", "domain": "lab.internal"}}
 
 
@@ -150,17 +152,17 @@ def test_the_steps_of_a_chapter_are_read_from_its_cells(tmp_path: Path) -> None:
         tmp_path,
         "05_x",
         "%load_ext nonsense",
-        "from xenlab.notebook import open_chapter\nbook = open_chapter('05_x', globals())",
+        "from xenlab.chapter.notebook import open_chapter\nbook = open_chapter('05_x', globals())",
         'book.facts("05.1 The machine", table(book))',
         'book.ensure(\n    "05.2 Write it",\n    thing(book, "05.9 no step"),\n)',
-        'book.each("05.3 Side by side", recipe.all(book))\nother.run("not ours")',
+        'book.each("05.3 Side by side", parts.all(book))\nother.run("not ours")',
         'book.needs("04_grub", thing)',
         'book.run("05.4 Act", thing)',
         'book.check("05.5 Holds", thing)',
         'book.picture("05.6 Drawn", figure)',
         "book.close()",
     )
-    assert [step.title for step in cells.steps(path)] == [
+    assert [step.title for step in step_cells(path)] == [
         "05.1 The machine",
         "05.2 Write it",
         "05.3 Side by side",

@@ -103,8 +103,9 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.ssh import SSH, Target
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 
 config, work = sys.argv[2:]
 box, here = Host(SSH(Target("box", config=config))), Host(Local())
@@ -168,7 +169,10 @@ def test_what_a_kernel_does_is_recorded_and_done_again(tmp_path: Path, sshd: Ssh
 
 def test_only_a_kernel_is_recorded(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    command = "from xenlab.host import Host; from xenlab.local import Local; Host(Local()).run('')"
+    command = (
+        "from xenlab.host import Host; from xenlab.transport.local import Local;"
+        "Host(Local()).run('')"
+    )
     subprocess.run(
         [sys.executable, "-c", command],
         env={

@@ -13,21 +13,25 @@ from hypothesis import strategies as st
 from xenlab.command import Command
 from xenlab.errors import BadInput, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
-from xenlab.platform.bootloader import (
+from xenlab.platform.boot import (
     Grub2,
+    GrubMenu,
+    Ipmi,
+    Lab,
+    Manual,
+    Medium,
     XenEntry,
     bootloader,
+    power,
+    reboot,
     serial_command,
 )
-from xenlab.platform.grub import GrubMenu
-from xenlab.platform.power import Ipmi, Lab, Manual, Medium, power, reboot
 from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Report
 from xenlab.resources.files import File
-from xenlab.resources.hypervisor import link_names, newest_image
-from xenlab.resources.running_xen import XenState, compare, parse_state
+from xenlab.resources.xen import XenState, compare, link_names, newest_image, parse_state
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 SITE = Parameters(xen_options="console=com1 com1=115200,8n1 dom0_max_vcpus=2")

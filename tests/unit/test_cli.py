@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from xenlab.cli import main
+from xenlab.cli.cli import main
 from xenlab.errors import BadInput
 from xenlab.journal import Journal
 
@@ -59,7 +59,7 @@ HEAVY |= {"pandas", "papermill", "paramiko", "qemu", "traitlets", "zmq"}
 
 START = """
 import sys
-from xenlab.cli import main
+from xenlab.cli.cli import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:

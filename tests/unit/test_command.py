@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xenlab.command import MASK, Command, MaskedStream, Result, Secret
+from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, XenlabError
 from xenlab.host import Host
-from xenlab.local import Local
+from xenlab.masking import MASK, MaskedStream, Secret
+from xenlab.transport.local import Local
 
 nasty = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 

@@ -12,20 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
 
-from xenlab.disklayout import needed_mib, partitions
+from xenlab.chapters.disk import file_systems, mounts, partition_table
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Domain, Parameters
-from xenlab.recipes import disk as recipe
 from xenlab.resources.blockdevices import parse
-from xenlab.resources.disk import (
-    LINUX_DATA,
-    Filesystem,
-    Partition,
-    PartitionTable,
-)
-from xenlab.resources.mount import SwapFile
+from xenlab.resources.disk import LINUX_DATA, Filesystem, Partition, PartitionTable
+from xenlab.resources.nfs import SwapFile
+from xenlab.site.rules import needed_mib, partitions
+from xenlab.site.schema import Domain, Parameters
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 RECORDED = Path(__file__).parent.parent / "recorded"
@@ -57,7 +52,7 @@ def table(**changes: Any) -> dict[str, Any]:
 
 
 def lab_table() -> PartitionTable:
-    return recipe.partition_table(Parameters())
+    return partition_table(Parameters())
 
 
 class TestPartitionTable:
@@ -129,7 +124,7 @@ class TestPartitionTable:
     def test_a_real_table_is_made_once(self, tmp_path: Path) -> None:
         place = image(tmp_path / "disk 'a", needed_mib(Parameters()))
         site = Parameters().model_copy(update={"disk": place})
-        wanted = recipe.partition_table(site)
+        wanted = partition_table(site)
         assert wanted.wipes() == site.disk
         assert wanted.probe(HOST) is not None
         wanted.apply(HOST, quiet)
@@ -145,7 +140,7 @@ class TestPartitionTable:
         self, tmp_path: Path, arrived: int
     ) -> None:
         place = image(tmp_path / "disk", needed_mib(Parameters()))
-        wanted = recipe.partition_table(Parameters().model_copy(update={"disk": place}))
+        wanted = partition_table(Parameters().model_copy(update={"disk": place}))
         with pytest.raises(CommandFailed, match="not all of .* has arrived"):
             wanted.apply(Host(CutShort(arrived)), quiet)
         with Path(place).open("rb") as disk:
@@ -154,7 +149,7 @@ class TestPartitionTable:
     @given(count=st.integers(1, 40), swap=st.integers(1, 4096))
     def test_a_disk_of_the_size_that_is_asked_for_suffices(self, count: int, swap: int) -> None:
         site = Parameters(domains=[domain(n) for n in range(1, count + 1)], domu_swap_mib=swap)
-        sizes = [p.size_mib for p in recipe.partition_table(site).partitions]
+        sizes = [p.size_mib for p in partition_table(site).partitions]
         left = needed_mib(site) - 2 - sum(sizes)
         assert left >= count * swap
         assert sizes[-1] == 0
@@ -229,7 +224,7 @@ class TestSwapFile:
 
 class TestRecipe:
     def test_every_partition_but_grubs_has_a_file_system_with_its_name(self) -> None:
-        made = {f.label: f.kind for f in recipe.file_systems(Parameters())}
+        made = {f.label: f.kind for f in file_systems(Parameters())}
         assert made == {
             "boot": "ext4",
             "dom0swap": "swap",
@@ -243,14 +238,14 @@ class TestRecipe:
 
     @pytest.mark.parametrize("root", ["/", "/mnt/dom0"])
     def test_mounts_begin_with_the_root(self, root: str) -> None:
-        targets = [m.target for m in recipe.mounts(Parameters(), root)]
+        targets = [m.target for m in mounts(Parameters(), root)]
         prefix = root.rstrip("/")
         assert targets == [root, f"{prefix}/boot", f"{prefix}/mnt/share", f"{prefix}/mnt/domuswap"]
 
     def test_swap_files_fit_their_partition(self, tmp_path: Path) -> None:
         site = Parameters()
         device = image(tmp_path / "domuswap", partitions(site)[-1].mib)
-        swap = recipe.file_systems(site)[-1]
+        swap = file_systems(site)[-1]
         Filesystem(device, swap.label, swap.kind, swap.options).apply(HOST, quiet)
         shown = HOST.run(f"dumpe2fs -h {device}", timeout=60).stdout
         free = next(line for line in shown.splitlines() if line.startswith("Free blocks"))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from xenlab.card import COLOURS, SHOWN_BYTES, TAIL_LINES, Card, diff_lines, duration
-from xenlab.notebook import TextView
-from xenlab.plain import clean
+from xenlab.chapter.card import COLOURS, SHOWN_BYTES, TAIL_LINES, Card, diff_lines, duration
+from xenlab.chapter.notebook import TextView
+from xenlab.masking import clean
 from xenlab.resources.base import Difference
 
 HOSTILE = "<script>alert(1)</script> \" ' & </pre></details> <img src=x onerror=alert(2)>"
@@ -201,16 +201,16 @@ def test_outside_of_a_notebook_a_step_is_lines(capsys: pytest.CaptureFixture[str
 SETUP = """
 import pathlib, threading, time
 from IPython.display import DisplayHandle
-from xenlab import display
+from xenlab.chapter import notebook
 from xenlab.errors import StepFailed
-assert display.in_notebook()
+assert notebook.in_notebook()
 sent = []
 update = DisplayHandle.update
 DisplayHandle.update = lambda *words, **more: (
     sent.append(time.monotonic()), update(*words, **more)
 )
-display.show_errors_briefly()
-view = display.NotebookView()
+notebook.show_errors_briefly()
+view = notebook.NotebookView()
 view.chapter("04_grub", "lab", "dom0", "apply", pathlib.Path("runs/x"))
 """
 BUSY = """

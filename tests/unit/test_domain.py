@@ -11,13 +11,19 @@ import pytest
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.toolstack import Xl
-from xenlab.resources.console import FOLLOW, LOGIN, PANIC
-from xenlab.resources.domain import DomainRebooted, DomainStopped
-from xenlab.resources.domain_config import DomainConfig
-from xenlab.resources.domain_state import domain, log_path
-from xenlab.resources.present import PathsExist
+from xenlab.platform.xl import Xl
+from xenlab.resources.base import PathsExist
+from xenlab.resources.domain import (
+    FOLLOW,
+    LOGIN,
+    PANIC,
+    DomainRebooted,
+    DomainStopped,
+    domain,
+    log_path,
+)
+from xenlab.resources.xen import DomainConfig
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 

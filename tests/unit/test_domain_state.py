@@ -8,22 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from xenlab.chapters.action import PowerCycled
 from xenlab.command import Command
 from xenlab.errors import StepFailed, Unreachable
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.power import Manual
-from xenlab.platform.services import services
-from xenlab.platform.toolstack import Xl
-from xenlab.recipes.autostart import PowerCycled
-from xenlab.recipes.overview import parse as overview
+from xenlab.platform.boot import Manual
+from xenlab.platform.choice import services
+from xenlab.platform.xl import Xl
 from xenlab.resources.base import Resource
-from xenlab.resources.console import FOLLOW, LOGIN, PANIC, ConsoleAnswers
-from xenlab.resources.domain import DomainRebooted
-from xenlab.resources.domain_state import require_running, standing
-from xenlab.resources.guestaccess import GuestAnswers
-from xenlab.ssh import SSH, Target
-from xenlab.wait import Wait
+from xenlab.resources.domain import (
+    FOLLOW,
+    LOGIN,
+    PANIC,
+    ConsoleAnswers,
+    DomainRebooted,
+    require_running,
+    standing,
+)
+from xenlab.resources.ssh_access import GuestAnswers
+from xenlab.resources.xen import parse_overview
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH, Wait
+from xenlab.transport.ssh_config import Target
 
 RECORDED = (Path(__file__).parents[1] / "recorded" / "xl" / "list.txt").read_text()
 STANDING = {
@@ -63,8 +69,7 @@ def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dom0:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     log = tmp_path / "guest-domu1.log"
     log.write_text(f"Booting\r\n{PANICKED}\r\n")
-    for module in ("domain_state", "domain", "console"):
-        monkeypatch.setattr(f"xenlab.resources.{module}.log_path", lambda name: str(log))
+    monkeypatch.setattr("xenlab.resources.domain.log_path", lambda name: str(log))
 
     def made(letters: str) -> Host:
         lines = [
@@ -174,4 +179,4 @@ def test_a_guest_that_came_back_and_crashed_did_not_come_back(dom0: Dom0) -> Non
 
 def test_the_overview_says_what_does_not_run() -> None:
     text = RECORDED.replace("-b----", "--p---", 1) + "----\n[]\n----\n----\n"
-    assert "domu1 (320 MiB, paused), domu2 (320 MiB)" in overview(text)["domains"]
+    assert "domu1 (320 MiB, paused), domu2 (320 MiB)" in parse_overview(text)["domains"]

@@ -21,12 +21,10 @@ from xenlab.errors import (
     XenlabError,
 )
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.resources.base import Resource
+from xenlab.resources.base import Elsewhere, PathsExist, Resource
 from xenlab.resources.domain import DomainRunning
-from xenlab.resources.elsewhere import Elsewhere
-from xenlab.resources.guestaccess import GuestAnswers
-from xenlab.resources.present import PathsExist
+from xenlab.resources.ssh_access import GuestAnswers
+from xenlab.transport.local import Local
 
 PACKAGE = Path(__file__).parents[2] / "lib" / "xenlab"
 KINDS = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.namespace import Namespace
 
+from xenlab.chapters.shared_filesystems import READ
+from xenlab.chapters.shared_usr import WRITE
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.recipes.guest_server import WRITE
-from xenlab.recipes.shared_filesystems import READ
 from xenlab.resources.nfs import Exported
 
 EXPORTFS = Path(__file__).parents[2] / ".venv/nfs-kernel-server/usr/sbin/exportfs"

@@ -8,21 +8,26 @@ from pathlib import Path
 import pytest
 from tests.unit.rootdir import root_with
 
-from xenlab import hostkeys
-from xenlab.chapter import way_to
+from xenlab.chapter.chapter import way_to
+from xenlab.chapters import guests
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
 from xenlab.platform.interfaces import STANZAS, Ifupdown
 from xenlab.platform.interfaces import UPLINK as PATH
-from xenlab.recipes import guests
+from xenlab.resources.base import Programs
 from xenlab.resources.files import Directory
-from xenlab.resources.guestaccess import HostKeyPinned
-from xenlab.resources.hypervisor import HypervisorLinks
-from xenlab.resources.programs import Programs
-from xenlab.resources.sshaccess import AUTHORIZED, PUBLIC_KEY, AuthorizedKeys, OwnKeyPinned
-from xenlab.target import Target
+from xenlab.resources.ssh_access import (
+    AUTHORIZED,
+    PUBLIC_KEY,
+    AuthorizedKeys,
+    HostKeyPinned,
+    OwnKeyPinned,
+)
+from xenlab.resources.xen import HypervisorLinks
+from xenlab.site.schema import Parameters
+from xenlab.transport import hostkeys
+from xenlab.transport.local import Local
+from xenlab.transport.ssh_config import Target
 
 (UPLINK,) = Ifupdown().uplink("eth0", "192.0.2.10/24", "192.0.2.1", bridge="xenbr0")
 LINES = ["ssh-ed25519 AAAA1 one", 'command="x" ssh-ed25519 AAAA2 two']

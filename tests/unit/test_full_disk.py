@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tests.smalldisk import fill, small_disk
 
-from xenlab import audit, runs
 from xenlab.errors import DiskFull
 from xenlab.journal import Journal, verify
+from xenlab.runs import audit
+from xenlab.runs import folder as runs
 
 
 @pytest.fixture

@@ -15,19 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
 
-from xenlab import hostkeys
 from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.guestsystem import OFF, DebianGuest, GentooGuest, GuestSettings
+from xenlab.platform.interfaces import OFF, DebianGuest, GentooGuest, GuestSettings
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.early_boot import Needed
+from xenlab.resources.blockdevices import identified
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, manifest
-from xenlab.resources.guestaccess import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
-from xenlab.resources.identity import identified
-from xenlab.resources.linked_usr import UsrLinked, in_usr
-from xenlab.resources.shared_usr import UsrOnShare, UsrSwapped, generation
-from xenlab.target import Target
+from xenlab.resources.shared_usr import (
+    Needed,
+    UsrLinked,
+    UsrOnShare,
+    UsrSwapped,
+    generation,
+    in_usr,
+)
+from xenlab.resources.ssh_access import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.transport import hostkeys
+from xenlab.transport.local import Local
+from xenlab.transport.ssh_config import Target
 
 HOST = Host(Local())
 RECORDED = Path(__file__).parents[1] / "recorded"

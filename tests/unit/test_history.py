@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from xenlab import history, runs
 from xenlab.journal import Journal
+from xenlab.runs import folder as runs
+from xenlab.runs import history
 
 
 def make_run(folder: Path, *, weight: int, seconds: float, status: str = "changed") -> Path:

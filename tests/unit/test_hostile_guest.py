@@ -19,13 +19,11 @@ from tests.unit.test_guest import SETTINGS
 
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.guestsystem import DebianGuest, GentooGuest
+from xenlab.platform.interfaces import DebianGuest, GentooGuest
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.early_boot import Needed
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot
-from xenlab.resources.linked_usr import UsrLinked, in_usr
-from xenlab.resources.shared_usr import UsrSwapped
+from xenlab.resources.shared_usr import Needed, UsrLinked, UsrSwapped, in_usr
+from xenlab.transport.local import Local
 
 LIB = Path(__file__).parents[2] / "lib/xenlab"
 HOST = Host(Local())
@@ -430,7 +428,7 @@ def test_a_file_of_any_size_does_not_fill_dom0(templates: dict[str, Path], tmp_p
 
 def test_nothing_else_names_a_path_in_a_guest_s_root() -> None:
     """One module mounts guests' roots; one goes below them."""
-    allowed = {LIB / "resources/guestroot.py", LIB / "resources/below.py"}
+    allowed = {LIB / "resources/guest.py", LIB / "resources/below.py"}
     for path in (*LIB.rglob("*.py"), *LIB.rglob("*.sh")):
         if path in allowed:
             continue

@@ -13,17 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlab.consent import refusal, require_consent
-from xenlab.disklayout import device, partition_path
+from xenlab.chapter.step import refusal, require_consent
 from xenlab.errors import BadInput, ConsentNeeded, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
-from xenlab.resources.blockdevices import parse
-from xenlab.resources.disk import Filesystem, Partition, PartitionTable
+from xenlab.resources.blockdevices import Identified, identified, parse, parse_identity
+from xenlab.resources.disk import (
+    Filesystem,
+    OnPartitions,
+    Partition,
+    PartitionTable,
+    installed_root,
+    refuse_twins,
+    twins,
+)
 from xenlab.resources.files import File
-from xenlab.resources.identity import Identified, identified, parse_identity
-from xenlab.resources.partitions import OnPartitions, installed_root, refuse_twins, twins
+from xenlab.site.rules import device, partition_path
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 RECORDED = Path(__file__).parent.parent / "recorded"

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
 
+from xenlab.chapters import guests
+from xenlab.chapters.guests import base, parse_proof
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
-from xenlab.recipes import guests
-from xenlab.recipes.imaging import base, parse_proof
 from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Resource
 from xenlab.resources.image import Image, ImageProof, parse_listing, parse_record, statements
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 HERE = Host(Local())
@@ -286,7 +286,7 @@ def test_a_new_image_needs_a_new_proof(machine: Machine) -> None:
 
 def test_chapter_09_takes_only_an_image_whose_proof_holds(machine: Machine) -> None:
     path = Path(machine.image.path)
-    needed = guests.image_proven(Parameters().model_copy(update={"image": str(path)}))
+    needed = guests.image_ready(Parameters().model_copy(update={"image": str(path)}))
     assert said(needed) == "there is no image with its checksum beside it"
     taken(machine)
     assert said(needed) == "there is no proof of it that holds"

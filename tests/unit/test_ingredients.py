@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from xenlab.errors import BadInput
-from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
-from xenlab.recipes.ingredients import (
+from xenlab.chapters.figures import disk_parts, memory_parts, plan_figure
+from xenlab.chapters.ingredients import (
     TOOLS,
     Brought,
     Machine,
@@ -23,8 +20,11 @@ from xenlab.recipes.ingredients import (
     needed_memory_mib,
     parse,
 )
-from xenlab.recipes.plan_figure import disk_parts, memory_parts, plan_figure
-from xenlab.resources.checksum import checksum_of
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.resources.archive import checksum_of
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parent.parent / "recorded"
 HOST = Host(Local())

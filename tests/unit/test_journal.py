@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xenlab.chain import FIRST
 from xenlab.errors import JournalDamaged
-from xenlab.journal import COLUMNS, Journal, output_of, verify
+from xenlab.journal import COLUMNS, FIRST, Journal, output_of, verify
 
 
 def fill(folder: Path, count: int = 5) -> Journal:

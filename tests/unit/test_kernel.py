@@ -24,20 +24,24 @@ from tests.watching import Watching
 
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import Host, Output
-from xenlab.local import Local
-from xenlab.resources.checksum import checksum_of
-from xenlab.resources.kernel import KernelBuild, KernelConfigured, Sources, parse_facts
-from xenlab.resources.kernel_built import KernelBuilt
-from xenlab.resources.kernel_config import (
+from xenlab.resources.archive import checksum_of
+from xenlab.resources.kernel import (
     OWN_GROUP,
+    KernelBuild,
+    KernelBuilt,
+    KernelConfigured,
+    KernelInstalled,
     Option,
+    Sources,
     fragment,
     honoured,
     options,
+    parse_checksums,
     parse_config,
+    parse_facts,
     parse_fragment,
 )
-from xenlab.resources.kernel_installed import KernelInstalled, parse_checksums
+from xenlab.transport.local import Local
 
 LIB = Path(__file__).parents[2] / "lib"
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -392,9 +396,8 @@ def test_a_build_whose_follower_was_killed_goes_on(
     program = (
         "import sys\n"
         "from xenlab.host import Host\n"
-        "from xenlab.local import Local\n"
-        "from xenlab.resources.kernel import KernelBuild\n"
-        "from xenlab.resources.kernel_built import KernelBuilt\n"
+        "from xenlab.transport.local import Local\n"
+        "from xenlab.resources.kernel import KernelBuild, KernelBuilt\n"
         "build = KernelBuild('dom0', *sys.argv[1:])\n"
         "KernelBuilt(build).apply(Host(Local()), lambda what, done=None: None)\n"
     )

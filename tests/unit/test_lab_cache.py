@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xenlab.lab.cache import cache_root, cached, locked, write_atomic
+from xenlab.cache import cache_root, cached, locked, write_atomic
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_a_failed_build_leaves_nothing(root: Path, failure: type[BaseException])
 def test_what_a_killed_build_left_is_not_mixed_in(root: Path) -> None:
     code = (
         "import os, signal\n"
-        "from xenlab.lab.cache import cached\n"
+        "from xenlab.cache import cached\n"
         "def build(folder):\n"
         "    (folder / 'half').write_text('x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -11,8 +11,9 @@ import paramiko
 import pytest
 
 from xenlab.errors import LabError
-from xenlab.lab import access, cpio, kvm, machine, sources, state
-from xenlab.lab.debian import FORGET_LOGIN
+from xenlab_lab import access, machine, state
+from xenlab_lab.media import CpioWriter
+from xenlab_lab.mirrors import FORGET_LOGIN, sources_from, without_login
 
 LISTING = """\
 Packages|Debian|Debian|bookworm|http://mirror.example/debian/|main
@@ -26,7 +27,7 @@ Packages|cloud|cloud|bookworm|https://cloud.example/apt/|main
 
 
 def test_only_debian_entries_of_the_suite_are_taken() -> None:
-    assert sources.sources_from(LISTING) == [
+    assert sources_from(LISTING) == [
         "deb http://mirror.example/debian/ bookworm main",
         "deb http://mirror.example/security/ bookworm-security main",
     ]
@@ -34,7 +35,7 @@ def test_only_debian_entries_of_the_suite_are_taken() -> None:
 
 def test_another_release_lends_its_mirrors() -> None:
     listing = LISTING.replace("bookworm", "trixie")
-    assert sources.sources_from(listing) == [
+    assert sources_from(listing) == [
         "deb http://mirror.example/debian/ bookworm main",
         "deb http://mirror.example/debian/ bookworm-updates main",
         "deb http://mirror.example/security/ bookworm-security main",
@@ -44,8 +45,8 @@ def test_another_release_lends_its_mirrors() -> None:
 def test_no_login_of_a_mirror_gets_into_a_stage(tmp_path: Path) -> None:
     entry = "deb http://me:pass@mirror.example/debian bookworm main\n"
     plain = "deb http://mirror.example/debian bookworm main\n"
-    assert sources.without_login(entry) == plain
-    assert sources.without_login(plain) == plain
+    assert without_login(entry) == plain
+    assert without_login(plain) == plain
     file = tmp_path / "etc/apt/sources.list.d/0000.list"
     file.parent.mkdir(parents=True)
     file.write_text(entry + plain)
@@ -55,7 +56,7 @@ def test_no_login_of_a_mirror_gets_into_a_stage(tmp_path: Path) -> None:
 
 
 def test_no_debian_entry_gives_none() -> None:
-    assert sources.sources_from("Packages|Ubuntu|Ubuntu|noble|http://u.example/|main\n") == []
+    assert sources_from("Packages|Ubuntu|Ubuntu|noble|http://u.example/|main\n") == []
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_keys_are_private_and_kept(own: access.Access) -> None:
 
 def test_archive_is_read_by_cpio(tmp_path: Path) -> None:
     out = io.BytesIO()
-    archive = cpio.Writer(out)
+    archive = CpioWriter(out)
     archive.folder("root/.ssh", mode=0o700)
     archive.file("root/.ssh/file", b"odd", mode=0o600)
     archive.close()
@@ -143,5 +144,5 @@ def test_serial_is_derived_and_bounded() -> None:
 
 
 def test_no_kvm_device_means_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvm, "DEVICE", tmp_path / "kvm")
-    assert kvm.usable() is False
+    monkeypatch.setattr(machine, "KVM_DEVICE", tmp_path / "kvm")
+    assert machine.kvm_usable() is False

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from xenlab.lab import phases
-from xenlab.lab.cache import cache_root, cached
-from xenlab.lab.phases import Phase
+from xenlab import cache
+from xenlab.cache import Phase, cache_root, cached
 
 
 @pytest.fixture(autouse=True)
@@ -22,40 +21,40 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_phase_has_a_begin_and_an_end() -> None:
     before = time.time()
-    with phases.recorded("stage"):
-        (open_,) = phases.load()
+    with cache.phase_recorded("stage"):
+        (open_,) = cache.load_phases()
         assert open_.what == "stage" and open_.ended == 0
-    (closed,) = phases.load()
+    (closed,) = cache.load_phases()
     assert closed.began == open_.began
     assert before - 0.01 <= closed.began <= closed.ended <= time.time() + 0.01
 
 
 def test_what_fails_has_no_end(root: Path) -> None:
-    with pytest.raises(RuntimeError), phases.recorded("stage"):
+    with pytest.raises(RuntimeError), cache.phase_recorded("stage"):
         raise RuntimeError
-    assert [phase.ended for phase in phases.load()] == [0]
+    assert [phase.ended for phase in cache.load_phases()] == [0]
 
 
 def test_what_is_in_the_cache_already_is_no_phase() -> None:
-    @phases.recorded("thing")
+    @cache.phase_recorded("thing")
     def build(folder: Path) -> None:
         (folder / "thing").touch()
 
     for _ in range(2):
         cached("kind", {}, build)
-    assert len(phases.load()) == 1
+    assert len(cache.load_phases()) == 1
 
 
 def test_processes_write_side_by_side() -> None:
     text = """
-from xenlab.lab import phases
+from xenlab.cache import phase_recorded
 for number in range(50):
-    with phases.recorded("one of many"):
+    with phase_recorded("one of many"):
         pass
 """
     found = [subprocess.Popen([sys.executable, "-c", text]) for _ in range(3)]
     assert [process.wait(120) for process in found] == [0, 0, 0]
-    lines = (cache_root() / phases.NAME).read_text().splitlines()
+    lines = (cache_root() / cache.PHASES).read_text().splitlines()
     assert len(lines) == 300 and all(line.endswith("}") for line in lines)
 
 
@@ -63,12 +62,12 @@ def test_a_line_that_was_cut_off_tells_nothing(root: Path) -> None:
     root.mkdir()
     good = '{"what": "stage", "began": 1, "ended": 3}'
     text = f'{good}\n7\n{{"what": "other"}}\n{{"what": "sta'
-    (root / phases.NAME).write_bytes(text.encode() + b"\xff\0")
-    assert phases.load() == [Phase("stage", 1, 3)]
+    (root / cache.PHASES).write_bytes(text.encode() + b"\xff\0")
+    assert cache.load_phases() == [Phase("stage", 1, 3)]
 
 
 def test_work_goes_on_where_nothing_can_be_written(root: Path) -> None:
     root.write_text("no folder")
-    with phases.recorded("stage"):
+    with cache.phase_recorded("stage"):
         pass
-    assert phases.load() == []
+    assert cache.load_phases() == []

@@ -10,21 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xenlab.chapters.figures import NOWHERE, Wire, layout, nic_figure
+from xenlab.chapters.shared_usr import BroughtBack, WhileDown
 from xenlab.command import Command
 from xenlab.errors import ConnectionRefused, StepFailed
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.toolstack import Vif, Xl
-from xenlab.recipes.nic_figure import NOWHERE, Wire, figure, layout
-from xenlab.recipes.overview import parse as parse_overview
-from xenlab.recipes.shared_usr import BroughtBack, WhileDown
-from xenlab.resources.autostart import AutoLinks
-from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.domain_config import MARK, DomainAddition, DomainConfig, joined, parts
-from xenlab.resources.early_boot import parse as parse_needed
-from xenlab.resources.elsewhere import Elsewhere
+from xenlab.platform.xl import Vif, Xl
+from xenlab.resources.base import Difference, Elsewhere, Report, Resource, Shown
 from xenlab.resources.nfs import Export, ListensOnlyOn, parse_exports, with_entry
-from xenlab.resources.shown import Shown
+from xenlab.resources.shared_usr import parse as parse_needed
+from xenlab.resources.xen import (
+    MARK,
+    AutoLinks,
+    DomainAddition,
+    DomainConfig,
+    joined,
+    parse_overview,
+    parts,
+)
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 
@@ -236,7 +240,7 @@ def test_the_layout_is_what_the_machine_reports() -> None:
     )
     inner = layout("xenbr1", DEVICES, {3: "web"})
     assert (inner.uplink, inner.wires) == (NOWHERE, (Wire("web", "eth1", "vif3.1"),))
-    texts = {text.get_text() for axes in figure([outer, inner]).axes for text in axes.texts}
+    texts = {text.get_text() for axes in nic_figure([outer, inner]).axes for text in axes.texts}
     assert {"Domain0", "web", "vif3.1", "xenbr0", "peth0", NOWHERE, "no address"} <= texts
 
 

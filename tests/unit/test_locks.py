@@ -15,9 +15,9 @@ from tests.system_copy import SYSTEM_COPY
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.platform import locks
 from xenlab.platform.apt import Apt
-from xenlab.platform.portage_packages import TOOLS
+from xenlab.platform.base import WAITING, patiently, run_patiently
+from xenlab.platform.portage import TOOLS
 
 # This machine's system, with an archive of two packages: `sample` is empty, and `slow` holds the
 # locks while its postinst waits for /let-go.
@@ -94,7 +94,7 @@ class Told:
 
     def __call__(self, what: str, done: float | None = None) -> None:
         self.lines.append(what)
-        if what.startswith(locks.WAITING):
+        if what.startswith(WAITING):
             self.waiting.set()
 
 
@@ -124,7 +124,7 @@ def test_an_installation_waits_for_any_of_the_locks(host: Host, path: str) -> No
     work = threading.Thread(target=packages.apply, args=(host, told))
     in_background(work, told, holder)
     packages.verify(host)
-    line = next(line for line in told.lines if line.startswith(locks.WAITING))
+    line = next(line for line in told.lines if line.startswith(WAITING))
     assert line.startswith(f"waiting for {path}: process ")
     assert "(perl -e" in line and f", since {time.gmtime().tm_year}-" in line and "UTC" in line
     Apt().removed("sample").apply(host, Told())
@@ -143,10 +143,10 @@ def test_a_real_dpkg_is_waited_for_by_every_call(host: Host) -> None:
 
 def test_what_is_never_let_go_is_named_in_one_sentence(host: Host) -> None:
     holder = Holder(host, Command.script(HOLD, LOCKS[0]), "locked")
-    script = locks.patiently(*LOCKS, seconds=2) + "patiently dpkg --configure -a; touch /done"
+    script = patiently(*LOCKS, seconds=2) + "patiently dpkg --configure -a; touch /done"
     try:
         with pytest.raises(StepFailed) as caught:
-            locks.run(host, Command.script(script), Told(), timeout=60)
+            run_patiently(host, Command.script(script), Told(), timeout=60)
     finally:
         holder.let_go()
     message = caught.value.message
@@ -157,8 +157,8 @@ def test_what_is_never_let_go_is_named_in_one_sentence(host: Host) -> None:
 
 
 def test_what_fails_for_another_reason_fails_at_once(host: Host) -> None:
-    script = locks.patiently(*LOCKS) + "patiently sh -c 'echo once >&2; exit 3'"
-    result = locks.run(host, Command.script(script), Told(), timeout=60, check=False)
+    script = patiently(*LOCKS) + "patiently sh -c 'echo once >&2; exit 3'"
+    result = run_patiently(host, Command.script(script), Told(), timeout=60, check=False)
     assert (result.status, result.stderr) == (3, "once\n")
 
 
@@ -168,7 +168,7 @@ def test_emerge_waits_with_a_word_too(host: Host) -> None:
     holder = Holder(host, Command.script(HOLD, path), "locked")
     told = Told()
     work = threading.Thread(
-        target=locks.run, args=(host, Command.script(TOOLS), told), kwargs={"timeout": 60}
+        target=run_patiently, args=(host, Command.script(TOOLS), told), kwargs={"timeout": 60}
     )
     in_background(work, told, holder)
     assert told.lines[0].startswith(f"waiting for {path}: process ")

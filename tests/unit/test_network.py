@@ -19,7 +19,8 @@ import pytest
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.resources.network import Bridge, describe, parse_network, physical, vif
-from xenlab.ssh import SSH, Target
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 
 ADDRESS, GATEWAY = "192.0.2.2", "192.0.2.1"
 PORT = 2222

@@ -11,8 +11,8 @@ from tests.namespace import Namespace
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.local import Local
 from xenlab.resources.nfs import NfsMount, ServedOn, server_settings
+from xenlab.transport.local import Local
 
 HERE = Host(Local())
 ADDRESS = "127.0.0.43"

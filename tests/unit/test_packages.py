@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.parameters import Parameters
 from xenlab.platform.apt import Apt, AptPackages
-from xenlab.platform.packages import packages
+from xenlab.platform.choice import packages
 from xenlab.platform.portage import Portage
-from xenlab.resources.relocated import Relocated
+from xenlab.resources.files import Relocated
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 

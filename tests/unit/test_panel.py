@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xenlab import parameters
+from xenlab.chapter.notebook import ConsentCard
 from xenlab.errors import ConsentNeeded
-from xenlab.panel.consent import ConsentCard
-from xenlab.panel.form import ParametersForm
-from xenlab.panel.site import SiteFile
+from xenlab.panel.site import ParametersForm, SiteFile
+from xenlab.site import schema as parameters
 
 LAB = Path(__file__).parents[2] / "parameters" / "lab.yaml"
 

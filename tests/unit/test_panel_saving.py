@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xenlab import parameters
-from xenlab.panel.form import ParametersForm
-from xenlab.panel.site import SiteFile
+from xenlab.panel.site import ParametersForm, SiteFile
+from xenlab.site import schema as parameters
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjE=\n-----END-----\n"
 COMPOSE = "services:\n  web:\n    image: nginx\n"

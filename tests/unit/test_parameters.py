@@ -12,10 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlab.consistency import DOM0_PARTITIONS
-from xenlab.disklayout import fits, needed_mib, partitions, swap_files_mib
 from xenlab.errors import BadInput
-from xenlab.parameters import (
+from xenlab.site.rules import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
+from xenlab.site.schema import (
     Parameters,
     declared,
     defaults,

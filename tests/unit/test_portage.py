@@ -6,14 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlab import parameters
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.portage import Portage
-from xenlab.platform.portage_packages import PortagePackages, parse_installed, split_version
-from xenlab.resources.files import File
-from xenlab.resources.relocated import Relocated
+from xenlab.platform.portage import Portage, PortagePackages, parse_installed, split_version
+from xenlab.resources.files import File, Relocated
+from xenlab.site import schema as parameters
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 SITE = parameters.Portage(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from xenlab import audit, runs
-from xenlab.chain import FIRST, HEAD, SYNCED, head_line
-from xenlab.journal import Journal
+from xenlab.journal import FIRST, HEAD, SYNCED, Journal, head_line
+from xenlab.runs import audit
+from xenlab.runs import folder as runs
 
 JOURNAL = "journal.jsonl"
 Files = dict[str, bytes]

@@ -23,17 +23,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from xenlab import quoting
+from xenlab.chapters import disk, guests, network, shared_filesystems
+from xenlab.chapters.configuration import bridge_program
 from xenlab.errors import BadInput
-from xenlab.parameters import Parameters, validate
-from xenlab.platform.bootloader import Grub2, XenEntry
-from xenlab.platform.guestsystem import DebianGuest
-from xenlab.platform.interfaces import Ifupdown
-from xenlab.platform.toolstack import Disk, DomainSpec, Vif, Xl, xl_config
-from xenlab.recipes import base_system, guests, network, shared_filesystems
-from xenlab.recipes.dom0_configuration import bridge_program
-from xenlab.resources.domain_config import DomainAddition
+from xenlab.platform.boot import Grub2, XenEntry
+from xenlab.platform.interfaces import DebianGuest, Ifupdown
+from xenlab.platform.xl import Disk, DomainSpec, Vif, Xl, xl_config
 from xenlab.resources.files import File
 from xenlab.resources.nfs import NfsMount
+from xenlab.resources.xen import DomainAddition
+from xenlab.site.schema import Parameters, validate
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "lib" / "xenlab" / "templates"
@@ -348,7 +347,7 @@ def test_files_of_a_guest(tmp_path: Path, site: Parameters) -> None:
 @few
 @given(sites())
 def test_files_of_the_share(tmp_path: Path, site: Parameters) -> None:
-    rows = texts(base_system.fstab_file(site, defaultdict(lambda: "uuid")))["/etc/fstab"]
+    rows = texts(disk.fstab_file(site, defaultdict(lambda: "uuid")))["/etc/fstab"]
     (tmp_path / "fstab").write_text(rows)
     tab = run("findmnt", "--fstab", "--tab-file", str(tmp_path / "fstab"), "-J", "-o", "TARGET")
     assert site.share in [row["target"] for row in json.loads(tab)["filesystems"]]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from xenlab import runs
 from xenlab.journal import Journal
-from xenlab.progress import Follower
+from xenlab.runs import folder as runs
+from xenlab.runs.progress import Follower
 
 OLD = 400
 NEW = 100

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlab.command import MASK, Command, Secret
+from xenlab.chapter.recorder import INLINE_BYTES, CommandLog, Recorder
+from xenlab.command import Command
 from xenlab.errors import CommandFailed, CommandTimeout, OutsideStep
 from xenlab.host import Host
 from xenlab.journal import Journal, output_of
-from xenlab.local import Local
-from xenlab.recorder import INLINE_BYTES, CommandLog, Recorder
+from xenlab.masking import MASK, Secret
+from xenlab.transport.local import Local
 
 PASSWORD = Secret("default-route")
 

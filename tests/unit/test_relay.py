@@ -26,8 +26,8 @@ from tests.system_copy import SYSTEM_COPY
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.lab import mirrors, relay
 from xenlab.platform.apt import Apt
+from xenlab_lab import mirrors, relay
 
 SECONDS = 60.0
 BIG = os.urandom(3_000_000)

@@ -18,9 +18,13 @@ from nbformat.v4 import new_notebook
 from tests.smalldisk import small_disk
 from tests.unit.test_audit import make_key
 
-from xenlab import audit, batch, durable, opening, report, runfolder, runs
+from xenlab import durable
+from xenlab.chapter.chapter import _hold
+from xenlab.durable import free_place
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal, Reader
+from xenlab.runs import audit, execute, report
+from xenlab.runs import folder as runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +45,8 @@ def chapter(journal: Journal, message: str = "") -> None:
     journal.append(chapter="04_grub", phase="close", status="ok")
 
 
-def closed(folder: Path) -> batch.Outcome:
-    return batch.close(batch.Outcome(folder, (), 0), lambda: None)
+def closed(folder: Path) -> execute.Outcome:
+    return execute.close(execute.Outcome(folder, (), 0), lambda: None)
 
 
 @pytest.fixture
@@ -120,7 +124,7 @@ def test_a_run_that_goes_on_gets_another_report_and_another_log(run: Path) -> No
     audit.keep_files(run)
     runs.begin(run)
     chapter(Journal(run), "the second time")
-    assert runfolder.free_place(run, "kernels", ".log").name == "kernels.2.log"
+    assert free_place(run, "kernels", ".log").name == "kernels.2.log"
     (run / "kernels.2.log").write_text("")
     closed(run)
     assert "the second time" in (run / "report.html").read_text()
@@ -201,7 +205,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "begin": runs.begin,
     "report": report.write,
     "render": lambda folder: report.render(folder),
-    "open": lambda folder: opening._hold(folder, "04_grub"),
+    "open": lambda folder: _hold(folder, "04_grub"),
 }
 
 
@@ -261,7 +265,7 @@ def test_a_signature_is_not_put_where_a_link_leads(run: Path, tmp_path: Path, na
 
 def test_a_link_that_leads_nowhere_takes_a_name(tmp_path: Path) -> None:
     (tmp_path / "kernels.log").symlink_to(tmp_path / "elsewhere")
-    assert runfolder.free_place(tmp_path, "kernels", ".log") == tmp_path / "kernels.2.log"
+    assert free_place(tmp_path, "kernels", ".log") == tmp_path / "kernels.2.log"
 
 
 @pytest.mark.parametrize(("link", "name"), [(True, "04_grub"), (False, "../../stolen")])

@@ -15,16 +15,14 @@ from hypothesis import strategies as st
 
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.local import Local
-from xenlab.platform.daemon import parse_failed, parse_states
+from xenlab.platform.base import parse_failed, parse_states
+from xenlab.platform.choice import services
 from xenlab.platform.openrc import OpenRc
-from xenlab.platform.services import services
-from xenlab.platform.systemd import Systemd
-from xenlab.platform.toolstack import Xl
-from xenlab.platform.units import ServerUnordered, UnitFile
+from xenlab.platform.systemd import ServerUnordered, Systemd, UnitFile
+from xenlab.platform.xl import Xl
 from xenlab.resources.base import Difference
-from xenlab.resources.files import Symlink
-from xenlab.resources.shell_word import with_word
+from xenlab.resources.files import Symlink, with_word
+from xenlab.transport.local import Local
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 SYSV = """#!/bin/sh

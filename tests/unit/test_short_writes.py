@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from xenlab.chapter.recorder import Recorder
+from xenlab.chapter.step import Silent, Step
 from xenlab.command import Command
 from xenlab.errors import DiskFull, StepFailed
 from xenlab.host import Host
 from xenlab.journal import Journal, verify
-from xenlab.local import Local
-from xenlab.recorder import Recorder
-from xenlab.step import Step
-from xenlab.view import Silent
+from xenlab.transport.local import Local
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xenlab.errors import BadInput
-from xenlab.resources.checksum import checksum_of, packaged_checksum, read_checksum
+from xenlab.resources.archive import checksum_of, packaged_checksum, read_checksum
 
 ARCHIVE = "stage3-amd64-openrc.tar.xz"
 RIGHT, FORGED = "a" * 64, "b" * 64

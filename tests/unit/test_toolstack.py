@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenlab.errors import BadInput
-from xenlab.platform.toolstack import (
+from xenlab.platform.xl import (
     Disk,
     DomainSpec,
     Vif,
@@ -22,7 +22,7 @@ from xenlab.platform.toolstack import (
     xl_config,
 )
 from xenlab.quoting import xl
-from xenlab.resources.domain_state import parse_list
+from xenlab.resources.domain import parse_list
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "xl"
 

@@ -13,8 +13,8 @@ import pytest
 
 from xenlab.errors import XenlabError
 from xenlab.host import Host
-from xenlab.local import Local
 from xenlab.resources.shared_usr import UsrSwapped
+from xenlab.transport.local import Local
 
 HOST = Host(Local())
 OWN = "root=/dev/xvda1 ro console=hvc0"

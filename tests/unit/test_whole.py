@@ -15,20 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from xenlab import expected, parameters, runs
+from xenlab import cache
+from xenlab.cache import cache_root
 from xenlab.journal import Journal
-from xenlab.lab import cache_root, phases
-from xenlab.live import Live
-from xenlab.parameters import Parameters
-from xenlab.progress import Follower
-from xenlab.whole import PRIOR_SECONDS, WAIT, Whole, about, clock
+from xenlab.runs import expected
+from xenlab.runs import folder as runs
+from xenlab.runs.expected import PRIOR_SECONDS, WAIT, Whole, about, clock
+from xenlab.runs.progress import Follower, Live
+from xenlab.site import schema as parameters
+from xenlab.site.schema import Parameters
 
 ROOT = Path(__file__).parents[2]
 CONTROL = r"\r|\x1b\[[?0-9;]*[A-Za-z]"
 """How a terminal is told where to write, and what to make empty."""
 
 CHAPTERS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-8]*.ipynb"))]
-DOM0, DOMU = phases.KERNELS["dom0"], phases.KERNELS["domU"]
+DOM0, DOMU = cache.KERNELS["dom0"], cache.KERNELS["domU"]
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +132,8 @@ def test_what_is_left_is_never_negative_and_never_grows_by_waiting(
 
 def test_the_phases_file_tells_what_began(root: Path) -> None:
     whole = Whole({"stage": 100, "01_partitions": 10}, {DOM0: 300}, {DOM0}, start=time.time())
-    with phases.recorded(DOM0):
-        with phases.recorded("stage"):
+    with cache.phase_recorded(DOM0):
+        with cache.phase_recorded("stage"):
             whole.look()
             assert whole.place() == "1/2"
         whole.look()
@@ -152,7 +154,7 @@ def test_durations_as_people_say_them() -> None:
 def test_every_chapter_of_the_lab_has_a_figure(site: Parameters, tmp_path: Path) -> None:
     known = expected.figures(site)
     assert list(known.first) == list(known.again) == CHAPTERS
-    names = [phases.PACKAGES, phases.REQUIREMENTS, *phases.of_start("rescue", site.stage)]
+    names = [cache.PACKAGES, cache.REQUIREMENTS, *cache.phases_of_start("rescue", site.stage)]
     whole = expected.of_lab(site, names, CHAPTERS, tmp_path)
     assert set(names) <= known.phases.keys()
     text = (ROOT / "lib/xenlab/data/expected-seconds.json").read_text()
@@ -222,14 +224,14 @@ def test_what_took_how_long_here_counts_more(site: Parameters, tmp_path: Path) -
     # a kernel was compiled meanwhile: without it the chapter takes less
     first = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     line = {"what": DOM0, "began": first, "ended": first + 461}
-    (cache_root() / phases.NAME).write_text(json.dumps(line) + "\n")
+    (cache_root() / cache.PHASES).write_text(json.dumps(line) + "\n")
     assert parts()["04_grub"] == pytest.approx(11)
 
 
 def test_phases_take_what_they_took(site: Parameters, root: Path, tmp_path: Path) -> None:
     root.mkdir()
     lines = ('{"what": "stage", "began": 10, "ended": 17}', '{"what": "stage", "began": 20}')
-    (root / phases.NAME).write_text("\n".join(lines) + "\n")
+    (root / cache.PHASES).write_text("\n".join(lines) + "\n")
     whole = expected.of_lab(site, ["stage", "rescue system"], [], tmp_path)
     assert whole.parts == {
         "stage": 7,
@@ -239,13 +241,13 @@ def test_phases_take_what_they_took(site: Parameters, root: Path, tmp_path: Path
 
 def test_what_is_in_the_cache_is_not_waited_for(site: Parameters, root: Path) -> None:
     assert {"stage", "rescue system", "boot from rescue"} <= set(
-        phases.of_start("rescue", site.stage)
+        cache.phases_of_start("rescue", site.stage)
     )
     for place in ("stage/stage.tar.zst", "rescue/1/rescue.img", "kvm/1/verdict"):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).touch()
-    assert phases.of_start("rescue", site.stage) == ["boot from rescue"]
-    assert phases.of_start("disk", site.stage) == ["boot from disk"]
+    assert cache.phases_of_start("rescue", site.stage) == ["boot from rescue"]
+    assert cache.phases_of_start("disk", site.stage) == ["boot from disk"]
 
 
 def test_a_kernel_that_is_compiled_is_not_waited_for(site: Parameters, root: Path) -> None:
@@ -262,7 +264,7 @@ def shown(tmp_path: Path, *, terminal: bool) -> str:
     journal = Journal(tmp_path / "run")
     whole = Whole({"01_x": 60, "02_y": 120}, {DOM0: 300}, start=time.time() - 65)
     with Follower(console, journal.folder, {"01_x": ["01.1 Title"]}, whole) as follower:
-        with phases.recorded(DOM0):
+        with cache.phase_recorded(DOM0):
             follower.begin("01_x")
             journal.append(chapter="01_x", phase="open")
             record = {"chapter": "01_x", "step": "01.1", "title": "01.1 Title"}
@@ -331,30 +333,30 @@ def test_before_there_is_a_python_the_shell_says_the_same(root: Path, tmp_path: 
     tmp_path.joinpath("home").mkdir()
     began = str(int(time.time()) - 125)
     shell = {"XENLAB_CACHE": str(root), "XENLAB_BEGAN": began}
-    done = say(f"phase '{phases.PACKAGES}' echo much", tmp_path / "home", **shell)
+    done = say(f"phase '{cache.PACKAGES}' echo much", tmp_path / "home", **shell)
     figure = json.loads((ROOT / "lib/xenlab/data/expected-seconds.json").read_text())["phases"]
     assert done.returncode == 0 and "much" not in done.stdout
     first, last = done.stdout.splitlines()
     assert first.startswith("2:0") and first.endswith(
-        f"{phases.PACKAGES}: about {figure[phases.PACKAGES]} s"
+        f"{cache.PACKAGES}: about {figure[cache.PACKAGES]} s"
     )
-    assert last.endswith(f"{phases.PACKAGES}: done")
-    (found,) = phases.load()
-    assert found.what == phases.PACKAGES and found.ended >= found.began > 0
+    assert last.endswith(f"{cache.PACKAGES}: done")
+    (found,) = cache.load_phases()
+    assert found.what == cache.PACKAGES and found.ended >= found.began > 0
     again = '{"what": "Debian packages", "began": 10.5, "ended": 517.25}\n'
-    with (root / phases.NAME).open("a") as file:
+    with (root / cache.PHASES).open("a") as file:
         file.write(again)
-    assert say(f"expected '{phases.PACKAGES}'", tmp_path / "home", **shell).stdout == "507\n"
+    assert say(f"expected '{cache.PACKAGES}'", tmp_path / "home", **shell).stdout == "507\n"
     assert not list(tmp_path.joinpath("home").iterdir())
 
 
 def test_what_fails_in_the_shell_says_its_last_words(root: Path, tmp_path: Path) -> None:
-    script = f"phase '{phases.PACKAGES}' sh -c 'seq 30; echo no space >&2; exit 7'; echo went on"
+    script = f"phase '{cache.PACKAGES}' sh -c 'seq 30; echo no space >&2; exit 7'; echo went on"
     done = say(script, tmp_path, XENLAB_CACHE=str(root))
     assert done.returncode == 7 and "went on" not in done.stdout
     assert "no space" in done.stderr and "30" in done.stderr and "\n5\n" not in done.stderr
-    assert done.stderr.endswith(f"{phases.PACKAGES}: failed\n")
-    assert [phase.ended for phase in phases.load()] == [0]
+    assert done.stderr.endswith(f"{cache.PACKAGES}: failed\n")
+    assert [phase.ended for phase in cache.load_phases()] == [0]
 
 
 def test_a_cache_that_cannot_be_written_stops_no_shell(root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A chapter in the panel: its steps with their states, run one by one or to the end, stopped."""
+"""The panel: a chapter with its steps, run one by one or to the end; and its three tabs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from xenlab import cells
-from xenlab.card import COLOURS
-from xenlab.chapter import Chapter
+from xenlab.chapter.card import COLOURS
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.step import CHANGED, OK, STOP, VIEW, StepView
 from xenlab.errors import XenlabError
-from xenlab.panel.cards import CardView
-from xenlab.panel.site import SiteFile
-from xenlab.panel.worker import Worker
-from xenlab.parameters import Parameters, declared, for_chapter
+from xenlab.panel.cards import CardView, Worker
+from xenlab.panel.domains import DomainPanel
+from xenlab.panel.site import ParametersForm, SiteFile
 from xenlab.resources.base import Difference
-from xenlab.step import CHANGED, OK
-from xenlab.view import STOP, VIEW, StepView
+from xenlab.runs.execute import StepCell, opening_code, step_cells
+from xenlab.site.schema import Parameters, declared, for_chapter
+
+# A chapter in the panel: its steps with their states, run one by one or to the end, stopped.
 
 WAITING = "to do"
 GOOD = (OK, CHANGED)
@@ -40,7 +41,7 @@ class ChapterPanel:
         self._cards = CardView()
         self._name = ""
         self._namespace: dict[str, Any] = {}
-        self._steps: list[cells.StepCell] = []
+        self._steps: list[StepCell] = []
         self._states: dict[str, str] = {}
         self.choice = widgets.Dropdown(options=list(self._paths), description="chapter")
         self.next = _button("Run next", "step-forward", "primary")
@@ -92,7 +93,7 @@ class ChapterPanel:
         """The chosen chapter, of which nothing was done yet."""
         self.close()
         self._name = self.choice.value
-        self._steps = cells.steps(self._paths[self._name])
+        self._steps = step_cells(self._paths[self._name])
         self._states = {step.number: WAITING for step in self._steps}
         self._cards.widget.children = ()
         self.message.value = ""
@@ -103,7 +104,7 @@ class ChapterPanel:
         book = self._namespace.get("book")
         return book if isinstance(book, Chapter) else None
 
-    def _left(self) -> list[cells.StepCell]:
+    def _left(self) -> list[StepCell]:
         return [step for step in self._steps if self._states[step.number] not in GOOD]
 
     def _run_next(self) -> None:
@@ -116,7 +117,7 @@ class ChapterPanel:
             if not self._run(step):
                 return
 
-    def _run(self, step: cells.StepCell) -> bool:
+    def _run(self, step: StepCell) -> bool:
         """Run a step's cell, the chapter opened before the first; whether it went well."""
         self.message.value = ""
         try:
@@ -148,7 +149,7 @@ class ChapterPanel:
             STOP: self._worker.stop,
         }
         try:
-            exec(compile(cells.opening(path), f"<{path.stem}>", "exec"), namespace)
+            exec(compile(opening_code(path), f"<{path.stem}>", "exec"), namespace)
             if self._worker.stop.is_set():
                 raise KeyboardInterrupt
         except BaseException:
@@ -230,7 +231,7 @@ def _button(text: str, icon: str, style: str) -> Any:
     return widgets.Button(description=text, icon=icon, button_style=style)
 
 
-def _row(step: cells.StepCell, status: str) -> str:
+def _row(step: StepCell, status: str) -> str:
     colour = COLOURS.get(status, "#9ca3af")
     return (
         '<div style="line-height: 1.7; white-space: nowrap; overflow: hidden; '
@@ -238,3 +239,30 @@ def _row(step: cells.StepCell, status: str) -> str:
         f'<span style="display: inline-block; width: 5.6em; color: {colour}">{escape(status)}'
         f"</span>{escape(step.title)}</div>"
     )
+
+
+# The panel: chapters, domains and parameters on three tabs.
+
+
+class Panel:
+    """All three for one parameters file; ``widget`` is what a notebook shows."""
+
+    def __init__(self, file: Path, notebooks: Path) -> None:
+        site = SiteFile(file)
+        self.chapters = ChapterPanel(notebooks, site)
+        self.domains = DomainPanel(site)
+        self.form = ParametersForm(site)
+        self.widget = widgets.Tab(
+            [self.chapters.widget, self.domains.widget, self.form.widget],
+            titles=["Chapters", "Domains", "Parameters"],
+        )
+
+    def close(self) -> None:
+        """Let go of the machines, without waiting for it."""
+        self.chapters.close()
+        self.domains.close()
+
+
+def open_panel(file: str, notebooks: str = ".") -> widgets.Tab:
+    """The panel for a parameters file, as a cell's last value. Raises BadInput."""
+    return Panel(Path(file).expanduser(), Path(notebooks)).widget

@@ -10,18 +10,15 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from xenlab.chapter import Chapter
+from xenlab.chapter.chapter import Chapter, new_run_folder, runs_folder
 from xenlab.command import Command
 from xenlab.errors import BadInput, XenlabError
 from xenlab.journal import Journal
-from xenlab.opening import new_run_folder, runs_folder
-from xenlab.panel.cards import CardView
-from xenlab.panel.looking import Unrecorded
+from xenlab.masking import clean
+from xenlab.panel.cards import CardView, Unrecorded, Worker
 from xenlab.panel.site import SiteFile
-from xenlab.panel.worker import Worker
-from xenlab.plain import clean
 from xenlab.resources.base import Resource
-from xenlab.resources.domain_state import CRASHED, RUNNING, log_path
+from xenlab.resources.domain import CRASHED, RUNNING, log_path
 
 CHAPTER = "91_panel"
 LOOK_SECONDS = 3.0

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
-from xenlab.platform import locks
-from xenlab.platform.package_index import (
+from xenlab.platform.base import (
     INSTALL_SECONDS,
     NO_ROOT,
     Index,
     new_versions,
+    patiently,
     require_names,
     require_unneeded,
+    run_patiently,
 )
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.files import Absent, File
-from xenlab.resources.relocated import Relocated
+from xenlab.resources.files import Absent, File, Relocated
 
-_LOCKS = locks.patiently(
+_LOCKS = patiently(
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
     *("/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"),
 )
@@ -254,7 +254,7 @@ class AptPackages(Resource):
         answers = "\n".join(self.answers)
         tools = _TOOLS + _GENUINE + _QUIETLY
         command = Command.script(tools + script, _POLICY, answers, self.store, *self.names)
-        result = locks.run(host, command, report, timeout=INSTALL_SECONDS, check=False)
+        result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
         if not result.ok:
             raise self._refused(result)
 
@@ -311,7 +311,7 @@ class AptStored(Resource):
             fetch "$@" || { update; fetch "$@"; }
         """
         command = Command.script(_TOOLS + _GENUINE + script, *self.names)
-        locks.run(host, command, report, timeout=INSTALL_SECONDS)
+        run_patiently(host, command, report, timeout=INSTALL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ class AptRemoved(Resource):
             patiently get remove -- "$@"
         """
         command = Command.script(_TOOLS + script, *names)
-        result = locks.run(host, command, report, timeout=INSTALL_SECONDS, check=False)
+        result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
         if result.status == _NEEDED:
             other = " and ".join(result.stdout.strip().splitlines())
             raise StepFailed(

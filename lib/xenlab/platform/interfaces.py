@@ -1,19 +1,54 @@
-"""How dom0's interfaces get their addresses at boot: each distribution has files of its own.
-
-Howto: „Konfiguration“ („ganz normal über die init-Scripte“).
-"""
+"""How interfaces get their addresses at boot, dom0's and a guest's, and a guest's other files."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Protocol
 
 from xenlab.command import Command
 from xenlab.errors import BadInput
-from xenlab.platform import netifrc
 from xenlab.platform.openrc import Scripts
-from xenlab.resources.base import Resource
-from xenlab.resources.files import File, Symlink
-from xenlab.resources.until import Until
+from xenlab.quoting import double_quoted
+from xenlab.resources.base import Resource, Until
+from xenlab.resources.files import File, Symlink, render
+from xenlab.resources.guest import GuestFile
+
+# Gentoo's network configuration, net-misc/netifrc: what its files are called and say.
+
+NETIFRC_SHARED = "net.lo"
+"""The script that every interface's script is a link to."""
+
+
+def netifrc_script(interface: str) -> str:
+    """The service of an interface."""
+    return f"net.{interface}"
+
+
+def netifrc_script_path(interface: str) -> str:
+    """Where that is a link."""
+    return f"/etc/init.d/{netifrc_script(interface)}"
+
+
+def netifrc_settings_path(interface: str) -> str:
+    """A file of its own for an interface, which OpenRC reads after /etc/conf.d/net."""
+    return f"/etc/conf.d/{netifrc_script(interface)}"
+
+
+def netifrc_settings(interface: str, address: str, gateway: str = "", *, kept: bool = False) -> str:
+    """``config_`` and ``routes_`` of an interface; ``kept``: only by hand is it stopped."""
+    name = re.sub(r"[^A-Za-z0-9]", "_", interface)
+    lines = ["# written by xenlab", f"config_{name}={double_quoted(address)}"]
+    if gateway:
+        lines.append(f"routes_{name}={double_quoted(f'default via {gateway}')}")
+    if kept:
+        lines.append('rc_keyword="-stop"')
+    return "".join(f"{line}\n" for line in lines)
+
+
+# How dom0's interfaces get their addresses at boot: each distribution has files of its own.
+#
+# Howto: „Konfiguration“ („ganz normal über die init-Scripte“).
 
 STANZAS = "/etc/network/interfaces.d"
 UPLINK = f"{STANZAS}/xenlab-uplink"
@@ -108,7 +143,7 @@ class Netifrc:
         self, interface: str, address: str, gateway: str, bridge: str
     ) -> tuple[Resource, ...]:
         """The interface's script, until the bridge has one."""
-        taken_over = Command.argv("test", "-e", netifrc.settings_path(bridge))
+        taken_over = Command.argv("test", "-e", netifrc_settings_path(bridge))
         return (Until(_scripted(interface, address, gateway), taken_over),)
 
     def beside_bridge(
@@ -129,16 +164,144 @@ class Netifrc:
 
     def up(self, interface: str) -> Command:
         """``rc-service net.INTERFACE restart``."""
-        return Command.argv("rc-service", netifrc.script(interface), "restart")
+        return Command.argv("rc-service", netifrc_script(interface), "restart")
 
 
 def _scripted(interface: str, address: str, gateway: str) -> tuple[Resource, ...]:
     return (
-        File(netifrc.settings_path(interface), netifrc.settings(interface, address, gateway)),
-        Symlink(netifrc.script_path(interface), netifrc.SHARED),
-        Scripts((netifrc.script(interface),), enabled=True),
+        File(netifrc_settings_path(interface), netifrc_settings(interface, address, gateway)),
+        Symlink(netifrc_script_path(interface), NETIFRC_SHARED),
+        Scripts((netifrc_script(interface),), enabled=True),
     )
 
 
 def _unscripted(interface: str) -> Resource:
-    return Scripts((netifrc.script(interface),), enabled=False)
+    return Scripts((netifrc_script(interface),), enabled=False)
+
+
+# A guest's own configuration, written from dom0: what files each distribution wants for it.
+
+UNITS = "/etc/systemd/system"
+
+OFF = (
+    "xen.service",
+    "xendomains.service",
+    "xenlab-bridge.service",
+    "nfs-server.service",
+    "distcc.service",
+    "rpcbind.service",
+    "rpcbind.socket",
+    "modprobe@.service",
+    "systemd-modules-load.service",
+    "e2scrub_reap.service",
+    "getty@.service",
+)
+"""What the image brings along from dom0 and a guest must not start by itself, or cannot use:
+servers (chapter 15 unmasks NFS in a guest that is to serve), what
+loads modules into a kernel without any, what looks after LVM; and all terminals but the Xen console
+(for which systemd-getty-generator starts serial-getty@hvc0 by itself)."""
+
+# Disks and the console come from dom0, as soon as it has a processor for them: where several guests
+# boot at once without hardware support, systemd's 90 seconds end before, and login prompt and swap
+# never come (systemd-system.conf(5)).
+PATIENT = "[Manager]\nDefaultDeviceTimeoutSec=10min\n"
+
+# „alle tty-Einträge bis auf den für tty1 auskommentiert“; what was tty1 is hvc0 today.
+ONE_TERMINAL = r"""1i\
+h0:12345:respawn:/sbin/agetty -L 115200 hvc0 linux
+/^h0:/d
+/^[^#].*:respawn:.*getty/s/^/#/"""
+
+
+@dataclass(frozen=True)
+class GuestSettings:
+    """What is a guest's own: its names, its address with prefix, whom it asks, its disks."""
+
+    name: str
+    domain: str
+    address: str
+    gateway: str
+    nameserver: str
+    dom0: str
+    dom0_address: str
+    root_device: str = "/dev/xvda1"
+    swap_device: str = "/dev/xvda2"
+
+
+class GuestSystem(Protocol):
+    """How a guest of a distribution is configured while it does not run."""
+
+    def files(self, guest: GuestSettings) -> tuple[GuestFile, ...]:
+        """The files of a guest."""
+
+    def lan(self, interface: str, address: str) -> tuple[GuestFile, ...]:
+        """The files of an interface in the internal LAN."""
+
+
+class DebianGuest:
+    """Debian: ifupdown, systemd."""
+
+    def files(self, guest: GuestSettings) -> tuple[GuestFile, ...]:
+        """Names, fstab, network, host key; masked units as links to /dev/null (systemctl(1))."""
+        interfaces = render("guest-interfaces.j2", guest=guest)
+        return (
+            *_common(guest),
+            GuestFile("/etc/network/interfaces", interfaces),
+            GuestFile("/etc/systemd/system.conf.d/10-xenlab.conf", PATIENT),
+            *(GuestFile(f"{UNITS}/{unit}", target="/dev/null") for unit in OFF),
+        )
+
+    def lan(self, interface: str, address: str) -> tuple[GuestFile, ...]:
+        """A stanza of its own, which /etc/network/interfaces takes in."""
+        text = render("guest-lan.j2", interface=interface, address=address)
+        return (GuestFile("/etc/network/interfaces.d/xenlab-lan", text),)
+
+
+class GentooGuest:
+    """Gentoo: netifrc, OpenRC under sysvinit. The image holds no service that is dom0's alone."""
+
+    def files(self, guest: GuestSettings) -> tuple[GuestFile, ...]:
+        """Names, fstab, network, host key, and inittab(5) with one terminal: the Xen console."""
+        return (
+            *_common(guest),
+            *_interface("eth0", netifrc_settings("eth0", guest.address, guest.gateway)),
+            GuestFile("/etc/inittab", edit=ONE_TERMINAL),
+        )
+
+    def lan(self, interface: str, address: str) -> tuple[GuestFile, ...]:
+        """An interface that stays up while the guest stops: its files come over it."""
+        return _interface(interface, netifrc_settings(interface, address, kept=True))
+
+
+def _common(guest: GuestSettings) -> tuple[GuestFile, ...]:
+    return (
+        GuestFile("/etc/hostname", f"{guest.name}\n"),
+        *(
+            GuestFile(f"/etc/{name}", render(f"guest-{name}.j2", guest=guest))
+            for name in ("hosts", "fstab", "resolv.conf")
+        ),
+        # sshd would complain about each key type that was not made
+        GuestFile(
+            "/etc/ssh/sshd_config.d/10-xenlab-host-key.conf",
+            "HostKey /etc/ssh/ssh_host_ed25519_key\n",
+        ),
+    )
+
+
+def _interface(name: str, settings: str) -> tuple[GuestFile, ...]:
+    script = netifrc_script_path(name)
+    in_runlevel = f"/etc/runlevels/default/{netifrc_script(name)}"
+    return (
+        GuestFile(netifrc_settings_path(name), settings),
+        GuestFile(script, target=NETIFRC_SHARED),
+        GuestFile(in_runlevel, target=script),
+    )
+
+
+def guest_system(platform: str) -> GuestSystem:
+    """A platform's answer; raises BadInput where there is none."""
+    if platform == "debian":
+        return DebianGuest()
+    if platform == "gentoo":
+        return GentooGuest()
+    raise BadInput(f"guests of the platform {platform!r} cannot be configured")

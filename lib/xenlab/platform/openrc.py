@@ -10,17 +10,9 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform import early
-from xenlab.platform.daemon import (
-    START_SECONDS,
-    Carrying,
-    NoneFailed,
-    ServiceStates,
-)
-from xenlab.resources.base import Report, Resource
-from xenlab.resources.condition import Condition, Together
-from xenlab.resources.files import File
-from xenlab.resources.shell_word import ShellWord
+from xenlab.platform.base import EARLY_OPENRC, START_SECONDS, Carrying, NoneFailed, ServiceStates
+from xenlab.resources.base import Condition, Report, Resource, Together
+from xenlab.resources.files import File, ShellWord
 
 SCRIPTS = "/etc/init.d"
 SETTINGS = "/etc/conf.d"
@@ -94,7 +86,7 @@ def candidates(name: str) -> str:
 class OpenRc:
     """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
 
-    early = early.OPENRC
+    early = EARLY_OPENRC
 
     def enabled(self, *names: str) -> Resource:
         """These scripts are in a runlevel that is entered at boot."""

@@ -1,16 +1,64 @@
-"""What a resource is: a desired state that can be probed, applied and verified."""
+"""What a resource is, and the small ones: conditions, what must be there, once, until."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from xenlab.errors import StepFailed
+from xenlab.command import Command
+from xenlab.errors import ConnectionLost, ConnectionRefused, StepFailed, Unreachable
 from xenlab.host import Host
-from xenlab.resources.made import Made
+from xenlab.resources.blockdevices import Devices
+from xenlab.site.rules import DOM0_PARTITIONS
+
+# What xenlab made on a disk, as the disk itself tells it to whichever system looks.
+#
+# The names in the partition table are the mark: they outlive a new dom0, another name of the site
+# and each mkfs, and a rescue system reads them. The UUID of a file system, which each mkfs makes
+# anew, tells what is there now from what will be there under the same name.
+
+DOM0 = "dom0"
+MARKS = ("dom0root", "domuswap")
+"""The partitions that every site's disk has, and hardly any other's."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Something that xenlab made: dom0, or a guest, by the name of its partition.
+
+    ``uuid`` is that of its file system; ``what`` says in words what is there.
+    """
+
+    name: str
+    uuid: str
+    what: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        """Its name and its UUID, as a consent names it that is for this very file system."""
+        return f"{self.name} {self.uuid}".strip()
+
+
+def made_on(found: Devices) -> tuple[Made, ...]:
+    """What is lost of it where the named disk or partition is wiped; each name once.
+
+    A partition that has no file system yet holds nothing; a disk without the mark is not ours.
+    """
+    if found.disk is None or not any(part.name in MARKS for part in found.disk.all()):
+        return ()
+    things: dict[str, Made] = {}
+    for part in found.device.all() if found.device else ():
+        if part.name and part.system:
+            name = DOM0 if part.name in DOM0_PARTITIONS else part.name
+            what = f"{part.path}, {part.system}, {part.mib} MiB"
+            things.setdefault(name, Made(name, part.system_uuid, what))
+    return tuple(things.values())
+
+
+# What a resource is: a desired state that can be probed, applied and verified.
 
 
 @dataclass(frozen=True)
@@ -118,3 +166,205 @@ def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Di
     diff = "".join(line if line.endswith("\n") else line + "\n" for line in lines)
     shown = diff.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return Difference(summary, shown)
+
+
+# Conditions: what must hold on a machine and cannot be brought about from here.
+
+
+@dataclass(frozen=True)
+class Condition(Resource):
+    """A command that only looks and ends with status 0; ``otherwise`` says what is wrong if not."""
+
+    command: Command
+    otherwise: str
+    hint: str = ""
+
+    def probe(self, host: Host) -> Difference | None:
+        """``otherwise``, unless the command ends with status 0."""
+        return None if host.test(self.command) else Difference(self.otherwise, hint=self.hint)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing can be done from here: raises StepFailed unless the condition holds."""
+        if self.probe(host) is not None:
+            raise StepFailed(self.otherwise, hint=self.hint)
+
+
+@dataclass(frozen=True)
+class Together(Resource):
+    """Several states as one: it holds if all of them do."""
+
+    parts: tuple[Resource, ...]
+
+    def probe(self, host: Host) -> Difference | None:
+        """All differences that are found, as one."""
+        found = [part.probe(host) for part in self.parts]
+        return Difference.of_all([each for each in found if each is not None])
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Apply each part that differs."""
+        for part in self.parts:
+            if part.probe(host) is not None:
+                part.apply(host, report)
+
+
+# What another chapter makes and this one needs: files and devices that must be there.
+
+
+def present(host: Host, paths: Sequence[str]) -> set[str]:
+    """Which of these paths are there; none of them where there is no root yet."""
+    script = 'for path; do [ ! -e "$path" ] || printf "%s\\n" "$path"; done'
+    found = host.run(Command.script(script, *paths), check=False)
+    return set(found.stdout.splitlines()) if found.ok else set()
+
+
+@dataclass(frozen=True)
+class PathsExist(Resource):
+    """A condition: files and devices that must be there; nothing is made."""
+
+    paths: tuple[str, ...]
+    hint: str = ""
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which of them are missing."""
+        there = present(host, self.paths)
+        missing = [path for path in self.paths if path not in there]
+        if not missing:
+            return None
+        hint = f"; {self.hint}" if self.hint else ""
+        return Difference(f"missing: {', '.join(missing)}{hint}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Refused: a condition is not made true here."""
+        raise StepFailed("this is a condition, and nothing makes it true here", hint=self.hint)
+
+
+# Programs that a machine must have for a step, and which we do not install on it by ourselves.
+
+
+@dataclass(frozen=True)
+class Programs(Resource):
+    """Programs found on the machine's PATH, or files where a name begins with ``/``."""
+
+    names: tuple[str, ...]
+    hint: str = ""
+
+    def probe(self, host: Host) -> Difference | None:
+        """The names of those that are missing."""
+        script = """
+            for name do
+                case $name in
+                    /*) [ -e "$name" ] || printf '%s\\n' "$name" ;;
+                    *) command -v -- "$name" > /dev/null || printf '%s\\n' "$name" ;;
+                esac
+            done
+        """
+        missing = host.run(Command.script(script, *self.names), check=False).stdout.split()
+        if not missing:
+            return None
+        advice = f"; {self.hint}" if self.hint else ""
+        return Difference(f"{', '.join(missing)} missing on {host.name}{advice}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing is installed from here: raises StepFailed if one is missing."""
+        difference = self.probe(host)
+        if difference is not None:
+            raise StepFailed(difference.summary)
+
+
+# A state that counts until another has taken its place.
+
+
+@dataclass(frozen=True)
+class Until(Resource):
+    """These states, unless ``replaced`` ends with status 0: a later chapter moved on from them."""
+
+    parts: tuple[Resource, ...]
+    replaced: Command
+
+    def probe(self, host: Host) -> Difference | None:
+        """All differences as one, none where another state has taken the place."""
+        return None if host.test(self.replaced) else Together(self.parts).probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Apply each part that differs."""
+        Together(self.parts).apply(host, report)
+
+
+# A state of another machine than the step's own: a guest's, in a step of dom0's.
+
+ANSWER_SECONDS = 900.0
+"""How long a machine that boots may take to answer."""
+
+
+@dataclass(frozen=True)
+class Elsewhere(Resource):
+    """A resource on a host of its own; what it does there is the step's output all the same."""
+
+    name: str
+    host: Host = field(compare=False)
+    resource: Resource
+    seconds: float = field(default=ANSWER_SECONDS, compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """The resource's difference, or that the machine does not answer yet."""
+        try:
+            return self.resource.probe(self.host)
+        except (ConnectionRefused, Unreachable, ConnectionLost) as error:
+            return Difference(f"once {self.name} answers: {error.message}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Wait until the other machine answers, which may still boot; bring it into the state.
+
+        Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
+        """
+        self.host.transport.connect(host.stop, seconds=self.seconds)
+        self.resource.apply(self.host, report)
+
+    def verify(self, host: Host) -> None:
+        """Raise StepFailed unless the state holds there."""
+        self.resource.verify(self.host)
+
+
+# What is shown once: an action that a machine keeps on record, and that a second run leaves alone.
+#
+# A state can be looked at. That a guest reboots, or that a machine comes back from a power cycle,
+# can only be tried; the record says that it was, and with what.
+
+RECORDS = "/var/lib/xenlab/shown"
+
+
+@dataclass(frozen=True)
+class Shown(Resource):
+    """An action that was carried out, and verified, on this machine with these very inputs.
+
+    ``inputs`` is what the proof is about (a domain's configuration, say): with others it is none.
+    Whoever wants to see the action again removes the record, ``/var/lib/xenlab/shown/NAME``.
+    """
+
+    name: str
+    action: Resource
+    inputs: str = ""
+    records: str = RECORDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """None where the record is of these inputs; else what the action would do."""
+        if (host.read(self._path) or "").strip() == self._key:
+            return None
+        return self.action.probe(host) or Difference(f"show {self.name}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Carry the action out."""
+        self.action.apply(host, report)
+
+    def verify(self, host: Host) -> None:
+        """Put on record that the action's own verification holds."""
+        self.action.verify(host)
+        host.write(self._path, f"{self._key}\n")
+
+    @property
+    def _path(self) -> str:
+        return f"{self.records}/{self.name}"
+
+    @property
+    def _key(self) -> str:
+        return hashlib.sha256(self.inputs.encode()).hexdigest()

@@ -1,6 +1,6 @@
 """Files below a root that nobody trusts: ``below.py ROOT VERB WORDS…``.
 
-dom0's python3 runs this text, which `xenlab.resources.guestroot` sends. Any name below ROOT
+dom0's python3 runs this text, which `xenlab.resources.guest` sends. Any name below ROOT
 may be a trap: a link to anywhere, a device node, a pipe, a folder where a file belongs. So the
 process makes ROOT its own root, where every link ends inside, absolute or with ``..``; it never
 opens anything but a regular file or a folder; and it replaces a name instead of writing to what

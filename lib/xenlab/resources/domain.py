@@ -1,29 +1,303 @@
-"""Domains: their life from create to destroy (howto: „Und Action!“).
-
-xl(1) is the reference. What creates a domain runs without the step's mark and writes to a file,
-not to the connection: xl leaves a process behind that looks after the domain, and neither a lost
-connection nor the ending of a step may take that one along.
-"""
+"""Domains: what xl says of them, their consoles, their life from create to destroy."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
-from xenlab.host import Host
+from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.console import BOOT_SECONDS, FOLLOW, LOGIN, PANIC, refuse
-from xenlab.resources.domain_state import (
-    DYING,
-    PAUSED,
-    Domain,
-    domain,
-    domains,
-    last_words,
-    log_path,
-    require_running,
+
+# What xl says of the domains: which there are, and whether each runs; all who ask look here.
+#
+# ``xl domid`` answers for every domain that there is, also for one that is paused, has crashed or
+# is being taken down: only the state column of ``xl list`` tells (xl(1), "list").
+
+CONSOLE_LOGS = "/var/log/xen/console"
+CONSOLE_LINES = 24
+"""How many of a crashed guest's last lines are shown."""
+
+LONG_BOOT_SECONDS = 300
+"""How long after dom0's boot guests that start with it may still come."""
+
+RUNNING, PAUSED, SHUT_DOWN, CRASHED, DYING = "running", "paused", "shut down", "crashed", "dying"
+
+# One that is being taken down may have crashed before, and a crash is a way of shutting down.
+_LETTERS = (("d", DYING), ("c", CRASHED), ("s", SHUT_DOWN), ("p", PAUSED))
+_ROW = re.compile(
+    r"(?P<name>.+?)\s+(?P<id>\d+)\s+(?P<memory>\d+)\s+(?P<vcpus>\d+)\s+"
+    r"(?P<state>[r-][b-][p-][s-][c-][d-])\s+(?P<seconds>\d+(?:\.\d+)?)"
 )
+
+STATE_OF = """
+# the letters of a domain's state: nothing where there is none
+state_of() { xl list "$1" 2> /dev/null | awk 'NR > 1 { print $(NF - 1) }'; }
+"""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain that there is; ``state`` is "running" whether it computes, waits or is in between.
+
+    ``seconds`` are those of processor time.
+    """
+
+    name: str
+    id: int
+    memory_mib: int
+    vcpus: int
+    state: str
+    seconds: float
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs: a paused, crashed or dying one does nothing."""
+        return self.state == RUNNING
+
+    def __str__(self) -> str:
+        return f"domain {self.id}" + ("" if self.runs else f", {self.state}")
+
+
+def parse_list(text: str) -> list[Domain]:
+    """The domains that ``xl list`` prints; a line that is no domain's is passed over."""
+    rows = (_ROW.fullmatch(line.strip()) for line in text.splitlines())
+    return [
+        Domain(
+            row["name"],
+            int(row["id"]),
+            int(row["memory"]),
+            int(row["vcpus"]),
+            next((word for letter, word in _LETTERS if letter in row["state"]), RUNNING),
+            float(row["seconds"]),
+        )
+        for row in rows
+        if row
+    ]
+
+
+def domains(host: Host) -> list[Domain]:
+    """Every domain that there is; raises CommandFailed where xl cannot say."""
+    found = host.run(Command.argv("xl", "list"), check=False)
+    if not found.ok:
+        raise CommandFailed(found, hint="xl works only in a dom0 that runs on Xen")
+    return parse_list(found.stdout)
+
+
+def domain(host: Host, name: str) -> Domain | None:
+    """The domain of a name, None if there is none; raises CommandFailed where xl cannot say."""
+    return next((one for one in domains(host) if one.name == name), None)
+
+
+def require_running(host: Host, name: str) -> Domain:
+    """The domain of a name; raises StepFailed, with a crashed one's last lines, unless it runs."""
+    found = domain(host, name)
+    if found is None:
+        raise StepFailed(f"{name} does not run", hint="create it first", where=host.name)
+    if not found.runs:
+        hint = f"xl unpause {name}" if found.state == PAUSED else "create it again"
+        raise StepFailed(_stands(host, found), hint=hint, where=host.name)
+    return found
+
+
+def standing(host: Host, name: str) -> str:
+    """Why nobody needs to wait for a guest: its domain is not there, or does not run; "" otherwise.
+
+    In dom0's first minutes one that is not there may come yet.
+    """
+    try:
+        found = domain(host, name)
+    except CommandFailed:
+        found = None
+    if found is not None:
+        return "" if found.runs else _stands(host, found)
+    young = Command.form(
+        "grep -qs control_d /proc/xen/capabilities && awk '{ exit $1 >= %s }' /proc/uptime",
+        LONG_BOOT_SECONDS,
+    )
+    return "" if host.inside("/").test(young) else f"{name} does not run: there is no such domain"
+
+
+def _stands(host: Host, found: Domain) -> str:
+    said = f"{found.name} does not run: it is {found.state} (domain {found.id})"
+    return said + last_words(host, found)
+
+
+def last_words(host: Host, of: Domain) -> str:
+    """What a crashed domain wrote last to its console, ready for a message; "" for another."""
+    if of.state != CRASHED:
+        return ""
+    command = Command.argv("tail", "-n", CONSOLE_LINES, "--", log_path(of.name))
+    lines = host.run(command, check=False).stdout.strip().splitlines()
+    if not lines:
+        return ""
+    return "\nlast lines of its console:\n  " + "\n  ".join(line.rstrip() for line in lines)
+
+
+def log_path(name: str) -> str:
+    """Where xenconsoled keeps the console log of a guest."""
+    return f"{CONSOLE_LOGS}/guest-{name}.log"
+
+
+# A guest's console: its log as xenconsoled keeps it, and a visit with ``xl console``.
+#
+# xenconsoled writes ``/var/log/xen/console/guest-NAME.log`` when it runs with ``--log=all``
+# (chapter 07). Reading the log takes nothing away from the person who has the console open, which
+# two consoles on one guest would do (xenconsole(1) locks the second out).
+
+LOGIN = " login:"
+PANIC = "Kernel panic - not syncing"
+BOOT_SECONDS = 900
+VISIT_SECONDS = 180
+CRASHED_STATUS = 57
+"""The exit status of what watches a console if the guest crashed."""
+
+REFUSALS = {
+    51: ("the console of {name} showed no login prompt in time", "read the console's output above"),
+    52: ("the kernel of {name} panicked", "read the console's output above"),
+    53: ("{name} ended before its console showed a login prompt", "xl list; see /var/log/xen"),
+    54: ("xenconsoled keeps no log of {name}", "run chapter 07_dom0_configuration"),
+    55: ("the console of {name} could not be opened", "is it open elsewhere?"),
+    56: ("{name} does not run", "create it first"),
+    57: ("{name} crashed before its console showed a login prompt", "read its last lines"),
+    58: ("{name} is paused: its console shows nothing more", "xl unpause {name}"),
+}
+
+# `follow` prints what a log gains beyond a size until a text stands in it, in whatever pieces it
+# came: a prompt has no end of line. The open file remembers how far it was read, so that a look
+# takes one program: starting one is slow on an emulated machine, and xl slower still. It rests a
+# second between two looks unless told otherwise.
+FOLLOW = (
+    STATE_OF
+    + UPTIME
+    + """
+log_size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
+open_log() {
+    [ "$(log_size "$log")" -ge "$from" ] || from=0
+    exec 4< "$log"
+    head -c "$from" <&4 > /dev/null
+    from=0 opened=yes
+}
+follow() {
+    log=$1 from=$2 wanted=$3 panic=$4 domain=$5 pause=${7:-1}
+    uptime_seconds; end=$((now + $6)) round=0 opened= new= paused=0
+    while :; do
+        if [ -e "$log" ]; then
+            [ "$opened" ] && [ "$log" -ef /dev/fd/4 ] || open_log
+            piece=$(tr -d '\\000' <&4; echo .)
+            piece=${piece%.}
+            printf %s "$piece"
+            new=$new$piece
+            case $new in *"$wanted"*) return 0 ;; *"$panic"*) return 52 ;; esac
+        fi
+        uptime_seconds
+        if [ "$now" -ge "$end" ]; then [ -e "$log" ] && return 51 || return 54; fi
+        round=$((round + 1))
+        if [ $((round % 10)) = 0 ]; then
+            case $(state_of "$domain") in
+                "" | *d) return 53 ;;
+                *c*) return 57 ;;
+                # a domain that is being created is paused, until its devices are there
+                *p*) paused=$((paused + 1)); [ "$paused" -lt 7 ] || return 58 ;;
+                *) paused=0 ;;
+            esac
+        fi
+        sleep "$pause"
+    done
+}
+"""
+)
+
+# A terminal of its own is what makes xenconsole listen to its keyboard; script(1) gives it one.
+# The answer is looked for in the log, where nothing old can be taken for it; a key that is pressed
+# before the terminal is ready may be lost, so return is pressed again.
+_VISIT = """
+name=$1 log=$2 wanted=$3 panic=$4 seconds=$5
+folder=$(mktemp -d)
+visit=
+trap '[ -z "$visit" ] || kill "$visit" 2>/dev/null || :; rm -rf -- "$folder"' EXIT
+mkfifo "$folder/keys"
+from=$(log_size "$log")
+NAME=$name script -qefc 'exec xl console "$NAME"' "$folder/screen" \\
+    < "$folder/keys" > "$folder/out" 2>&1 &
+visit=$!
+exec 3> "$folder/keys"
+trap '' PIPE
+uptime_seconds; give_up=$((now + seconds))
+while :; do
+    printf '\\r' >&3 || exit 55
+    status=0
+    follow "$log" "$from" "$wanted" "$panic" "$name" 10 > /dev/null || status=$?
+    [ "$status" = 51 ] && [ "$now" -lt "$give_up" ] || break
+done
+uptime_seconds; end=$((now + 30))
+until grep -aqF -- "$wanted" "$folder/out" || [ "$status" != 0 ]; do
+    kill -0 "$visit" 2>/dev/null || { status=55; break; }
+    uptime_seconds
+    [ "$now" -lt "$end" ] || status=55
+    sleep 1
+done
+cat -- "$folder/out"
+[ "$status" = 0 ] || exit "$status"
+printf '\\035' >&3 || exit 55
+uptime_seconds; end=$((now + 30))
+while kill -0 "$visit" 2>/dev/null; do
+    uptime_seconds
+    [ "$now" -lt "$end" ] || exit 55
+    sleep 1
+done
+echo
+echo "left with Ctrl-]; $name goes on running as domain $(xl domid "$name")"
+"""
+
+
+def refuse(host: Host, command: Command, name: str, *, timeout: float) -> None:
+    """Run a console script; turn its own exit statuses into sentences.
+
+    Raises StepFailed for those, CommandFailed for any other status but 0.
+    """
+    result = host.run(command, timeout=timeout, check=False)
+    if result.status in REFUSALS:
+        message, hint = (text.format(name=name) for text in REFUSALS[result.status])
+        there = domain(host, name) if result.status == CRASHED_STATUS else None
+        last = last_words(host, there) if there is not None else ""
+        raise StepFailed(message + last, hint=hint, where=host.name)
+    if not result.ok:
+        raise CommandFailed(result)
+
+
+@dataclass(frozen=True)
+class ConsoleAnswers(Resource):
+    """An action: open a running guest's console, press return, see the prompt, leave (Ctrl-]).
+
+    The howto's „Konsole“; xl(1), "console".
+    """
+
+    name: str
+    seconds: int = VISIT_SECONDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """What will be done."""
+        return Difference(f"open the console of {self.name}, press return, leave with Ctrl-]")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Visit the console; what it showed is the step's output."""
+        require_running(host, self.name)
+        report(f"visiting the console of {self.name}")
+        values = (self.name, log_path(self.name), LOGIN, PANIC, self.seconds)
+        command = Command.script(FOLLOW + _VISIT, *values)
+        refuse(host, command, self.name, timeout=self.seconds + 120)
+
+    def verify(self, host: Host) -> None:
+        """Nothing is left behind that could be looked at; apply has seen the answer."""
+
+
+# Domains: their life from create to destroy (howto: „Und Action!“).
+#
+# xl(1) is the reference. What creates a domain runs without the step's mark and writes to a file,
+# not to the connection: xl leaves a process behind that looks after the domain, and neither a lost
+# connection nor the ending of a step may take that one along.
 
 CREATE_SECONDS = 600
 END_SECONDS = 600

@@ -1,7 +1,9 @@
-"""Files, directories, lines and symbolic links."""
+"""Files, directories, lines and symbolic links; settings, words in them, directories moved away."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from typing import Any
@@ -189,3 +191,162 @@ def with_line(text: str, line: str, key: str) -> str:
 
 def _carriage(line: str) -> str:
     return "\r" if line.endswith("\r") else ""
+
+
+# A setting of the running kernel; what sets it at the next boot is a file's business.
+
+
+@dataclass(frozen=True)
+class KernelSetting(Resource):
+    """A file under /proc/sys with this value (proc(5)).
+
+    ``required`` false: a kernel that has no such setting is right as it is.
+    """
+
+    path: str
+    value: str
+    required: bool = True
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the kernel has another value."""
+        command = Command.script('[ -e "$1" ] || exit 44; cat -- "$1"', self.path)
+        found = host.run(command, check=False)
+        if found.status == 44 and not self.required:
+            return None
+        if found.ok and found.stdout.strip() == self.value:
+            return None
+        now = f", now {found.stdout.strip()}" if found.ok else ""
+        return Difference(f"set {self.path} to {self.value}{now}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Tell the kernel."""
+        host.run(Command.script('printf "%s\\n" "$2" > "$1"', self.path, self.value))
+
+
+# A word among others in a variable of a file that a shell reads (conf.d, /etc/default).
+
+
+@dataclass(frozen=True)
+class ShellWord(Resource):
+    """A variable whose words name this one too; those that are there, and all else, stay."""
+
+    path: str
+    variable: str
+    word: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff that adding the word makes."""
+        now = host.read(self.path)
+        wanted = with_word(now or "", self.variable, self.word)
+        summary = f"add {self.word} to {self.variable} in {self.path}"
+        return text_difference(summary, self.path, now, wanted)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Add it to what the file says."""
+        host.write(self.path, with_word(host.read(self.path) or "", self.variable, self.word))
+
+
+def with_word(text: str, variable: str, word: str) -> str:
+    """A file's text in which the variable names the word; the last line that sets it counts.
+
+    What is set as plain words gets one more; after anything else comes a line that adds it.
+    """
+    lines = list(re.finditer(rf"^[ \t]*(?:export[ \t]+)?{variable}=(.*)$", text, re.MULTILINE))
+    if not lines:
+        return f'{_ended(text)}{variable}="{word}"\n'
+    value = lines[-1][1]
+    if word in _words(value):
+        return text
+    plain = re.fullmatch(r"""(["']?)([\w./=:,@%+ -]*)\1([ \t]*|[ \t]+#.*)""", value, re.ASCII)
+    if plain is None or not (plain[1] or " " not in plain[2]):
+        return f'{_ended(text)}{variable}="${variable} {word}"\n'
+    more = " ".join([*plain[2].split(), word])
+    start, end = lines[-1].span(1)
+    return f'{text[:start]}"{more}"{plain[3]}{text[end:]}'
+
+
+def _ended(text: str) -> str:
+    return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+def _words(value: str) -> list[str]:
+    """The words of what a shell's variable is set to; none where it is more than that."""
+    try:
+        found = shlex.split(value, comments=True)
+    except ValueError:
+        return []
+    return found[0].split() if len(found) == 1 else []
+
+
+# A directory that was moved to another file system and linked back to its place.
+
+_NOT_THE_SAME = 45
+_MOUNTED = 46
+
+
+@dataclass(frozen=True)
+class Relocated(Resource):
+    """``path`` is a link to the directory ``to``, and ``to`` holds what was in ``path``.
+
+    The howto's three lines for /usr/src: rsync it to the share, delete it, link it back.
+    """
+
+    path: str
+    to: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the link or the directory is missing, or the original is not yet deleted."""
+        script = 'readlink -- "$1"; [ -d "$2" ] && [ ! -e "$3" ]'
+        command = Command.script(script, self.path, self.to, self._aside)
+        result = host.run(command, check=False)
+        if result.ok and result.stdout == f"{self.to}\n":
+            return None
+        return Difference(f"move {self.path} to {self.to} and link it back")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Copy, compare, link, delete. Raises StepFailed where the copy is not the same.
+
+        The original goes when its copy and the link are on disk. Cut off anywhere, one of the two
+        is whole, and the next time goes on from there.
+        """
+        report(f"moving {self.path} to {self.to}")
+        script = """
+            aside=$3
+            if [ -d "$aside" ]; then
+                # set aside by an earlier time: its copy was on disk, unless somebody took that away
+                if [ -d "$2" ]; then
+                    rm -rf --one-file-system -- "$aside"
+                elif [ ! -e "$1" ]; then
+                    rm -f -- "$1"
+                    mv -T -- "$aside" "$1"
+                fi
+            fi
+            mkdir -p -- "$2" "${1%/*}/"
+            if [ -d "$1" ] && [ ! -L "$1" ]; then
+                # a mount below it would be emptied with it
+                if grep -qF -- " $(readlink -f -- "$1")/" /proc/self/mounts; then exit 46; fi
+                rsync -aHAX -- "$1/" "$2/"
+                [ -z "$(rsync -aHAXnc --itemize-changes -- "$1/" "$2/")" ] || exit 45
+                sync -f -- "$2"
+                mv -T -- "$1" "$aside"
+            fi
+            ln -sfnT -- "$2" "$1"
+            sync -f -- "${1%/*}/"
+            rm -rf --one-file-system -- "$aside"
+        """
+        command = Command.script(script, self.path, self.to, self._aside)
+        result = host.run(command, timeout=3600, check=False)
+        if result.status == _NOT_THE_SAME:
+            raise StepFailed(f"{self.to} is no true copy of {self.path}; nothing was deleted")
+        if result.status == _MOUNTED:
+            raise StepFailed(
+                f"something is mounted below {self.path}; it is not moved",
+                hint=f"unmount it: findmnt -R {self.path}",
+            )
+        if not result.ok:
+            raise CommandFailed(result)
+
+    @property
+    def _aside(self) -> str:
+        """What the original is called from when its copy is on disk until it is deleted."""
+        return f"{self.path}.xenlab-moved"

@@ -12,10 +12,9 @@ from importlib.resources import files as package_files
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
-from xenlab.host import Host
+from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.wholefile import RECEIVE, size_and_digest
 
 TAKE_SECONDS = 3600.0
 """Deadline of taking or reading an image, in seconds: an emulated host packs 10 MB a second."""

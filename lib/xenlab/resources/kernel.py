@@ -1,31 +1,140 @@
-"""Kernels to be made: what decides the result, the sources and the finished .config.
-
-Howto: „Domain0-Kernel“, „DomainU-Kernel“. Compiling is in `kernel_built`, copying to where it is
-booted from in `kernel_installed`.
-"""
+"""Kernels: what they are to be able to do, how they are made, compiled and installed."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files as package_files
+from pathlib import Path, PurePosixPath
 
 from xenlab.command import Command
-from xenlab.errors import BadInput, CommandFailed, StepFailed
-from xenlab.host import Host
+from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
+from xenlab.host import RECEIVE, Host, size_and_digest
+from xenlab.resources.archive import program_of
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.checksum import program_of
-from xenlab.resources.kernel_config import (
-    Option,
-    fragment,
-    honoured,
-    options,
-    parse_config,
-    script,
-)
-from xenlab.wholefile import RECEIVE, size_and_digest
+
+# What a kernel is to be able to do: the howto's list as options, and what a .config made of it.
+#
+# Kconfig fragments in ``xenlab/data/kernel`` hold the lists; a line that begins with ``##`` opens a
+# group and quotes the howto's statement (headings „Domain0-Kernel“ and „DomainU-Kernel“).
+
+DOM0, DOMU = "dom0", "domU"
+OWN_GROUP = "(kernel_options of this site)"
+
+_SET = re.compile(r"CONFIG_(\w+)=(.+)")
+_UNSET = re.compile(r"# CONFIG_(\w+) is not set")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A kernel option that is asked for, and the statement it stands for.
+
+    ``wanted`` is as a .config writes it (``y``, a number, a quoted text), ``n`` for not set.
+    """
+
+    statement: str
+    symbol: str
+    wanted: str
+
+    @property
+    def line(self) -> str:
+        """The option as a line of a fragment or .config."""
+        if self.wanted == "n":
+            return f"# CONFIG_{self.symbol} is not set"
+        return f"CONFIG_{self.symbol}={self.wanted}"
+
+
+def parse_fragment(text: str) -> list[Option]:
+    """The options of a fragment, each with the statement of the group it stands in.
+
+    Raises BadInput for a line that is neither an option nor a comment.
+    """
+    found = []
+    statement = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        option = _option(line)
+        if line.startswith("## "):
+            statement = line[3:]
+        elif option is not None:
+            found.append(Option(statement, *option))
+        elif line and not line.startswith("#"):
+            raise BadInput(f"line {number} of the fragment is no kernel option: {line!r}")
+    return found
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """The symbols of a .config that are set, with their values."""
+    found = (_option(line) for line in text.splitlines())
+    return {symbol: value for symbol, value in filter(None, found) if value != "n"}
+
+
+def options(flavour: str, own: Iterable[str] = ()) -> list[Option]:
+    """All options of a kernel, ``dom0`` or ``domU``; ``own`` are lines ``CONFIG_NAME=value``.
+
+    A symbol that is named twice counts as it is named last: a site's own option wins.
+    """
+    found: dict[str, Option] = {}
+    for name in ("common", flavour.lower()):
+        for option in parse_fragment(_data(f"{name}.fragment")):
+            found.pop(option.symbol, None)
+            found[option.symbol] = option
+    for line in own:
+        symbol, _, value = line.removeprefix("CONFIG_").partition("=")
+        found.pop(symbol, None)
+        found[symbol] = Option(OWN_GROUP, symbol, value)
+    return list(found.values())
+
+
+def fragment(wanted: Iterable[Option]) -> str:
+    """The options as one fragment for Linux' ``merge_config.sh``."""
+    return "".join(f"{option.line}\n" for option in wanted)
+
+
+def honoured(wanted: Iterable[Option], config: Mapping[str, str]) -> list[dict[str, str]]:
+    """A row an option: the howto's statement, symbol, wanted, found in the .config, whether ok.
+
+    Kconfig drops an option without a word if something it depends on is missing; a fragment is
+    never proof, the finished .config is.
+    """
+    rows = []
+    for option in wanted:
+        found = config.get(option.symbol, "n")
+        rows.append(
+            {
+                "howto": option.statement,
+                "symbol": option.symbol,
+                "wanted": option.wanted,
+                "found": found,
+                "ok": "yes" if found == option.wanted else "no",
+            }
+        )
+    return rows
+
+
+def script(name: str) -> str:
+    """The text of one of the shell scripts that configure and build kernels."""
+    return _data(f"{name}.sh")
+
+
+def _option(line: str) -> tuple[str, str] | None:
+    unset = _UNSET.fullmatch(line.strip())
+    if unset:
+        return unset[1], "n"
+    found = _SET.fullmatch(line.strip())
+    return (found[1], found[2]) if found else None
+
+
+def _data(name: str) -> str:
+    return package_files("xenlab").joinpath("data", "kernel", name).read_text(encoding="utf-8")
+
+
+# Kernels to be made: what decides the result, the sources and the finished .config.
+#
+# Howto: „Domain0-Kernel“, „DomainU-Kernel“.
 
 RECIPE = 1
 """Counts changes of the build scripts that give another image from the same sources."""
@@ -245,3 +354,236 @@ def parse_facts(text: str) -> BuilderFacts:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Kernels compiled: detached, followed, found again after a lost connection.
+
+COMPILED_FILES = {"dom0": 1590, "domU": 1420}
+"""About how many files a build from nothing compiles: what a progress bar is measured by."""
+
+BUILD_SECONDS = 8 * 3600.0
+RECONNECT_SECONDS = 600.0
+
+_FAILED, _OTHER_BUILD = 46, 47
+_COMPILED = re.compile(rb"^  (?:CC|AS)  ")
+
+
+@dataclass(frozen=True)
+class KernelBuilt(Resource):
+    """A kernel compiled from its config; the same inputs are never compiled twice."""
+
+    build: KernelBuild
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the builder has no kernel of this key."""
+        if self.build.manifest(host) is not None:
+            return None
+        return Difference(f"compile the {self.build.flavour} kernel on {host.name}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Compile it detached from the connection; a build that runs already is followed.
+
+        Raises StepFailed with the log's last lines if the build fails.
+        """
+        facts = self.build.require(host)
+        log = _Log(self.build.flavour, report)
+        text = script("build").encode()
+        deadline = time.monotonic() + BUILD_SECONDS
+        while True:
+            follow = Command.script(
+                RECEIVE + script("follow"),
+                self.build.tree(facts),
+                self.build.work(facts),
+                self.build.result(facts),
+                self.build.key(facts),
+                log.lines,
+                *size_and_digest(text),
+            )
+            try:
+                result = log.watch(host).run(
+                    follow, input=text, check=False, timeout=deadline - time.monotonic()
+                )
+            except ConnectionLost:
+                report("the connection was lost; the build goes on without it")
+                _reconnect(host)
+                continue
+            if result.ok:
+                return
+            if result.status == _FAILED:
+                tail = "\n  ".join(log.tail)
+                raise StepFailed(
+                    f"the {self.build.flavour} kernel does not build; the log ends:\n  {tail}",
+                    hint=f"the whole log is {self.build.work(facts)}/log on {host.name}",
+                )
+            if result.status != _OTHER_BUILD:
+                raise CommandFailed(result)
+
+
+class _Log:
+    """Counts what a build's log says, and passes it on."""
+
+    def __init__(self, flavour: str, report: Report) -> None:
+        self.lines = 0
+        self.tail: list[str] = []
+        self._flavour = flavour
+        self._report = report
+        self._compiled = 0
+        self._rest = b""
+
+    def watch(self, host: Host) -> Host:
+        """The host, whose output is counted too."""
+
+        def seen(stream: str, piece: bytes) -> None:
+            if stream == "stdout":
+                self._count(piece)
+
+        return replace(host, heard=seen)
+
+    def _count(self, piece: bytes) -> None:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self.lines += len(lines)
+        self._compiled += sum(1 for line in lines if _COMPILED.match(line))
+        self.tail = [*self.tail, *(line.decode("utf-8", "replace") for line in lines)][-15:]
+        if lines:
+            done = min(0.99, self._compiled / COMPILED_FILES[self._flavour])
+            self._report(f"compiling the {self._flavour} kernel", done)
+
+
+def _reconnect(host: Host) -> None:
+    deadline = time.monotonic() + RECONNECT_SECONDS
+    while True:
+        try:
+            return host.transport.connect(host.stop, seconds=deadline - time.monotonic())
+        except ConnectionLost:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+# Kernels copied to where they are booted from: dom0's to /boot, the guests' to /xenboot.
+
+GUEST_KERNELS = "/xenboot"
+"""Never /boot: GRUB's scripts would take a vmlinuz-domU there for the newest native kernel."""
+
+MODULE_LISTS = ("modules.builtin", "modules.builtin.modinfo")
+
+_NO_ROOT = (125, 126, 127)
+
+
+@dataclass(frozen=True)
+class KernelInstalled(Resource):
+    """A built kernel and its config on the target.
+
+    dom0's: ``/boot/vmlinuz-RELEASE`` and ``config-RELEASE``, without which GRUB's own script for
+    Xen does not take it, and the lists by which modprobe knows what is built in. The guests':
+    ``/xenboot/vmlinuz-domU`` and ``config-domU``, the previous ones kept as ``.old``.
+    """
+
+    build: KernelBuild
+    builder: Host
+
+    def paths(self, release: str) -> tuple[str, str]:
+        """Where kernel and config of a release go."""
+        if self.build.flavour == DOM0:
+            return f"/boot/vmlinuz-{release}", f"/boot/config-{release}"
+        return (
+            f"{GUEST_KERNELS}/vmlinuz-{self.build.flavour}",
+            f"{GUEST_KERNELS}/config-{self.build.flavour}",
+        )
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the files that are missing or have another checksum than what was built."""
+        manifest = self.build.manifest(self.builder)
+        if manifest is None:
+            return Difference(f"install the {self.build.flavour} kernel, once it is compiled")
+        release = manifest["release"]
+        kernel, config = self.paths(release)
+        lists = f"/lib/modules/{release}/modules.builtin.bin" if self.build.flavour == DOM0 else ""
+        command = Command.script(
+            '[ -z "$3" ] || [ ! -e "$3" ] || echo listed; sha256sum -- "$1" "$2" 2> /dev/null || :',
+            kernel,
+            config,
+            lists,
+        )
+        result = host.run(command, check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        found = parse_checksums(result.stdout)
+        rows = [
+            {"file": path, "now": found.get(path, "missing")[:16], "wanted": wanted[:16]}
+            for path, wanted in ((kernel, manifest["vmlinuz"]), (config, manifest["config"]))
+            if found.get(path) != wanted
+        ]
+        if lists and not result.stdout.startswith("listed\n"):
+            rows.append({"file": lists, "now": "missing", "wanted": "made by depmod"})
+        if not rows:
+            return None
+        return Difference(f"install {kernel} ({release})", rows=tuple(rows))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Copy, compare the checksums, and only then put the new files in place.
+
+        Raises StepFailed if a copy is damaged, or if dom0's kernel changed under a guest's.
+        """
+        facts = self.build.require(self.builder)
+        manifest = self.build.manifest(self.builder)
+        if manifest is None:
+            raise StepFailed(f"the {self.build.flavour} kernel is not compiled yet")
+        release = manifest["release"]
+        report(f"copying the {self.build.flavour} kernel {release}")
+        kernel, config = self.paths(release)
+        others = "" if self.build.flavour == DOM0 else _boot_kernels(host)
+        copies = {
+            "vmlinuz": f"{kernel}.new",
+            "config": f"{config}.new",
+        }
+        if self.build.flavour == DOM0:
+            copies |= {name: f"/lib/modules/{release}/{name}" for name in MODULE_LISTS}
+        self._copy(host, self.build.result(facts), copies)
+        keep_old = "" if self.build.flavour == DOM0 else "yes"
+        command = Command.script(
+            """
+            printf '%s  %s\\n' "$1" "$2.new" "$3" "$4.new" | sha256sum --check --quiet
+            for file in "$2" "$4"; do
+                chmod 644 -- "$file.new"
+                if [ -n "$5" ] && [ -e "$file" ] && ! cmp -s -- "$file" "$file.new"; then
+                    cp -p -- "$file" "$file.old"
+                fi
+            done
+            # one after the other: whoever finds the config finds its kernel already
+            mv -f -- "$2.new" "$2"
+            mv -f -- "$4.new" "$4"
+            sync
+            [ -n "$5" ] || { : > "/lib/modules/$6/modules.order"; depmod -- "$6"; }
+            """,
+            manifest["vmlinuz"],
+            kernel,
+            manifest["config"],
+            config,
+            keep_old,
+            release,
+        )
+        host.run(command, timeout=600)
+        if self.build.flavour != DOM0 and _boot_kernels(host) != others:
+            raise StepFailed("a kernel in /boot changed while the guests' kernel was installed")
+
+    def _copy(self, host: Host, result: str, copies: dict[str, str]) -> None:
+        folders = sorted({path.rpartition("/")[0] for path in copies.values()})
+        host.run(Command.argv("mkdir", "-p", "--", *folders))
+        for name, path in copies.items():
+            if self.builder.transport is host.transport:
+                source = self.builder.path(f"{result}/{name}")
+                host.inside("/").run(Command.argv("cp", "--", source, host.followed(path)))
+            else:
+                host.upload(Path(self.builder.path(f"{result}/{name}")), path)
+
+
+def parse_checksums(text: str) -> dict[str, str]:
+    """What ``sha256sum`` prints, as path to checksum."""
+    lines = (line.partition("  ") for line in text.splitlines())
+    return {path: checksum for checksum, _, path in lines if path}
+
+
+def _boot_kernels(host: Host) -> str:
+    command = 'for file in /boot/vmlinuz-*; do [ ! -e "$file" ] || sha256sum -- "$file"; done'
+    return host.run(command).stdout

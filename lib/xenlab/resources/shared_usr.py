@@ -1,27 +1,90 @@
-"""A guest's /usr from the share, mounted before its first process (howto: „/usr sharing“).
-
-The howto moves /usr aside and puts a link to the share in its place; the first process then starts
-from /bin, mounts the share, and finds /usr. Where /bin itself is a link into /usr nothing starts,
-not even ``ln``. There the kernel configures the network by itself, and a static program, the first
-to run, mounts /usr and hands over to the real init.
-
-A guest may be started at any moment that the swap was cut off at: by dom0's boot, or by a chapter
-that wants it to run. So what mounts is there before /usr goes, also as /etc/init, which a kernel
-tries that finds no /sbin/init; without words from the kernel it takes the guest's own /usr.
-"""
+"""A guest's /usr from the share, both ways, and what a boot needs before it is there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
-from xenlab.host import Host
+from xenlab.host import Host, size_and_digest
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.guest import UNPACK_SECONDS
-from xenlab.resources.guestroot import RECORDS, in_namespace
-from xenlab.wholefile import size_and_digest
+from xenlab.resources.guest import RECORDS, UNPACK_SECONDS, in_namespace, reported
+
+# What a boot needs before a file system is mounted, worked out from services and libraries.
+#
+# Howto: „/usr sharing“: „Zudem hängt der Spass davon ab, welche dieser Systemtools beim Booten des
+# Systems bis nach dem Mounten des NFS-Shares benötigt werden.“
+
+LOOK_SECONDS = 600.0
+
+# Each program's real path, and the libraries that the loader would load with it; asked once for a
+# program that many start.
+_LOOK = """
+{
+    printf '%s\\n' "$found" | cut -f 2 | sort -u | while IFS= read -r program; do
+        [ -e "$program" ] || continue
+        real=$(readlink -f -- "$program")
+        libraries=$(ldd "$real" 2> /dev/null \\
+            | sed -n 's|.*[[:space:]]\\(/[^ ]*\\) (0x.*|\\1|p' \\
+            | xargs -r readlink -f -- | sort -u | tr '\\n' ' ')
+        printf 'program\\t%s\\t%s\\t%s\\n' "$program" "$real" "$libraries"
+    done
+    printf '%s\\n' "$found" | sort -u | sed 's/^/unit\\t/'
+} | awk '
+    BEGIN { FS = OFS = "\\t" }
+    $1 == "program" { found[$2] = $3 FS $4 }
+    $1 == "unit" && $3 in found { print $2, $3, found[$3] }
+'
+"""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A program that the boot needs: who starts it, its path, where that leads, its libraries."""
+
+    unit: str
+    program: str
+    path: str
+    libraries: tuple[str, ...] = field(default=())
+
+    @property
+    def in_usr(self) -> bool:
+        """Whether it, or a library of it, lies in /usr."""
+        return any(path.startswith("/usr/") for path in (self.path, *self.libraries))
+
+
+def needed_before(host: Host, path: str, started: str) -> list[Needed]:
+    """What a guest's boot needs before ``path`` is mounted; raises CommandFailed.
+
+    ``started`` is a script whose ``$1`` is the path, and whose output has a line for each program
+    that was started before: who did it, a tab, the program's path.
+    """
+    script = f"found=$(\n{started}\n){_LOOK}"
+    return parse(host.run(Command.script(script, path), timeout=LOOK_SECONDS).stdout)
+
+
+def parse(text: str) -> list[Needed]:
+    """The lines of the look: unit, program, real path, libraries, separated by tabs."""
+    found = []
+    for line in text.splitlines():
+        words = line.split("\t")
+        if len(words) == 4:
+            found.append(Needed(words[0], words[1], words[2], tuple(words[3].split())))
+    return found
+
+
+# A guest's /usr from the share, mounted before its first process (howto: „/usr sharing“).
+#
+# The howto moves /usr aside and puts a link to the share in its place; the first process then
+# starts from /bin, mounts the share, and finds /usr. Where /bin itself is a link into /usr nothing
+# starts, not even ``ln``. There the kernel configures the network by itself, and a static program,
+# the first to run, mounts /usr and hands over to the real init.
+#
+# A guest may be started at any moment that the swap was cut off at: by dom0's boot, or by a chapter
+# that wants it to run. So what mounts is there before /usr goes, also as /etc/init, which a kernel
+# tries that finds no /sbin/init; without words from the kernel it takes the guest's own /usr.
 
 BUSYBOX = "/usr/bin/busybox"
 SWAP_SECONDS = 300.0
@@ -178,3 +241,89 @@ def own_usr_mib(host: Host) -> int | None:
     if not result.ok:
         raise CommandFailed(result)
     return int(result.stdout.split()[0])
+
+
+# The howto's own way to a shared /usr: the guest's moved aside, a link to the share in its place.
+#
+# Howto: „/usr sharing“ („mv /usr /usr.old; ln -s /mnt/share/usr /usr“). It takes a split layout, in
+# which /bin and /lib are folders of their own: the boot starts from these, mounts the share, and
+# finds /usr. What it needs of /usr before that is copied to them („cp /usr/bin/{find,xargs}
+# …/bin“).
+
+
+def needed_files(guest: Host, share: str, started: str) -> list[str]:
+    """The files in /usr, programs and libraries, that a boot needs before ``share`` is mounted.
+
+    ``started`` is as `needed_before` wants it.
+    """
+    return in_usr(needed_before(guest, share, started))
+
+
+def in_usr(needed: Sequence[Needed]) -> list[str]:
+    """Programs by the names under which they are started, libraries by where these lead."""
+    paths = {path for one in needed for path in (one.program, *one.libraries)}
+    return sorted(path for path in paths if path.startswith("/usr/"))
+
+
+@dataclass(frozen=True)
+class UsrLinked(Resource):
+    """A guest's /usr is a link to ``target``; its own is kept as /usr.old.
+
+    ``needed`` asks the guest, while it runs from its own /usr, for the files that its boot needs;
+    the answer is kept, as a guest that is cut off half-way cannot be asked again. ``stopped`` is
+    the state in which the guest is down. Refused for a guest whose /bin lies in /usr.
+    """
+
+    name: str
+    device: str
+    target: str
+    needed: Callable[[], Sequence[str]]
+    stopped: Resource
+    records: str = RECORDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """What dom0's record of this file system says."""
+        uuid, record = recorded(host, self.device, f"{self.records}/{self.name}/usr")
+        if uuid and record == f"{self._record}{uuid}":
+            return None
+        return Difference(f"make /usr of {self.name} a link to {self.target}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Ask what the boot needs, shut the guest down, copy that, and make the link."""
+        kept = f"{self.records}/{self.name}/usr.needed"
+        if self.stopped.probe(host) is not None:
+            report("looking what the boot needs of /usr")
+            text = "".join(f"{path}\n" for path in reported(self.name, self.needed()))
+            host.write(kept, text)
+            self.stopped.apply(host, report)
+            self.stopped.verify(host)
+        report("making /usr a link to the share")
+        guest = (self.name, self.device, self.records)
+        in_namespace(host, _LINK, guest, (self.target, self._record), timeout=SWAP_SECONDS)
+
+    @property
+    def _record(self) -> str:
+        return f"linked {self.target} "
+
+
+# What is copied is looked for while the guest's own /usr is in its place: a link in it may lead
+# through /etc and back.
+_LINK = """
+target=$1 record=$2
+enter
+[ "$(guest look /bin)" != link ] || exit 50
+[ -e "$records/usr.needed" ] || exit 51
+echo swapping | note usr
+[ "$(guest look /usr.old)" = none ] || usr_back
+case "$(guest look /usr)" in
+    folder)
+        guest bring < "$records/usr.needed"
+        guest move /usr /usr.old
+        ;;
+    link) ;;
+    *) exit 56 ;;
+esac
+guest link /usr "$target"
+leave
+printf '%s%s\\n' "$record" "$(uuid)" | note usr
+"""

@@ -1,0 +1,172 @@
+"""What can be built again, by what went into it; and how long each phase of building it took."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xenlab.masking import mask
+
+# Built things on disk, keyed by what went into them.
+
+KEY_DIGITS = 16
+
+
+def cache_root() -> Path:
+    """The folder of everything that can be built again.
+
+    $XENLAB_CACHE, or else $XDG_CACHE_HOME/xenlab, or else ~/.cache/xenlab.
+    """
+    own = os.environ.get("XENLAB_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache").absolute() / "xenlab"
+
+
+def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` filled for these inputs, built now if it is not there yet.
+
+    `inputs` must hold everything that decides the result (JSON values). Two processes asking at
+    the same time build once; what `build` raises is passed on and leaves nothing half-made.
+    """
+    text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+    shelf = cache_root() / kind
+    folder = shelf / key
+    shelf.mkdir(parents=True, exist_ok=True)
+    # a cache that somebody shares with us stays as its owner has it
+    with suppress(PermissionError):
+        shelf.chmod(0o700)
+    if folder.is_dir():
+        return folder
+    with locked(shelf / f".{key}.lock"):
+        if folder.is_dir():
+            return folder
+        unfinished = shelf / f".{key}.building"
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir()
+        try:
+            build(unfinished)
+            _close(unfinished)
+            write_atomic(unfinished / "inputs.json", mask(text, ()) + "\n")
+            unfinished.rename(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    return folder
+
+
+def _close(folder: Path) -> None:
+    """Leave what is below a folder to its owner alone."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the kernel frees it however the process ends.
+
+    Raises BlockingIOError if `wait` is false and another process holds it.
+    """
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def write_atomic(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Replace a file so that a reader sees the old or the new text, never a part."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    beside.rename(path)
+
+
+# What a lab takes before and beside a run's chapters: when each thing began, and when it ended.
+#
+# One file in the cache, a JSON line for each begin and each end; scripts/bootstrap writes there
+# too. It says how long the same will take the next time.
+
+PHASES = "phases.jsonl"
+
+PACKAGES = "Debian packages"
+REQUIREMENTS = "Python requirements"
+RESCUE = "rescue system"
+KVM = "trial of KVM"
+KERNELS = {"dom0": "dom0's kernel", "domU": "domU's kernel"}
+
+
+def boot_phase(source: str) -> str:
+    """The name of the machine's boot from its disk or the rescue system."""
+    return f"boot from {source}"
+
+
+def phases_of_start(source: str, stage: str) -> list[str]:
+    """The phases that starting a machine goes through: from ``source``, with this stage's file.
+
+    What is in the cache is taken to be what is wanted; only building it says so for certain.
+    """
+    root, found = cache_root(), []
+    if source == "rescue":
+        name = Path(stage).name
+        found += [] if (root / "stage" / name).exists() else [name.partition(".")[0]]
+        found += [] if any(root.glob("rescue/*/rescue.img")) else [RESCUE]
+    if os.access("/dev/kvm", os.R_OK | os.W_OK) and not any(root.glob("kvm/*/verdict")):
+        found.append(KVM)
+    return [*found, boot_phase(source)]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Something that was begun, in seconds since 1970; ``ended`` is 0 unless it came to its end."""
+
+    what: str
+    began: float
+    ended: float = 0.0
+
+
+def load_phases(folder: Path | None = None) -> list[Phase]:
+    """The phases of a folder's file, the cache's by default, in the order in which they began."""
+    place = (folder or cache_root()) / PHASES
+    found: dict[tuple[str, float], Phase] = {}
+    lines = place.read_text("utf-8", "replace").splitlines() if place.is_file() else []
+    for line in lines:
+        # a line that a crash cut off tells nothing
+        with suppress(ValueError, TypeError):
+            phase = Phase(**json.loads(line))
+            found[phase.what, phase.began] = phase
+    return sorted(found.values(), key=lambda phase: phase.began)
+
+
+@contextmanager
+def phase_recorded(what: str) -> Iterator[None]:
+    """Write down when the block begins, and when it ends unless something is raised."""
+    began = round(time.time(), 2)
+    _add({"what": what, "began": began})
+    yield
+    _add({"what": what, "began": began, "ended": round(time.time(), 2)})
+
+
+def _add(line: dict[str, object]) -> None:
+    """A record that cannot be kept is no reason to stop the work."""
+    with suppress(OSError):
+        folder = cache_root()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / PHASES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(file, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(file)

@@ -1,0 +1,274 @@
+"""A step as a piece of HTML: finished as the report shows it, or drawn anew as it goes on."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+from xenlab.chapter.recorder import Phase
+from xenlab.masking import clean
+from xenlab.resources.base import Asked, Difference
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jinja2 import Environment, Template
+
+SHOWN_BYTES = 200 * 1024
+"""How much of an output or a diff stands in a page; the files in the run folder hold all."""
+
+SHOWN_ROWS = 500
+"""How many rows of a table stand in a page."""
+
+TAIL_LINES = 12
+"""How many lines of output are seen while a step runs."""
+
+# White text stands on these, so they read the same on a light and on a dark page.
+COLOURS = {
+    "ok": "#6b7280",
+    "changed": "#2f7d4f",
+    "would change": "#37699e",
+    "would be refused": "#b3403a",
+    "running": "#37699e",
+    "failed": "#b3403a",
+    "unreachable": "#b3403a",
+    "unknown": "#946310",
+    "aborted": "#946310",
+}
+
+
+@dataclass
+class Card:
+    """What is to be seen of one step; `html` draws it.
+
+    ``kept`` names where the whole output is kept, for a page that shows only a part of it.
+    """
+
+    title: str
+    status: str = "running"
+    seconds: float | None = None
+    message: str = ""
+    note: str = ""
+    kept: str = ""
+    doing: str = ""
+    done: float | None = None
+    asked: str = ""
+    differences: list[tuple[str, Difference]] = field(default_factory=list)
+    output: str = ""
+    lines: int = 0
+    cut: bool = False
+    looked: str = ""
+    looks: int = 0
+    tables: list[tuple[list[str], list[list[str]], int]] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+
+    @property
+    def colour(self) -> str:
+        """The colour of the status."""
+        return COLOURS.get(self.status, COLOURS["unknown"])
+
+    @property
+    def bad(self) -> bool:
+        """Whether the message is one that a person must act on, not a note."""
+        return self.status not in ("ok", "changed", "would change")
+
+    @property
+    def duration(self) -> str:
+        """How long it took, as people say it."""
+        return "" if self.seconds is None else duration(self.seconds)
+
+    def add_output(self, text: str) -> None:
+        """Show more output; of very much only the end is held."""
+        self.lines += text.count("\n")
+        self.output += text
+        if len(self.output) > 2 * SHOWN_BYTES:
+            self.output = self.output[-SHOWN_BYTES:]
+            self.cut = True
+
+    def add_look(self, stream: str, text: str) -> None:
+        """Show a command that only looked ("command"), or what it printed, apart from changes."""
+        self.looks += stream == "command"
+        self.looked = (self.looked + text)[-SHOWN_BYTES:]
+
+    def add_table(self, frame: pd.DataFrame) -> None:
+        """Show a table; its index is shown where it has a name."""
+        if any(name is not None for name in frame.index.names):
+            frame = frame.reset_index()
+        part = frame.head(SHOWN_ROWS)
+        rows = [
+            ["" if missing else _cell(value) for value, missing in zip(*pair, strict=True)]
+            for pair in zip(part.itertuples(False), part.isna().itertuples(False), strict=True)
+        ]
+        self.tables.append(([str(name) for name in frame.columns], rows, len(frame) - len(rows)))
+
+    def add_picture(self, png: bytes) -> None:
+        """Show a PNG picture."""
+        self.pictures.append(base64.b64encode(png).decode())
+
+    def html(self) -> str:
+        """HTML with inline styles and no script, every value escaped."""
+        text, cut = shown(self.output)
+        return _template().render(
+            card=self,
+            text=text,
+            cut=cut or self.cut,
+            tail=tail(self.output or self.looked),
+            looked=clean(self.looked),
+            diff_lines=diff_lines,
+        )
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it: 0.4 s, 12 s, 3 min 05 s, 1 h 02 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shown(text: str) -> tuple[str, bool]:
+    """The part of an output that stands in a page, at most `SHOWN_BYTES`; whether it was cut."""
+    data = text.encode()
+    if len(data) <= SHOWN_BYTES:
+        return clean(text), False
+    part = data[-SHOWN_BYTES:].decode("utf-8", "ignore")
+    return clean(part.partition("\n")[2] or part), True
+
+
+def tail(text: str) -> str:
+    """The last lines of an output, for a step that runs."""
+    return "\n".join(clean(text[-16384:]).rstrip("\n").split("\n")[-TAIL_LINES:])
+
+
+def diff_lines(diff: str) -> Sequence[tuple[str, str]]:
+    """The lines of a unified diff, each with its kind: head, hunk, plus, minus or same."""
+    kinds = {"+": "plus", "-": "minus", "@": "hunk"}
+    lines = clean(diff[:SHOWN_BYTES]).rstrip("\n").splitlines()
+    return [
+        ("head" if number < 2 and line[:3] in ("---", "+++") else kinds.get(line[:1], "same"), line)
+        for number, line in enumerate(lines)
+    ]
+
+
+def _cell(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@cache
+def _template() -> Template:
+    return environment().get_template("step.html.j2")
+
+
+def _plain(value: object) -> object:
+    # what is HTML already was made of plain texts
+    return clean(value) if type(value) is str else value
+
+
+def environment() -> Environment:
+    """Jinja2 over ``xenlab/templates`` for pages: every value is escaped, and plain text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("xenlab", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_plain,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+# A step as a card that is drawn anew as it goes on, seldom enough for a browser to keep up.
+
+PAINT_SECONDS = 0.25
+"""The least time between two drawings of a step that runs."""
+
+
+class PaintedStep(ABC):
+    """One step's card; any thread may tell it something (xenlab.chapter.step.StepView)."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._lock = threading.RLock()
+        self._later: threading.Timer | None = None
+        self._painted = time.monotonic()
+
+    @abstractmethod
+    def paint(self, card: Card) -> None:
+        """Draw the card where people see it."""
+
+    def difference(self, label: str, difference: Difference) -> None:
+        """Show what the step would change."""
+        with self._lock:
+            self._card.differences.append((label, difference))
+            self._changed()
+
+    def progress(self, what: str, done: float | None) -> None:
+        """Show what is being done, or what a person is asked for until the step is over."""
+        with self._lock:
+            if isinstance(what, Asked):
+                self._card.asked = what
+            else:
+                self._card.doing, self._card.done = what, done
+            self._changed()
+
+    def output(self, stream: str, text: str, phase: Phase) -> None:
+        """Show output; its beginning is let go when there is far more than a page holds."""
+        with self._lock:
+            if phase == "change":
+                self._card.add_output(text)
+            else:
+                self._card.add_look(stream, text)
+            self._changed()
+
+    def table(self, frame: pd.DataFrame) -> None:
+        """Show a table."""
+        with self._lock:
+            self._card.add_table(frame)
+            self._changed()
+
+    def picture(self, png: bytes) -> None:
+        """Show a picture."""
+        with self._lock:
+            self._card.add_picture(png)
+            self._changed()
+
+    def finished(self, status: str, seconds: float, message: str = "") -> None:
+        """Show the final state; nothing changes after it."""
+        with self._lock:
+            if self._later is not None:
+                self._later.cancel()
+            card = self._card
+            card.status, card.seconds, card.message = status, seconds, message
+            self._paint()
+
+    def _changed(self) -> None:
+        """Paint now, or once the least time since the last painting is over."""
+        if self._card.status != "running" or self._later is not None:
+            return
+        wait = self._painted + PAINT_SECONDS - time.monotonic()
+        if wait <= 0:
+            self._paint()
+            return
+        self._later = threading.Timer(wait, self._paint_later)
+        self._later.daemon = True
+        self._later.start()
+
+    def _paint_later(self) -> None:
+        with self._lock:
+            self._later = None
+            if self._card.status == "running":
+                self._paint()
+
+    def _paint(self) -> None:
+        self._painted = time.monotonic()
+        self.paint(self._card)

@@ -1,0 +1,585 @@
+"""A chapter of the howto: its steps are looked at, planned, consented to, applied, verified."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
+from xenlab.chapter.recorder import Recorder, declared_secrets, known_secrets
+from xenlab.chapter.step import (
+    CHANGED,
+    OK,
+    REFUSED,
+    WOULD_CHANGE,
+    Agreed,
+    Consents,
+    Silent,
+    Step,
+    View,
+    planned_before,
+    require_consents,
+    would_refuse,
+)
+from xenlab.durable import kept_file
+from xenlab.errors import (
+    ChapterOrder,
+    CommandFailed,
+    CommandTimeout,
+    ConnectionLost,
+    ConnectionRefused,
+    ConsentNeeded,
+    MachineBusy,
+    StepFailed,
+    XenlabError,
+)
+from xenlab.host import Host
+from xenlab.journal import Journal
+from xenlab.platform.choice import PlatformAnswers
+from xenlab.resources.base import Difference, Resource, Waiting
+from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
+from xenlab.site.rules import device
+from xenlab.site.schema import Parameters, from_notebook
+from xenlab.transport.local import Local
+from xenlab.transport.ssh import SSH, Wait
+from xenlab.transport.ssh_config import Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECONNECT_SECONDS = 600.0
+"""How long a lost host may take to answer again, and a lost command to end, before we give up."""
+
+
+NOTHING = "not needed: the site asks for none of it"
+
+Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
+"""A resource, or what makes some: called inside the step where making them takes a look."""
+
+
+class Chapter(PlatformAnswers):
+    """One opened chapter: the site, the machines, and the verbs that its cells use.
+
+    ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
+    from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
+    what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
+    its hosts run nothing outside of one. ``stop`` stops the step under way once it is set, the
+    opening as well.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        site: Parameters,
+        journal: Journal,
+        view: View,
+        *,
+        mode: str = "apply",
+        hold: Hold = Hold.STEP,
+        stop: threading.Event | None = None,
+        destroy: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(site)
+        self.name = name
+        self.journal = journal
+        self.mode = mode
+        self.consents: list[str] = []
+        self._destroy = destroy
+        self._agreed: dict[str, Agreed] = {}
+        self._before = planned_before(journal, site.disk) if mode == "plan" else ""
+        self.recorder = Recorder(known_secrets(site.ssh.identity, site.secrets), stop)
+        self.controller = Host(Local(), watcher=self.recorder)
+        self._own_stop = stop is None
+        self._under_way: Step | None = None
+        self._ssh = SSH(way_to(site), wait=self._wait(), on_connect=self._locked_again)
+        self._machine = MachineLock(self._ssh, journal.folder, hold)
+        self.host = Host(self._ssh, watcher=self.recorder)
+        self.root = INSTALLED_ROOT
+        self._view = view
+        self._boot_id = ""
+        self._connections = 0
+        self._looking = threading.Lock()
+        self._number = name.partition("_")[0]
+        self._needs = 0
+        journal.append(chapter=name, phase="open", status=mode, host=self.host.name)
+        view.chapter(name, site.site, self.host.name, mode, journal.folder)
+        try:
+            self._open()
+        except BaseException:
+            self._machine.release()
+            self._ssh.close()
+            raise
+
+    @property
+    def stop(self) -> threading.Event:
+        """What stops the step under way once it is set."""
+        return self.recorder.stop
+
+    @property
+    def target(self) -> Host:
+        """The machine seen from inside the installed root."""
+        return self.host.inside(self.root)
+
+    def guest(self, name: str) -> Host:
+        """A guest, by its alias in the site's ssh_config."""
+        wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
+        return Host(SSH(way_to(self.site, name), wait=wait), watcher=self.recorder)
+
+    def needs(self, chapter: str, *resources: Wanted, again: Wanted = tuple) -> None:
+        """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
+
+        ``again`` is what a boot since has undone of it: brought about once more where something
+        is missing. Raises ChapterOrder, which names that chapter.
+        """
+        self._needs += 1
+        title = f"{self._number}.0.{self._needs} Chapter {chapter} came first"
+        with self._step(title, self.target) as step:
+            found = self._missing(step, resources)
+            if found is not None and self.mode == "apply" and self._done_again(step, again):
+                found = self._missing(step, resources)
+            if found is None:
+                return
+            step.note(f"chapter {self.name} needs chapter {chapter} first: {found.summary}")
+            if self.mode == "plan":
+                step.status = WOULD_CHANGE
+                return
+            raise ChapterOrder(step.message, hint=f"run chapter {chapter}")
+
+    def _missing(self, step: Step, resources: Sequence[Wanted]) -> Difference | None:
+        step.differences.clear()
+        self._differing(step, self.target, resources)
+        return Difference.of_all(list(step.differences.values()))
+
+    def _done_again(self, step: Step, again: Wanted) -> bool:
+        todo = [one for one in _made((again,)) if self._probe(one, self.host) is not None]
+        if not todo:
+            return False
+        self._starts(step)
+        try:
+            self._apply(step, self.host, tuple(todo), "")
+        except (StepFailed, CommandFailed) as error:
+            step.note(error.message)
+            return False
+        step.status = CHANGED
+        return True
+
+    def ensure(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
+        """See to it that states hold: probe, show, ask, apply, verify, record."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            todo = self._differing(step, host, resources)
+            if self._may_go_on(step, host, todo):
+                self._apply(step, host, tuple(todo), "")
+                step.status = CHANGED
+
+    def run(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
+        """Carry out actions: applied each time, whatever the machine's state is."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            actions = _made(resources)
+            self._differing(step, host, actions)
+            if self.mode == "plan":
+                step.status = WOULD_CHANGE
+                return
+            self._starts(step)
+            self._apply(step, host, actions, "")
+            step.status = CHANGED
+
+    def each(
+        self,
+        title: str,
+        resources: Mapping[str, Resource] | Callable[[], Mapping[str, Resource]],
+        on: Host | None = None,
+    ) -> None:
+        """Like `ensure`, for several labelled states side by side; all are tried, then judged."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            parts = resources() if callable(resources) else resources
+            with ThreadPoolExecutor(len(parts) or 1) as pool:
+                self._side_by_side(step, host, parts, pool)
+
+    def facts(
+        self, title: str, frame: pd.DataFrame | Callable[[], pd.DataFrame], note: str = ""
+    ) -> None:
+        """Show and record a table; nothing is changed."""
+        with self._step(title, self.host) as step:
+            step.message = note
+            step.table(frame() if callable(frame) else frame)
+
+    def picture(self, title: str, figure: Figure | Callable[[], Figure]) -> None:
+        """Show and record a picture; nothing is changed."""
+        with self._step(title, self.host) as step:
+            data = io.BytesIO()
+            drawn = figure() if callable(figure) else figure
+            drawn.savefig(data, format="png", dpi=130, bbox_inches="tight")
+            step.attach("picture", data.getvalue(), ".png")
+            step.view.picture(data.getvalue())
+
+    def check(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
+        """What must hold, or the chapter ends here; nothing is changed."""
+        host = on or self.target
+        with self._step(title, host) as step:
+            self._differing(step, host, resources)
+            found = Difference.of_all(list(step.differences.values()))
+            if self.mode == "plan":
+                self._plan(step, host, [])
+                step.status = WOULD_CHANGE if found is not None else step.status
+            elif found is not None:
+                raise StepFailed(found.summary, hint=found.hint)
+
+    def consent(self, serial_or_made: str) -> None:
+        """Note a person's word: a disk's serial, or "NAME UUID" of what xenlab made."""
+        self.consents.append(serial_or_made)
+        self._note_consent("given", serial_or_made)
+
+    def close(self) -> None:
+        """The end of the chapter: without this record it counts as unfinished."""
+        self.journal.append(
+            chapter=self.name, phase="close", status=OK, host=self.host.name, boot_id=self._boot_id
+        )
+        self._machine.closed()
+        self.host.transport.close()
+
+    def _open(self) -> None:
+        with self._step(f"{self._number}.0 Open the chapter", self.host) as step:
+            self._look_around()
+            if self.mode == "apply":
+                self._machine.opened(self.recorder)
+                self._end_strays(step)
+                # a person's chapters may be open side by side: what runs may be another one's
+                mine = self.name if self._machine.hold is Hold.STEP else ""
+                found = [e for e in self._end_left(self.journal.unfinished(mine)) if e.count]
+                for ended in found:
+                    step.note(f"{ended.attempt['title']}: {ended}")
+
+    def _end_strays(self, step: Step) -> None:
+        """End what other runs have left at work on this machine, before anything changes it."""
+        while self._machine.strays:
+            step.note(self._machine.strays[0].ended(self.host))
+            del self._machine.strays[0]
+
+    def _end_left(self, attempts: Sequence[Mapping[str, Any]]) -> list[Ended]:
+        """End what earlier attempts have left running, on this machine and in guests that run."""
+        if not attempts:
+            return []
+        names = [guest.name for guest in self.site.lan_guests]
+        there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
+        guests = [self.guest(name) for name in there]
+        try:
+            machines = (self.host, self.controller)
+            return [end_attempt(attempt, machines, guests) for attempt in attempts]
+        finally:
+            for guest in guests:
+                guest.transport.close()
+
+    def _locked_again(self) -> None:
+        """Nothing of a step goes over a new connection before the machine is this run's again.
+
+        What a stopped step left is ended all the same.
+        """
+        if not self.stop.is_set():
+            self._machine.again(self.recorder)
+
+    @contextmanager
+    def _step(self, title: str, host: Host) -> Iterator[Step]:
+        if self._own_stop:
+            self.stop.clear()
+        self._agreed = {}
+        step = Step(
+            journal=self.journal,
+            view=self._view.step_started(title),
+            chapter=self.name,
+            title=title,
+            host=host.name,
+            boot_id=lambda: self._boot_id,
+            recorder=self.recorder,
+        )
+        self._under_way = step
+        try:
+            with step:
+                for ended in self._end_left(self.journal.unfinished(self.name, step.number)):
+                    tell_ended(self.journal, ended, self._boot_id)
+                yield step
+        finally:
+            self._under_way = None
+            self._machine.step_over()
+
+    def _side_by_side(
+        self, step: Step, host: Host, parts: Mapping[str, Resource], pool: ThreadPoolExecutor
+    ) -> None:
+        def look(part: tuple[str, Resource]) -> Difference | None:
+            with self.recorder.during("look", part[0]):
+                return part[1].probe(host)
+
+        if not parts:
+            step.message = NOTHING
+        found = dict(zip(parts, pool.map(look, parts.items()), strict=True))
+        todo: dict[str, Resource] = {}
+        for label, difference in found.items():
+            if difference is not None and not self._stays(step, host, parts[label], difference):
+                step.differs(label, difference)
+                todo[label] = parts[label]
+        if not self._may_go_on(step, host, list(todo.values())):
+            return
+        futures = {
+            label: pool.submit(self._apply, step, host, (resource,), label)
+            for label, resource in todo.items()
+        }
+        try:
+            errors = {label: future.exception() for label, future in futures.items()}
+        except KeyboardInterrupt:
+            self.stop.set()
+            raise
+        failed = {label: error for label, error in errors.items() if error is not None}
+        for error in failed.values():
+            if isinstance(error, KeyboardInterrupt):
+                raise error
+        if failed:
+            text = "\n".join(f"{label}: {error}" for label, error in failed.items())
+            raise StepFailed(text) from next(iter(failed.values()))
+        step.status = CHANGED
+
+    def _differing(self, step: Step, host: Host, wanted: Sequence[Wanted]) -> list[Resource]:
+        """What differs of these; each difference is noted, under a number if there are several."""
+        resources = _made(wanted)
+        if not resources:
+            step.message = NOTHING
+        todo: list[Resource] = []
+        for resource in resources:
+            difference = self._probe(resource, host)
+            if difference is not None and not self._stays(step, host, resource, difference):
+                label = f"{len(todo) + 1}" if len(resources) > 1 else ""
+                step.differs(label, difference)
+                todo.append(resource)
+        return todo
+
+    def _probe(self, resource: Resource, host: Host) -> Difference | None:
+        try:
+            return resource.probe(host)
+        except ConnectionLost:
+            host.transport.connect(self.stop)
+            return resource.probe(host)
+
+    def _may_go_on(self, step: Step, host: Host, todo: list[Resource]) -> bool:
+        """Whether there is something to do, in this mode, with consent; a RUNNING record then."""
+        if self.mode == "plan":
+            self._plan(step, host, todo)
+            return False
+        if not todo:
+            return False
+        self._consent(host, todo)
+        self._starts(step)
+        return True
+
+    def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
+        """Whether a difference may stay, and nobody agreed to lose what is there; it is said."""
+        if not difference.stays or not self._consents.without(resource.destroys(host)):
+            return False
+        step.note(difference.stays)
+        return True
+
+    def _plan(self, step: Step, host: Host, todo: list[Resource]) -> None:
+        """What `run` would do: a change, a refusal, or what nobody knows before the disk is new."""
+        if todo:
+            step.status = WOULD_CHANGE
+        step.wipes = sorted({r.wipes() for r in todo} - {""})
+        if self._before:
+            step.status = WOULD_CHANGE
+            step.message = f"unknown until {self._before}; compared with what is there now"
+            return
+        refused = next(filter(None, (r.refusal(host) for r in todo)), "")
+        refused = refused or would_refuse(host, todo, self._consents)
+        if refused:
+            step.status = REFUSED
+            step.note(f"would be refused: {refused}")
+        if self.site.disk in step.wipes:
+            self._before = f"step {step.number} has made {self.site.disk} anew"
+
+    @property
+    def _consents(self) -> Consents:
+        site = self.site
+        return Consents(
+            (*site.may_wipe, *self.consents),
+            (*site.may_destroy, *self.consents, *self._destroy),
+        )
+
+    def _note_consent(self, status: str, what: str) -> None:
+        self.journal.append(chapter=self.name, phase="consent", status=status, message=what)
+
+    def _starts(self, step: Step) -> None:
+        """Nobody else changes the machine from now on; a RUNNING record is on disk."""
+        self._machine.take(self.recorder)
+        self._end_strays(step)
+        step.running()
+
+    def _consent(self, host: Host, todo: Sequence[Resource]) -> None:
+        try:
+            self._agreed = require_consents(host, todo, self._consents)
+        except ConsentNeeded as needed:
+            if needed.serial or needed.made:
+                self._view.consent(needed, self.consent)
+            raise
+        for each in self._agreed.values():
+            for thing in each.lost:
+                self._note_consent("used", str(thing))
+
+    def _apply(self, step: Step, host: Host, resources: tuple[Resource, ...], label: str) -> None:
+        def report(what: str, done: float | None = None) -> None:
+            step.report(what, done, label)
+
+        for wanted in resources:
+            agreed = self._agreed.get(wanted.wipes(), Agreed())
+            resource = wanted.consented(agreed.identity, agreed.lost)
+            try:
+                with self.recorder.during("change", label):
+                    self._machine.again(self.recorder)
+                    resource.apply(host, report)
+            except ConnectionLost as error:
+                with self.recorder.during("verify", label):
+                    self._after_loss(step, host, error)
+                    try:
+                        resource.verify(host)
+                    except XenlabError as still:
+                        error.message += f"; and then: {still.message}"
+                        raise error from still
+                step.note(f"the connection was lost ({error.message}); the verification holds")
+            else:
+                with self.recorder.during("verify", label):
+                    resource.verify(host)
+        with self.recorder.during("verify", label):
+            self._boot_changed()
+
+    def _after_loss(self, step: Step, host: Host, lost: ConnectionLost) -> None:
+        """Connect again and wait until what was running there has ended; nothing is run twice."""
+        deadline = time.monotonic() + RECONNECT_SECONDS
+        try:
+            while True:
+                try:
+                    host.transport.connect(self.stop, seconds=deadline - time.monotonic())
+                    if not host.has_marked(step.mark):
+                        return
+                except (ConnectionRefused, ConnectionLost, CommandTimeout):
+                    if time.monotonic() > deadline:
+                        raise
+                if time.monotonic() > deadline:
+                    return
+                if self.stop.wait(2):
+                    raise KeyboardInterrupt
+        except MachineBusy as busy:
+            said = f"{lost.message}; meanwhile another run has taken the machine: {busy.message}"
+            raise ConnectionLost(said, hint=busy.hint, where=busy.where) from busy
+        except KeyboardInterrupt as stopped:
+            host.end_stopped(step.mark, stopped)
+            raise
+
+    def _boot_changed(self) -> None:
+        # parts of a step that work side by side come here together
+        with self._looking:
+            # no boot leaves a connection alive
+            if self._ssh.connections != self._connections:
+                self._look_around()
+
+    def _wait(self, in_vain: Callable[[], str] = str) -> Wait:
+        return Wait(self.site.ssh.patience_seconds, self._waiting, in_vain)
+
+    def _waiting(self, line: str) -> None:
+        if self._under_way is not None:
+            self._under_way.report(Waiting(line), None)
+
+    def _look_around(self) -> None:
+        """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""
+        boot_id = self.host.boot_id()
+        if boot_id != self._boot_id:
+            self._boot_id = boot_id
+            self.root = installed_root(self.host, device(self.site, ROOT_PARTITION))
+        self._connections = self._ssh.connections
+
+
+def _made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
+    found: list[Resource] = []
+    for each in wanted:
+        made = each if isinstance(each, Resource) else each()
+        found.extend((made,) if isinstance(made, Resource) else made)
+    return tuple(found)
+
+
+def way_to(site: Parameters, host: str = "") -> Target:
+    """How a site reaches its machine, or a guest by its alias."""
+    ssh = site.ssh
+    return Target(host or ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
+
+
+# Opening a chapter: its parameters, its run folder, its journal.
+
+
+def open_chapter(
+    name: str,
+    namespace: Mapping[str, Any],
+    view: View | None = None,
+    stop: threading.Event | None = None,
+) -> Chapter:
+    """Open a chapter for the parameters found in a notebook's namespace.
+
+    The run folder is ``$XENLAB_RUN``, or a new one under ``runs/``; ``$XENLAB_MODE`` is "apply"
+    or "plan", and ``$XENLAB_DESTROY`` names what may be destroyed of what xenlab made. Raises
+    BadInput before anything is touched, NoConnection if the host cannot be reached.
+    """
+    site = from_notebook(dict(namespace))
+    declared_secrets(site.secrets)
+    folder = os.environ.get("XENLAB_RUN")
+    journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
+    mode = os.environ.get("XENLAB_MODE", "apply")
+    hold = _hold(Path(folder), name) if folder else Hold.STEP
+    destroy = tuple(os.environ.get("XENLAB_DESTROY", "").split())
+    return Chapter(
+        name,
+        site,
+        journal,
+        view or Silent(),
+        mode=mode,
+        hold=hold,
+        stop=stop,
+        destroy=destroy,
+    )
+
+
+def _hold(folder: Path, name: str) -> Hold:
+    """A run has the machine to itself until its last chapter is closed."""
+    record = kept_file(folder, "run.json")
+    chapters = json.loads(record.read_text())["chapters"] if record.exists() else [name]
+    return Hold.CHAPTER if chapters[-1] == name else Hold.RUN
+
+
+def runs_folder() -> Path:
+    """Where run folders are kept: ``$XENLAB_RUNS``, else ``runs`` beside ``notebooks``."""
+    if "XENLAB_RUNS" in os.environ:
+        return Path(os.environ["XENLAB_RUNS"])
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir():
+            return folder / "runs"
+    return here / "runs"
+
+
+def new_run_folder(runs: Path, site: str) -> Path:
+    """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already."""
+    runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{site}"
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            time.sleep(1)
+            continue
+        return folder

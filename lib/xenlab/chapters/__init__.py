@@ -1,0 +1,1 @@
+"""What each chapter asks for, as resources and tables."""

@@ -1,0 +1,223 @@
+"""Chapters 11 and 12: domains created, visited, shut down and destroyed, and started with dom0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from xenlab.chapter.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.platform.boot import Power, reboot
+from xenlab.platform.choice import Services
+from xenlab.platform.xl import Xl
+from xenlab.resources.base import Difference, Elsewhere, PathsExist, Report, Resource, Shown, Until
+from xenlab.resources.domain import RUNNING
+from xenlab.resources.ssh_access import GuestAnswers
+from xenlab.resources.xen import FOLDER, wait_for_toolstack
+
+# Chapter 11: domains are created, visited, rebooted, shut down, destroyed, and left running.
+#
+# What is shown on one domain is shown on the first of the site.
+
+
+def configurations_written(book: Chapter) -> Resource:
+    """The domains' configuration files."""
+    return PathsExist(tuple(book.toolstack.config_path(d.name) for d in book.site.domains))
+
+
+def booted(book: Chapter) -> Resource:
+    """The first domain, running, its boot followed up to the login prompt."""
+    return book.toolstack.running(_first(book), console=True)
+
+
+def visited(book: Chapter) -> Resource:
+    """The first domain's console was opened and left."""
+    return _shown(book, "console", book.toolstack.console(_first(book)))
+
+
+def rebooted(book: Chapter) -> Resource:
+    """The first domain was rebooted."""
+    return _shown(book, "reboot", book.toolstack.rebooted(_first(book)))
+
+
+def stopped(book: Chapter) -> Resource:
+    """The first domain was shut down."""
+    return _shown(book, "shutdown", book.toolstack.stopped(_first(book)))
+
+
+def running(book: Chapter) -> Resource:
+    """The first domain, running."""
+    return book.toolstack.running(_first(book))
+
+
+def destroyed(book: Chapter) -> Resource:
+    """The first domain was destroyed."""
+    return _shown(book, "destroy", book.toolstack.destroyed(_first(book)))
+
+
+def all_running(book: Chapter) -> Resource:
+    """Every domain runs, and has shown its login prompt."""
+    return book.toolstack.all_running([d.name for d in book.site.domains])
+
+
+def all_answer(book: Chapter) -> dict[str, Resource]:
+    """Every guest answers over SSH with the built kernel."""
+    return {d.name: GuestAnswers(d.name, book.guest(d.name)) for d in book.site.domains}
+
+
+def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """The table of domains, read when the step runs."""
+    return lambda: found_domains(book, [d.name for d in book.site.domains])
+
+
+def found_domains(book: Chapter, names: Sequence[str]) -> pd.DataFrame:
+    """The table of domains; in a plan for a machine without Xen, those that would run."""
+    try:
+        return book.toolstack.domains(book.target)
+    except CommandFailed:
+        if book.mode == "apply":
+            raise
+        return pd.DataFrame({"name": names, "state": "would run"})
+
+
+def at_hand(book: Chapter, names: Sequence[str]) -> list[str]:
+    """Which of these guests can be looked at: all; in a plan, which waits for none, who runs."""
+    return list(names) if book.mode == "apply" else now_running(book, names)
+
+
+def now_running(book: Chapter, names: Sequence[str]) -> list[str]:
+    """Which of these guests run."""
+    table = found_domains(book, names)
+    running = {str(row["name"]) for row in table.to_dict("records") if row["state"] == "running"}
+    return [name for name in names if name in running]
+
+
+def _first(book: Chapter) -> str:
+    return book.site.domains[0].name
+
+
+def _shown(book: Chapter, what: str, action: Resource) -> Resource:
+    """Once for the domain as the site wants it."""
+    return Shown(f"{what}-{_first(book)}", action, repr(book.site.domains[0]))
+
+
+# Chapter 12: guests that start together with dom0, proven by a power cycle.
+#
+# Howto: „Auto-DomainU-Boot“.
+
+BACK_SECONDS = 1800.0
+"""How long the guests may take to be there again after a boot, in seconds."""
+
+DOM0_WEIGHT = 1024
+"""Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
+
+SAVED = "/var/lib/xen/save"
+
+
+def links(book: Chapter) -> Resource:
+    """The selected guests' configurations, linked where xendomains looks."""
+    return book.toolstack.autostarted(tuple(book.site.autostart))
+
+
+def service(book: Chapter) -> tuple[Resource, ...]:
+    """xendomains at every boot, with time enough, dom0 served first."""
+    settings = book.services.adjusted("xendomains", weight=DOM0_WEIGHT)
+    return settings, book.services.enabled("xendomains")
+
+
+def power_cycled(book: Chapter) -> list[Resource]:
+    """The machine was switched off and on; exactly the selected guests came back."""
+    names = tuple(book.site.autostart)
+    cycle = PowerCycled(names, book.toolstack, book.services, book.power, book.controller)
+    return [Shown("power-cycle", cycle, repr(names))] if names else []
+
+
+def selected(book: Chapter) -> pd.DataFrame:
+    """Every guest of the site, its place in the order of starting, and what is linked now."""
+    order = {name: place for place, name in enumerate(book.site.autostart, 1)}
+    links = book.target.run(Command.argv("ls", "--", FOLDER), check=False).stdout.split()
+    linked = {link.partition("-")[2].removesuffix(".cfg") for link in links}
+    rows = [
+        {
+            "guest": d.name,
+            "starts with dom0": "yes" if d.name in order else "no",
+            "place": str(order.get(d.name, "-")),
+            "linked now": "yes" if d.name in linked else "no",
+        }
+        for d in book.site.domains
+    ]
+    return pd.DataFrame(rows)
+
+
+def autostart_domains(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """The domains that run, read when the step runs."""
+    return lambda: found_domains(book, book.site.autostart)
+
+
+@dataclass(frozen=True)
+class PowerCycled(Resource):
+    """An action: the machine is switched off and on; then just these guests run, in this order.
+
+    Guests are shut down with dom0, not saved: no memory image is left behind.
+    """
+
+    names: tuple[str, ...]
+    toolstack: Xl = field(compare=False)
+    services: Services = field(compare=False)
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """What will be done."""
+        who = ", ".join(self.names) or "dom0 alone"
+        return Difference(f"switch the machine off and on, and see {who} come back")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Restart the machine and wait until the last of the guests was created."""
+        machine = host.inside("/")
+        report("shutting the guests down")
+        machine.run(self.services.stop("xendomains"), timeout=BACK_SECONDS)
+        machine.run("sync", timeout=BACK_SECONDS)
+        reboot(self.power, "disk", machine, self.controller, report)
+        report("waiting for Xen's services")
+        wait_for_toolstack(machine)
+        report("waiting for the guests")
+        # it was started at boot: this only waits until it has created the last of them
+        machine.run(self.services.start("xendomains"), timeout=BACK_SECONDS)
+
+    def verify(self, host: Host) -> None:
+        """Raise StepFailed unless these guests run, no other, created in this order."""
+        found = self._found(host)
+        running = [name for name, state in found.items() if state == RUNNING]
+        if running != list(self.names) or len(found) > len(running):
+            came = (n if s == RUNNING else f"{n} ({s})" for n, s in found.items())
+            raise StepFailed(
+                f"{', '.join(came) or 'no guest'} came back, wanted: {', '.join(self.names)}",
+                hint=f"{self.services.hint('xendomains')}; xl list",
+            )
+        saved = host.run(Command.script('ls -A -- "$1" 2> /dev/null || :', SAVED)).stdout.split()
+        if saved:
+            raise StepFailed(f"guests were saved and not shut down: {', '.join(saved)} in {SAVED}")
+
+    def _found(self, host: Host) -> dict[str, str]:
+        """The guests that there are with their states, in the order of their creation."""
+        table = self.toolstack.domains(host).sort_values("id")
+        pairs = zip(table["name"], table["state"], strict=True)
+        return {str(name): str(state) for name, state in pairs if name != "Domain-0"}
+
+
+# Chapters 12 and 15: no service of dom0, or of a guest that runs, has failed.
+
+
+def none_failed(book: Chapter) -> dict[str, Resource]:
+    """The condition that no service has failed, in dom0 and in each guest that runs."""
+    none = book.services.none_failed()
+    found: dict[str, Resource] = {"dom0": none}
+    for domain in book.site.domains:
+        inside = Elsewhere(domain.name, book.guest(domain.name), none)
+        found[domain.name] = Until((inside,), book.toolstack.gone(domain.name))
+    return found

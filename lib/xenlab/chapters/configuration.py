@@ -1,0 +1,346 @@
+"""Chapters 05 and 07: what is valid for all later domains, and what makes dom0 dom0."""
+
+from __future__ import annotations
+
+from importlib.resources import files as package_files
+
+import pandas as pd
+
+from xenlab.chapter.chapter import Chapter
+from xenlab.command import Command
+from xenlab.host import Host
+from xenlab.platform.choice import Packages, services
+from xenlab.platform.portage import DISTCC_PORT
+from xenlab.quoting import sh_settings, xl
+from xenlab.resources import network
+from xenlab.resources.base import Condition, Resource, Together
+from xenlab.resources.files import Directory, File, KernelSetting, Line
+from xenlab.resources.network import Bridge
+from xenlab.resources.ssh_access import SshdSettings
+from xenlab.site.schema import Parameters
+
+# Chapter 05: what is valid for all later domains: software, names, sshd, log, cron.
+#
+# Howto: „Grundkonfiguration“.
+
+LOGS = {
+    "rsyslog": ("/var/log/syslog",),
+    "syslog-ng": ("/var/log/messages", "/var/log/syslog"),
+}
+"""Where a daemon writes the system's log: one of these files, as the distribution has it."""
+
+
+def xen_runs() -> Resource:
+    """The condition that the machine is dom0 of a running hypervisor (map.md: is_xen, is_dom0)."""
+    script = """
+        [ "$(cat /sys/hypervisor/type)" = xen ]
+        grep -q control_d /proc/xen/capabilities
+    """
+    return Condition(
+        Command.script(script),
+        "the machine does not run as dom0 of Xen",
+        "boot it from its disk: chapter 04_grub",
+    )
+
+
+def software_installed(book: Chapter) -> tuple[Resource, ...]:
+    """The site's software and what mounts the share, from an index that is not too old.
+
+    What the site does not want goes at last: what was installed may have brought it along.
+    """
+    names = dict.fromkeys((*book.site.software, *book.packages.nfs_client))
+    packages = book.packages
+    wanted = (packages.installed(*names), packages.removed(*book.site.unwanted))
+    return packages.updated(), Together(wanted)
+
+
+def named(book: Chapter) -> tuple[Resource, ...]:
+    """The machine's name and domain: for the next boot, for programs that ask, for the kernel."""
+    site = book.site
+    return (
+        File("/etc/hostname", f"{site.hostname}\n"),
+        File(
+            "/etc/hosts",
+            template="hosts.j2",
+            values={"hostname": site.hostname, "domain": site.domain},
+        ),
+        KernelSetting("/proc/sys/kernel/hostname", site.hostname),
+    )
+
+
+def full_name(book: Chapter) -> Resource:
+    """The condition that the machine knows its full name."""
+    name = f"{book.site.hostname}.{book.site.domain}"
+    return Condition(
+        Command.script('[ "$(hostname --fqdn)" = "$1" ]', name),
+        f"the machine does not know its full name {name}",
+        "look at /etc/hosts and at “hosts:” in /etc/nsswitch.conf",
+    )
+
+
+def sshd_configured(book: Chapter) -> Resource:
+    """sshd takes keys, no passwords; it is asked about the file before that is written."""
+    file = File("/etc/ssh/sshd_config.d/10-xenlab.conf", template="sshd.conf")
+    return SshdSettings(file, book.services.reload("ssh"))
+
+
+def services_running(book: Chapter) -> Resource:
+    """The site's services run, now and after every boot (the howto's runlevels)."""
+    return book.services.running(*book.site.services)
+
+
+def distcc_off(book: Chapter) -> Resource:
+    """distcc's server does not run: whoever reaches it can run programs here."""
+    return book.services.disabled(*(["distcc"] if has(book, "distcc") else []))
+
+
+def log_written(book: Chapter) -> Resource:
+    """The condition that the log is written, where the site asks for a daemon that does."""
+    daemon = next((name for name in book.site.services if name in LOGS), "")
+    files = LOGS.get(daemon, ())
+    script = """
+        [ $# -gt 0 ] || exit 0
+        # a daemon that was just started may not have written its first line
+        for attempt in 1 2 3 4 5 6 7 8 9 10; do
+            for file do
+                [ -s "$file" ] && exit 0
+            done
+            sleep 1
+        done
+        exit 1
+    """
+    return Condition(
+        Command.script(script, *files),
+        f"nothing is written to {' or '.join(files)}",
+        book.services.hint(daemon),
+    )
+
+
+def distcc_silent(book: Chapter) -> Resource:
+    """The condition that nobody outside can reach distcc's port."""
+    script = """
+        ! ss --no-header --tcp --listening --numeric "sport = :$1" \\
+            | awk '{ print $4 }' | grep -qvE '^(127\\.|\\[::1\\])'
+    """
+    return Condition(
+        Command.script(script, str(DISTCC_PORT)),
+        "distcc listens on the network",
+        "disable distcc's service and stop it",
+    )
+
+
+def listeners(book: Chapter) -> pd.DataFrame:
+    """Who listens for connections, and where."""
+    command = "ss --no-header --tcp --listening --numeric --processes"
+    return parse_listeners(book.target.run(command, check=False).stdout)
+
+
+def parse_listeners(text: str) -> pd.DataFrame:
+    """The output of ``ss --no-header --tcp --listening --numeric --processes`` as a table."""
+    rows = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 5:
+            continue
+        address, _, port = words[3].rpartition(":")
+        program = words[5].split('"')[1] if len(words) > 5 and '"' in words[5] else ""
+        rows.append({"address": address, "port": port, "program": program})
+    frame = pd.DataFrame(rows, columns=["address", "port", "program"])
+    return frame.drop_duplicates(ignore_index=True)
+
+
+KEPT = ("file", "new version", "diff")
+"""The columns of what `kept` finds."""
+
+
+def waiting(book: Chapter) -> pd.DataFrame:
+    """What packages have brought to the machine and not put over a file that was changed: KEPT."""
+    return pd.DataFrame(kept(book.target, book.packages), columns=list(KEPT))
+
+
+def kept(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
+    """Which changed files packages left alone on a host, a row of KEPT for each line that differs.
+
+    What not everybody may read is named, and not shown: it is read as nobody.
+    """
+    found = host.run(packages.waiting, check=False).stdout.splitlines()
+    script = """
+        state=0
+        shown=$(setpriv --reuid 65534 --regid 65534 --clear-groups \
+            diff --unified=1 -- "$1" "$2" 2> /dev/null) || state=$?
+        case $state in
+            0) echo "the same" ;;
+            1) printf '%s\n' "$shown" | sed -e '1,2{/^---/d' -e '/^+++/d' -e '}' ;;
+            *)
+                if [ -e "$1" ]; then
+                    echo "not shown: not everybody may read it"
+                else
+                    echo "the old one is gone"
+                fi
+                ;;
+        esac
+    """
+    rows = []
+    for old, _, new in (line.partition("\t") for line in found):
+        differs = host.run(Command.script(script, old, new)).stdout
+        rows += [(old, new, line) for line in differs.splitlines()]
+    return rows
+
+
+def base_configured(book: Chapter) -> Resource:
+    """What later chapters build on: the software and its services."""
+    site = book.site
+    installed = book.packages.installed(*site.software)
+    return Together((installed, book.services.running(*site.services)))
+
+
+def has(book: Chapter, name: str) -> bool:
+    """Whether a program is in the site's software list, whatever category it stands in."""
+    return any(package.rpartition("/")[2] == name for package in book.site.software)
+
+
+# Chapter 07: what makes dom0 dom0: Xen's own configuration, and the bridge.
+#
+# Howto: „Spezifische Konfiguration“, „Xen NIC-Layout“.
+
+PROGRAM = "/usr/local/sbin/xenlab-bridge"
+SETTINGS = "/etc/default/xenlab-bridge"
+TRIED = f"{SETTINGS}.new"
+"""Settings that nobody has confirmed yet: no boot reads them."""
+CONSOLE_LOGS = "/var/log/xen/console"
+
+_XEND = (
+    ("(network-script network-bridge)", "xenlab-bridge.service: Xen configures no network today"),
+    ("(vif-script vif-bridge)", 'xl.conf: vif.default.script="vif-bridge"'),
+    ("the bridge of the guests", 'xl.conf: vif.default.bridge="{bridge}", or per vif'),
+    ("(dom0-min-mem 196)", 'xl.conf: autoballoon="off", and dom0_mem={dom0_mem}M for Xen'),
+    ("(dom0-cpus 0)", "dom0_max_vcpus= for Xen"),
+    ("(console-limit 1024)", "xenconsoled --log=all, and logrotate"),
+    ("(xend-relocation-server yes)", "none: xl migrate goes over ssh"),
+    ("(enable-dump no)", "on_crash= in each domain's file"),
+    ("(logfile /var/log/xend.log)", "/var/log/xen/xl-NAME.log"),
+    ("xend in the runlevel", "xen.service, xendomains.service"),
+)
+
+
+def xend_today(book: Chapter) -> pd.DataFrame:
+    """Each setting of xend-config.sxp, where it lives today, and what /etc/xen/xl.conf has now."""
+    site = book.site
+    values = {"bridge": site.bridge, "dom0_mem": str(site.dom0_mem_mib)}
+    show = Command.argv("grep", "-v", "^ *#", "/etc/xen/xl.conf")
+    lines = book.target.run(show, check=False).stdout.splitlines()
+    now = {line.partition("=")[0].strip(): line.strip() for line in lines}
+    rows = []
+    for key, today in _XEND:
+        name = today.removeprefix("xl.conf: ").partition("=")[0]
+        rows.append((key, today.format(**values), now.get(name, "")))
+    return pd.DataFrame(rows, columns=["xend-config.sxp", "today", "in xl.conf now"])
+
+
+def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:
+    """xl.conf(5): dom0 keeps its memory; where a guest's interface goes if it does not say."""
+    settings = {
+        "autoballoon": "off",
+        "vif.default.script": "vif-bridge",
+        "vif.default.bridge": site.bridge,
+    }
+    return tuple(
+        Line("/etc/xen/xl.conf", f"{key}={xl(value)}", key=f"{key}=")
+        for key, value in settings.items()
+    )
+
+
+def console_logs(book: Chapter) -> tuple[Resource, ...]:
+    """What guests and hypervisor write on their consoles is kept (xenconsoled(8)).
+
+    A restart of the service leaves xenstored alone, which cannot be restarted, and with it every
+    guest.
+    """
+    return (
+        Directory(CONSOLE_LOGS, 0o2750),
+        book.toolstack.consoles_kept(),
+        book.services.carrying("xen", "xenconsoled", "--log=all"),
+    )
+
+
+def shutdown_settings(book: Chapter) -> tuple[Resource, ...]:
+    """When dom0 shuts down, guests are shut down too, and their memory is not written to disk."""
+    return book.toolstack.shut_down_with_dom0()
+
+
+def daemons(book: Chapter) -> tuple[Resource, ...]:
+    """Xen's daemons run; the service that starts and stops guests with dom0 is there."""
+    return book.services.running("xen"), book.services.enabled("xendomains")
+
+
+def bridge_settings(site: Parameters) -> str:
+    """What the program is told."""
+    values = {
+        "UPLINK": site.uplink,
+        "BRIDGE": site.bridge,
+        "VIF": network.vif(site.uplink),
+        "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
+    }
+    return f"# written by xenlab, chapter 07\n{sh_settings(values)}"
+
+
+def bridge_program(site: Parameters) -> tuple[Resource, ...]:
+    """The program that makes the bridge, settings to try, its unit; nothing of it runs yet."""
+    program = package_files("xenlab").joinpath("templates", "xenlab-bridge.sh").read_text()
+    return (
+        File(PROGRAM, program, mode=0o755),
+        File(TRIED, bridge_settings(site)),
+        services(site.platform).defined("xenlab-bridge", uplink=site.uplink),
+    )
+
+
+def bridge_made(site: Parameters) -> Bridge:
+    """The uplink is a port of the bridge; nobody is locked out if that fails."""
+    return Bridge(
+        uplink=site.uplink,
+        bridge=site.bridge,
+        address=site.address,
+        gateway=site.gateway,
+        address_on_bridge=site.dom0_ip_on_bridge,
+        rollback_seconds=site.rollback_seconds,
+        program=PROGRAM,
+        settings=TRIED,
+        kept=SETTINGS,
+    )
+
+
+def bridge_kept(book: Chapter) -> tuple[Resource, ...]:
+    """The bridge comes back at every boot, before anything gets an address.
+
+    Only now, when somebody has come in over it: a layout that was rolled back must not come back.
+    Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
+    """
+    site = book.site
+    kept = File(SETTINGS, bridge_settings(site))
+    service = book.services.running("xenlab-bridge")
+    own = book.interfaces
+    address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
+    return kept, *address(site.uplink, site.address, site.gateway, site.bridge), service
+
+
+def unfiltered() -> tuple[Resource, ...]:
+    """dom0's firewall rules are not applied to what the bridge passes on (br_netfilter)."""
+    return (
+        File("/etc/udev/rules.d/70-br-netfilter.rules", template="br-netfilter.rules"),
+        *(
+            KernelSetting(f"/proc/sys/net/bridge/bridge-nf-call-{name}", "0", required=False)
+            for name in ("iptables", "ip6tables", "arptables")
+        ),
+    )
+
+
+def interfaces(book: Chapter) -> pd.DataFrame:
+    """The interfaces as they hang together now."""
+    columns = ["interface", "kind", "MAC", "bridge", "addresses", "up"]
+    devices = network.reported_devices(book.target) or {}
+    rows = [
+        {"interface": name, **network.describe(device, "")}
+        for name, device in devices.items()
+        if name != "lo"
+    ]
+    return pd.DataFrame(rows, columns=columns)

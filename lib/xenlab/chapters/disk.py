@@ -1,0 +1,251 @@
+"""Chapters 01 and 02: the disk of a site, and the base system on its root."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from xenlab import quoting
+from xenlab.chapter.chapter import Chapter
+from xenlab.command import Command
+from xenlab.errors import StepFailed
+from xenlab.host import Host
+from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
+from xenlab.resources.base import Condition, Difference, Report, Resource, Together
+from xenlab.resources.disk import (
+    BIOS_BOOT,
+    LINUX_BOOT,
+    LINUX_DATA,
+    LINUX_SWAP,
+    Filesystem,
+    OnPartitions,
+    Partition,
+    PartitionTable,
+)
+from xenlab.resources.files import File, Line, Relocated
+from xenlab.resources.nfs import BIND, Mount, SwapFile
+from xenlab.site.rules import Kind, device, partitions
+from xenlab.site.schema import Domain, Parameters
+
+# The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.
+#
+# Howto: „Partitionen“.
+
+SWAP_FOLDER = "/mnt/domuswap"
+"""Where dom0 has the partition with the guests' swap files."""
+
+_TYPES: dict[Kind, str] = {
+    "biosboot": BIOS_BOOT,
+    "boot": LINUX_BOOT,
+    "swap": LINUX_SWAP,
+    "linux": LINUX_DATA,
+}
+# a few large files: hardly any inodes, and no share kept back for root
+_FOR_SWAP_FILES = ("-m", "0", "-T", "largefile4")
+
+
+def partition_table(site: Parameters) -> PartitionTable:
+    """The six kinds of partition on the site's disk; the swap files' takes what is left."""
+    planned = partitions(site)
+    last = planned[-1]
+    return PartitionTable(
+        site.disk,
+        tuple(Partition(p.name, 0 if p is last else p.mib, _TYPES[p.kind]) for p in planned),
+    )
+
+
+def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
+    """A file system or swap on every partition but GRUB's own; each is labelled with its name."""
+    return tuple(
+        Filesystem(
+            device(site, p.name),
+            p.name,
+            "swap" if p.kind == "swap" else "ext4",
+            _FOR_SWAP_FILES if p.name == "domuswap" else (),
+        )
+        for p in partitions(site)
+        if p.kind != "biosboot"
+    )
+
+
+def swap_file(domain: Domain) -> str:
+    """The path in dom0 of a guest's swap file."""
+    return f"{SWAP_FOLDER}/{domain.name}.swap"
+
+
+def swap_files(site: Parameters, root: str) -> dict[str, Resource]:
+    """The swap file of each guest, below the installed root as the machine sees it."""
+    return {d.name: SwapFile(below(root, swap_file(d)), site.domu_swap_mib) for d in site.domains}
+
+
+def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
+    """The installed system's file systems, mounted at and below its root."""
+    places = {
+        "dom0root": "/",
+        "boot": "/boot",
+        "share": site.share,
+        "domuswap": SWAP_FOLDER,
+    }
+    return _mounts(site, root, places)
+
+
+def _mounts(site: Parameters, root: str, places: Mapping[str, str]) -> tuple[Mount, ...]:
+    return tuple(
+        Mount(device(site, name), below(root, place), options="noatime")
+        for name, place in places.items()
+    )
+
+
+def kernel_mounts(root: str) -> tuple[Mount, ...]:
+    """What the kernel of the running system shows, seen inside the installed root as well."""
+    return (
+        Mount("proc", below(root, "/proc"), "proc"),
+        *(Mount(path, below(root, path), BIND) for path in ("/sys", "/dev", "/run")),
+    )
+
+
+def mounted_again(book: Chapter) -> list[Resource]:
+    """In a rescue system that was booted anew: the installed system, mounted as chapter 02 does.
+
+    But for the guests' swap files, which nobody needs before the disk was booted.
+    """
+    if book.root == "/":
+        return []
+    site, root = book.site, book.root
+    places = {"dom0root": "/", "boot": "/boot", "share": site.share}
+    parts = (*_mounts(site, root, places), *kernel_mounts(root))
+    return [MountedAgain(device(site, "dom0root"), Together(parts))]
+
+
+@dataclass(frozen=True)
+class MountedAgain(Resource):
+    """A system that was unpacked on a device, mounted with all that belongs to it."""
+
+    device: str
+    mounted: Resource
+
+    def probe(self, host: Host) -> Difference | None:
+        """What is not mounted."""
+        return self.mounted.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Mount it; raises StepFailed where the device holds no such system."""
+        look = """
+            place=$(mktemp -d)
+            trap 'umount -- "$place" 2> /dev/null || :; rmdir -- "$place"' EXIT
+            mount -t ext4 -o ro,noload -- "$1" "$place" && [ -e "$place/$2" ]
+        """
+        if not host.test(Command.script(look, self.device, RECORD)):
+            raise StepFailed(f"{self.device} holds no system that chapter 02 unpacked")
+        self.mounted.apply(host, report)
+
+
+def partitioned(site: Parameters) -> Resource:
+    """What chapter 01 leaves: the table and a file system on every partition."""
+    return Together((partition_table(site), *file_systems(site)))
+
+
+def below(root: str, path: str) -> str:
+    """A path of the installed system as the machine itself sees it."""
+    return path if root == "/" else root if path == "/" else f"{root}{path}"
+
+
+# The base system of dom0: the stage on its root, the share, sources and packages moved there.
+#
+# Howto: „System“.
+
+SOURCES = "/usr/src"
+
+
+def stage(site: Parameters, root: str) -> Archive:
+    """The stage on the installed root. Raises BadInput where its checksum file is not right."""
+    return Archive(site.stage, stage_checksum(site), root, store=below(root, f"{site.share}/stage"))
+
+
+def stage_checksum(site: Parameters) -> str:
+    """The checksum that the site's stage must have; raises BadInput where it cannot be told."""
+    return read_checksum(
+        site.stage_checksums, site.stage, site.checksum_keyring, site.checksum_signers
+    )
+
+
+def resolver(site: Parameters) -> Resource:
+    """The site's name server, without which the installed system finds no packages."""
+    return Line("/etc/resolv.conf", f"nameserver {site.nameserver}", key="nameserver ")
+
+
+def sources_moved(site: Parameters) -> Relocated:
+    """The kernel sources' folder, on the share and linked back."""
+    return Relocated(SOURCES, f"{site.share}/src")
+
+
+def kernel_source(site: Parameters) -> Upload:
+    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`."""
+    return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site))
+
+
+def kernel_checksum(site: Parameters) -> str:
+    """The checksum that the kernel sources must have: the site's, or by Debian's package.
+
+    Raises BadInput where neither says it.
+    """
+    if not site.kernel_checksums:
+        return packaged_checksum(site.kernel_source)
+    return read_checksum(
+        site.kernel_checksums, site.kernel_source, site.checksum_keyring, site.checksum_signers
+    )
+
+
+def kernel_tarball(site: Parameters) -> str:
+    """The path of the kernel source tarball on the installed system."""
+    return f"{site.share}/src/{Path(site.kernel_source).name}"
+
+
+def fstab(site: Parameters) -> Resource:
+    """What is mounted at boot, by the UUIDs of the partitions on the site's own disk."""
+    return OnPartitions(
+        site.disk,
+        ("dom0root", "boot", "dom0swap", "share", "domuswap"),
+        lambda uuids: fstab_file(site, uuids),
+        "write /etc/fstab",
+    )
+
+
+def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
+    """fstab(5), with the UUID of each partition by its name.
+
+    The share has no "nofail": the guests live on it.
+    """
+    rows = (
+        ("dom0root", "/", "ext4", "noatime", "0", "1"),
+        ("boot", "/boot", "ext4", "noatime", "0", "2"),
+        ("dom0swap", "none", "swap", "sw", "0", "0"),
+        ("share", site.share, "ext4", "noatime", "0", "2"),
+        ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
+    )
+    lines = (
+        "  ".join([f"PARTUUID={uuids[name]}", *(quoting.fstab(field) for field in fields)])
+        for name, *fields in rows
+    )
+    return File(
+        "/etc/fstab", "# written by xenlab, chapter 02; see fstab(5)\n" + "\n".join(lines) + "\n"
+    )
+
+
+def tls_settled() -> Resource:
+    """The howto's TLS problem does not arise: kernel and C library are 64 bit.
+
+    A 32 bit Xen cut the segments that a 32 bit C library reaches its thread-local storage through
+    with negative offsets, and every access was emulated. 64 bit code goes by the base of %fs, which
+    has no limit that Xen would need: no flag, no other glibc.
+    """
+    script = """
+        [ "$(getconf LONG_BIT)" = 64 ]
+        # byte 4 of an ELF file is its class: 2 is 64 bit
+        [ "$(od -An -tx1 -j4 -N1 "$(readlink -f /sbin/init)" | tr -d ' ')" = 02 ]
+    """
+    return Condition(
+        Command.script(script),
+        "the installed system is not 64 bit: it would need the howto's flags",
+    )

@@ -1,0 +1,350 @@
+"""Chapters 06, 09 and 10: the image, the guests' roots made from it, their configuration files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from xenlab.chapter.chapter import Chapter, way_to
+from xenlab.chapters.disk import swap_file
+from xenlab.command import Command
+from xenlab.errors import StepFailed, XenlabError
+from xenlab.host import Host
+from xenlab.platform.boot import Power, reboot
+from xenlab.platform.choice import packages
+from xenlab.platform.interfaces import GuestSettings, guest_system
+from xenlab.platform.xl import Disk, DomainSpec, Vif
+from xenlab.resources.base import Difference, PathsExist, Report, Resource, present
+from xenlab.resources.disk import OnPartitions, by_uuid
+from xenlab.resources.guest import RECORDS, GuestConfigured, GuestRoot
+from xenlab.resources.image import Image, ImageProof, parse_record
+from xenlab.resources.ssh_access import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.resources.xen import wait_for_toolstack
+from xenlab.site.rules import device
+from xenlab.site.schema import Domain, Parameters
+
+# Chapter 06: the image that every guest is made from.
+#
+# Howto: „Imaging“.
+
+MOUNT_SECONDS = 120.0
+
+
+def tools_installed(book: Chapter) -> Resource:
+    """The programs that take and prove an image."""
+    return book.packages.installed(*book.packages.imaging)
+
+
+def image_taken(book: Chapter) -> Resource:
+    """The image of the generic root, taken as the site says: running, or at rest."""
+    site = book.site
+    taken = Image(site.image, base(site), without=tuple(site.image_without))
+    if site.imaging == "bind":
+        return taken
+    resting = replace(taken, device=device(site, "dom0root"))
+    away = Away(site.image, device(site, "share"), site.share)
+    return ImageAtRest(taken, resting, away, book.power, book.controller)
+
+
+def disk_booted_again(book: Chapter) -> list[Resource]:
+    """In the rescue system that a run was cut off in while it took the image: the disk, booted."""
+    if book.root == "/":
+        return []
+    site = book.site
+    away = Away(site.image, device(site, "share"), site.share)
+    return [DiskBootedAgain(away, book.power, book.controller)]
+
+
+def image_proven(book: Chapter) -> Resource:
+    """The proof of what is in the image."""
+    empty = ("./proc/", "./sys/", "./run/", f".{book.site.share}/")
+    return ImageProof(book.site.image, empty=empty)
+
+
+def base(site: Parameters) -> str:
+    """A short name for what the site asks of the generic root.
+
+    Another software list, say, makes another root, and so another image; what chapters 07 to 11
+    do to dom0 afterwards does not. The stage is not in it: where it lies does not matter, and the
+    root itself says by its checksum which one it was.
+    """
+    shaped = {
+        "platform": site.platform,
+        "software": sorted({*site.software, *packages(site).nfs_client}),
+        "services": sorted(site.services),
+        # where nothing is unwanted, the root is the one that was made before there was such a key
+        **({"unwanted": sorted(site.unwanted)} if site.unwanted else {}),
+        "without": sorted(site.image_without),
+        # an image that was taken before this was so is taken anew
+        "secrets of dom0": "left out",
+    }
+    return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
+
+
+def recorded(book: Chapter) -> pd.DataFrame:
+    """What was recorded beside the image: size, checksum, and each statement of the proof."""
+    command = Command.script('cat -- "$1.info" "$1.proof"', book.site.image)
+    return parse_proof(book.target.run(command, check=False).stdout)
+
+
+def parse_proof(text: str) -> pd.DataFrame:
+    """The record and the proof of an image as a table of two columns."""
+    info = parse_record("\n".join(line for line in text.splitlines() if "\t" not in line))
+    keys: tuple[str, ...] = ("taken", "way", "bytes", "sha256")
+    rows = [(key, info[key]) for key in keys if key in info]
+    rows += [
+        (statement, seen)
+        for statement, tab, seen in (line.partition("\t") for line in text.splitlines())
+        if tab
+    ]
+    return pd.DataFrame(rows, columns=["statement", "seen"])
+
+
+@dataclass(frozen=True)
+class Away:
+    """A note beside the image, on the share: the machine left its disk for the rescue system."""
+
+    image: str
+    device: str
+    share: str
+
+    @property
+    def _note(self) -> str:
+        return f"{self.image}.away"
+
+    def leaves(self, machine: Host) -> None:
+        """The machine is about to leave its disk."""
+        machine.write(self._note, "the rescue system takes the image\n")
+
+    def is_back(self, machine: Host) -> None:
+        """It runs from its disk again."""
+        machine.run(Command.argv("rm", "-f", "--", self._note))
+
+    def mount(self, machine: Host) -> None:
+        """Mount the share in the rescue system."""
+        script = """
+            mkdir -p -- "$2"
+            mountpoint -q -- "$2" || mount -- "$1" "$2"
+        """
+        machine.run(Command.script(script, self.device, self.share), timeout=MOUNT_SECONDS)
+
+    def unmount(self, machine: Host) -> None:
+        """Unmount it: the power may simply be cut."""
+        machine.run(Command.argv("umount", "--", self.share), timeout=MOUNT_SECONDS)
+
+    def seen(self, machine: Host) -> bool:
+        """Whether the rescue system was booted for the image; the share is not mounted then."""
+        self.mount(machine)
+        try:
+            return machine.test(Command.argv("test", "-e", self._note))
+        finally:
+            self.unmount(machine)
+
+
+@dataclass(frozen=True)
+class DiskBootedAgain(Resource):
+    """A machine that runs from its disk, and was left in the rescue system by `ImageAtRest`."""
+
+    away: Away
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """It is asked only where the machine runs from another medium."""
+        return Difference("boot the disk: a run was cut off while the rescue system took the image")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Boot the disk; raises StepFailed where no run had left it for the image."""
+        machine = host.inside("/")
+        if not self.away.seen(machine):
+            raise StepFailed("the machine does not run from its disk, and no image was being taken")
+        reboot(self.power, "disk", machine, self.controller, report)
+        wait_for_toolstack(machine)
+        self.away.is_back(machine)
+
+    def verify(self, host: Host) -> None:
+        """The new boot is the proof."""
+
+
+@dataclass(frozen=True)
+class ImageAtRest(Resource):
+    """The image of a root that does not run: the rescue system (the howto's CD) takes it.
+
+    Whatever happens, the machine boots its disk again: in this run, or `DiskBootedAgain` in the
+    next one where this is killed.
+    """
+
+    image: Image
+    resting: Image
+    away: Away
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """As for the image of a running root, and from there."""
+        return self.image.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Boot the rescue system, take the image onto the share, boot the disk."""
+        machine = host.inside("/")
+        self.away.leaves(machine)
+        machine.run("sync", timeout=MOUNT_SECONDS)
+        failed: XenlabError | None = None
+        reboot(self.power, "rescue", machine, self.controller, report)
+        try:
+            self._take(machine, report)
+        except XenlabError as error:
+            failed = error
+        reboot(self.power, "disk", machine, self.controller, report)
+        wait_for_toolstack(machine)
+        self.away.is_back(machine)
+        if failed is not None:
+            raise failed
+
+    def _take(self, machine: Host, report: Report) -> None:
+        self.away.mount(machine)
+        try:
+            self.resting.apply(machine, report)
+        finally:
+            self.away.unmount(machine)
+
+
+# Chapter 09: each guest's root from the image, its own configuration, its pinned host key.
+
+
+def image_ready(site: Parameters) -> Resource:
+    """The proof of what is in the image."""
+    return ImageProof(site.image)
+
+
+def roots(site: Parameters) -> dict[str, Resource]:
+    """Each guest's partition with the image unpacked into it, and who may log in."""
+    return {
+        d.name: GuestRoot(
+            *(d.name, device(site, d.partition), site.image),
+            label=d.partition,
+            way=way_to(site, d.name),
+        )
+        for d in site.domains
+    }
+
+
+def configurations(site: Parameters) -> dict[str, Resource]:
+    """Each guest's own files, host key and machine id."""
+    system = guest_system(site.platform)
+    return {
+        d.name: GuestConfigured(d.name, device(site, d.partition), system.files(settings(site, d)))
+        for d in site.domains
+    }
+
+
+def settings(site: Parameters, domain: Domain) -> GuestSettings:
+    """What is a guest's own."""
+    return GuestSettings(
+        name=domain.name,
+        domain=site.domain,
+        address=domain.address,
+        gateway=site.gateway,
+        nameserver=site.nameserver,
+        dom0=site.hostname,
+        dom0_address=site.address,
+    )
+
+
+def keys_differ(site: Parameters) -> Resource:
+    """The condition that no two guests share a host key."""
+    return HostKeysDiffer(tuple(d.name for d in site.domains))
+
+
+def pins(site: Parameters) -> list[Resource]:
+    """Each guest's host key, pinned where the site's ssh_config looks for it."""
+    return [HostKeyPinned(d.name, way_to(site, d.name)) for d in site.domains]
+
+
+def fingerprints(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """A table of the guests' host keys, read when the step runs."""
+
+    def table() -> pd.DataFrame:
+        keys = host_keys(book.target, tuple(d.name for d in book.site.domains))
+        rows = [
+            [d.name, d.address.partition("/")[0], fingerprint(keys[d.name]) or "not made yet"]
+            for d in book.site.domains
+        ]
+        return pd.DataFrame(rows, columns=["guest", "address", "host key"])
+
+    return table
+
+
+# Chapter 10: a configuration file for each domain, and what it names.
+
+KERNEL = "/xenboot/vmlinuz-domU"
+ROOT_NAME, SWAP_NAME = "xvda1", "xvda2"
+
+
+def spec(site: Parameters, domain: Domain, root: str) -> DomainSpec:
+    """A domain as the site wants it, with its root on the device ``root``.
+
+    The network names are the howto's (ethX), not enX0.
+    """
+    return DomainSpec(
+        name=domain.name,
+        type=site.guest_type,
+        kernel=KERNEL,
+        cmdline=f"root=/dev/{ROOT_NAME} ro console=hvc0 net.ifnames=0 {site.domu_options}".strip(),
+        memory_mib=domain.memory_mib,
+        disks=(Disk(root, ROOT_NAME), Disk(swap_file(domain), SWAP_NAME)),
+        vifs=(Vif(domain.mac, site.bridge),),
+    )
+
+
+def guests_configured(site: Parameters) -> Resource:
+    """Each guest's root, unpacked and configured, as dom0 recorded it."""
+    return PathsExist(tuple(f"{RECORDS}/{d.name}/configuration" for d in site.domains))
+
+
+def named_things(site: Parameters) -> Resource:
+    """The condition that the kernel, partitions and swap files that the files name are there."""
+    devices = [path for d in site.domains for path in (device(site, d.partition), swap_file(d))]
+    hint = "chapters 01_partitions and 08_domu_kernel make them"
+    return PathsExist((KERNEL, *devices), hint)
+
+
+def configured(book: Chapter) -> dict[str, Resource]:
+    """Each domain's configuration file."""
+    return {domain.name: _configured(book, domain) for domain in book.site.domains}
+
+
+def _configured(book: Chapter, domain: Domain) -> Resource:
+    """By UUID: at the next boot another disk may have the name that this one has now."""
+    return OnPartitions(
+        book.site.disk,
+        (domain.partition,),
+        lambda uuids: book.toolstack.configured(
+            spec(book.site, domain, by_uuid(uuids[domain.partition]))
+        ),
+        f"create {book.toolstack.config_path(domain.name)}",
+    )
+
+
+def table(book: Chapter) -> pd.DataFrame:
+    """The domains: name, memory, disks, MAC and bridge, and whether their file is written."""
+    site = book.site
+    specs = [spec(site, domain, device(site, domain.partition)) for domain in site.domains]
+    written = present(book.target, [book.toolstack.config_path(s.name) for s in specs])
+    rows = [
+        {
+            "name": s.name,
+            "type": s.type,
+            "memory (MiB)": s.memory_mib,
+            "disks": ", ".join(f"{disk.name} = {disk.path}" for disk in s.disks),
+            "MAC": ", ".join(vif.mac for vif in s.vifs),
+            "bridge": ", ".join(vif.bridge for vif in s.vifs),
+            "file": "written" if book.toolstack.config_path(s.name) in written else "not yet",
+        }
+        for s in specs
+    ]
+    return pd.DataFrame(rows)

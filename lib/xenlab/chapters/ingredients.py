@@ -1,0 +1,316 @@
+"""What the machine has against what the site asks for, before anything is touched.
+
+Howto: „Rohstoffe“, „Hirnschmalz“.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from xenlab.chapters.disk import kernel_checksum, stage_checksum
+from xenlab.command import Command
+from xenlab.errors import BadInput, StepFailed, XenlabError
+from xenlab.host import Host
+from xenlab.resources.archive import has_checksum, require_checksum
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
+from xenlab.resources.disk import refuse_twins
+from xenlab.site.rules import fits as disk_fits
+from xenlab.site.rules import needed_mib, partition_names
+from xenlab.site.schema import Parameters
+
+Row = tuple[str, str, str, bool | str]
+"""What, wanted, found, and whether that fits."""
+
+XEN_MIB = 128
+"""Memory that Xen keeps for itself: its heap, its tables of all pages, its console buffer."""
+
+GUEST_MIB = 8
+"""Memory that a guest costs beyond its own: page tables, grant tables, its console and store."""
+
+TOOLS = (
+    "sfdisk", "lsblk", "blkid", "mkfs.ext4", "mkswap", "fallocate", "findmnt", "mountpoint",
+    "mount", "chroot", "tar", "zstd", "xz", "sha256sum", "rsync",
+)  # fmt: skip
+"""What the chapters call on the machine as it runs now."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has, as far as Xen and the site's plan care; sizes are MiB.
+
+    On a running Xen, memory and processors are the machine's, not dom0's share of them.
+    """
+
+    processor: str
+    processors: int
+    long_mode: bool
+    virtualisation: str
+    memory_mib: int
+    disk: Identified
+    system: str
+    kernel: str
+    under_xen: bool
+    missing_tools: tuple[str, ...]
+
+    @property
+    def disk_mib(self) -> int:
+        """The size of the site's disk, 0 where there is no such disk."""
+        device = self.disk.devices.device
+        return device.mib if device else 0
+
+    @property
+    def hvm(self) -> bool:
+        """Whether the processor helps: VMX or SVM, or "hvm" in Xen's words."""
+        return not {"vmx", "svm", "hvm"}.isdisjoint(self.virtualisation.split())
+
+
+# few programs and raw text: each program that is started costs an emulated machine 20 ms
+_LOOK = f"""
+    tail -v -n +1 -- /proc/cpuinfo /proc/meminfo /proc/sys/kernel/osrelease /etc/os-release \\
+        /etc/xenlab-rescue 2> /dev/null || :
+    case $(cat /proc/xen/capabilities 2>/dev/null || :) in
+        *control_d*) printf '\\n==> xl <==\\n'; xl info ;;
+    esac
+    disk=$1
+    shift
+    printf '\\n==> missing <==\\n'
+    for tool; do command -v "$tool" >/dev/null || printf '%s\\n' "$tool"; done
+    printf '\\n==> disks <==\\n'
+    set -- "$disk"
+    command -v lsblk > /dev/null || exit 0
+    {IDENTIFY}
+"""
+
+
+def look(host: Host, disk: str) -> Machine:
+    """What a machine has; one command."""
+    result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS))
+    return parse(result.stdout)
+
+
+def parse(text: str) -> Machine:
+    """The machine out of what `look` has printed."""
+    parts = re.split(r"^==> (.*) <==\n", text, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    processor = _pairs(sections["/proc/cpuinfo"], ":")
+    memory = _pairs(sections["/proc/meminfo"], ":")
+    system = _pairs(sections.get("/etc/os-release", ""), "=")
+    xen = _pairs(sections.get("xl", ""), ":")
+    flags = processor.get("flags", "").split()
+    hardware = " ".join(flag for flag in ("vmx", "svm") if flag in flags)
+    return Machine(
+        processor=processor.get("model name", "unknown"),
+        # under Xen /proc shows dom0's own share, and the flags are masked
+        processors=int(xen.get("nr_cpus", sections["/proc/cpuinfo"].count("\nprocessor") + 1)),
+        long_mode="lm" in flags,
+        virtualisation=xen.get("virt_caps", hardware) or "none",
+        memory_mib=int(xen.get("total_memory", int(memory["MemTotal"].split()[0]) // 1024)),
+        disk=parse_identity(sections["disks"]),
+        system=sections.get("/etc/xenlab-rescue", "").strip()
+        or system.get("PRETTY_NAME", "unknown").strip('"'),
+        kernel=sections["/proc/sys/kernel/osrelease"].strip(),
+        under_xen=bool(xen),
+        missing_tools=tuple(sections["missing"].split()),
+    )
+
+
+def _pairs(text: str, separator: str) -> dict[str, str]:
+    lines = (line.partition(separator) for line in reversed(text.splitlines()))
+    return {key.strip(): value.strip() for key, found, value in lines if found}
+
+
+def memory_plan(site: Parameters) -> list[tuple[str, int]]:
+    """Who gets how many MiB of the machine's memory: Xen, dom0, each guest, what guests cost."""
+    return [
+        ("Xen", XEN_MIB),
+        ("dom0", site.dom0_mem_mib),
+        *((domain.name, domain.memory_mib) for domain in site.domains),
+        ("guest overhead", GUEST_MIB * len(site.domains)),
+    ]
+
+
+def needed_memory_mib(site: Parameters) -> int:
+    """MiB of memory that a machine must have for the site."""
+    return sum(size for _, size in memory_plan(site))
+
+
+def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
+    """What the site wants and what the machine has, side by side."""
+    memory, disk = needed_memory_mib(site), needed_mib(site)
+    known_by = machine.disk.known_by
+    allowed = any(value in site.may_wipe for _, value in known_by)
+    rows: list[Row] = [
+        ("processor", "x86-64", f"{machine.processors} × {machine.processor}", machine.long_mode),
+        (
+            "virtualisation",
+            "VMX or SVM" if site.guest_type == "pvh" else "not needed (pv guests)",
+            machine.virtualisation,
+            machine.hvm or site.guest_type == "pv",
+        ),
+        ("memory", f"{memory} MiB", f"{machine.memory_mib} MiB", memory <= machine.memory_mib),
+        ("disk", f"{disk} MiB on {site.disk}", f"{machine.disk_mib} MiB", disk <= machine.disk_mib),
+        (
+            "disk to wipe",
+            " or ".join(site.may_wipe) or "none",
+            " ".join(known_by[0]) if known_by else "none",
+            "yes" if allowed else "asks for consent",
+        ),
+        *_other_disks(site, machine),
+        (
+            "running system",
+            "a rescue system, or dom0 itself",
+            f"{machine.system}, Linux {machine.kernel}{', under Xen' * machine.under_xen}",
+            True,
+        ),
+        (
+            "tools",
+            f"{len(TOOLS)} programs",
+            f"without {', '.join(machine.missing_tools)}" if machine.missing_tools else "all there",
+            not machine.missing_tools,
+        ),
+    ]
+    return _table(rows)
+
+
+def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
+    """Disks with partitions that are called as the site's: whose they are has to be seen."""
+    names = set(partition_names(site))
+    rows: list[Row] = []
+    for other in machine.disk.devices.others:
+        same = [part.name for part in other.parts if part.name in names]
+        if same:
+            found = f"{other.path}, {other.mib} MiB, has {', '.join(same)} too"
+            rows.append(("another disk", "left alone", found, True))
+    return rows
+
+
+def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
+    """What the controller has to bring: the stage and the kernel source."""
+    rows: list[Row] = []
+    for name, path in (("stage", site.stage), ("kernel source", site.kernel_source)):
+        found = controller.run(
+            Command.argv("stat", "-L", "-c", "%s", "--", _own(path)), check=False
+        )
+        size = f"{int(found.stdout) / 1024**2:.0f} MiB" if found.ok else "missing"
+        rows.append((name, path, size, found.ok))
+    wanted = stage_checksum(site)
+    same = has_checksum(controller, _own(site.stage), wanted)
+    rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
+    rows.append(_kernel_row(site))
+    needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
+    script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
+    missing = controller.run(Command.script(script, *needed)).stdout.split()
+    rows.append(
+        (
+            "compiler",
+            ", ".join(needed) or "none here",
+            ", ".join(missing) or "all there",
+            not missing,
+        )
+    )
+    return _table(rows)
+
+
+def _kernel_row(site: Parameters) -> Row:
+    try:
+        wanted = kernel_checksum(site)
+        require_checksum(Path(_own(site.kernel_source)), wanted)
+    except BadInput as error:
+        return ("kernel checksum", site.kernel_checksums or "dpkg's", str(error), False)
+    return ("kernel checksum", f"{wanted[:16]}…", "the same", True)
+
+
+def _own(path: str) -> str:
+    """A path on the controller, where ``~`` is this person's home."""
+    return str(Path(path).expanduser())
+
+
+def _table(rows: list[Row]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["what", "wanted", "found", "fits"])
+    frame["fits"] = [{True: "yes", False: "no"}.get(fits, fits) for fits in frame["fits"]]
+    return frame
+
+
+def misfit(site: Parameters, machine: Machine) -> XenlabError | None:
+    """Why the site does not fit the machine, with the numbers; None where it does."""
+    if not machine.long_mode:
+        return BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
+    if site.guest_type == "pvh" and not machine.hvm:
+        return BadInput(
+            "pvh guests need a processor with VMX or SVM, and this machine shows neither",
+            hint="switch it on in the firmware, or use guest_type: pv",
+        )
+    if not machine.disk_mib:
+        return BadInput(
+            f"there is no disk {site.disk}",
+            hint=f"the disks there are: {machine.disk.devices.listed()}; "
+            "name one with the key disk",
+        )
+    try:
+        refuse_twins(machine.disk.devices)
+    except StepFailed as error:
+        return error
+    try:
+        disk_fits(site, machine.disk_mib)
+    except BadInput as error:
+        return error
+    needed = needed_memory_mib(site)
+    if needed > machine.memory_mib:
+        parts = ", ".join(f"{name} {size}" for name, size in memory_plan(site))
+        return BadInput(
+            f"the machine has {machine.memory_mib} MiB of memory and the site needs "
+            f"{needed} MiB: {parts}",
+            hint="lower dom0_mem_mib or memory_mib of domains, or take fewer domains",
+        )
+    if machine.missing_tools:
+        return BadInput(
+            f"the running system lacks {', '.join(machine.missing_tools)}",
+            hint="install them there, or boot another rescue system",
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Fits(Resource):
+    """The site fits the machine: processor, memory, disk and tools suffice."""
+
+    site: Parameters
+
+    def probe(self, host: Host) -> Difference | None:
+        """None if it fits; raises BadInput or StepFailed for the first thing that does not."""
+        error = misfit(self.site, look(host, self.site.disk))
+        if error is not None:
+            raise error
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing can be done from here: raises as `probe` does."""
+        self.probe(host)
+
+
+@dataclass(frozen=True)
+class Brought(Resource):
+    """The controller has what the site names: a stage that is whole, and the kernel source."""
+
+    site: Parameters
+
+    def probe(self, host: Host) -> Difference | None:
+        """None if both are there; raises BadInput for what is missing or has a wrong checksum."""
+        site = self.site
+        wanted = stage_checksum(site)
+        if not has_checksum(host, _own(site.stage), wanted):
+            # read once more, for the reason
+            require_checksum(Path(_own(site.stage)), wanted)
+        if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
+            raise BadInput(f"there is no kernel source {site.kernel_source} on the controller")
+        require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing can be done from here: raises BadInput as `probe` does."""
+        self.probe(host)

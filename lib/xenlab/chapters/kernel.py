@@ -1,0 +1,316 @@
+"""Chapters 03, 04 and 08: kernels from one source tree, the menu entry, the boot from the disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from xenlab.chapter.chapter import Chapter, way_to
+from xenlab.chapters.disk import kernel_checksum, kernel_source, kernel_tarball
+from xenlab.command import Command
+from xenlab.errors import BadInput, StepFailed
+from xenlab.host import Host
+from xenlab.platform.boot import Power, XenEntry, reboot
+from xenlab.resources.base import Condition, Difference, Programs, Report, Resource
+from xenlab.resources.blockdevices import look
+from xenlab.resources.disk import refuse_twins
+from xenlab.resources.files import File
+from xenlab.resources.kernel import (
+    DOM0,
+    GUEST_KERNELS,
+    KernelBuild,
+    KernelBuilt,
+    KernelConfigured,
+    KernelInstalled,
+    Sources,
+    honoured,
+    parse_config,
+)
+from xenlab.resources.ssh_access import AuthorizedKeys, OwnKeyPinned, SshHostKeys
+from xenlab.resources.xen import compare, wait_for_toolstack, xen_state
+from xenlab.site.schema import Parameters
+
+# Chapters 03 and 08: dom0's kernel and the guests', from one source tree.
+#
+# Howto: „Domain0-Kernel“, „DomainU-Kernel“.
+
+COMPILER = (
+    "gcc", "ld", "make", "flex", "bison", "bc", "perl", "tar", "xz", "readelf", "cmp", "flock",
+    "setsid", "/usr/include/libelf.h",
+)  # fmt: skip
+"""What compiling a kernel takes: programs and one header (Linux' Documentation/process/changes)."""
+
+
+def builder(book: Chapter) -> Host:
+    """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
+    return book.controller if book.site.build_on == "controller" else book.target
+
+
+def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
+    """The kernel of this site, ``dom0`` or ``domU``, and where its builder keeps it."""
+    if site.build_on == "controller":
+        store = str(_cache() / "kernel")
+        archive = str(Path(site.kernel_source).expanduser())
+        return KernelBuild(flavour, archive, f"{store}/source", store, _own(site, flavour))
+    store, trees = f"{site.share}/build", f"{site.share}/src"
+    return KernelBuild(flavour, kernel_tarball(site), trees, store, _own(site, flavour))
+
+
+def wanted(book: Chapter, flavour: str) -> pd.DataFrame:
+    """The howto's list: each statement with the kernel options that it means today.
+
+    ``running`` is what the kernel that runs on the machine now has of them, "?" where it does not
+    say.
+    """
+    options = kernel_build(book.site, flavour).options()
+    script = """
+        { zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2> /dev/null \\
+            | grep -E "^CONFIG_($1)=" || :
+    """
+    symbols = "|".join(option.symbol for option in options)
+    found = parse_config(book.host.run(Command.script(script, symbols)).stdout)
+    frame = pd.DataFrame(honoured(options, found))[["howto", "symbol", "wanted", "found"]]
+    running = frame["found"] if found else "?"
+    return frame.drop(columns="found").assign(running=running)
+
+
+def tools(book: Chapter) -> tuple[Resource, ...]:
+    """What the builder must have: installed on the target, asked for on the controller."""
+    if book.site.build_on == "controller":
+        return (Programs(COMPILER, "`make bootstrap` installs what a controller needs"),)
+    packages = book.packages.compiler
+    return (
+        *((book.packages.installed(*packages),) if packages else ()),
+        kernel_source(book.site),
+    )
+
+
+def sources(book: Chapter) -> Resource:
+    """The unpacked source tree."""
+    return _sources(book.site, kernel_build(book.site, DOM0))
+
+
+def configured(book: Chapter, flavour: str) -> Resource:
+    """The kernel's .config, with every option of the list in it."""
+    return KernelConfigured(kernel_build(book.site, flavour))
+
+
+def option_table(book: Chapter, flavour: str) -> pd.DataFrame:
+    """The list again, beside what the finished .config says."""
+    build = kernel_build(book.site, flavour)
+    config = KernelConfigured(build).config(builder(book))
+    return pd.DataFrame(honoured(build.options(), config or {}))
+
+
+def built(book: Chapter, flavour: str) -> Resource:
+    """The compiled kernel."""
+    return KernelBuilt(kernel_build(book.site, flavour))
+
+
+def installed(book: Chapter, flavour: str) -> KernelInstalled:
+    """The kernel where it is booted from."""
+    return KernelInstalled(kernel_build(book.site, flavour), builder(book))
+
+
+def kernel_installed(book: Chapter) -> Resource:
+    """What chapter 03 leaves: dom0's kernel in /boot."""
+    return installed(book, DOM0)
+
+
+def is_made(site: Parameters, flavour: str, host: Host) -> bool:
+    """Whether a kernel of this site is compiled on this host."""
+    return kernel_build(site, flavour).manifest(host) is not None
+
+
+def make(site: Parameters, flavour: str, host: Host, report: Report) -> None:
+    """Compile a kernel on this host, ahead of the chapter that asks for it.
+
+    A chapter that comes to its kernel meanwhile follows the build that it finds.
+    """
+    build = kernel_build(site, flavour)
+    for resource in (_sources(site, build), KernelConfigured(build), KernelBuilt(build)):
+        if resource.probe(host) is not None:
+            resource.apply(host, report)
+            resource.verify(host)
+
+
+def result_table(book: Chapter, flavour: str) -> pd.DataFrame:
+    """What was built: release, size, seconds, notes for Xen, checksum."""
+    manifest = kernel_build(book.site, flavour).manifest(builder(book)) or {}
+    names = {
+        "release": "release (uname -r)",
+        "bytes": "image, bytes",
+        "seconds": "compiled in, seconds",
+        "notes": "ELF notes for Xen",
+        "vmlinuz": "sha256 of the image",
+    }
+    rows = [{"what": what, "is": manifest.get(name, "-")} for name, what in names.items()]
+    return pd.DataFrame(rows)
+
+
+def release(book: Chapter, flavour: str = DOM0) -> str:
+    """``uname -r`` of the built kernel.
+
+    Raises StepFailed where it is not built; a plan goes on with a word in its place.
+    """
+    manifest = kernel_build(book.site, flavour).manifest(builder(book))
+    if manifest is not None:
+        return manifest["release"]
+    if book.mode == "plan":
+        return "RELEASE-OF-CHAPTER-03"
+    raise StepFailed(f"the {flavour} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
+
+
+def no_guest_kernel_in_boot() -> Resource:
+    """GRUB would take a guest's kernel in /boot for the newest native one and boot that."""
+    return Condition(
+        Command.script(
+            """
+            for file in /boot/vmlinuz-*domU*; do [ ! -e "$file" ] || exit 1; done
+            ! grep -qs domU /boot/grub/grub.cfg
+            """
+        ),
+        f"a guests' kernel is in /boot or in GRUB's menu; its place is {GUEST_KERNELS}",
+        hint="remove it, then run chapter 04_grub again",
+    )
+
+
+def _sources(site: Parameters, build: KernelBuild) -> Sources:
+    return Sources(build, lambda: kernel_checksum(site))
+
+
+def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
+    """Options for hardware are dom0's: no guest ever sees it."""
+    return tuple(site.kernel_options) if flavour == DOM0 else ()
+
+
+def _cache() -> Path:
+    """Where things that can be built again are kept: $XENLAB_CACHE, else ~/.cache/xenlab."""
+    own = os.environ.get("XENLAB_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own).expanduser() if own else Path(base or Path.home() / ".cache") / "xenlab"
+    if not folder.is_absolute():
+        raise BadInput(f"the cache folder must be an absolute path, not {folder}")
+    return folder
+
+
+# Chapter 04: the menu entry, dom0's first network and logins, the boot from the disk.
+#
+# Howto: „Grub-Konfiguration für Xen“.
+
+UNMOUNT_SECONDS = 300.0
+
+
+def entry(book: Chapter) -> XenEntry:
+    """What the site boots."""
+    site = book.site
+    return XenEntry(release(book), site.dom0_mem_mib, site.xen_options, site.dom0_options)
+
+
+def menu_sources(book: Chapter) -> tuple[Resource, ...]:
+    """What the boot menu is made from."""
+    return book.bootloader.entry(entry(book))
+
+
+def menu(book: Chapter) -> Resource:
+    """The boot menu."""
+    return book.bootloader.menu(entry(book))
+
+
+def first_network(book: Chapter) -> tuple[Resource, ...]:
+    """Name and address under which the machine comes up from its disk."""
+    site = book.site
+    return (
+        File("/etc/hostname", f"{site.hostname}\n"),
+        *book.interfaces.uplink(site.uplink, site.address, site.gateway, site.bridge),
+    )
+
+
+def login(book: Chapter) -> tuple[Resource, ...]:
+    """Host keys of dom0's own, and the keys that may log in."""
+    return SshHostKeys(), AuthorizedKeys(book.root)
+
+
+def host_key_pinned(book: Chapter) -> Resource:
+    """dom0's own host key among the pinned ones, before we meet it."""
+    return OwnKeyPinned(way_to(book.site))
+
+
+def running(book: Chapter) -> Resource:
+    """The machine runs from its disk: GRUB, Xen, dom0 with its own kernel."""
+    return Running(entry(book), book.site.disk, book.power, book.controller, book.root)
+
+
+def running_table(book: Chapter) -> pd.DataFrame:
+    """What runs now, in the machine's own words."""
+    state = xen_state(book.host)
+    if state is None:
+        return pd.DataFrame([{"what": "hypervisor", "is": "none"}])
+    memory = Command("xl list 0 | awk 'NR == 2 { print $3 \" MiB\" }'")
+    version = Command("xl info | sed -n 's/^xen_version *: *//p'")
+    rows = {
+        "hypervisor": f"Xen {book.host.run(version).stdout.strip()}",
+        "its command line": state.commandline,
+        "dom0's kernel": state.release,
+        "its command line ": " ".join(state.kernel_words),
+        "dom0's memory": book.host.run(memory).stdout.strip(),
+    }
+    return pd.DataFrame([{"what": what, "is": value} for what, value in rows.items()])
+
+
+@dataclass(frozen=True)
+class Running(Resource):
+    """A machine that booted its disk into Xen, with this entry's kernel and options.
+
+    ``root`` is where the installed system is mounted while the rescue system runs.
+    """
+
+    entry: XenEntry
+    disk: str
+    power: Power = field(compare=False)
+    controller: Host = field(compare=False)
+    root: str = "/"
+
+    def probe(self, host: Host) -> Difference | None:
+        """That the machine does not run Xen, or a table of what runs otherwise."""
+        return compare(
+            xen_state(host), self.entry.release, self.entry.xen_words, self.entry.dom0_words
+        )
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Unmount the installed system, boot the disk, wait for Xen's services."""
+        machine = host.inside("/")
+        # GRUB and the kernel find the root by UUIDs, which a copy has as well
+        refuse_twins(look(machine, self.disk))
+        if self.root != "/":
+            report(f"unmounting {self.root}")
+            unmount(machine, self.root)
+        reboot(self.power, "disk", machine, self.controller, report)
+        report("waiting for Xen's services")
+        wait_for_toolstack(machine)
+
+
+def unmount(machine: Host, root: str) -> None:
+    """Unmount a root and all below it, or nothing: raises StepFailed, naming who keeps it busy."""
+    script = """
+        busy=$(find /proc/[0-9]*/root /proc/[0-9]*/cwd /proc/[0-9]*/exe /proc/[0-9]*/fd \\
+            -maxdepth 1 \\( -lname "$1" -o -lname "$1/*" \\) 2> /dev/null | cut -d/ -f3 | sort -u)
+        for process in $busy; do
+            echo "$process $(tr '\\0' ' ' < "/proc/$process/cmdline")" >&2
+        done
+        [ -z "$busy" ]
+        sync
+        # the installed system's
+        swapoff -a
+        if mountpoint -q -- "$1"; then umount -R -- "$1"; fi
+        sync
+    """
+    result = machine.run(Command.script(script, root), check=False, timeout=UNMOUNT_SECONDS)
+    if not result.ok:
+        raise StepFailed(
+            f"{root} cannot be unmounted: {result.stderr.strip() or 'it is busy'}",
+            hint="end what still runs in there, then run the step again",
+        )

@@ -1,0 +1,204 @@
+"""Chapter 13: both layouts of the howto's network, the internal LAN made, the BUGFIX shown.
+
+Howto: „Netzwerk“, „Xen NIC-Layout“, „Konfiguration“.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+
+from xenlab.chapter.chapter import Chapter
+from xenlab.errors import StepFailed
+from xenlab.host import Host
+from xenlab.platform.choice import Services, services
+from xenlab.platform.interfaces import guest_system, interfaces
+from xenlab.platform.xl import Vif
+from xenlab.quoting import sh_settings
+from xenlab.resources.base import Difference, Elsewhere, Report, Resource, Shown, Together
+from xenlab.resources.files import File
+from xenlab.resources.network import InterfaceUp, LanDevices, Reaches, VifAttached, vif
+from xenlab.site.schema import LanGuest, Parameters
+
+PROGRAM = "/usr/local/sbin/xenlab-lan"
+SETTINGS = "/etc/default/xenlab-lan"
+DEVICES, BUGFIX, ADDRESS = "xenlab-lan", "xenlab-vif", "xenlab-lan-address"
+GUEST_INTERFACE = "eth1"
+SERVICE_SECONDS = 300.0
+
+
+def bare(address: str) -> str:
+    """An address without its prefix."""
+    return address.partition("/")[0]
+
+
+def written(site: Parameters) -> tuple[Resource, ...]:
+    """The program, its settings, three units, and dom0's address; nothing of it runs yet."""
+    values = {
+        "BRIDGE": site.lan_bridge,
+        "INTERFACE": site.lan_interface,
+        "VIF": vif(site.lan_interface),
+    }
+    program = package_files("xenlab").joinpath("templates", "xenlab-lan.sh").read_text()
+    own = {"interface": site.lan_interface, "address": site.lan_address}
+    units = (services(site.platform).defined(name, **own) for name in (DEVICES, BUGFIX, ADDRESS))
+    return (
+        File(PROGRAM, program, mode=0o755),
+        File(SETTINGS, f"# written by xenlab, chapter 13\n{sh_settings(values)}"),
+        *units,
+        *interfaces(site.platform).lan(site.lan_interface, site.lan_address),
+    )
+
+
+def devices_made(book: Chapter) -> Resource:
+    """The bridge and dom0's pair are made at every boot, and now."""
+    return book.services.running(DEVICES)
+
+
+def configured(book: Chapter) -> dict[str, Resource]:
+    """Each guest's configuration, with its second interface."""
+    return {
+        g.name: book.toolstack.extended(g.name, book.name, vifs=(Vif(g.mac, book.site.lan_bridge),))
+        for g in book.site.lan_guests
+    }
+
+
+def all_running(book: Chapter) -> Resource:
+    """Every guest of the LAN runs."""
+    return book.toolstack.all_running([g.name for g in book.site.lan_guests])
+
+
+def attached(book: Chapter) -> list[Resource]:
+    """Every guest has its second interface; one that ran already gets it as it runs."""
+    return [VifAttached(g.name, g.mac, book.site.lan_bridge) for g in book.site.lan_guests]
+
+
+def guests_up(book: Chapter) -> dict[str, Resource]:
+    """Each guest's second interface, configured „herkömmlich“ and up."""
+    system = guest_system(book.site.platform)
+    found: dict[str, Resource] = {}
+    for g in book.site.lan_guests:
+        parts = (
+            *(f.resource() for f in system.lan(GUEST_INTERFACE, g.address)),
+            InterfaceUp(GUEST_INTERFACE, g.address, book.interfaces.up(GUEST_INTERFACE)),
+        )
+        found[g.name] = Elsewhere(g.name, book.guest(g.name), Together(parts))
+    return found
+
+
+def guests_reach_each_other(book: Chapter) -> dict[str, Resource]:
+    """The condition that the guests reach each other over the LAN."""
+    return {
+        g.name: _from_guest(book, g, [bare(o.address) for o in book.site.lan_guests if o != g])
+        for g in book.site.lan_guests
+    }
+
+
+def bug(book: Chapter) -> Resource:
+    """Seen once: dom0 is not in its own LAN („Auf Domain0 fehlt es“)."""
+    site = book.site
+    parts = (
+        LanDevices(site.lan_bridge, site.lan_interface, joined=False),
+        *(
+            _from_guest(book, guest, [bare(site.lan_address)], never=True)
+            for guest in site.lan_guests[:1]
+        ),
+    )
+    return Shown("lan-bug", WithoutTheBugfix(parts, book.services), repr(site.lan_guests))
+
+
+def fixed(book: Chapter) -> tuple[Resource, ...]:
+    """The BUGFIX service, then dom0's address, at every boot and now."""
+    return (book.services.running(BUGFIX), book.services.running(ADDRESS))
+
+
+def complete(book: Chapter) -> Resource:
+    """The condition that the LAN's devices in dom0 are as they should be."""
+    site = book.site
+    return LanDevices(site.lan_bridge, site.lan_interface, site.lan_address)
+
+
+def dom0_reaches(book: Chapter) -> Resource:
+    """The condition that dom0 reaches every guest over the LAN."""
+    return Reaches("dom0", tuple(bare(g.address) for g in book.site.lan_guests))
+
+
+def stopped_and_started(book: Chapter) -> Resource:
+    """Shown once: stopping the BUGFIX takes dom0 out of the LAN, starting it brings it back."""
+    site = book.site
+    action = OutAndIn(
+        complete(book),
+        LanDevices(site.lan_bridge, site.lan_interface, joined=False),
+        Reaches("dom0", tuple(bare(g.address) for g in site.lan_guests)),
+        book.services,
+    )
+    return Shown("lan-out-and-in", action, repr(site.lan_guests))
+
+
+def _from_guest(
+    book: Chapter, guest: LanGuest, addresses: list[str], *, never: bool = False
+) -> Resource:
+    reaches = Reaches(guest.name, tuple(addresses), never)
+    return Elsewhere(guest.name, book.guest(guest.name), reaches)
+
+
+@dataclass(frozen=True)
+class WithoutTheBugfix(Resource):
+    """An action that looks: these conditions hold while the BUGFIX service does not run."""
+
+    conditions: tuple[Resource, ...]
+    services: Services = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """What will be looked at."""
+        return Difference("look for dom0 in the internal LAN")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Look; a service that ran already runs again. Raises StepFailed for what does not hold."""
+        report("looking for dom0 in the internal LAN")
+        ran = host.test(self.services.runs(BUGFIX))
+        if ran:
+            host.run(self.services.stop(BUGFIX), timeout=SERVICE_SECONDS)
+        try:
+            difference = Together(self.conditions).probe(host)
+        finally:
+            if ran:
+                host.run(self.services.start(BUGFIX), timeout=SERVICE_SECONDS)
+        if difference is not None:
+            raise StepFailed(f"without {BUGFIX}: {difference.summary}")
+
+    def verify(self, host: Host) -> None:
+        """Apply has seen it."""
+
+
+@dataclass(frozen=True)
+class OutAndIn(Resource):
+    """An action: the BUGFIX service is stopped and started; dom0 leaves the LAN and comes back."""
+
+    inside: Resource
+    outside: Resource
+    reached: Reaches
+    services: Services = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """What will be done."""
+        return Difference(f"stop and start {BUGFIX}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Stop it, see dom0 alone; whatever is seen, start it again."""
+        cut = Reaches(self.reached.who, self.reached.addresses, never=True)
+        report(f"stopping {BUGFIX}")
+        host.run(self.services.stop(BUGFIX), timeout=SERVICE_SECONDS)
+        try:
+            alone = Together((self.outside, cut)).probe(host)
+        finally:
+            report(f"starting {BUGFIX}")
+            host.run(self.services.start(BUGFIX), timeout=SERVICE_SECONDS)
+        if alone is not None:
+            raise StepFailed(f"with {BUGFIX} stopped: {alone.summary}")
+
+    def verify(self, host: Host) -> None:
+        """dom0 is in the LAN again."""
+        difference = Together((self.inside, self.reached)).probe(host)
+        if difference is not None:
+            raise StepFailed(f"with {BUGFIX} started again: {difference.summary}")

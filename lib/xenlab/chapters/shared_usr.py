@@ -1,0 +1,411 @@
+"""Chapter 15: a guest that runs from the share's /usr, and guests that serve something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+
+from xenlab import quoting
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapters.action import at_hand, now_running
+from xenlab.chapters.network import GUEST_INTERFACE, bare
+from xenlab.chapters.shared_filesystems import network, old_protocols_off
+from xenlab.command import Command
+from xenlab.host import Host
+from xenlab.resources.base import Condition, Difference, Elsewhere, Report, Resource, Together
+from xenlab.resources.files import Directory, File
+from xenlab.resources.guest import OPTIONS
+from xenlab.resources.nfs import Exported, ServedOn, server_settings
+from xenlab.resources.shared_usr import (
+    UsrLinked,
+    UsrOnShare,
+    UsrSwapped,
+    begun,
+    generation,
+    layout,
+    needed_before,
+    needed_files,
+    own_usr_mib,
+)
+from xenlab.site.rules import device
+from xenlab.site.schema import GuestExport, LanGuest, Parameters
+
+# Chapter 15: a guest that runs from the share's /usr, and what that takes.
+#
+# Howto: „/usr sharing“.
+
+FOLDER = "usr"
+
+
+def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """What the boot of the first guest that runs needs before the share is mounted."""
+    columns = ["started by", "program", "in /usr", "libraries in /usr"]
+
+    def table() -> pd.DataFrame:
+        there = now_running(book, [guest.name for guest in book.site.lan_guests])
+        if not there:
+            return pd.DataFrame(columns=columns)
+        host = book.guest(there[0])
+        rows = [
+            [
+                one.unit,
+                one.program,
+                "yes" if one.path.startswith("/usr/") else "no",
+                str(sum(1 for library in one.libraries if library.startswith("/usr/"))),
+            ]
+            for one in needed_before(host, book.site.share, book.services.early)
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    return table
+
+
+def methods(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """The ways to a shared /usr, and which of them the guests' layout allows."""
+
+    def table() -> pd.DataFrame:
+        now = layout(book.target)
+        rows = [
+            ["split", "the howto's: /usr is a link to the share, a few programs copied to /bin"],
+            ["merged", "/usr mounted before the first process, the network made by the kernel"],
+        ]
+        return pd.DataFrame(
+            [[kind, way, "here" if kind == now else ""] for kind, way in rows],
+            columns=["layout", "way", ""],
+        )
+
+    return table
+
+
+def usr_on_share(site: Parameters) -> Resource:
+    """The image's /usr on the share."""
+    return UsrOnShare(site.image, f"{site.share}/{FOLDER}")
+
+
+def tools(book: Chapter) -> Resource:
+    """The static program that mounts /usr."""
+    return book.packages.installed(*book.packages.static_shell)
+
+
+def late(book: Chapter) -> dict[str, Resource]:
+    """In each such guest: its services wait for the share, all but sshd.
+
+    One that an earlier run has left down is started first.
+    """
+    parts = [book.services.after_mount(name, book.site.share) for name in _late(book)]
+    return {
+        guest.name: Together(
+            (
+                _brought_back(book, guest),
+                Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts))),
+            )
+        )
+        for guest in _sharing(book)
+    }
+
+
+def swapped(book: Chapter) -> list[Resource]:
+    """Every guest's own /usr set aside or back in its place, as the site says."""
+    return [_swap(book, guest) for guest in book.site.lan_guests]
+
+
+def configured(book: Chapter) -> dict[str, Resource]:
+    """Each guest's configuration with what its first process needs, or without it."""
+    return {guest.name: _told(book, guest) for guest in book.site.lan_guests}
+
+
+def running(book: Chapter) -> list[Resource]:
+    """Every guest runs from the /usr that the site says."""
+    found: list[Resource] = []
+    for guest in book.site.lan_guests:
+        condition = Elsewhere(guest.name, book.guest(guest.name), _usr(book, guest))
+        found.append(
+            Restarted(
+                condition,
+                book.toolstack.stopped(guest.name),
+                book.toolstack.running(guest.name, console=True),
+            )
+        )
+    return found
+
+
+def late_ones_waited(book: Chapter) -> dict[str, Resource]:
+    """The condition that those services started after the share was mounted."""
+    waited = book.services.waited(book.site.share, *_late(book))
+    return {
+        guest.name: Elsewhere(guest.name, book.guest(guest.name), waited)
+        for guest in _sharing(book)
+    }
+
+
+def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
+    """MiB that each guest's own /usr takes, and could give back."""
+    columns = ["guest", "/usr from", "own /usr set aside (MiB)"]
+
+    def table() -> pd.DataFrame:
+        rows = []
+        for name in at_hand(book, [guest.name for guest in book.site.lan_guests]):
+            host = book.guest(name)
+            where = host.run("findmnt -n -o SOURCE -T /usr/.").stdout.strip()
+            mib = own_usr_mib(host)
+            source = "its own disk" if where.startswith("/dev/") else where
+            rows.append([name, source, "-" if mib is None else str(mib)])
+        return pd.DataFrame(rows, columns=columns)
+
+    return table
+
+
+def _late(book: Chapter) -> list[str]:
+    """All services but sshd: a guest whose share is away must still let somebody in."""
+    return [name for name in book.site.services if name != "ssh"]
+
+
+def _sharing(book: Chapter) -> list[LanGuest]:
+    return [guest for guest in book.site.lan_guests if guest.name in book.site.shared_usr]
+
+
+def _partition(book: Chapter, name: str) -> str:
+    partition = next(d.partition for d in book.site.domains if d.name == name)
+    return device(book.site, partition)
+
+
+def _literal(book: Chapter) -> bool:
+    """Whether the howto's own way is open: the guests, made from dom0's image, are split too."""
+    return layout(book.target) == "split"
+
+
+def _swap(book: Chapter, guest: LanGuest) -> Resource:
+    shared = guest.name in book.site.shared_usr
+    if shared and _literal(book):
+        return _linked(book, guest.name)
+    swap = UsrSwapped(guest.name, _partition(book, guest.name), shared)
+    stopped = book.toolstack.stopped(guest.name)
+    # its kernel must not ask for a first process that goes when /usr comes back
+    return WhileDown(stopped, swap, () if shared else (_told(book, guest),))
+
+
+def _told(book: Chapter, guest: LanGuest) -> Resource:
+    shared = guest.name in book.site.shared_usr
+    words = _words(book, guest) if shared and not _literal(book) else ""
+    return book.toolstack.extended(guest.name, book.name, cmdline=words)
+
+
+def _brought_back(book: Chapter, guest: LanGuest) -> Resource:
+    return BroughtBack(
+        book.toolstack.running(guest.name, console=True),
+        partial(begun, name=guest.name, device=_partition(book, guest.name)),
+        (_swap(book, guest), _told(book, guest)),
+        book.toolstack.extended(guest.name, book.name),
+    )
+
+
+def _linked(book: Chapter, name: str) -> Resource:
+    return UsrLinked(
+        name,
+        _partition(book, name),
+        _folder(book),
+        partial(needed_files, book.guest(name), book.site.share, book.services.early),
+        book.toolstack.stopped(name),
+    )
+
+
+def _folder(book: Chapter) -> str:
+    name = generation(book.target, book.site.image) or "GENERATION"
+    return f"{book.site.share}/{FOLDER}/{name}"
+
+
+def _source(book: Chapter) -> str:
+    return f"{bare(book.site.lan_address)}:{_folder(book)}"
+
+
+def _words(book: Chapter, guest: LanGuest) -> str:
+    """The kernel's own network configuration (nfsroot.rst), the first process, its /usr."""
+    address, _, prefix = guest.address.partition("/")
+    bits = (0xFFFFFFFF << (32 - int(prefix))) & 0xFFFFFFFF
+    mask = ".".join(str(bits >> shift & 255) for shift in (24, 16, 8, 0))
+    network = f"ip={address}:::{mask}:{guest.name}:{GUEST_INTERFACE}:off"
+    return f"{network} init=/.xenlab/init xenlab.usr={_source(book)}"
+
+
+def _usr(book: Chapter, guest: LanGuest) -> Resource:
+    if guest.name in book.site.shared_usr and _literal(book):
+        linked = Command.script('[ "$(readlink /usr)" = "$1" ] && [ -d /usr/bin ]', _folder(book))
+        return Condition(linked, f"/usr of {guest.name} is no link to the share's")
+    if guest.name in book.site.shared_usr:
+        script = """
+            [ "$(findmnt -n -o SOURCE /usr)" = "$1" ]
+            findmnt -n -o OPTIONS /usr | grep -q '^ro,'
+        """
+        command = Command.script(script, _source(book))
+        return Condition(command, f"{guest.name} does not run from the share's /usr")
+    own = Command("! findmnt -n /usr && [ ! -L /usr ]")
+    return Condition(own, f"{guest.name} does not run from its own /usr")
+
+
+@dataclass(frozen=True)
+class WhileDown(Resource):
+    """A state that can only be brought about while a guest is down; it is left down.
+
+    ``before`` are the states without which it would not boot, were it left in that one.
+    """
+
+    stopped: Resource
+    wanted: Resource
+    before: tuple[Resource, ...] = ()
+
+    def probe(self, host: Host) -> Difference | None:
+        """The wanted state's difference."""
+        return self.wanted.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Shut the guest down if it runs, then bring the state about."""
+        for part in (self.stopped, *self.before):
+            if part.probe(host) is not None:
+                part.apply(host, report)
+                part.verify(host)
+        self.wanted.apply(host, report)
+
+
+@dataclass(frozen=True)
+class BroughtBack(Resource):
+    """A guest that runs, whatever moment an earlier run of this chapter was cut off at.
+
+    Half-way it would not boot: where ``begun``, the change of its /usr is brought to its ``end``;
+    else its configuration is its ``own``.
+    """
+
+    running: Resource
+    begun: Callable[[Host], bool]
+    end: tuple[Resource, ...]
+    own: Resource
+
+    def probe(self, host: Host) -> Difference | None:
+        """That it does not run."""
+        return self.running.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Let it fit together, then start it."""
+        before = self.end if self.begun(host) else (self.own,)
+        for part in (*before, self.running):
+            if part.probe(host) is not None:
+                part.apply(host, report)
+                part.verify(host)
+
+
+@dataclass(frozen=True)
+class Restarted(Resource):
+    """A guest that was created anew unless a condition holds in it as it runs."""
+
+    condition: Elsewhere
+    stopped: Resource
+    running: Resource
+
+    def probe(self, host: Host) -> Difference | None:
+        """That it does not run, or what does not hold in it."""
+        return self.running.probe(host) or self.condition.probe(host)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Shut it down if it runs, create it, wait until it answers and the condition holds."""
+        if self.stopped.probe(host) is not None:
+            self.stopped.apply(host, report)
+            self.stopped.verify(host)
+        # a connection to the domain that is gone proves nothing about the new one
+        self.condition.host.transport.close()
+        self.running.apply(host, report)
+        self.condition.apply(host, report)
+
+
+# Chapter 15's last part: guests that serve something themselves, over NFS.
+#
+# Howto: „Ganz haarig wird die Sache, wenn ein NFS-Server auf einer DomainU laufen soll“.
+
+SERVER = "nfs-server"
+WRITE = "rw,no_subtree_check,no_root_squash"
+MOUNT_SECONDS = 30
+
+
+def uncircled(book: Chapter) -> dict[str, Resource]:
+    """In each such guest: the server waits for the share, and the share not for the server."""
+    parts = (
+        book.services.server_unordered(),
+        book.services.after_mount(SERVER, book.site.share),
+    )
+    return _on_servers(book, lambda _: Together(parts))
+
+
+def serving(book: Chapter) -> list[Resource]:
+    """Each such guest exports its folder to the internal LAN, on its address there.
+
+    dom0 fetches what they install.
+    """
+    site, lan = book.site, network(book.site)
+
+    def server(export: GuestExport) -> Resource:
+        address = _address(book, export)
+        exports = (
+            f"# written by xenlab, chapter 15\n{quoting.exports(export.path)} {lan}({WRITE})\n"
+        )
+        return Together(
+            (
+                Directory(export.path),
+                server_settings(address),
+                File("/etc/exports.d/xenlab.exports", exports),
+                old_protocols_off(book),
+                book.packages.from_store(*book.packages.nfs_server),
+                book.services.running(SERVER),
+                ServedOn(address, book.services.restart(SERVER)),
+                Exported((export.path,), network(site), WRITE),
+            )
+        )
+
+    servers = list(_on_servers(book, server).values())
+    return [book.packages.stored(*book.packages.nfs_server), *servers] if servers else []
+
+
+def reachable(book: Chapter) -> dict[str, Resource]:
+    """The condition that dom0 can mount what each such guest exports."""
+    script = """
+        place=$(mktemp -d)
+        trap 'rmdir -- "$place"' EXIT
+        unshare --mount -- sh -euc '
+            timeout "$3" mount -t nfs4 -o "vers=4.2,ro,soft,retry=0,$4" "$1" "$2"
+            ls -- "$2" > /dev/null
+        ' sh "$1" "$place" "$2" "$3"
+    """
+    return {
+        export.name: Condition(
+            Command.script(
+                script, f"{_address(book, export)}:{export.path}", str(MOUNT_SECONDS), OPTIONS
+            ),
+            f"dom0 cannot mount {export.path} of {export.name}",
+            f"exportfs -s and the service {SERVER} on {export.name}",
+        )
+        for export in book.site.guest_exports
+    }
+
+
+def table(book: Chapter) -> pd.DataFrame:
+    """Who serves what, and where: guest, folder, address, and whether it is exported now."""
+    rows = []
+    there = at_hand(book, [export.name for export in book.site.guest_exports])
+    for export in book.site.guest_exports:
+        script = 'exportfs -s | grep -q -F -e "$1 "'
+        now = export.name in there and book.guest(export.name).test(
+            Command.script(script, export.path)
+        )
+        rows.append([export.name, export.path, _address(book, export), "yes" if now else "no"])
+    return pd.DataFrame(rows, columns=["guest", "folder", "address", "exported now"])
+
+
+def _address(book: Chapter, export: GuestExport) -> str:
+    return next(bare(g.address) for g in book.site.lan_guests if g.name == export.name)
+
+
+def _on_servers(book: Chapter, wanted: Callable[[GuestExport], Resource]) -> dict[str, Resource]:
+    return {
+        export.name: Elsewhere(export.name, book.guest(export.name), wanted(export))
+        for export in book.site.guest_exports
+    }

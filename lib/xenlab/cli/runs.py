@@ -1,0 +1,209 @@
+"""What was run: ``xenlab runs``, ``show``, ``diff``, ``report`` and ``audit …``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from xenlab.chapter.card import duration
+from xenlab.cli.terminal import Terminal
+from xenlab.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer()
+audit = typer.Typer(help="Whether a run is still what it was.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+Runs = Annotated[
+    Path | None,
+    typer.Option("--runs", help="Where run folders are kept.  [default: runs, or $XENLAB_RUNS]"),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's name, or last.")]
+OtherRun = Annotated[str, typer.Argument(metavar="RUN", help="The run to hold it against.")]
+
+
+@app.command("runs")
+def list_runs(runs: Runs = None) -> None:
+    """List the runs, oldest first."""
+    from xenlab.runs import history
+
+    found = history.runs(runs_folder(runs))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "mode", "chapters", "state", "time"):
+        table.add_column(name)
+    for run in found.to_dict("records"):
+        done = f"{run['done']}/{run['chapters']}"
+        table.add_row(run["run"], run["mode"], done, run["state"], duration(run["seconds"]))
+    Terminal().print(Text(f"no run in {runs_folder(runs)} yet") if found.empty else table)
+
+
+@app.command()
+def show(
+    run: RunName = "last",
+    step: Annotated[
+        str, typer.Option("--step", metavar="NUMBER", help="Only this step, with its commands.")
+    ] = "",
+    runs: Runs = None,
+) -> None:
+    """Show a run's chapters and steps, or all that is recorded of one step."""
+    from xenlab.runs import folder as folders
+    from xenlab.runs.progress import step_record, summary
+
+    folder = find(run, runs)
+    states = folders.states(folder)
+    console = Terminal()
+    if step:
+        found = [each for state in states for each in state.steps if each.number == step]
+        if not found:
+            raise BadInput(
+                f"the run {folder.name} has no step {step}",
+                hint=f"xenlab show {folder.name} lists them",
+            )
+        console.print(step_record(folder, found[-1]), soft_wrap=True)
+        return
+    console.print(summary(states))
+    for state in states:
+        if state.message:
+            console.print(Text(f"\n{state.name}: {state.message}"), soft_wrap=True)
+    console.print(Text(f"\n{folder}"), soft_wrap=True)
+
+
+@app.command()
+def diff(
+    run: RunName,
+    other: OtherRun = "last",
+    every: Annotated[bool, typer.Option("--all", help="Steps that went alike, too.")] = False,
+    runs: Runs = None,
+) -> None:
+    """Show how two runs differ: parameters, steps, states and times."""
+    from xenlab.runs import history
+
+    first, second = find(run, runs), find(other, runs)
+    console = Terminal()
+    changes = history.parameter_changes(first, second)
+    pairs = history.step_pairs(first, second)
+    steps = pairs if every else pairs[pairs["first"] != pairs["second"]]
+    if not changes.empty:
+        _print_parameters(console, changes, first.name, second.name)
+    if not steps.empty:
+        _print_steps(console, steps, first.name, second.name)
+    alike = len(pairs) - int((pairs["first"] != pairs["second"]).sum())
+    times = (duration(pairs[f"{name} seconds"].sum()) for name in ("first", "second"))
+    console.print(
+        f"{len(changes)} parameters and {len(pairs) - alike} of {len(pairs)} steps differ; "
+        f"{' and '.join(times)} in steps"
+    )
+
+
+@app.command()
+def report(
+    run: RunName = "last",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it there; nothing of the run is changed."),
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Write a run's report.html, unless it is there and is the run's, and say where it is."""
+    from xenlab import durable
+    from xenlab.runs import report as page
+
+    folder = find(run, runs)
+    if output is None:
+        print(page.write(folder))
+        return
+    durable.replace(output, page.render(folder).encode())
+    print(output)
+
+
+@audit.command("verify")
+def verify(
+    run: RunName = "last",
+    signers: Annotated[
+        Path | None,
+        typer.Option("--signers", help="The keys that count, as ssh-keygen(1) has them."),
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Hold journal, outputs, notebooks and signature together; exit status 1 if one is false.
+
+    A run that was cut short holds: what it could not record any more is named.
+    """
+    from xenlab.runs.audit import inspect
+
+    folder = find(run, runs)
+    found = inspect(folder, signers)
+    console = Terminal(soft_wrap=True, highlight=False)
+    if found.problems:
+        for problem in found.problems:
+            console.print(Text(problem, style="bold red" if console.is_terminal else ""))
+        console.print(Text(f"{folder} is not what was recorded"))
+        raise typer.Exit(1)
+    for said in found.cut:
+        console.print(Text(said, style="yellow" if console.is_terminal else ""))
+    console.print(Text(f"{found.records} records and {found.files} files are as recorded"))
+    console.print(Text(f"head: {found.head}"))
+    console.print(Text(f"signed by: {found.signed_by or 'nobody'}"))
+
+
+@audit.command("sign")
+def sign(
+    run: RunName = "last",
+    key: Annotated[
+        Path | None, typer.Option("--key", help="An SSH key.  [default: ~/.ssh/id_ed25519]")
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Sign a run as it is now with an SSH key."""
+    from xenlab.runs import audit as trail
+    from xenlab.transport.ssh_config import expanded
+
+    print(trail.sign(find(run, runs), key or expanded("~/.ssh/id_ed25519")))
+
+
+def runs_folder(given: Path | None) -> Path:
+    """The folder of all runs: the one given, else where they are kept."""
+    if given is not None:
+        return given
+    from xenlab.chapter import chapter
+
+    return chapter.runs_folder()
+
+
+def find(name: str, runs: Path | None) -> Path:
+    """A run's folder; raises BadInput with the nearest name."""
+    from xenlab.runs import folder as folders
+
+    return folders.find(runs_folder(runs), name)
+
+
+def _print_parameters(console: Terminal, changes: pd.DataFrame, first: str, second: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("parameter", first, second):
+        table.add_column(name, overflow="fold")
+    for row in changes.to_dict("records"):
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    console.print(table)
+    console.print()
+
+
+def _print_steps(console: Terminal, steps: pd.DataFrame, first: str, second: str) -> None:
+    from xenlab.runs.progress import styled
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("step", first, second):
+        table.add_column(name, overflow="fold")
+    for row in steps.to_dict("records"):
+        sides = [
+            f"{styled(row[name])}  {duration(row[f'{name} seconds'])}" if row[name] else "—"
+            for name in ("first", "second")
+        ]
+        table.add_row(Text(row["title"]), *sides)
+    console.print(table)
+    console.print()

@@ -1,0 +1,427 @@
+"""What platforms have in common: locks and indexes of packages, daemons, what starts early."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from xenlab.command import Command, Result
+from xenlab.errors import BadInput, CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource, Waiting
+from xenlab.site.types import PACKAGE_NAMES
+
+# Locks of a package manager: whoever holds one is named, and waited for (fcntl(2), proc(5)).
+#
+# apt-get(8) can wait for one of its locks only, dpkg(1) for none, and emerge(1) does not say for
+# whom it waits.
+
+WAIT_SECONDS = 600
+"""How long a lock is waited for."""
+
+WAITING = "waiting for "
+"""How each line begins that says for whom."""
+
+_GIVEN_UP = 75
+
+# Only fcntl(2) itself knows who holds such a lock, on every file system, and perl is in every
+# Debian and every Gentoo. Asked is for a lock for writing (1) by F_GETLK (5); 2 is the answer that
+# nothing stands against it. The numbers are those of Linux on 64 bits.
+_HELD = r"""
+    use strict;
+    my ($seconds, @files) = @ARGV;
+    my ($start, $said, $again) = (time, "", 0);
+    sub holder {
+        my ($process) = @_;
+        return "a process on another machine holds it" if $process <= 0;
+        my ($command, $since) = ("", "");
+        if (open my $file, "<", "/proc/$process/cmdline") {
+            ($command = <$file> // "") =~ tr/\0\n/  /;
+            $command =~ s/ +$//;
+        }
+        if (open my $stat, "<", "/proc/$process/stat" and open my $up, "<", "/proc/uptime") {
+            my @fields = split " ", <$stat> =~ s/.*\) //r;
+            my ($uptime) = split " ", <$up>;
+            my @time = gmtime(time - $uptime + $fields[19] / 100);
+            $since = sprintf ", since %04d-%02d-%02d %02d:%02d:%02d UTC",
+                $time[5] + 1900, $time[4] + 1, @time[3, 2, 1, 0];
+        }
+        return "process $process" . ($command ne "" && " ($command)") . " holds it$since";
+    }
+    sub held {
+        for my $file (@files) {
+            open my $lock, "<", $file or next;
+            my $question = pack "s s x4 q q i x4", 1, 0, 0, 0, 0;
+            fcntl $lock, 5, $question or next;
+            my ($kind, $process) = (unpack "s s x4 q q i", $question)[0, 4];
+            return "$file: " . holder($process) if $kind != 2;
+        }
+        return "";
+    }
+    while (my $held = held()) {
+        if (time - $start >= $seconds) {
+            print STDERR "gave up after $seconds s: $held\n";
+            exit 75;
+        }
+        if ($held ne $said or time >= $again) {
+            print STDERR "waiting for $held\n";
+            ($said, $again) = ($held, time + 60);
+        }
+        sleep 1;
+    }
+    exit($said ne "" ? 46 : 0);
+"""
+
+# What was free a moment ago may be locked by now: so a command that failed is tried again, if
+# somebody had a lock.
+_FUNCTIONS = """
+    had_to_wait() {
+        answer=0
+        perl -e '%s' -- %d %s || answer=$?
+        case $answer in 46) return 0 ;; 75) exit 75 ;; *) return 1 ;; esac
+    }
+    patiently() {
+        had_to_wait || :
+        until "$@"; do
+            failed=$?
+            had_to_wait || return "$failed"
+        done
+    }
+"""
+
+
+def patiently(*files: str, seconds: int = WAIT_SECONDS) -> str:
+    """Shell functions: ``patiently COMMAND…`` runs it once nobody has locked one of these files.
+
+    A script that uses them is run by `run`.
+    """
+    return _FUNCTIONS % (_HELD, seconds, Command.argv(*files).text)
+
+
+def run_patiently(
+    host: Host, command: Command, report: Report, *, timeout: float, check: bool = True
+) -> Result:
+    """Like ``host.run`` for a script that waits `patiently`: whom it waits for is reported.
+
+    Raises StepFailed, with who it is, if a lock was held for too long.
+    """
+    lines = _Lines(lambda line: report(Waiting(line)) if line.startswith(WAITING) else None)
+    result = replace(host, heard=lines.hear).run(command, timeout=timeout, check=False)
+    if result.status == _GIVEN_UP:
+        said = (result.stderr.strip().splitlines() or [""])[-1]
+        raise StepFailed(
+            f"cannot lock what packages are installed with: {said}",
+            hint="wait until it has ended, or look at what it does; never remove a lock file",
+        )
+    if check and not result.ok:
+        raise CommandFailed(result)
+    return result
+
+
+class _Lines:
+    """Whole lines out of the pieces in which standard error comes."""
+
+    def __init__(self, take: Callable[[str], None]) -> None:
+        self._take = take
+        self._begun = b""
+
+    def hear(self, stream: str, piece: bytes) -> None:
+        """Take a piece of output."""
+        if stream == "stderr":
+            *whole, self._begun = (self._begun + piece).split(b"\n")
+            for line in whole:
+                self._take(line.decode("utf-8", "replace"))
+
+
+# What packages there are: an index of them, or a tree, that must not be too old.
+
+INSTALL_SECONDS = 3600.0
+"""Deadline of fetching an index and of installing packages, in seconds: an emulated host is slow.
+"""
+
+INDEX_DAYS = 14
+"""How old the index may be, in days."""
+
+NO_ROOT = (125, 126, 127)
+"""What chroot answers where the root, or the program in it, is not there yet."""
+
+_MISSING = 44
+_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Index(Resource):
+    """What ``command`` fetches into ``folder`` was fetched less than ``days`` days ago.
+
+    ``pattern`` is what the folder holds, if it holds an index at all; ``script`` runs the command.
+    ``settings`` is a file that says where the index comes from: what is older than it is too old.
+    """
+
+    folder: str
+    pattern: str
+    command: str
+    script: str
+    days: int = INDEX_DAYS
+    settings: str = ""
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether there is no index, or an old one."""
+        script = """
+            folder=$1 settings=$3
+            set -- "$folder"/$2
+            [ -e "$1" ] || exit 44
+            [ -z "$settings" ] || [ ! "$settings" -nt "$folder" ] || exit 44
+            stat -L -c %Y -- "$folder"
+            date +%s
+        """
+        command = Command.script(script, self.folder, self.pattern, self.settings)
+        result = host.run(command, check=False)
+        if result.status == _MISSING or result.status in NO_ROOT:
+            return Difference(f"fetch the package index ({self.command})")
+        if not result.ok:
+            raise CommandFailed(result)
+        fetched, now = (int(line) for line in result.stdout.split())
+        if now - fetched < self.days * _DAY:
+            return None
+        then = time.strftime("%Y-%m-%d", time.gmtime(fetched))
+        return Difference(f"fetch the package index again ({self.command}): it is of {then}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Fetch it; a source that does not answer is an error."""
+        report(self.command)
+        # what has not changed keeps its time: that it was asked for is to be seen all the same
+        touch = 'touch -- "$1"'
+        command = Command.script(f"{self.script}\n{touch}", self.folder)
+        run_patiently(host, command, report, timeout=INSTALL_SECONDS)
+
+
+def require_names(names: Iterable[str], system: str) -> None:
+    """Raise BadInput for a name that no package of this system ("debian", "gentoo") can have."""
+    for name in names:
+        try:
+            PACKAGE_NAMES[system](name)
+        except ValueError as error:
+            raise BadInput(f"a package's name {error}") from None
+
+
+def new_versions(expression: str, old: str) -> Command:
+    """A command that finds what was installed beside a configuration file, instead of over it.
+
+    ``expression`` (an extended regular one) matches the end of such a file's path; ``old`` takes
+    its place in the path of the file that was kept. It prints both paths, a tab between them.
+    """
+    script = r"""
+        find /etc -type f | LC_ALL=C sort \
+            | sed -nE -e "h; s#$1#$2#; t found" -e d -e ":found" -e 'G; s/\n/\t/p'
+    """
+    return Command.script(script, expression, old)
+
+
+def require_unneeded(names: Iterable[str], needed: Iterable[str]) -> None:
+    """Raise BadInput for a package that is to go, and that the chapters need."""
+    for name in sorted({*names} & {*needed}):
+        raise BadInput(f"unwanted names {name}, which the chapters need")
+
+
+# Daemons and what they read: the same under any init system, but for who starts them anew.
+
+START_SECONDS = 600.0
+"""Deadline of starting, stopping or enabling services, in seconds: an emulated host is slow."""
+
+
+@dataclass(frozen=True)
+class ServiceStates(Resource):
+    """Whether services are started at boot, and run where somebody asks for that.
+
+    In a root directory that is not booted (`Host.inside`) nothing can run, or would work on the
+    machine around it: only what is started at boot counts.
+    """
+
+    names: tuple[str, ...]
+    enabled: bool
+    running: bool | None = None
+
+    at_boot: ClassVar[str]
+    """What a table calls the first of a service's two states."""
+
+    @abstractmethod
+    def look(self, host: Host) -> Command:
+        """What prints a line for a service that may not be as wanted: name, at boot, now or -."""
+
+    @abstractmethod
+    def holds(self, boot: str, run: str, asked: bool) -> bool:
+        """Whether these are the states that are wanted."""
+
+    def asked(self, host: Host) -> bool:
+        """Whether it matters, and can be said, what runs now."""
+        return self.running is not None and host.root == "/"
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the services that are not as wanted."""
+        if not self.names:
+            return None
+        result = host.run(self.look(host), check=False)
+        if not result.ok and result.status not in NO_ROOT:
+            raise CommandFailed(result)
+        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
+        rows = tuple(
+            {"service": name, self.at_boot: boot or "unknown", "now": run or "unknown"}
+            for name, (boot, run) in states.items()
+            if not self.holds(boot, run, self.asked(host))
+        )
+        if not rows:
+            return None
+        return Difference(f"{self.verb} {', '.join(row['service'] for row in rows)}", rows=rows)
+
+    @property
+    def verb(self) -> str:
+        """What there is to do."""
+        if not self.enabled:
+            return "disable and stop" if self.running is False else "disable"
+        return "enable and start" if self.running else "enable"
+
+
+def parse_states(text: str) -> dict[str, tuple[str, str]]:
+    """The services of a probe's output, as name to (state at boot, state now)."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3:
+            found[words[0]] = (words[1].rstrip(","), words[2])
+    return found
+
+
+@dataclass(frozen=True)
+class Carrying(Resource):
+    """A daemon that was started with an argument, which its service reads from a file."""
+
+    name: str
+    process: str
+    argument: str
+    restart: Command
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether a process of that name has the argument on its command line."""
+        script = """
+            for id in $(pidof -- "$1"); do
+                tr '\\0' '\\n' < "/proc/$id/cmdline" | grep -qxF -- "$2" && exit 0
+            done
+            exit 44
+        """
+        result = host.run(Command.script(script, self.process, self.argument), check=False)
+        if result.ok:
+            return None
+        return Difference(f"restart {self.name}, so that {self.process} gets {self.argument}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Restart the service; nothing to do in a root directory that is not booted."""
+        if host.root == "/":
+            report(f"restarting {self.name}")
+            host.run(self.restart, timeout=START_SECONDS)
+
+
+@dataclass(frozen=True)
+class NoneFailed(Resource):
+    """The condition that no service of a machine has failed.
+
+    ``look`` prints the name of each that has, below it the last lines of its log after a tab.
+    """
+
+    look: Command
+    hint: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which have failed, and what they said at last."""
+        result = host.run(self.look, check=False, timeout=START_SECONDS)
+        if host.root != "/" or result.status in NO_ROOT:
+            return Difference("nobody can say yet whether a service has failed")
+        if not result.ok:
+            raise CommandFailed(result)
+        found = parse_failed(result.stdout)
+        if not found:
+            return None
+        said = (": ".join((name, " / ".join(lines))) for name, lines in found.items())
+        return Difference(f"has failed: {'; '.join(said)}", hint=self.hint)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing makes it true here: raises StepFailed where a service has failed."""
+        if (found := self.probe(host)) is not None:
+            raise StepFailed(found.summary, hint=found.hint)
+
+
+def parse_failed(text: str) -> dict[str, list[str]]:
+    """Names of services, each with the lines below it that begin with a tab."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if not line.startswith("\t"):
+            found[line] = []
+        elif found:
+            found[list(found)[-1]].append(line.strip())
+    return found
+
+
+# Who starts what before a file system is mounted: a script for each init system.
+#
+# Howto: „/usr sharing“. ``$1`` is where the file system belongs; a line of the output is who
+# started something, a tab, and the path of a program.
+
+EARLY_SYSTEMD = r"""
+mount=$(systemd-escape --path --suffix=mount -- "$1")
+before=$(systemctl list-dependencies --after --all --plain --no-legend -- "$mount" \
+    | tr -d ' ' | grep '\.service$' | sort -u)
+echo "PID 1	/sbin/init"
+echo "$mount	/usr/bin/mount"
+echo "$mount	/usr/sbin/mount.nfs4"
+# unquoted: one name a word
+systemctl show -p Id,InactiveExitTimestampMonotonic,ExecCondition,ExecStartPre,ExecStart \
+    -- $before | awk '
+    BEGIN { RS = ""; FS = "\n" }
+    {
+        name = started = ""; count = 0
+        for (i = 1; i <= NF; i++) {
+            value = $i; sub(/^[^=]*=/, "", value)
+            if ($i ~ /^Id=/) name = value
+            else if ($i ~ /^InactiveExitTimestampMonotonic=/) started = value
+            else if (match(value, /path=[^ ;]*/))
+                path[++count] = substr(value, RSTART + 5, RLENGTH - 5)
+        }
+        if (started + 0 > 0) for (i = 1; i <= count; i++) print name "\t" path[i]
+    }'
+"""
+"""The units that are ordered before the mount and were started, with what they execute."""
+
+EARLY_OPENRC = r"""
+PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
+echo "PID 1	/sbin/init"
+for program in mount mount.nfs4; do
+    echo "netmount	$(command -v "$program")"
+done
+set --
+for service in $(
+    ls -A /etc/runlevels/sysinit /etc/runlevels/boot | grep -v ':$'
+    rc-depend --type ineed,iuse,iafter netmount
+); do
+    [ -e "/etc/init.d/$service" ] && [ -e "/run/openrc/started/$service" ] || continue
+    set -- "$@" "/etc/init.d/$service"
+done
+# every word of a script that is a program's name: more than it starts, but none less
+ls -A $(printf %s "$PATH" | tr : ' ') 2> /dev/null | awk '
+    FNR == NR { program[$0]; next }
+    /^[ \t]*#/ { next }
+    {
+        service = FILENAME; sub(/.*\//, "", service)
+        count = split($0, words, /[^A-Za-z0-9_\/.+-]+/)
+        for (i = 1; i <= count; i++)
+            if ((words[i] in program || words[i] ~ /^\//) && !seen[service, words[i]]++)
+                print service "\t" words[i]
+    }' - "$@" \
+    | while read -r service word; do
+        # what the shell does itself has no path
+        program=$(command -v -- "$word") || continue
+        case $program in /*) [ ! -f "$program" ] || printf '%s\t%s\n' "$service" "$program" ;; esac
+    done
+"""
+"""The scripts that are started before netmount, with the programs that they name."""

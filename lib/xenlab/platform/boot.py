@@ -1,0 +1,401 @@
+"""What is booted: the boot loader and its menu, and power for who wants another medium."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from xenlab.command import Command
+from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, StepFailed
+from xenlab.host import Host
+from xenlab.quoting import grub
+from xenlab.resources.base import Asked, Difference, Report, Resource
+from xenlab.resources.files import File
+from xenlab.resources.xen import HypervisorLinks
+from xenlab.site.schema import Parameters
+
+# GRUB 2: its scripts, the menu that they make, and its code on the disk.
+
+ENTRY = "xenlab"
+MKCONFIG_SECONDS = 900.0
+INSTALL_SECONDS = 600.0
+
+_NO_ROOT = (125, 126, 127)
+_WRONG_DISK = 45
+
+
+@dataclass(frozen=True)
+class ScriptsOff(Resource):
+    """Scripts in /etc/grub.d that are not executable, so that grub-mkconfig passes them over."""
+
+    names: tuple[str, ...]
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which of them are still executable."""
+        script = 'for name do [ ! -x "/etc/grub.d/$name" ] || printf "%s\\n" "$name"; done'
+        result = host.run(Command.script(script, *self.names), check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        found = result.stdout.split() if result.ok else list(self.names)
+        return Difference(f"switch off GRUB's {', '.join(found)}") if found else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Take the execute bit from them; dpkg keeps the mode of a changed conffile."""
+        script = 'for name do [ ! -e "/etc/grub.d/$name" ] || chmod -x "/etc/grub.d/$name"; done'
+        host.run(Command.script(script, *self.names))
+
+
+@dataclass(frozen=True)
+class GrubMenu(Resource):
+    """/boot/grub/grub.cfg, newer than all it is made from, with the Xen entry as its default."""
+
+    release: str
+    xen: str
+    dom0: str
+
+    def lines(self) -> tuple[str, ...]:
+        """What stands in a menu of this entry; the root's PARTUUID is GRUB's to find out."""
+        return (
+            f'set default="{ENTRY}"',
+            f"/xen.gz placeholder {self.xen}",
+            f"/vmlinuz-{self.release} placeholder root=PARTUUID=",
+            f" ro {self.dom0}",
+        )
+
+    def probe(self, host: Host) -> Difference | None:
+        """What is missing in the menu, or which of its sources is newer."""
+        script = """
+            menu=/boot/grub/grub.cfg
+            [ -s "$menu" ] || { echo 'there is none yet'; exit 0; }
+            find /etc/default/grub /etc/default/grub.d /etc/grub.d -newer "$menu" 2> /dev/null \\
+                | sed 's/$/ is newer/' || :
+            for line do
+                grep -qF -- "$line" "$menu" || printf 'no “%s” in it\\n' "$line"
+            done
+        """
+        command = Command.script(script, *self.lines())
+        result = host.run(command, check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        lines = result.stdout.splitlines() if result.ok else ["there is none yet"]
+        if not lines:
+            return None
+        rows = tuple({"grub.cfg": line} for line in lines)
+        return Difference(f"generate the boot menu: {lines[0]}", rows=rows)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Generate it with grub-mkconfig, which puts it in place only if its syntax is right."""
+        report("generating the boot menu")
+        host.run("LC_ALL=C grub-mkconfig -o /boot/grub/grub.cfg", timeout=MKCONFIG_SECONDS)
+        host.run("grub-script-check /boot/grub/grub.cfg")
+
+
+@dataclass(frozen=True)
+class GrubOnDisk(Resource):
+    """GRUB for PC BIOS on a disk: boot sector, BIOS boot partition, its modules in /boot/grub."""
+
+    disk: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the boot sector is GRUB's, points to the BIOS boot partition, and that is whole.
+
+        GRUB notes the first sector of its core at byte 92 of the boot sector (boot.S). The core's
+        first two sectors hold addresses that are filled in as it is installed.
+        """
+        script = """
+            core=/boot/grub/i386-pc/core.img
+            [ -s "$core" ] && [ -s /boot/grub/i386-pc/normal.mod ] || exit 44
+            [ "$(od -An -c -j384 -N4 "$1" | tr -d ' ')" = GRUB ] || exit 44
+            start=$(partx -g -r -o START,TYPE -- "$1" \\
+                | sed -n 's/ 21686148-6449-6e6f-744e-656564454649$//Ip')
+            [ "$(od -An -tu8 -j92 -N8 "$1" | tr -d ' ')" = "$start" ] || exit 44
+            rest=$(($(stat -c %s "$core") - 1024))
+            cmp -s -n "$rest" -i "$((start * 512 + 1024)):1024" -- "$1" "$core" || exit 44
+        """
+        result = host.run(Command.script(script, self.disk), check=False)
+        if result.ok:
+            return None
+        if result.status not in (1, 2, 44, *_NO_ROOT):
+            raise CommandFailed(result)
+        return Difference(f"install GRUB on {self.disk}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Run grub-install; raises StepFailed if /boot does not lie on that disk."""
+        report(f"installing GRUB on {self.disk}")
+        script = """
+            boot=$(mountpoint -d /boot)
+            disk=$(readlink -f -- "$1")
+            lsblk -n -r -o MAJ:MIN -- "$disk" | grep -qxF -- "$boot" || exit 45
+            LC_ALL=C grub-install --target=i386-pc -- "$1"
+            sync
+        """
+        result = host.run(Command.script(script, self.disk), check=False, timeout=INSTALL_SECONDS)
+        if result.status == _WRONG_DISK:
+            raise StepFailed(
+                f"/boot does not lie on {self.disk}; GRUB is not installed there",
+                hint="mount the installed system's /boot (chapter 02), or correct disk",
+            )
+        if not result.ok:
+            raise CommandFailed(result)
+
+
+# The boot loader: between a chapter that wants Xen booted and what boots it.
+#
+# Howto: „Grub-Konfiguration für Xen“.
+
+TIMEOUT_SECONDS = 2
+"""How long the menu waits for a key."""
+
+
+@dataclass(frozen=True)
+class XenEntry:
+    """What is booted: the hypervisor with dom0's memory (MiB), and dom0's kernel.
+
+    ``release`` is the kernel's (``uname -r``); the two option texts are split as a shell would.
+    """
+
+    release: str
+    dom0_mem_mib: int
+    xen_options: str = ""
+    dom0_options: str = ""
+
+    @property
+    def xen_words(self) -> list[str]:
+        """The hypervisor's command line; ``max:`` keeps dom0 from growing into guests' memory."""
+        memory = f"dom0_mem={self.dom0_mem_mib}M,max:{self.dom0_mem_mib}M"
+        return [memory, *_split("xen_options", self.xen_options)]
+
+    @property
+    def dom0_words(self) -> list[str]:
+        """The command line of dom0's kernel, without its root."""
+        return _split("dom0_options", self.dom0_options)
+
+    @property
+    def native_words(self) -> list[str]:
+        """The same kernel's command line without Xen, on the serial line that Xen would use."""
+        plain = [word for word in self.dom0_words if not word.startswith("console=hvc")]
+        return [*plain, *(f"console=ttyS{n},{speed}" for n, speed in serial_lines(self.xen_words))]
+
+
+def bootloader(platform: str) -> Grub2:
+    """The answer for a platform of the parameters file. Raises BadInput where there is none."""
+    if platform == "debian":
+        return Grub2()
+    if platform == "gentoo":
+        return Grub2(settings="/etc/default/grub")
+    raise BadInput(
+        f"platform: nobody has written down yet how {platform!r} boots Xen",
+        hint="use platform: debian",
+    )
+
+
+@dataclass(frozen=True)
+class Grub2:
+    """GRUB 2, its menu generated by grub-mkconfig(8).
+
+    ``settings`` is what that reads last: a folder of them is Debian's own.
+    """
+
+    settings: str = "/etc/default/grub.d/xenlab.cfg"
+
+    def hypervisor_links(self) -> Resource:
+        """The names that the hypervisor's image is known by.
+
+        The links xen.gz, xen-4.gz, xen-4.17.gz, which Debian does not make.
+        """
+        return HypervisorLinks()
+
+    def entry(self, entry: XenEntry) -> tuple[Resource, ...]:
+        """The sources of a menu whose default is Xen with dom0.
+
+        Own settings and an own script for the entries; the other scripts are switched off.
+
+        20_linux_xen would list each link of the hypervisor as one of its own; 10_linux would take
+        any vmlinuz in /boot for a kernel to boot by itself, and looks at the disk for a minute.
+        """
+        return (
+            File(
+                self.settings,
+                template="grub2-defaults.j2",
+                values={"timeout": TIMEOUT_SECONDS, "serial": serial_command(entry.xen_words)},
+            ),
+            File(
+                "/etc/grub.d/08_xenlab",
+                template="grub2-xen.j2",
+                values={
+                    "release": entry.release,
+                    "xen": entry.xen_words,
+                    "dom0": entry.dom0_words,
+                    "native": entry.native_words,
+                },
+                mode=0o755,
+            ),
+            ScriptsOff(("10_linux", "20_linux_xen", "30_os-prober", "30_uefi-firmware")),
+        )
+
+    def menu(self, entry: XenEntry) -> Resource:
+        """The menu itself, made from its sources: /boot/grub/grub.cfg."""
+        return GrubMenu(entry.release, grub(entry.xen_words), grub(entry.dom0_words))
+
+    def installed(self, disk: str) -> Resource:
+        """The boot loader's own code on a disk.
+
+        GRUB's first stage in the disk's first sector, its core in the BIOS boot partition.
+        """
+        return GrubOnDisk(disk)
+
+
+def serial_lines(xen_words: list[str]) -> list[tuple[int, int]]:
+    """The serial lines that Xen is told to use: number from 0, and speed in bits per second."""
+    found = (re.match(r"com([12])=(\d+)", word) for word in xen_words)
+    return [(int(match[1]) - 1, int(match[2])) for match in found if match]
+
+
+def serial_command(xen_words: list[str]) -> str:
+    """GRUB's command for the first serial line that Xen uses, "" where Xen is given none."""
+    for number, speed in serial_lines(xen_words):
+        return f"serial --unit={number} --speed={speed}"
+    return ""
+
+
+def _split(name: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BadInput(f"{name}: {text!r} cannot be split into words: {error}") from None
+
+
+# Power: between a chapter that wants another medium booted and who can do that.
+#
+# Howto: „nimmt man sich am besten die Gentoo-CD zur Hand und bootet sie erneut“.
+
+Medium = Literal["disk", "rescue"]
+"""The machine's own disk, or the rescue system (the howto's CD)."""
+
+BOOT_SECONDS = 1200.0
+"""How long a boot may take, in seconds: an emulated machine under load needs minutes."""
+
+PERSON_SECONDS = 3600.0
+"""How long we wait for a person to boot the machine."""
+
+COMMAND_SECONDS = 1200.0
+"""Deadline of the command that starts a boot; the lab's waits for the new system itself."""
+
+
+class Power(Protocol):
+    """Who makes the machine boot another medium."""
+
+    seconds: float
+    """How long it may take until the machine answers again."""
+
+    def boot(self, medium: Medium, controller: Host, report: Report) -> None:
+        """Have the machine boot a medium; returns before it is up. Raises what went wrong."""
+
+
+def power(site: Parameters) -> Power:
+    """The answer that a site names."""
+    if site.power == "lab":
+        return Lab(site.lab)
+    if site.power == "ipmi":
+        return Ipmi.from_environment(os.environ)
+    return Manual()
+
+
+def reboot(power: Power, medium: Medium, host: Host, controller: Host, report: Report) -> str:
+    """Boot a medium and wait for it; returns the new boot id, which proves the boot.
+
+    Unmount first what must be whole: the power may simply be cut. Raises StepFailed if nobody
+    answers in time, HostKeyRefused at once if the new system's key is not pinned.
+    """
+    machine = host.inside("/")
+    before = machine.boot_id()
+    power.boot(medium, controller, report)
+    start = time.monotonic()
+    report(f"waiting until the {_called(medium)} answers")
+    try:
+        after = machine.wait_for_reboot(before, timeout=power.seconds)
+    except ConnectionRefused as error:
+        raise StepFailed(
+            f"the {_called(medium)} did not come up: {error.message}",
+            hint="look at the machine's console; once it is up, run the step again",
+        ) from error
+    report(f"the {_called(medium)} answered after {time.monotonic() - start:.0f} s")
+    return after
+
+
+class Lab:
+    """The embedded lab: its own command line restarts QEMU (`xenlab lab boot`)."""
+
+    seconds = BOOT_SECONDS
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def boot(self, medium: Medium, controller: Host, report: Report) -> None:
+        """Have QEMU start again from a medium."""
+        report(f"the lab boots its {_called(medium)}")
+        command = Command.argv(
+            sys.executable, "-m", "xenlab", "lab", "boot", medium, "--name", self.name
+        )
+        # QEMU outlives this step: it must not carry the step's mark, by which a stopped step's
+        # processes are found and ended.
+        controller.marked("").run(command, timeout=COMMAND_SECONDS)
+
+
+class Ipmi:
+    """A server's management controller, over the network (ipmitool(1)).
+
+    The password goes by the environment, where ipmitool itself looks for it (-E).
+    """
+
+    seconds = BOOT_SECONDS
+    variables = ("IPMI_HOST", "IPMI_USER", "IPMI_PASSWORD")
+
+    def __init__(self, address: str, user: str) -> None:
+        self.address = address
+        self.user = user
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Ipmi:
+        """The controller that ``$IPMI_HOST`` and ``$IPMI_USER`` name. Raises BadInput."""
+        missing = [name for name in cls.variables if not environment.get(name)]
+        if missing:
+            raise BadInput(
+                f"power: ipmi needs {', '.join(missing)} in the environment",
+                hint="export IPMI_HOST, IPMI_USER and IPMI_PASSWORD, or use power: manual",
+            )
+        return cls(environment["IPMI_HOST"], environment["IPMI_USER"])
+
+    def boot(self, medium: Medium, controller: Host, report: Report) -> None:
+        """Set the device of the next boot, then reset; the rescue system comes over the network."""
+        device = "disk" if medium == "disk" else "pxe"
+        for words in (("chassis", "bootdev", device), ("chassis", "power", "cycle")):
+            report(f"ipmitool {' '.join(words)}")
+            base = ("ipmitool", "-I", "lanplus", "-H", self.address, "-U", self.user, "-E")
+            controller.run(Command.argv(*base, *words), timeout=COMMAND_SECONDS)
+
+
+class Manual:
+    """A person at the machine, who is told what to do; the new boot id says that it was done."""
+
+    seconds = PERSON_SECONDS
+
+    def boot(self, medium: Medium, controller: Host, report: Report) -> None:
+        """Ask for it."""
+        hours = PERSON_SECONDS / 3600
+        report(
+            Asked(
+                f"boot the machine from its {_called(medium)}. The step goes on by itself once "
+                f"that answers, and waits {hours:.0f} h at most"
+            )
+        )
+
+
+def _called(medium: Medium) -> str:
+    return "disk" if medium == "disk" else "rescue system"

@@ -1,0 +1,261 @@
+"""Toolstack: what starts, watches and stops domains; xl where the howto had xm and xend."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import pandas as pd
+
+from xenlab.command import Command
+from xenlab.errors import BadInput
+from xenlab.host import Host
+from xenlab.quoting import xl, xl_list
+from xenlab.resources.base import Resource
+from xenlab.resources.domain import (
+    STATE_OF,
+    ConsoleAnswers,
+    DomainDestroyed,
+    DomainRebooted,
+    DomainRunning,
+    DomainsRunning,
+    DomainStopped,
+    domains,
+    standing,
+)
+from xenlab.resources.files import Line, ShellWord, render
+from xenlab.resources.xen import AutoLinks, DomainAddition, DomainConfig
+
+COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
+CONFIGURED = ["name", "id", "type", "memory_mib", "disks", "macs", "bridges"]
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A device or file of dom0, and the name that the guest sees it under (xvda1)."""
+
+    path: str
+    name: str
+    writable: bool = True
+
+
+@dataclass(frozen=True)
+class Vif:
+    """A guest's network interface: its MAC address and the bridge of dom0 it is a port of."""
+
+    mac: str
+    bridge: str
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """A domain as a site wants it; memory in MiB. ``options`` are further keys of its file."""
+
+    name: str
+    kernel: str
+    cmdline: str
+    memory_mib: int
+    disks: tuple[Disk, ...]
+    vifs: tuple[Vif, ...]
+    type: str = "pv"
+    vcpus: int = 1
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Xl:
+    """xl(1), today's toolstack on every distribution.
+
+    ``settings`` is the folder with its services' settings, ``consoled`` the file and the variable
+    with xenconsoled's options.
+    """
+
+    settings: str = "/etc/default"
+    consoled: tuple[str, str] = ("xen", "XENCONSOLED_ARGS")
+
+    def config_path(self, name: str) -> str:
+        """Where a domain's configuration file is.
+
+        ``/etc/xen/NAME.cfg``; xl, unlike xm, does not search for a bare name.
+        """
+        return f"/etc/xen/{name}.cfg"
+
+    def configured(self, domain: DomainSpec) -> Resource:
+        """A domain's configuration file, accepted by the toolstack.
+
+        The file, checked by ``xl create -n`` before it takes its place.
+        """
+        return DomainConfig(self.config_path(domain.name), xl_config(domain))
+
+    def extended(
+        self, name: str, chapter: str, *, vifs: tuple[Vif, ...] = (), cmdline: str = ""
+    ) -> Resource:
+        """What a later chapter adds to a domain's configuration; nothing takes it away again.
+
+        A block at the file's end; ``+=`` adds to the lists and texts above it.
+        """
+        lines = []
+        if vifs:
+            lines.append(f"vif += {xl_list(map(_vif, vifs))}\n")
+        if cmdline:
+            lines.append(f"cmdline += {xl(' ' + cmdline)}\n")
+        return DomainAddition(self.config_path(name), chapter, "".join(lines))
+
+    def running(self, name: str, *, console: bool = False) -> Resource:
+        """A domain that runs; with ``console``, its boot is followed up to the login prompt.
+
+        ``xl create``, with what ``-c`` would show read from xenconsoled's log.
+        """
+        return DomainRunning(name, self.config_path(name), console)
+
+    def all_running(self, names: Sequence[str]) -> Resource:
+        """Domains that run, their boots followed at the same time, up to the login prompts.
+
+        ``xl create -p`` for one after the other, then ``xl unpause`` for all.
+        """
+        return DomainsRunning(tuple((name, self.config_path(name)) for name in names))
+
+    def console(self, name: str) -> Resource:
+        """An action: open the console, press return, see the prompt, leave: ``xl console``."""
+        return ConsoleAnswers(name)
+
+    def rebooted(self, name: str) -> Resource:
+        """An action: the guest reboots and its domain gets a new id: ``xl reboot``."""
+        return DomainRebooted(name)
+
+    def gone(self, name: str) -> Command:
+        """The command whose exit status is 0 where no such domain runs.
+
+        None whose state in ``xl list`` is that of one that runs.
+        """
+        script = 'case $(state_of "$1") in "" | *[pscd]*) ;; *) exit 1 ;; esac'
+        return Command.script(STATE_OF + script, name)
+
+    def stopped(self, name: str) -> Resource:
+        """A guest that was asked to shut down and is gone: ``xl shutdown -ww``."""
+        return DomainStopped(name)
+
+    def destroyed(self, name: str) -> Resource:
+        """A domain that was ended without asking the guest: ``xl destroy``."""
+        return DomainDestroyed(name)
+
+    def autostarted(self, names: tuple[str, ...]) -> Resource:
+        """Just these guests start with dom0, in this order.
+
+        Links in ``/etc/xen/auto``, which xendomains goes through.
+        """
+        return AutoLinks(names)
+
+    def consoles_kept(self) -> Resource:
+        """What the console daemon is told: what guests and hypervisor write goes to files.
+
+        ``--log=all`` for xenconsoled(8).
+        """
+        name, variable = self.consoled
+        return ShellWord(f"{self.settings}/{name}", variable, "--log=all")
+
+    def shut_down_with_dom0(self) -> tuple[Resource, ...]:
+        """Guests are shut down with dom0, and their memory is not written to disk.
+
+        Two lines for the script xendomains.
+        """
+        wanted = {"XENDOMAINS_SAVE": "", "XENDOMAINS_RESTORE": "false"}
+        path = f"{self.settings}/xendomains"
+        return tuple(Line(path, f'{key}="{value}"', key=f"{key}=") for key, value in wanted.items())
+
+    def domains(self, host: Host) -> pd.DataFrame:
+        """The domains that there are: name, id, memory_mib, vcpus, state, seconds of CPU time.
+
+        ``xl list``.
+        """
+        found = (astuple(one) for one in domains(host))
+        return pd.DataFrame(found, columns=COLUMNS)
+
+    def why_silent(self, host: Host, name: str) -> str:
+        """Why a guest cannot answer: its domain does not run, or not any more; "" where it does.
+
+        The state that ``xl list`` shows; where there is no Xen, no domain runs.
+        """
+        return standing(host, name)
+
+    def configurations(self, host: Host) -> pd.DataFrame:
+        """What the running domains were created from: type, memory, disks, MACs, bridges.
+
+        ``xl list -l``.
+        """
+        return parse_long_list(host.run(Command.argv("xl", "list", "-l")).stdout)
+
+    def info(self, host: Host) -> dict[str, str]:
+        """What the hypervisor tells about itself and the machine: ``xl info``."""
+        return parse_info(host.run(Command.argv("xl", "info")).stdout)
+
+
+def toolstack(platform: str) -> Xl:
+    """A platform's toolstack; raises BadInput where none is known that can run."""
+    if platform == "debian":
+        return Xl()
+    if platform == "gentoo":
+        return Xl("/etc/conf.d", ("xenconsoled", "XENCONSOLED_OPTS"))
+    raise BadInput(f"no toolstack is known that runs on the platform {platform!r}")
+
+
+def parse_long_list(text: str) -> pd.DataFrame:
+    """The JSON of ``xl list -l`` as a table, one row a domain; raises ValueError if it is none."""
+    entries = json.loads(text) if text.strip() else []
+    rows = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        config = entry.get("config") or {}
+        common, build = config.get("c_info") or {}, config.get("b_info") or {}
+        disks, nics = config.get("disks") or [], config.get("nics") or []
+        memory = build.get("target_memkb") or build.get("max_memkb") or 0
+        rows.append(
+            [
+                str(common.get("name", "")),
+                int(entry["domid"]) if entry.get("domid") is not None else -1,
+                str(common.get("type", "")),
+                int(memory) // 1024,
+                ", ".join(f"{d.get('vdev', '')}={d.get('pdev_path', '')}" for d in disks),
+                ", ".join(str(n.get("mac", "")) for n in nics),
+                ", ".join(str(n.get("bridge", "")) for n in nics),
+            ]
+        )
+    return pd.DataFrame(rows, columns=CONFIGURED)
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """The ``key : value`` lines of ``xl info``; a value keeps the colons that are in it."""
+    found = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and re.fullmatch(r"[a-z0-9_]+ *", key):
+            found[key.strip()] = value.strip()
+    return found
+
+
+def xl_config(domain: DomainSpec) -> str:
+    """A domain's configuration file in the form of xl.cfg(5); raises BadInput for odd paths."""
+    disks = []
+    for disk in domain.disks:
+        # xl splits the specification at its commas and knows no way to quote one.
+        if not re.fullmatch(r"/[^,\s=]+", disk.path):
+            raise BadInput(f"{disk.path!r} cannot be a domain's disk: commas and spaces separate")
+        disks.append(f"{disk.path},raw,{disk.name},{'rw' if disk.writable else 'ro'}")
+    return render(
+        "domain.cfg.j2",
+        heading=f"The domain {domain.name}",
+        name=domain.name,
+        type=domain.type,
+        kernel=domain.kernel,
+        cmdline=domain.cmdline,
+        memory=domain.memory_mib,
+        vcpus=domain.vcpus,
+        disks=disks,
+        vifs=[_vif(vif) for vif in domain.vifs],
+        options=domain.options,
+    )
+
+
+def _vif(vif: Vif) -> str:
+    return f"mac={vif.mac},bridge={vif.bridge}"

@@ -1,1 +1,0 @@
-"""Recipes: what each chapter asks for, as resources and tables."""

@@ -1,0 +1,399 @@
+"""Reaching dom0 and guests over SSH: host keys, who may log in, sshd's settings."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, ConnectionLost, NoConnection, StepFailed
+from xenlab.host import RECEIVE, Host, size_and_digest
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import File
+from xenlab.resources.guest import RECORDS
+from xenlab.transport import hostkeys
+from xenlab.transport.ssh_config import Target
+
+# Reaching dom0 over SSH after its first boot: its host keys, who may log in, the pinned key.
+
+PUBLIC_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
+AUTHORIZED = "/root/.ssh/authorized_keys"
+
+_NO_ROOT = (125, 126, 127)
+_NOBODY = 45
+
+
+@dataclass(frozen=True)
+class SshHostKeys(Resource):
+    """A system has a host key of its own, an ed25519 one; others that are there stay.
+
+    `ssh-keygen -A` would also look for the primes of an RSA key, which takes a small machine
+    long and which no client asks for where there is this one.
+    """
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the key, the one that is pinned, is missing."""
+        script = '[ -s "$1" ] && [ -s "${1%.pub}" ]'
+        if host.test(Command.script(script, PUBLIC_KEY)):
+            return None
+        return Difference("make an SSH host key")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Make what is missing; a private key that is there stays what it is."""
+        report("making an SSH host key")
+        script = """
+            key=${1%.pub}
+            mkdir -p -- "${key%/*}"
+            if [ -s "$key" ]; then
+                ssh-keygen -y -f "$key" > "$1"
+            else
+                rm -f -- "$key" "$1"
+                ssh-keygen -q -t ed25519 -N '' -f "$key"
+            fi
+            sync
+        """
+        host.run(Command.script(script, PUBLIC_KEY))
+
+
+@dataclass(frozen=True)
+class AuthorizedKeys(Resource):
+    """Whoever may log in to the rescue system as root may log in to the installed one.
+
+    ``root`` is the installed root as the machine sees it; ``/`` once it is booted.
+    """
+
+    root: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """How many of the keys are missing."""
+        script = """
+            [ -s "$1" ] || exit 45
+            there=$2
+            [ -e "$there" ] || there=/dev/null
+            grep -vxF -f "$there" -- "$1" || :
+        """
+        result = host.inside("/").run(self._command(script), check=False)
+        if result.status == _NOBODY:
+            return Difference(f"nobody is authorized to log in by key: {AUTHORIZED} is empty")
+        if not result.ok:
+            raise CommandFailed(result)
+        missing = [line for line in result.stdout.splitlines() if line.strip()]
+        if not missing:
+            return None
+        return Difference(f"authorize {len(missing)} key(s) to log in to dom0 as root")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Add the keys; those that are there stay. Raises StepFailed where there is none."""
+        allowed = (host.inside("/").read(AUTHORIZED) or "").split("\n")
+        if not any(allowed):
+            raise StepFailed(
+                f"{AUTHORIZED} is empty, so nobody could log in to dom0 after its boot",
+                hint="log in to the rescue system as root by key, not by password",
+            )
+        installed = host.inside(self.root)
+        script = '[ -d "$1" ] || mkdir -m 700 -- "$1"'
+        installed.run(Command.script(script, AUTHORIZED.rpartition("/")[0]))
+        text = installed.read(AUTHORIZED) or ""
+        text += "\n" if text and not text.endswith("\n") else ""
+        missing = [key for key in dict.fromkeys(allowed) if key and key not in text.split("\n")]
+        installed.write(AUTHORIZED, text + "".join(f"{key}\n" for key in missing), mode=0o600)
+
+    def _command(self, script: str) -> Command:
+        installed = AUTHORIZED if self.root == "/" else f"{self.root}{AUTHORIZED}"
+        return Command.script(script, AUTHORIZED, installed)
+
+
+@dataclass(frozen=True)
+class OwnKeyPinned(Resource):
+    """A system's own host key is among those pinned on this machine for the way to it.
+
+    ``target`` is that way. The key is read over the connection there is, which is authenticated;
+    keys that are pinned already (the rescue system's) stay.
+    """
+
+    target: Target
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether the key is not pinned yet."""
+        key = host.read(PUBLIC_KEY)
+        if not key:
+            return Difference("pin dom0's host key, once it is made")
+        file, name, port = hostkeys.place(self.target)
+        words = key.split()[:2]
+        if any(
+            [known.get_name(), known.get_base64()] == words
+            for known in hostkeys.known_keys([file], name, port)
+        ):
+            return None
+        row = {"host": hostkeys.host_name(name, port), "key": " ".join(words), "file": str(file)}
+        return Difference(f"pin dom0's host key in {file}", rows=(row,))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Add the key to the known_hosts file that the ssh_config names."""
+        key = host.read(PUBLIC_KEY)
+        if not key:
+            raise StepFailed(f"there is no {PUBLIC_KEY} yet")
+        file, name, port = hostkeys.place(self.target)
+        hostkeys.pin(file, name, port, key)
+
+
+# sshd's settings: in a file that it was asked about before, and read by the daemon that runs.
+
+RELOAD_SECONDS = 600.0
+"""Deadline of having sshd read its files again, in seconds: an emulated host is slow."""
+
+_REFUSED = 45
+
+# sshd writes its pid file anew whenever it reads its files. Status 1: the file, or the folder that
+# others come to and go from, was changed since then.
+_HAS_READ = """
+has_read() { # FILE PIDFILE
+    [ -s "$2" ] && kill -0 "$(cat -- "$2")" 2> /dev/null || return 0
+    [ -z "$(find "$1" "${1%/*}" -maxdepth 0 -cnewer "$2")" ]
+}
+pid_file() { sed -n 's/^pidfile //p'; }
+"""
+
+_LOOK = """
+sshd=$1 config=$2 file=$3 booted=$4
+status=0
+used=$("$sshd" -T -f "$config" 2>&1) || status=45
+printf '%s\n' "$used"
+[ "$status" = 0 ] && [ -n "$booted" ] || exit "$status"
+has_read "$file" "$(printf '%s\n' "$used" | pid_file)" || echo unread
+"""
+
+_TRY = """
+sshd=$1 config=$2
+folder=$(mktemp -d)
+trap 'rm -rf -- "$folder"' EXIT
+receive "$folder/candidate" "$3" "$4"
+# the first value that sshd reads counts
+{ printf 'Include %s\\n' "$folder/candidate"; cat -- "$config"; } > "$folder/config"
+"$sshd" -t -f "$folder/config" || exit 45
+"""
+
+_WAIT = """
+sshd=$1 config=$2 file=$3
+pid=$("$sshd" -T -f "$config" | pid_file)
+gone=0
+for round in $(seq 120); do
+    if [ -s "$pid" ]; then
+        ! has_read "$file" "$pid" || exit 0
+    else
+        # none for long: no sshd runs, and the next one reads them as it starts
+        gone=$((gone + 1))
+        [ "$gone" -lt 20 ] || exit 0
+    fi
+    sleep 0.5
+done
+"""
+
+
+@dataclass(frozen=True)
+class SshdSettings(Resource):
+    """Settings in a file that sshd includes; sshd accepts them, uses them, and has read them.
+
+    ``reload`` has a daemon that runs read its files again.
+    """
+
+    file: File
+    reload: Command
+    sshd: str = "/usr/sbin/sshd"
+    config: str = "/etc/ssh/sshd_config"
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff of the file; else what sshd uses instead, or that it has yet to read it."""
+        different = self.file.probe(host)
+        if different is not None:
+            return different
+        values = (self.sshd, self.config, self.file.path, "yes" if host.root == "/" else "")
+        result = host.run(Command.script(_HAS_READ + _LOOK, *values), check=False)
+        if result.status == _REFUSED:
+            said = " / ".join(result.stdout.strip().splitlines()[-3:])
+            return Difference(f"sshd refuses its configuration: {said}", hint="sshd -t")
+        if not result.ok:
+            raise CommandFailed(result)
+        used = parse_settings(result.stdout)
+        rows = tuple(
+            {"setting": name, "sshd uses": used[name], "wanted": wanted}
+            for name, wanted in parse_settings(self.file.text()).items()
+            if used.get(name, wanted) != wanted
+        )
+        if rows:
+            return Difference(
+                f"sshd does not use all of {self.file.path}",
+                rows=rows,
+                hint=f"the first line counts: does {self.config} include it, and before others?",
+            )
+        if "unread" in result.stdout.splitlines():
+            return Difference(f"have sshd read {self.file.path}")
+        return None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Ask sshd about the text, write the file, have it read; raises StepFailed if refused."""
+        text = self.file.text().encode()
+        values = (self.sshd, self.config, *size_and_digest(text))
+        tried = host.run(Command.script(RECEIVE + _TRY, *values), input=text, check=False)
+        if tried.status == _REFUSED:
+            raise StepFailed(
+                f"cannot write {self.file.path}: because sshd refuses it: {tried.stderr.strip()}",
+                hint="nothing was changed; sshd -t tells of what was wrong before",
+            )
+        if not tried.ok:
+            raise CommandFailed(tried)
+        self.file.apply(host, report)
+        if host.root == "/":
+            report("having sshd read its settings")
+            host.run(self.reload, timeout=RELOAD_SECONDS)
+            wait = Command.script(_HAS_READ + _WAIT, self.sshd, self.config, self.file.path)
+            host.run(wait, timeout=RELOAD_SECONDS)
+
+
+def parse_settings(text: str) -> Mapping[str, str]:
+    """Settings of sshd_config(5) before the first Match, or of ``sshd -T``: the first one counts.
+
+    Two words for the same mean the same here.
+    """
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(" ")
+        if name.lower() == "match":
+            break
+        if name and not name.startswith("#"):
+            value = value.strip().strip('"')
+            same = {"prohibit-password": "without-password"}
+            found.setdefault(name.lower(), same.get(value, value))
+    return found
+
+
+# Reaching a guest over SSH: its host key pinned on the controller, its answer awaited.
+#
+# The keys are made in dom0 before a guest's first boot (`xenlab.resources.guest`) and read from
+# there over a connection that is itself pinned, so a guest's key is known before it is ever met.
+
+ANSWER_SECONDS = 900
+
+
+def host_keys(host: Host, names: tuple[str, ...], records: str = RECORDS) -> dict[str, str]:
+    """The public host key of each guest, as dom0 recorded it; "" where none was made yet."""
+    script = """
+        records=$1; shift
+        for name; do
+            head -n 1 -- "$records/$name/host_key.pub" 2>/dev/null || echo
+        done
+    """
+    found = host.run(Command.script(script, records, *names), check=False)
+    lines = found.stdout.splitlines() if found.ok else []
+    return {name: line for name, line in zip_longest(names, lines, fillvalue="") if name}
+
+
+def fingerprint(key_line: str) -> str:
+    """Type and SHA256 fingerprint of a public key line, as OpenSSH prints them."""
+    words = key_line.split()
+    if len(words) < 2:
+        return ""
+    try:
+        digest = hashlib.sha256(base64.b64decode(words[1], validate=True)).digest()
+    except ValueError:
+        return ""
+    return f"{words[0]} SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+
+@dataclass(frozen=True)
+class HostKeyPinned(Resource):
+    """A guest's key, the only one in the known_hosts file that the ssh_config names for it.
+
+    ``target`` is the guest as the site reaches it. The host handed in is dom0, which has the key;
+    known_hosts lies on this machine.
+    """
+
+    name: str
+    target: Target
+    records: str = RECORDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether this key is pinned, and no other."""
+        line = host_keys(host, (self.name,), self.records)[self.name]
+        if not line:
+            return Difference(f"pin the host key of {self.name}, once it is made")
+        file, name, port = hostkeys.place(self.target)
+        keys = hostkeys.known_keys([file], name, port)
+        now = ", ".join(hostkeys.describe(key) for key in keys)
+        wanted = fingerprint(line)
+        if now == wanted:
+            return None
+        return Difference(
+            f"pin the host key of {self.name} in {file}",
+            rows=({"guest": self.name, "now": now or "unknown", "wanted": wanted},),
+        )
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Pin the guest's key in the place of what was pinned for it before."""
+        line = host_keys(host, (self.name,), self.records)[self.name]
+        if not line:
+            raise StepFailed(
+                f"{self.name} has no host key yet", hint="run the steps before this one first"
+            )
+        file, name, port = hostkeys.place(self.target)
+        hostkeys.pin(file, name, port, line, alone=True)
+
+
+@dataclass(frozen=True)
+class HostKeysDiffer(Resource):
+    """A condition: each guest has a host key, and no two have the same (howto: „DomainU-Root“)."""
+
+    names: tuple[str, ...]
+    records: str = RECORDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Guests without a key, or that share one."""
+        keys = host_keys(host, self.names, self.records)
+        missing = [name for name, line in keys.items() if not line]
+        if missing:
+            return Difference(f"no host key yet: {', '.join(missing)}")
+        owners: dict[str, list[str]] = {}
+        for name, line in keys.items():
+            owners.setdefault(" ".join(line.split()[:2]), []).append(name)
+        shared = [names for names in owners.values() if len(names) > 1]
+        if not shared:
+            return None
+        return Difference("these share a host key: " + "; ".join(", ".join(n) for n in shared))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Refused: a condition is not made true here."""
+        raise StepFailed("this is a condition, and nothing makes it true here")
+
+
+@dataclass(frozen=True)
+class GuestAnswers(Resource):
+    """A guest that answers over SSH with the kernel that was built for it.
+
+    ``guest`` is the guest itself, whose transport knows when waiting for it is vain.
+    """
+
+    name: str
+    guest: Host
+    kernel_suffix: str = "-domU"
+    seconds: float = ANSWER_SECONDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it answers now, and with which kernel."""
+        try:
+            release = self.guest.run("uname -r", patience=0).stdout.strip()
+        except (NoConnection, ConnectionLost) as error:
+            return Difference(f"wait until {self.name} answers: {error.message}")
+        if release.endswith(self.kernel_suffix):
+            return None
+        return Difference(f"{self.name} runs kernel {release}, wanted is one …{self.kernel_suffix}")
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Try to connect until the guest answers.
+
+        Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
+        """
+        report(f"waiting for {self.name}")
+        self.guest.transport.connect(host.stop, seconds=self.seconds)

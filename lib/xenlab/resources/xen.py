@@ -1,0 +1,381 @@
+"""Xen on the machine: its image, what runs, the domains' files, who starts with it; all at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+
+from xenlab.command import Command
+from xenlab.errors import CommandFailed, StepFailed
+from xenlab.host import Host
+from xenlab.resources.base import Difference, Report, Resource, text_difference
+from xenlab.resources.domain import parse_list
+from xenlab.resources.nfs import parse_exports
+
+# The hypervisor's image in /boot and the names that it is known by.
+#
+# Howto: „Die eigentliche Datei heisst bei meiner Version xen-3.0.0.gz, wobei xen.gz, xen-3.gz und
+# xen-3.0.gz darauf verlinkt sind.“
+
+_NO_ROOT = (125, 126, 127)
+_IMAGE = re.compile(r"xen-(\d+)\.(\d+)(\.\d+)?([.-][\w.-]*)?\.gz")
+
+
+@dataclass(frozen=True)
+class HypervisorLinks(Resource):
+    """The links xen.gz, xen-MAJOR.gz and xen-MAJOR.MINOR.gz to the newest image in /boot."""
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of the links that are missing or point elsewhere."""
+        found = self._look(host)
+        image = newest_image(found)
+        if not image:
+            return Difference("link the hypervisor's names, once it is installed")
+        rows = tuple(
+            {"link": name, "now": found.get(name) or "missing", "wanted": image}
+            for name in link_names(image)
+            if found.get(name) != image
+        )
+        return Difference(f"link {image} by its short names", rows=rows) if rows else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Make the links. Raises StepFailed where there is no hypervisor."""
+        image = newest_image(self._look(host))
+        if not image:
+            raise StepFailed("there is no hypervisor in /boot", hint="run chapter 02_base_system")
+        script = 'image=$1; shift; cd /boot; for name do ln -sfn -- "$image" "$name"; done'
+        host.run(Command.script(script, image, *link_names(image)))
+
+    def verify(self, host: Host) -> None:
+        """The links stand, and what they lead to is an image that GRUB can start as multiboot2."""
+        super().verify(host)
+        for command in ("gzip -t /boot/xen.gz", "grub-file --is-x86-multiboot2 /boot/xen.gz"):
+            if not host.test(command):
+                raise StepFailed(f"/boot/xen.gz is no hypervisor that GRUB can start ({command})")
+
+    def _look(self, host: Host) -> dict[str, str]:
+        script = """
+            cd /boot 2> /dev/null || exit 127
+            for file in xen*.gz; do
+                [ -e "$file" ] || [ -L "$file" ] || continue
+                printf '%s %s\\n' "$file" "$(readlink -- "$file" || :)"
+            done
+        """
+        result = host.run(Command.script(script), check=False)
+        if not result.ok and result.status not in _NO_ROOT:
+            raise CommandFailed(result)
+        return dict(line.split(" ", 1) for line in result.stdout.splitlines())
+
+
+def newest_image(found: dict[str, str]) -> str:
+    """The image of the highest version among names in /boot (name: what it links to, or "")."""
+    images = [
+        (int(match[1]), int(match[2]), int((match[3] or ".0")[1:]), name)
+        for name, link in found.items()
+        if not link and (match := _IMAGE.fullmatch(name))
+    ]
+    return max(images)[3] if images else ""
+
+
+def link_names(image: str) -> tuple[str, ...]:
+    """The short names of an image; its own is not among them."""
+    match = _IMAGE.fullmatch(image)
+    if match is None:
+        raise ValueError(f"{image!r} is no hypervisor image's name")
+    names = ("xen.gz", f"xen-{match[1]}.gz", f"xen-{match[1]}.{match[2]}.gz")
+    return tuple(name for name in names if name != image)
+
+
+# The machine runs Xen, with dom0's own kernel and the options that were asked for.
+
+TOOLSTACK_SECONDS = 600.0
+"""How long Xen's services may take after a boot until `xl` answers."""
+
+_PROBE = """
+    [ "$(cat /sys/hypervisor/type 2> /dev/null)" = xen ] || exit 44
+    uname -r
+    cat /proc/cmdline
+    grep -qs control_d /proc/xen/capabilities && echo dom0 || echo
+    xl info 2> /dev/null | sed -n 's/^xen_commandline *: *//p'
+"""
+
+
+@dataclass(frozen=True)
+class XenState:
+    """What a machine says that it runs. ``commandline`` is Xen's, "" while `xl` does not answer."""
+
+    release: str
+    kernel_words: tuple[str, ...]
+    dom0: bool
+    commandline: str
+
+
+def xen_state(host: Host) -> XenState | None:
+    """What the machine runs, None where that is not Xen (map.md: is_xen, is_dom0)."""
+    result = host.inside("/").run(Command.script(_PROBE), check=False)
+    if result.status == 44:
+        return None
+    if not result.ok:
+        raise CommandFailed(result)
+    return parse_state(result.stdout)
+
+
+def parse_state(text: str) -> XenState:
+    """The answer of the probe's command."""
+    release, kernel, dom0, *rest = [*text.splitlines(), "", "", ""]
+    return XenState(release, tuple(kernel.split()), dom0 == "dom0", rest[0])
+
+
+def compare(
+    state: XenState | None, release: str, xen_words: list[str], dom0_words: list[str]
+) -> Difference | None:
+    """How that differs from a kernel release and the words of both command lines."""
+    if state is None:
+        return Difference("boot the disk: GRUB, Xen, dom0")
+    rows = []
+
+    def row(what: str, now: str, wanted: str) -> None:
+        rows.append({"what": what, "now": now, "wanted": wanted})
+
+    if not state.dom0:
+        row("privileged domain", "no", "yes")
+    if state.release != release:
+        row("kernel", state.release, release)
+    lost = [word for word in dom0_words if word not in state.kernel_words]
+    if lost:
+        row("kernel's options", " ".join(state.kernel_words), " ".join(lost))
+    found = state.commandline.split()
+    lost = [word for word in xen_words if word not in found]
+    if lost:
+        row("Xen's options", state.commandline, " ".join(lost))
+    if not rows:
+        return None
+    return Difference("boot the disk again: what runs is not what is asked for", rows=tuple(rows))
+
+
+def wait_for_toolstack(host: Host) -> None:
+    """Wait until Xen's services answer after a boot.
+
+    Raises StepFailed at once where the machine does not run Xen, or past the deadline.
+    """
+    deadline = time.monotonic() + TOOLSTACK_SECONDS
+    while True:
+        state = xen_state(host)
+        if state is None:
+            raise StepFailed(
+                "the machine came up without Xen: its kernel was booted directly",
+                hint="look at GRUB's menu on the console",
+            )
+        if state.dom0 and state.commandline:
+            return
+        if time.monotonic() > deadline:
+            raise StepFailed(
+                "Xen runs, but its toolstack (xl) does not answer",
+                hint="look whether xenstored runs, and at xl info",
+            )
+        time.sleep(2)
+
+
+# Domains' configuration files: written by one chapter, added to by later ones, accepted by xl.
+#
+# A chapter that gives a guest something more (a second interface, another /usr) adds a block of its
+# own at the end of the file. Each block begins with a line that names its chapter; the chapter that
+# wrote the file leaves what stands below its own part alone.
+
+MARK = "#+ chapter "
+"""What the first line of an addition begins with; the chapter's name follows."""
+
+
+@dataclass(frozen=True)
+class DomainConfig(Resource):
+    """The first part of a domain's configuration file; additions below it stay."""
+
+    path: str
+    text: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff of the first part."""
+        now = host.read(self.path)
+        first = None if now is None else parts(now)[""]
+        verb = "create" if now is None else "write"
+        return text_difference(f"{verb} {self.path}", self.path, first, self.text)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write it, once xl has accepted it."""
+        found = parts(host.read(self.path) or "")
+        write_accepted(host, self.path, joined(found | {"": self.text}))
+
+
+@dataclass(frozen=True)
+class DomainAddition(Resource):
+    """A chapter's block in a domain's configuration file; no block at all where ``text`` is ""."""
+
+    path: str
+    chapter: str
+    text: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff of the block."""
+        now = parts(host.read(self.path) or "").get(self.chapter)
+        summary = f"{'add to' if self.text else 'take from'} {self.path}"
+        return text_difference(summary, self.path, now, self.text) if now or self.text else None
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write the file with the block, once xl has accepted it."""
+        found = parts(host.read(self.path) or "")
+        if not found[""]:
+            raise StepFailed(f"there is no {self.path}", hint="run chapter 10_domain_configuration")
+        write_accepted(host, self.path, joined(found | {self.chapter: self.text}))
+
+
+def parts(text: str) -> dict[str, str]:
+    """A file taken apart: the first part under "", each addition under its chapter's name."""
+    pieces = re.split(rf"^{re.escape(MARK)}(.*)\n", text, flags=re.MULTILINE)
+    return {"": pieces[0]} | dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def joined(found: dict[str, str]) -> str:
+    """The parts as one file, the additions in the order of their chapters."""
+    additions = (f"{MARK}{name}\n{found[name]}" for name in sorted(found) if name and found[name])
+    return found[""] + "".join(additions)
+
+
+def write_accepted(host: Host, path: str, text: str) -> None:
+    """Write a configuration beside its place; ``xl create -n`` must accept it before it goes there.
+
+    xl reads and checks so without creating; it does not even do this off Xen. Raises StepFailed
+    with xl's own words.
+    """
+    draft = f"{path}.draft"
+    host.write(draft, text)
+    script = """
+        trap 'rm -f -- "$1"' EXIT
+        xl create -n "$1" < /dev/null > /dev/null
+    """
+    result = host.run(Command.script(script, draft), check=False)
+    if not result.ok:
+        raise StepFailed(
+            f"xl refuses the configuration for {path}: {result.stderr.strip()}", where=host.name
+        )
+    host.write(path, text)
+
+
+# Guests that start together with dom0 (howto: „Auto-DomainU-Boot“).
+
+FOLDER = "/etc/xen/auto"
+
+
+@dataclass(frozen=True)
+class AutoLinks(Resource):
+    """A folder that holds a link to each of these configuration files' names, and nothing else.
+
+    The links are relative („allerdings muss die Pfadangabe relativ gemacht werden!“) and numbered:
+    xendomains starts what it finds in the order of the names. It reads every file that lies there,
+    an editor's backup too.
+    """
+
+    names: tuple[str, ...]
+    folder: str = FOLDER
+
+    def wanted(self) -> dict[str, str]:
+        """The links' names and what they point at."""
+        return {
+            f"{10 * place:04}-{name}.cfg": f"../{name}.cfg"
+            for place, name in enumerate(self.names, 1)
+        }
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of what is there and what should be."""
+        found = self._found(host)
+        wanted = self.wanted()
+        if found == wanted:
+            return None
+        rows = tuple(
+            {"link": name, "now": found.get(name, "-"), "wanted": wanted.get(name, "-")}
+            for name in sorted({*found, *wanted})
+            if found.get(name) != wanted.get(name)
+        )
+        return Difference(f"let {', '.join(self.names) or 'no guest'} start with dom0", rows=rows)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Make the links, remove other ones; raises StepFailed where a file is in the way."""
+        found, wanted = self._found(host), self.wanted()
+        foreign = [name for name, target in found.items() if not target]
+        if foreign:
+            raise StepFailed(
+                f"{self.folder} holds what is no link: {', '.join(foreign)}",
+                hint="move it away: xendomains would start a guest from it",
+            )
+        script = """
+            folder=$1; shift
+            mkdir -p -- "$folder"
+            while [ $# -gt 0 ]; do
+                if [ -n "$2" ]; then ln -sfnT -- "$2" "$folder/$1"; else rm -f -- "$folder/$1"; fi
+                shift 2
+            done
+        """
+        changes = {name: "" for name in found if name not in wanted} | wanted
+        words = [word for pair in changes.items() for word in pair]
+        host.run(Command.script(script, self.folder, *words))
+
+    def _found(self, host: Host) -> dict[str, str]:
+        """What lies there: names, and what they point at ("" for what is no link)."""
+        script = """
+            for entry in "$1"/*; do
+                [ -e "$entry" ] || [ -L "$entry" ] || continue
+                printf '%s\\t%s\\n' "${entry##*/}" "$(readlink -- "$entry" || :)"
+            done
+        """
+        result = host.run(Command.script(script, self.folder), check=False)
+        if not result.ok and result.status not in (125, 126, 127):
+            raise CommandFailed(result)
+        pairs = (line.partition("\t") for line in result.stdout.splitlines())
+        return {name: target for name, _, target in pairs} if result.ok else {}
+
+
+# The finished host at a glance: domains, bridges, addresses, exports, who starts with dom0.
+
+_SECTION = "----"
+_LOOK = f"""
+xl list
+echo {_SECTION}
+ip -json address show
+echo {_SECTION}
+exportfs -s 2> /dev/null || :
+echo {_SECTION}
+for link in /etc/xen/auto/*; do [ ! -e "$link" ] || readlink -f -- "$link"; done
+"""
+
+
+def overview(host: Host) -> dict[str, str] | None:
+    """What a host has, in words by heading; None where it runs no Xen."""
+    result = host.run(Command(f"set -e\n{_LOOK}"), check=False)
+    return parse_overview(result.stdout) if result.ok else None
+
+
+def parse_overview(text: str) -> dict[str, str]:
+    """The answer of the look: four sections."""
+    domains, addresses, exports, started = (text.split(f"{_SECTION}\n") + [""] * 4)[:4]
+    devices = [d for d in json.loads(addresses or "[]") if "ifname" in d]
+    masters = sorted({d["master"] for d in devices if "master" in d})
+    ports = {m: [d["ifname"] for d in devices if d.get("master") == m] for m in masters}
+    own = [
+        f"{d['ifname']} {a['local']}/{a['prefixlen']}"
+        for d in devices
+        for a in d.get("addr_info", [])
+        if a.get("family") == "inet" and d["ifname"] != "lo"
+    ]
+    names = (path.rpartition("/")[2].removesuffix(".cfg") for path in started.split())
+    found = {
+        "domains": ", ".join(
+            f"{one.name} ({one.memory_mib} MiB{'' if one.runs else f', {one.state}'})"
+            for one in parse_list(domains)
+        ),
+        "bridges": "; ".join(f"{bridge}: {', '.join(ports[bridge])}" for bridge in masters),
+        "dom0's addresses": ", ".join(own),
+        "exports": ", ".join(f"{each.path} to {each.client}" for each in parse_exports(exports)),
+        "start with dom0": ", ".join(names),
+    }
+    return {heading: words for heading, words in found.items() if words}

@@ -1,0 +1,1 @@
+"""Runs: executed, kept, followed, reported and audited."""

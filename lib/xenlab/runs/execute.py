@@ -1,0 +1,395 @@
+"""Chapters one after another, unattended: papermill executes them, the journal judges them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from xenlab import durable
+from xenlab.chapter.recorder import declared_secrets
+from xenlab.durable import free_place
+from xenlab.errors import BadInput, DiskFull, JournalDamaged
+from xenlab.host import Host
+from xenlab.journal import RESERVE_BYTES, Journal
+from xenlab.runs import folder as runs
+from xenlab.runs.folder import DONE, NOT_RUN, UNFINISHED, ChapterState
+from xenlab.site import schema as parameters
+from xenlab.site.schema import Parameters
+from xenlab.transport.local import Local
+
+if TYPE_CHECKING:
+    from xenlab.runs.kernels import Kernels
+
+FAILED = 1
+INTERRUPTED = 130
+
+CHAPTER_BYTES = 2 * 1024 * 1024
+"""What a chapter may leave in a run's folder: an executed notebook, outputs, pictures."""
+
+MODES = ("apply", "plan")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run that was found to be in order and can start: nothing has been touched yet.
+
+    ``folder`` is None for a new run. ``notebooks`` are all chapters, ``todo`` those left to do.
+    ``destroy`` names what this run may destroy of what xenlab made, until it ends or stops.
+    """
+
+    site: Parameters
+    mode: str
+    notebooks: tuple[Path, ...]
+    todo: tuple[Path, ...]
+    values: Mapping[str, Mapping[str, Any]]
+    file: str
+    overrides: Mapping[str, object]
+    folder: Path | None = None
+    destroy: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's folder, what the journal says of its chapters, the exit status, and the report."""
+
+    folder: Path
+    chapters: tuple[ChapterState, ...]
+    status: int
+    problem: str = ""
+    report: Path | None = None
+
+
+def prepare(
+    notebooks: Path,
+    chapters: Sequence[str],
+    file: Path,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    mode: str = "apply",
+    from_: str = "",
+) -> Work:
+    """Check everything that can be checked before the first notebook of a new run.
+
+    ``chapters`` are names or their beginnings (``08``), all if empty; ``from_`` drops those before
+    it. Raises BadInput.
+    """
+    if mode not in MODES:
+        raise BadInput(f"there is no mode {mode}", hint=f"it is {' or '.join(MODES)}")
+    site = parameters.load(file, overrides)
+    declared_secrets(site.secrets)
+    known = _notebooks(notebooks)
+    wanted = {_chapter(name, known) for name in chapters} or set(known)
+    first = _chapter(from_, known) if from_ else ""
+    names = [name for name in known if name in wanted and name >= first]
+    if not names:
+        raise BadInput(f"no chapter is left to run from {first} on")
+    paths = tuple(known[name] for name in names)
+    values = {path.stem: _values(path, site) for path in paths}
+    return Work(site, mode, paths, paths, values, str(file.absolute()), overrides or {})
+
+
+def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
+    """Check everything before a run is taken up again: its chapters that are not done are left.
+
+    ``file`` is where the run's parameters came from unless given. Raises BadInput where it
+    differs from what the run began with.
+    """
+    record = runs.read(folder)
+    site = parameters.validate(record["parameters"], str(folder / "run.json"))
+    declared_secrets(site.secrets)
+    given = file or Path(record["file"])
+    if file is not None or given.exists():
+        now = parameters.load(given, record["overrides"])
+        _refuse_changes(site, now, given, folder)
+    known = _notebooks(notebooks)
+    paths = tuple(known[_chapter(name, known)] for name in record["chapters"])
+    seen = runs.Chapters(folder)
+    todo = tuple(path for path in paths if seen.state(path.stem).status != DONE)
+    values = {path.stem: _values(path, site) for path in paths}
+    mode = str(record["mode"])
+    return Work(site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute())
+
+
+def allowing(work: Work, destroy: Sequence[str]) -> Work:
+    """A run that may destroy what has these names; raises BadInput for what is no name."""
+    for name in destroy:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise BadInput(
+                f"cannot destroy {name!r}: it is no name of a guest's partition, and not dom0",
+                hint="the step that needs a consent says for what",
+            )
+    return replace(work, destroy=tuple(destroy))
+
+
+def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
+    """Execute the chapters in order into the run's folder; stop at the first that is not done.
+
+    The exit status is 0 only if the journal holds every chapter's end and no step of them that
+    failed; 130 after an interruption, when no process of the run is left.
+    """
+    _refuse_without_room(work, work.folder or runs_folder)
+    # what executes notebooks takes a second to import: a refusal need not wait for that
+    from xenlab.chapter.chapter import new_run_folder
+    from xenlab.runs import audit
+
+    folder = work.folder or new_run_folder(runs_folder.absolute(), work.site.site)
+    if work.folder is None:
+        runs.create(folder, _record(work))
+    seen = runs.Chapters(folder)
+    status, problem, begun = 0, "", list[str]()
+    with runs.alone(folder) as lock:
+        try:
+            if work.folder is not None:
+                audit.keep_files(folder)
+            runs.begin(folder)
+            for name in work.destroy:
+                Journal(folder).append(phase="consent", status="given", message=name)
+            problem = _chapters(work, folder, lock, console, seen, begun)
+            status = FAILED if problem else 0
+        except DiskFull as full:
+            status, problem = FAILED, str(full)
+            Journal(folder).note_full(full)
+        except KeyboardInterrupt:
+            status, problem = INTERRUPTED, "interrupted"
+        except SystemExit as error:
+            status, problem = int(error.code or FAILED), "ended by a signal"
+        finally:
+            _end_leftovers(folder)
+    chapters = tuple(_judged(seen, path.stem, begun) for path in work.notebooks)
+    return Outcome(folder, chapters, status, problem)
+
+
+def _chapters(
+    work: Work,
+    folder: Path,
+    lock: int,
+    console: Console,
+    seen: runs.Chapters,
+    begun: list[str],
+) -> str:
+    """Execute the chapters that are left to do; return "" or what stopped them.
+
+    ``begun`` gets the name of each that is started. Raises DiskFull.
+    """
+    from xenlab.runs import expected
+    from xenlab.runs.progress import Follower
+    from xenlab.transport import local
+
+    whole = None
+    if work.mode == "apply":
+        whole = expected.of_run(work.site, [path.stem for path in work.todo], folder.parent)
+    with ExitStack() as stack:
+        stack.enter_context(local.ending_cleanly())
+        kernels = stack.enter_context(_kernels(work, folder, lock))
+        if work.todo:
+            kernels.prepare()
+        steps = {path.stem: [step.title for step in step_cells(path)] for path in work.todo}
+        follower = stack.enter_context(Follower(console, folder, steps, whole))
+        for path in work.todo:
+            durable.require(folder, CHAPTER_BYTES)
+            begun.append(path.stem)
+            follower.begin(path.stem)
+            problem = _execute(path, work, folder, kernels)
+            state = _judged(seen, path.stem, begun)
+            follower.end(state)
+            if state.status != DONE:
+                return state.message or problem or f"{path.stem} stopped without its end"
+    return ""
+
+
+def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
+    """``keep`` what else belongs into a run's folder, report, and record its files and its end.
+
+    What the disk has no space for is left out, and the outcome says so.
+    """
+    from xenlab.runs import audit, report
+
+    def end() -> None:
+        audit.end(outcome.folder, outcome.status)
+
+    def write() -> None:
+        nonlocal outcome
+        outcome = replace(outcome, report=report.write(outcome.folder))
+
+    def tried(act: Callable[[], None]) -> None:
+        nonlocal outcome
+        try:
+            act()
+        except (DiskFull, JournalDamaged) as error:
+            if isinstance(error, DiskFull):
+                Journal(outcome.folder).note_full(error)
+            problem = outcome.problem or str(error)
+            outcome = replace(outcome, status=outcome.status or FAILED, problem=problem)
+
+    try:
+        # before the end, which names the files of a run: people read the report
+        for act in (keep, write):
+            tried(act)
+    finally:
+        tried(end)
+    return outcome
+
+
+def _refuse_without_room(work: Work, folder: Path) -> None:
+    free, needed = durable.free(folder), RESERVE_BYTES + len(work.todo) * CHAPTER_BYTES
+    if work.todo and free < needed:
+        raise BadInput(
+            f"cannot start: {len(work.todo)} chapters may need {durable.mib(needed)}, and "
+            f"{durable.mib(free)} are free for {folder}",
+            hint="free space there, or give another folder with --runs",
+        )
+
+
+def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterState:
+    """What the journal says; a chapter that was begun but never opened is not done either."""
+    state = seen.state(chapter)
+    if chapter in begun and state.status == NOT_RUN:
+        return replace(state, status=UNFINISHED)
+    return state
+
+
+def _kernels(work: Work, folder: Path, lock: int) -> Kernels:
+    from xenlab.runs.kernels import Kernels
+
+    return Kernels(
+        work.notebooks[0].parent,
+        {
+            "XENLAB_RUN": str(folder),
+            "XENLAB_MODE": work.mode,
+            "XENLAB_DESTROY": " ".join(work.destroy),
+        },
+        lock=lock,
+        log=free_place(folder, "kernels", ".log"),
+    )
+
+
+def _execute(path: Path, work: Work, folder: Path, kernels: Kernels) -> str:
+    output = free_place(folder, path.stem, ".ipynb")
+    last = path == work.todo[-1]
+    return kernels.execute(path, output, work.values[path.stem], last=last)
+
+
+def _end_leftovers(folder: Path) -> None:
+    """End what unfinished steps left running on this machine."""
+    for attempt in Journal(folder).unfinished():
+        Host(Local()).end_marked(attempt["mark"])
+
+
+def _notebooks(folder: Path) -> dict[str, Path]:
+    """The chapters; notebooks from 90 on look at what was run."""
+    found = {path.stem: path.absolute() for path in sorted(folder.glob("[0-8]*.ipynb"))}
+    if not found:
+        raise BadInput(f"there are no chapters in {folder}", hint="start where `notebooks` is")
+    return found
+
+
+def _chapter(name: str, known: Mapping[str, Path]) -> str:
+    """The chapter of a name or an unambiguous beginning of it; raises BadInput."""
+    plain = name.removesuffix(".ipynb")
+    if plain in known:
+        return plain
+    starting = [chapter for chapter in known if plain and chapter.startswith(plain)]
+    if len(starting) == 1:
+        return starting[0]
+    if starting:
+        raise BadInput(f"{name} may be {' or '.join(starting)}", hint="give more of the name")
+    near = difflib.get_close_matches(plain, known, 1, 0.5)
+    question = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    raise BadInput(f"no chapter {name}{question}")
+
+
+def _values(path: Path, site: Parameters) -> dict[str, Any]:
+    names = parameters.declared(path)
+    for name in names:
+        if name not in Parameters.model_fields:
+            near = difflib.get_close_matches(name, Parameters.model_fields, 1)
+            hint = f"did you mean {near[0]}?" if near else ""
+            raise BadInput(f"its parameters cell declares {name}", where=path.stem, hint=hint)
+    return parameters.for_chapter(site, names)
+
+
+def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path) -> None:
+    old, new = began.model_dump(mode="json"), now.model_dump(mode="json")
+    changed = [key for key in old if old[key] != new[key]]
+    if changed:
+        raise BadInput(
+            f"{file} is not what the run {folder.name} began with: {', '.join(changed)} differ",
+            hint="start a new run, or put the file back",
+        )
+
+
+def _record(work: Work) -> dict[str, Any]:
+    return {
+        "site": work.site.site,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mode": work.mode,
+        "chapters": [path.stem for path in work.notebooks],
+        "file": work.file,
+        "overrides": dict(work.overrides),
+        "parameters": work.site.model_dump(mode="json"),
+        "versions": runs.environment(work.notebooks[0].parent),
+    }
+
+
+# A chapter's notebook as the panel and a run read it: how it opens, and its steps.
+
+STEP_VERBS = frozenset({"ensure", "each", "run", "facts", "picture", "check"})
+"""The methods of a chapter that are one step each."""
+
+
+@dataclass(frozen=True)
+class StepCell:
+    """A cell with a step in it."""
+
+    title: str
+    code: str
+
+    @property
+    def number(self) -> str:
+        """``04.2``, with which the title begins."""
+        return self.title.partition(" ")[0]
+
+
+def step_cells(notebook: Path) -> list[StepCell]:
+    """The cells of a chapter's steps, in their order."""
+    return [StepCell(title, code) for code, tree in _code(notebook) for title in _titles(tree)]
+
+
+def opening_code(notebook: Path) -> str:
+    """The code of the cell that opens the chapter, "" where there is none."""
+    for code, tree in _code(notebook):
+        names = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+        if "open_chapter" in names:
+            return code
+    return ""
+
+
+def _code(notebook: Path) -> Iterator[tuple[str, ast.Module]]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        code = "".join(cell["source"])
+        try:
+            yield code, ast.parse(code)
+        except SyntaxError:
+            continue
+
+
+def _titles(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="book"), attr=verb),
+                args=[ast.Constant(value=str(title)), *_],
+            ) if verb in STEP_VERBS:
+                yield title

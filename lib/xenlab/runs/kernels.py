@@ -1,0 +1,200 @@
+"""A run's notebooks, each executed by papermill in a kernel of its own that never outlives us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+from jupyter_core.utils import ensure_event_loop
+from traitlets import Unicode
+
+from xenlab import durable
+from xenlab.errors import DiskFull
+
+LEAVE_SECONDS = 60.0
+"""How long an interrupted step may take to end its remote processes and write its record."""
+
+_READY = "import xenlab.chapter.notebook"
+
+
+class Kernels(ExitStack):
+    """The kernels of a run's notebooks, which lie in ``folder``.
+
+    A kernel needs seconds to start and to import xenlab, so each notebook's does that beforehand:
+    the first one's from `prepare` on, the next one's while one still works. Each has
+    ``environment`` added to ours, inherits the file descriptor ``lock``, and writes what it has
+    to say outside of cells to ``log``, a new file. All are gone at the end of the block.
+    """
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], *, lock: int, log: Path
+    ) -> None:
+        super().__init__()
+        output = self.enter_context(log.open("xb"))
+        self._options: dict[str, Any] = {
+            "cwd": str(folder),
+            "env": {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment},
+            "stdout": output,
+            "stderr": output,
+            "pass_fds": (lock,),
+            "extra_arguments": [
+                f"--IPKernelApp.exec_lines={_READY}",
+                "--HistoryManager.hist_file=:memory:",
+            ],
+        }
+        self._spare: _Kernel | None = None
+
+    def prepare(self) -> None:
+        """Start the first notebook's kernel; what hinders it, `execute` will say."""
+        with suppress(Exception):
+            self._spare = self._start()
+
+    def execute(
+        self, notebook: Path, output: Path, parameters: Mapping[str, Any], *, last: bool
+    ) -> str:
+        """Execute a notebook; return "" or, in one line, what stopped it.
+
+        What the notebook did is not ours to say: the journal knows. Unless it is the ``last``
+        one, a kernel is started for the next. Raises KeyboardInterrupt after the kernel was
+        interrupted and ended, DiskFull where the executed notebook does not fit on the disk.
+        """
+        # seconds of importing, in which the kernel starts
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
+
+        try:
+            with durable.space(output.parent), self._next(last=last) as kernel, _quiet():
+                papermill.execute_notebook(
+                    _plain(notebook),
+                    _plain(output),
+                    dict(parameters),
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
+                    log_output=False,
+                    cwd=str(notebook.parent),
+                    km=kernel,
+                )
+        except PapermillExecutionError as error:
+            name = "" if error.ename == DiskFull.__name__ else f"{error.ename}: "
+            return f"{name}{error.evalue}"
+        except DeadKernelError:
+            return "the notebook's kernel died"
+        except DiskFull:
+            raise
+        except Exception as error:
+            # a notebook that papermill cannot read or start: for a person, one line like the rest
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    @contextmanager
+    def _next(self, *, last: bool) -> Iterator[_Kernel]:
+        kernel, self._spare = self._spare, None
+        if kernel is None or not kernel.is_alive():
+            kernel = self._start()
+        try:
+            if not last:
+                self._spare = self._start()
+            yield kernel
+        except BaseException:
+            try:
+                kernel.hang_up()
+            finally:
+                kernel.leave()
+            raise
+        kernel.hang_up()
+        leaving = threading.Thread(target=_leave_aside, args=(kernel,))
+        leaving.start()
+        self.callback(leaving.join)
+
+    def _start(self) -> _Kernel:
+        kernel = _Kernel(kernel_name="python3")
+        self.callback(kernel.end)
+        kernel.start_kernel(**self._options)
+        return kernel
+
+
+class _Kernel(KernelManager):
+    """A kernel that is given time to leave. nbclient wants an asynchronous conversation with it."""
+
+    client_class = Unicode("jupyter_client.asynchronous.AsyncKernelClient")
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.shutdown_wait_time = 2 * LEAVE_SECONDS
+        self._conversations: list[BlockingKernelClient] = []
+
+    def client(self, **settings: Any) -> BlockingKernelClient:
+        """A conversation, which `hang_up` ends."""
+        conversation = super().client(**settings)
+        self._conversations.append(conversation)
+        return conversation
+
+    def hang_up(self) -> None:
+        """End the conversations with it, and what an interruption left waiting for its answers."""
+        loop = ensure_event_loop()
+        waiting = asyncio.all_tasks(loop)
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            # collected here, or asyncio would complain on the terminal of errors nobody looked at
+            everything = asyncio.gather(*waiting, return_exceptions=True)
+            loop.run_until_complete(everything)
+        for conversation in self._conversations:
+            conversation.stop_channels()
+
+    def leave(self) -> None:
+        """Interrupt what it does, ask it to leave and wait until it has."""
+        if self.is_alive():
+            self.shutdown_kernel()
+        self.cleanup_resources()
+
+    def end(self) -> None:
+        """Kill what is still there of it."""
+        process = getattr(self.provisioner, "process", None)
+        if process is not None and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.cleanup_connection_file()
+
+
+def _leave_aside(kernel: _Kernel) -> None:
+    """Let a kernel leave that has done its work, in a thread; `_Kernel.end` ends what cannot."""
+    with suppress(Exception):
+        kernel.leave()
+    # the loop that jupyter_client made for this thread
+    ensure_event_loop().close()
+
+
+def _plain(path: Path) -> str:
+    # papermill sends paths through str.format
+    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep papermill's log lines, which the journal makes superfluous, off the terminal."""
+    logger = logging.getLogger("papermill")
+    silence = logging.NullHandler()
+    before = logger.propagate
+    # its modules log under names below this one, so disabling this one alone is not enough
+    logger.addHandler(silence)
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(silence)
+        logger.propagate = before

@@ -1,0 +1,279 @@
+"""What a run or a site leaves to read: its report as one page, the files of a machine of 2006."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from xenlab import durable
+from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
+from xenlab.durable import kept_file, locked_folder
+from xenlab.errors import BadInput, JournalDamaged
+from xenlab.journal import CLOSING, FIRST, Journal, digest, output_of, read_chain
+from xenlab.quoting import environment as quoting_environment
+from xenlab.resources.base import Difference
+from xenlab.runs import audit
+from xenlab.runs import folder as runs
+from xenlab.runs.folder import StepState
+from xenlab.site.schema import Parameters
+
+# The report of a run: one HTML page that needs nothing but itself.
+
+FACTS = ("site", "started", "mode", "file")
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` into a run's folder, from its journal, and return its path.
+
+    The journal names its digest, so that a signature covers it; one that is there already, as
+    recorded and after all that was done, stays. Raises BadInput where there is no journal, or where
+    the run must stay as it is: it is signed, or lies where nobody may write. Raises DiskFull, and
+    JournalDamaged: what was changed gets no new record.
+    """
+    place = folder / audit.REPORT
+    with locked_folder(folder):
+        if _is_current(folder):
+            return place
+        page = render(folder).encode()
+        if audit.signed(folder):
+            raise BadInput(
+                f"cannot write {place}: because the run is signed, and a new record ends that",
+                hint="write it elsewhere with --output, or sign the run again after it",
+            )
+        try:
+            journal = Journal(folder)
+            named = {"path": place.name, "sha256": digest(page)}
+            durable.replace(place, page, lambda: journal.append(phase="kept", **named))
+        except OSError as error:
+            raise BadInput(
+                f"cannot write {place}: because {error.strerror}",
+                hint="write it elsewhere with --output",
+            ) from None
+    return place
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether a report is there that was made after all that was done, and is as recorded."""
+    place = kept_file(folder, audit.REPORT)
+    records = read_chain(folder / "journal.jsonl").records
+    since = len(records)
+    while since and records[since - 1].get("phase") in CLOSING:
+        since -= 1
+    recorded = audit.last_digest(records[since:], audit.REPORT)
+    return bool(recorded) and recorded == audit.digest_of(place)
+
+
+def render(folder: Path) -> str:
+    """The report of a run as it is now; changes nothing. Raises BadInput where no journal is."""
+    if not (folder / "journal.jsonl").exists():
+        raise BadInput("this run has no journal yet", where=str(folder))
+    facts = _facts(folder)
+    chapters = [
+        (chapter, [Markup(_card(folder, step).html()) for step in chapter.steps])
+        for chapter in runs.states(folder)
+    ]
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            name=folder.name,
+            facts=facts,
+            chapters=chapters,
+            consoles=[
+                (path.name, _console(kept_file(folder, f"console/{path.name}")))
+                for path in sorted(folder.glob("console/*"))
+            ],
+            colours=_colours(),
+            duration=duration,
+            total=sum(chapter.seconds for chapter, _ in chapters),
+        )
+    )
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if (folder / "run.json").exists():
+        record = runs.read(folder)
+        facts = {key: str(record[key]) for key in FACTS}
+        versions = record["versions"]
+        facts["xenlab"] = versions["xenlab"]
+        facts["python"] = versions["python"]
+        facts["git revision"] = versions["git"]
+    try:
+        chain = read_chain(folder / "journal.jsonl")
+        facts["journal"] = f"{len(chain.records)} records before this report, the chain holds"
+        facts["head of the journal"] = chain.head
+    except JournalDamaged as error:
+        facts["journal"] = error.message
+    return {key: value for key, value in facts.items() if value and value != FIRST}
+
+
+def _console(path: Path) -> tuple[str, bool]:
+    """The end of what a machine said on its serial line, and whether that is not all."""
+    return shown(path.read_bytes().decode("utf-8", "replace"))
+
+
+def _card(folder: Path, step: StepState) -> Card:
+    record = step.record
+    card = Card(step.title, step.status, step.seconds, step.message)
+    for label, difference in (record.get("difference") or {}).items():
+        card.differences.append((label, _difference(difference)))
+    for attachment in record.get("attachments") or ():
+        _attach(card, kept_file(folder, str(attachment["path"])))
+    card.kept = f"{folder.name}/output"
+    for command in record.get("commands") or ():
+        _add(card, command, output_of(folder, command))
+    return card
+
+
+def _add(card: Card, command: Mapping[str, Any], printed: str) -> None:
+    label = f"[{command['label']}] " if "label" in command else ""
+    line = f"{label}$ {str(command['command']).rstrip()}\n"
+    if printed and not printed.endswith("\n"):
+        printed += "\n"
+    if command["phase"] == "change":
+        card.add_output(line + printed)
+    else:
+        card.add_look("command", line)
+        card.add_look("stdout", printed)
+
+
+def _attach(card: Card, path: Path) -> None:
+    if not path.exists():
+        return
+    if path.suffix == ".png":
+        card.add_picture(path.read_bytes())
+    elif path.suffix == ".csv" and path.stat().st_size:
+        # most runs hold no table, and what renders files needs none
+        import pandas as pd
+
+        card.add_table(pd.read_csv(path, dtype=str, keep_default_na=False))
+    elif path.stat().st_size <= SHOWN_BYTES:
+        card.add_output(path.read_bytes().decode("utf-8", "replace"))
+
+
+def _difference(record: Mapping[str, Any]) -> Difference:
+    rows = tuple({str(k): str(v) for k, v in row.items()} for row in record.get("rows") or ())
+    return Difference(str(record["summary"]), str(record.get("diff", "")), rows)
+
+
+def _colours() -> dict[str, str]:
+    return COLOURS | {
+        runs.DONE: COLOURS["changed"],
+        runs.UNFINISHED: COLOURS["unknown"],
+        runs.NOT_RUN: COLOURS["ok"],
+    }
+
+
+# A machine that is only written down: every file and command of the howto, as it was in 2006.
+#
+# No machine is at hand: GRUB legacy, xm, xend and /sbin/runscript run nowhere today. What the howto
+# shows is written as it stands there; what it only speaks of is reconstructed, and said to be so. A
+# list of commands is typed line by line, what follows a chroot inside it.
+
+PLATFORM = "gentoo-2006"
+KERNEL = "2.6.16"
+"""The howto's kernel (its „Software“)."""
+
+FIRST_LOGICAL = 5
+"""The first logical partition of a DOS label: four primary ones come before it."""
+
+_FOLDER = f"data/{PLATFORM}"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file or a list of commands: its chapter, its path below that, its text.
+
+    ``statements`` are the howto's statements that it carries out, ``origin`` tells where its text
+    comes from: "howto", "handbook", "Xen 3.0.1" or "reconstruction".
+    """
+
+    chapter: str
+    path: str
+    text: str
+    statements: tuple[str, ...]
+    origin: str
+
+
+def render_files(site: Parameters) -> list[Artefact]:
+    """All artefacts of a site, in the howto's order. Raises BadInput for another platform."""
+    if site.platform != PLATFORM:
+        raise BadInput(
+            f"only {PLATFORM} is rendered, and {site.site} is {site.platform}",
+            hint="a machine of today is planned: xenlab plan",
+        )
+    templates = quoting_environment(
+        loader=PackageLoader("xenlab", _FOLDER), undefined=StrictUndefined, lstrip_blocks=True
+    )
+    found = []
+    for entry in contents():
+        place = f"{entry['chapter']}/{entry['path']}"
+        template = templates.get_template(f"{place}.j2")
+        for path, values in _each(site, entry["path"]):
+            text = template.render(**_values(site), **values)
+            statements = tuple(entry["statements"])
+            found.append(Artefact(entry["chapter"], path, text, statements, entry["origin"]))
+    return found
+
+
+def write_files(site: Parameters, folder: Path) -> list[Artefact]:
+    """Write all artefacts below a folder that is new or empty, and a list of them.
+
+    Raises BadInput where something lies there already.
+    """
+    artefacts = render_files(site)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is not empty", hint="name a folder that is not there yet")
+    for artefact in artefacts:
+        place = folder / artefact.chapter / artefact.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(artefact.text)
+    lines = [f"{a.chapter}/{a.path}  ({a.origin}; {', '.join(a.statements)})\n" for a in artefacts]
+    (folder / "CONTENTS").write_text("".join(lines))
+    return artefacts
+
+
+def contents() -> list[dict[str, Any]]:
+    """What there is to render: chapter, path, statements and origin of each, in order."""
+    text = files("xenlab").joinpath(_FOLDER, "contents.yaml").read_text()
+    return list(yaml.safe_load(text))
+
+
+def devices(site: Parameters) -> dict[str, str]:
+    """The device of each partition by its name, as a DOS label numbers them."""
+    logical = ["share", *(domain.partition for domain in site.domains), "domuswap"]
+    numbers = {"boot": 1, "dom0swap": 2, "dom0root": 3}
+    numbers |= {name: number for number, name in enumerate(logical, FIRST_LOGICAL)}
+    return {name: f"{site.disk}{number}" for name, number in numbers.items()}
+
+
+def _each(site: Parameters, path: str) -> list[tuple[str, Mapping[str, object]]]:
+    """The path, or one for each guest, with what its template knows beside the site."""
+    if "GUEST" not in path:
+        return [(path, {})]
+    lan = {guest.name: guest for guest in site.lan_guests}
+    return [
+        (path.replace("GUEST", guest.name), {"guest": guest, "lan": lan.get(guest.name)})
+        for guest in site.domains
+    ]
+
+
+def _values(site: Parameters) -> dict[str, object]:
+    return {
+        "site": site,
+        "kernel": KERNEL,
+        "device": devices(site),
+        "partition": {domain.name: domain.partition for domain in site.domains},
+        "network": str(ip_interface(site.lan_address).network),
+        "on_share": site.image.removeprefix(site.share),
+        "bare": lambda address: address.partition("/")[0],
+    }

@@ -1,0 +1,1 @@
+"""What a user writes: the parameters of a site, and why they are refused."""

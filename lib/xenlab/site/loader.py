@@ -1,0 +1,290 @@
+"""A YAML file as a mapping with the place of each value, and its refusals as sentences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from xenlab.errors import BadInput
+from xenlab.site.types import cut, quoted
+
+Place = tuple[int | str, ...]
+"""The way to a value: ``("domains", 1, "mac")``."""
+
+MOST_BYTES = 1 << 20
+"""How large a file may be; a site of a hundred guests takes a hundredth of that."""
+
+MOST_ALIASES = 8
+"""How often ``*name`` may stand in a file: what refers to what refers multiplies."""
+
+MOST_VALUES = 20_000
+"""How many values a file may have, each counted as often as something refers to it."""
+
+MOST_DIGITS = 80
+"""How long a number may be: YAML reads 1:1:1:… as one, and far longer ones keep Python busy."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: its line (from 1) and its text before YAML read it."""
+
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """The mapping that a file holds, and where each of its values stands."""
+
+    values: dict[str, object]
+    origins: Mapping[Place, Origin] = field(default_factory=dict)
+
+
+def read(path: Path) -> YamlFile:
+    """Read a YAML file that must hold one mapping with text as keys.
+
+    Raises BadInput if it is missing, unreadable, empty, not YAML, not a mapping, larger than any
+    site needs, or names a key twice (YAML itself would silently keep the last).
+    """
+    where = str(path)
+    try:
+        return _parsed(_text(path))
+    except FileNotFoundError:
+        raise BadInput("there is no such parameters file", where=where) from None
+    except OSError as error:
+        reason = f"this parameters file cannot be read: {error.strerror}"
+        raise BadInput(reason, where=where) from None
+    except UnicodeDecodeError:
+        reason = "this parameters file cannot be read: it is not UTF-8 text"
+        raise BadInput(reason, where=where) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1} " if mark else ""
+        raise BadInput(f"{line}is not YAML: {cut(str(error.problem))}", where=where) from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"this is not YAML: {str(error).splitlines()[0]}", where=where) from None
+    except _Refused as error:
+        raise BadInput(str(error), where=where) from None
+    except ValueError as error:
+        raise BadInput(f"a value cannot be read as YAML: {cut(str(error))}", where=where) from None
+    except RecursionError:
+        raise BadInput("its values lie too deep in one another", where=where) from None
+
+
+class _Refused(Exception):
+    """Why a file is refused though it is YAML."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of a size that a person writes; anything else is refused before it is put together."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.values = 0
+        self.aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node of the file."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        self.values += 1
+        self.aliases += isinstance(event, yaml.AliasEvent)
+        if self.values > MOST_VALUES:
+            raise _Refused(f"line {line}: more than {MOST_VALUES} values are too many for a site")
+        if self.aliases > MOST_ALIASES:
+            raise _Refused(
+                f"line {line}: more than {MOST_ALIASES} references (*{cut(event.anchor)}): "
+                "write the values out"
+            )
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str":
+            digits = len(node.value)
+            if digits > MOST_DIGITS:
+                raise _Refused(f"line {line}: a number of {digits} digits is too long")
+        return node
+
+
+def _text(path: Path) -> str:
+    with path.expanduser().open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise _Refused("this parameters file has more than 1 MiB, which no site needs")
+    text = content.decode()
+    if text.startswith("\ufeff"):
+        # a tool that reads lines would take it for a part of the first key
+        raise _Refused("this file begins with a byte order mark: save it as UTF-8 without one")
+    return text
+
+
+def _parsed(text: str) -> YamlFile:
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        raise _Refused("this parameters file is empty")
+    if not isinstance(node, yaml.MappingNode):
+        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise _Refused(f"this parameters file must be a list of “key: value” lines, not {kind}")
+    origins: dict[Place, Origin] = {}
+    for number, (place, origin) in enumerate(_walk(node, (), set())):
+        if number > MOST_VALUES:
+            raise _Refused(f"references (*) make more than {MOST_VALUES} values of this file")
+        origins[place] = origin
+    return YamlFile(loader.construct_document(node), origins)
+
+
+def _walk(node: yaml.Node, place: Place, above: set[int]) -> Iterator[tuple[Place, Origin]]:
+    """Every value below a node; refuses a doubled key and one that is not text."""
+    line = node.start_mark.line + 1
+    yield place, Origin(line, str(node.value) if isinstance(node, yaml.ScalarNode) else "")
+    if id(node) in above:
+        raise _Refused(f"line {line}: this value contains itself")
+    above = above | {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _walk(item, (*place, number), above)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            at = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                yield from _walk(value, (*place, "<<"), above)
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                name = cut(str(key.value))
+                raise _Refused(f"line {at}: the key {name} is not text to YAML: put it in quotes")
+            if key.value in seen:
+                name = cut(key.value)
+                raise _Refused(
+                    f"line {at}: {name} stands here again (first in line {seen[key.value]})"
+                )
+            seen[key.value] = at
+            yield from _walk(value, (*place, key.value), above)
+
+
+# Why values were refused, as sentences a person can act on: pydantic's errors put in words.
+
+_WANTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "model_type": "a mapping (key: value)",
+    "dict_type": "a mapping (key: value)",
+}
+_KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (int, "a number"),
+    (float, "a number"),
+    (str, "text"),
+    (list, "a list"),
+    (dict, "a mapping"),
+)
+
+
+def sentences(
+    error: ValidationError, model: type[BaseModel], origins: Mapping[Place, Origin]
+) -> list[str]:
+    """One sentence for each problem, with its line where known; in the order of the file."""
+    found: list[tuple[int, str]] = []
+    for detail in error.errors(include_url=False):
+        line = _line(detail["loc"], origins)
+        for text in _put(detail, detail["loc"], model, origins):
+            found.append((line, f"line {line}: {text}" if line else text))
+    return [text for _, text in sorted(found, key=lambda one: one[0])]
+
+
+def by_key(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
+    """What is wrong with each key of a model; "" is the key of what several contradict in."""
+    found: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        key = str(detail["loc"][0]) if detail["loc"] else ""
+        found.setdefault(key, []).extend(_put(detail, detail["loc"], model, {}))
+    return {key: "; ".join(texts) for key, texts in found.items()}
+
+
+def _put(
+    detail: Any, place: Place, model: type[BaseModel], origins: Mapping[Place, Origin]
+) -> Iterator[str]:
+    name, value, kind = spelled(place), detail["input"], detail["type"]
+    context = detail.get("ctx", {})
+    written = origins[place].text if place in origins else ""
+    if kind == "default_factory_not_called":
+        return
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[-1]), _keys(model, place), n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        yield f"unknown parameter {name}{advice}"
+    elif kind == "missing":
+        yield f"{name} is missing"
+    elif kind in _WANTED:
+        advice = _quotes(value, written) if kind == "string_type" else ""
+        yield f"{name} must be {_WANTED[kind]}, not {shown(value)}{advice}"
+    elif kind == "literal_error":
+        yield f"{name} must be {context['expected']}, not {shown(value)}{_quotes(value, written)}"
+    elif kind in ("greater_than", "greater_than_equal", "less_than_equal"):
+        bound = context.get("gt", context.get("ge", context.get("le")))
+        word = {"greater_than": "more than", "greater_than_equal": "at least"}.get(kind, "at most")
+        yield f"{name} must be {word} {bound}, not {shown(value)}"
+    elif kind == "too_short":
+        yield f"{name} must not be empty"
+    elif kind == "value_error":
+        for problem in str(context["error"]).split("\n"):
+            yield f"{name} {problem}".lstrip()
+    else:
+        yield f"{name} cannot be {shown(value)}: {detail['msg']}"
+
+
+def spelled(place: Place) -> str:
+    """The way to a value as people write it: ``domains[1].mac``."""
+    text = ""
+    for part in place:
+        name = cut(str(part))
+        text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
+    return text
+
+
+def shown(value: object) -> str:
+    """A value with its kind, cut where it is long: ``'4 GB' (text)``."""
+    if value is None:
+        return "nothing"
+    kind = next((word for kind, word in _KINDS if isinstance(value, kind)), type(value).__name__)
+    return f"{quoted(value)} ({kind})"
+
+
+def _quotes(value: object, written: str) -> str:
+    """What to put in quotes, where YAML read text as something else."""
+    if not isinstance(value, bool | int | float):
+        return ""
+    if written and written != str(value):
+        return f": YAML reads {cut(written)} so; put it in quotes"
+    if isinstance(value, bool):
+        return ": YAML reads on, off, yes and no so; put it in quotes"
+    return "; put it in quotes"
+
+
+def _line(place: Place, origins: Mapping[Place, Origin]) -> int:
+    """The line of a value or, where it is missing, of what it is missing in; 0: not known."""
+    while place and place not in origins:
+        place = place[:-1]
+    return origins[place].line if place else 0
+
+
+def _keys(model: type[BaseModel], place: Place) -> list[str]:
+    """The keys that the schema knows where an unknown one was found."""
+    fields = model.model_fields
+    for part in place[:-1]:
+        if isinstance(part, str):
+            annotation = fields[part].annotation
+            inner = [annotation, *get_args(annotation)]
+            fields = next(
+                kind.model_fields
+                for kind in inner
+                if isinstance(kind, type) and issubclass(kind, BaseModel)
+            )
+    return list(fields)

@@ -1,0 +1,275 @@
+"""Whether the parameters of a site go together, and what disk plan they make."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from xenlab.errors import BadInput
+from xenlab.site.types import PACKAGE_NAMES, cut
+
+if TYPE_CHECKING:
+    from xenlab.site.schema import Parameters
+
+DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswap")
+"""The partitions that are there whatever the domains are called; no domain's may be one of them."""
+
+DOM0_NAMES = ("dom0", "domain-0", "domain0")
+"""What the lab, Xen's tools and people call dom0."""
+
+LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback", "ip6-allnodes", "ip6-allrouters")
+"""The names that every domain's /etc/hosts gives away already."""
+
+LEAST = {
+    "boot_mib": (64, "/boot holds GRUB, Xen and two kernels"),
+    "dom0_root_mib": (1024, "the stage and what chapters 02 to 05 install would not fit"),
+    "share_mib": (1024, "the share holds the stage, the image and the kernel sources"),
+    "domu_root_mib": (768, "the image of dom0's root would not fit"),
+    "dom0_mem_mib": (256, "dom0 does not boot with less"),
+}
+"""The least of some sizes in MiB, and why."""
+
+LEAST_MEMORY = 64
+"""The least memory of a guest in MiB."""
+
+
+def contradictions(site: Parameters) -> list[str]:
+    """A sentence for each pair of parameters that exclude each other."""
+    return [
+        *_twice(site),
+        *_network(site),
+        *_lan(site),
+        *_selections(site),
+        *_names(site),
+        *_sizes(site),
+    ]
+
+
+def _twice(site: Parameters) -> Iterator[str]:
+    """Domains that share what each must have for itself."""
+    taken: dict[str, dict[str, str]] = {
+        "name": _reserved(site),
+        "MAC": {},
+        "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
+        "address": {site.gateway: "the gateway", _bare(site.address): "dom0"},
+    }
+    for number, domain in enumerate(site.domains, start=1):
+        own = {
+            "name": domain.name,
+            "MAC": domain.mac,
+            "partition": domain.partition,
+            "address": _bare(domain.address),
+        }
+        for what, value in own.items():
+            me = f"domain {number} ({domain.name})"
+            owner = taken[what].setdefault(value.lower(), me)
+            if owner != me:
+                yield f"{owner} and {me} have the same {what}: {value}"
+
+
+def _network(site: Parameters) -> Iterator[str]:
+    """A gateway that cannot be reached, interfaces that cannot be told apart."""
+    gateway = ipaddress.IPv4Address(site.gateway)
+    machines = {"dom0": site.address} | {d.name: d.address for d in site.domains}
+    for name, address in machines.items():
+        if gateway not in ipaddress.IPv4Interface(address).network:
+            yield f"gateway {site.gateway} is not in the network of {name}: {address}"
+    if site.gateway == _bare(site.address):
+        yield f"gateway and address are the same: {site.gateway}"
+    if site.uplink == site.bridge:
+        yield f"uplink and bridge are the same: {site.bridge}"
+    if not site.dom0_ip_on_bridge and len(site.uplink) > 14:
+        yield f"uplink must be at most 14 characters, as it is renamed to p{site.uplink}"
+    if not site.dom0_ip_on_bridge and site.bridge == f"p{site.uplink}":
+        yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
+
+
+def _lan(site: Parameters) -> Iterator[str]:
+    """An internal LAN that is not one, or whose devices cannot be told apart from others."""
+    if not site.lan_guests:
+        return
+    devices = [site.uplink, site.bridge, f"p{site.uplink}", site.lan_bridge, site.lan_interface]
+    for name in (site.lan_bridge, site.lan_interface):
+        if devices.count(name) > 1:
+            yield f"lan_bridge and lan_interface must be names of their own, not {name}"
+    if not site.lan_interface[-1].isdigit():
+        yield f"lan_interface must end in a number, as veth1 does, not {site.lan_interface}"
+    elif _number(site.lan_interface) == _number(site.uplink) and not site.dom0_ip_on_bridge:
+        yield (
+            f"lan_interface must have another number than {site.uplink}: "
+            f"the other ends are called vif0.{_number(site.uplink)}"
+        )
+    lan = ipaddress.IPv4Interface(site.lan_address).network
+    outside = ipaddress.IPv4Interface(site.address).network
+    if lan.overlaps(outside):
+        yield f"the internal LAN {lan} must not overlap the network of dom0, {outside}"
+    taken = {_bare(site.lan_address): "dom0"} | {d.mac.lower(): d.name for d in site.domains}
+    for number, guest in enumerate(site.lan_guests, start=1):
+        me = f"lan_guests {number} ({guest.name})"
+        if ipaddress.IPv4Interface(guest.address).network != lan:
+            yield f"{me}: {guest.address} is not in the internal LAN {lan}"
+        for value in (_bare(guest.address), guest.mac.lower()):
+            owner = taken.setdefault(value, me)
+            if owner != me:
+                yield f"{owner} and {me} both have {value}"
+
+
+def _selections(site: Parameters) -> Iterator[str]:
+    """Guests that are selected for something and do not exist, or are named twice."""
+    known = [d.name for d in site.domains]
+    selected = {
+        "autostart": site.autostart,
+        "lan_guests": [guest.name for guest in site.lan_guests],
+        "shared_usr": site.shared_usr,
+        "guest_exports": [export.name for export in site.guest_exports],
+    }
+    for key, names in selected.items():
+        for name, times in Counter(names).items():
+            if name not in known:
+                yield f"{key} names {name}, which is no domain; there are {cut(', '.join(known))}"
+            if times > 1:
+                yield f"{key} names {name} twice"
+    for name in site.shared_usr:
+        if name not in selected["lan_guests"]:
+            yield f"shared_usr names {name}, which is not in the internal LAN (lan_guests)"
+    for export in site.guest_exports:
+        if export.name not in selected["lan_guests"]:
+            yield f"guest_exports names {export.name}, which is not in lan_guests"
+        if export.name in site.shared_usr:
+            yield f"guest_exports names {export.name}, which installs nothing: shared_usr names it"
+        if PurePosixPath(export.path).is_relative_to(site.share):
+            yield f"guest_exports: {cut(export.path)} is dom0's share, which only dom0 can export"
+
+
+def _names(site: Parameters) -> Iterator[str]:
+    """Names that depend on other parameters."""
+    check = PACKAGE_NAMES[site.platform.partition("-")[0]]
+    for key in ("software", "shared_packages", "unwanted"):
+        # a chapter that installs nothing does not declare them, and the defaults are Debian's
+        packages = getattr(site, key) if key in site.model_fields_set else ()
+        for number, package in enumerate(packages):
+            try:
+                check(package)
+            except ValueError as error:
+                yield f"{key}[{number}] {error}"
+    for package in sorted({*site.unwanted} & {*site.software, *site.shared_packages}):
+        yield f"{cut(package)} is unwanted, and yet in software or shared_packages"
+    if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
+        yield "portage: only its cflags can be given on platform debian, which has no Portage"
+
+
+def _sizes(site: Parameters) -> Iterator[str]:
+    """Sizes with which nothing of today boots; what is only written out was smaller."""
+    if site.platform == "gentoo-2006":
+        return
+    for key, (least, reason) in LEAST.items():
+        if getattr(site, key) < least:
+            yield f"{key} must be at least {least}, not {getattr(site, key)}: {reason}"
+    for number, domain in enumerate(site.domains):
+        if domain.memory_mib < LEAST_MEMORY:
+            yield (
+                f"domains[{number}].memory_mib must be at least {LEAST_MEMORY}, not "
+                f"{domain.memory_mib}: kernel and init do not start with less"
+            )
+
+
+def _reserved(site: Parameters) -> dict[str, str]:
+    """Names by which a guest's steps would act on another machine, and whose they are."""
+    own = dict.fromkeys((*DOM0_NAMES, site.hostname.lower()), "dom0")
+    loopback = dict.fromkeys(LOOPBACK_NAMES, "the loopback interface")
+    return {site.site.lower(): "the site", site.ssh.host.lower(): "the target"} | loopback | own
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def _number(interface: str) -> int:
+    """The number at an interface's end, 0 where it has none."""
+    return int(interface[len(interface.rstrip("0123456789")) :] or "0")
+
+
+# The disk plan of a site: the six kinds of partition in the howto's order, and whether they fit.
+#
+# Howto: „Partitionen“.
+
+Kind = Literal["biosboot", "boot", "swap", "linux"]
+
+BIOSBOOT_MIB = 1
+"""GRUB's core image on a GPT disk; no file system is ever made on it."""
+TABLES_MIB = 2
+"""What the table at each end of a GPT disk takes, partitions beginning at whole MiB."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition: its name (GPT label), its size in MiB, and what it is for."""
+
+    name: str
+    mib: int
+    kind: Kind
+
+
+def partitions(site: Parameters) -> list[Partition]:
+    """The partitions of a site in their order; the last may take what the disk has left."""
+    return [
+        Partition("biosboot", BIOSBOOT_MIB, "biosboot"),
+        Partition("boot", site.boot_mib, "boot"),
+        Partition("dom0swap", site.dom0_swap_mib, "swap"),
+        Partition("dom0root", site.dom0_root_mib, "linux"),
+        Partition("share", site.share_mib, "linux"),
+        *(Partition(domain.partition, site.domu_root_mib, "linux") for domain in site.domains),
+        Partition("domuswap", swap_files_mib(site), "linux"),
+    ]
+
+
+def partition_names(site: Parameters) -> tuple[str, ...]:
+    """The names of the site's partitions, in their order."""
+    return tuple(partition.name for partition in partitions(site))
+
+
+def device(site: Parameters, name: str) -> str:
+    """The device of one of the site's partitions, on the site's own disk."""
+    return partition_path(site.disk, partition_names(site).index(name) + 1)
+
+
+def partition_path(disk: str, number: int) -> str:
+    """The device of a disk's partition, by the rules of kernel and udev.
+
+    ``/dev/vda4``, ``/dev/nvme0n1p4``, ``/dev/disk/by-id/…-part4``: it lies on this disk and no
+    other, whatever names and labels another one has.
+    """
+    if disk.startswith(("/dev/disk/", "/dev/mapper/")):
+        return f"{disk}-part{number}"
+    return f"{disk}{'p' if disk[-1:].isdigit() else ''}{number}"
+
+
+def swap_files_mib(site: Parameters) -> int:
+    """MiB of an ext4 file system that has room for the swap file of every domain.
+
+    mke2fs takes up to 4 % for the journal and 1.6 % for inodes, and more of a small file system.
+    """
+    files = len(site.domains) * site.domu_swap_mib
+    return files + 32 + math.ceil(files * 0.06)
+
+
+def needed_mib(site: Parameters) -> int:
+    """MiB that a disk must have for the site."""
+    return TABLES_MIB + sum(partition.mib for partition in partitions(site))
+
+
+def fits(site: Parameters, disk_mib: int) -> None:
+    """Raise BadInput, with the numbers, unless a disk of so many MiB is large enough."""
+    needed = needed_mib(site)
+    if needed > disk_mib:
+        parts = ", ".join(f"{part.name} {part.mib}" for part in partitions(site))
+        raise BadInput(
+            f"{site.disk} has {disk_mib} MiB and the site needs {needed} MiB: {parts}",
+            where=f"site {site.site}",
+            hint="take a larger disk, fewer domains, or smaller sizes (parameters *_mib)",
+        )

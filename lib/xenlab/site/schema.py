@@ -1,0 +1,339 @@
+"""What a site asks for: the schema of a parameters file, and refusals in one clear sentence."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xenlab.errors import BadInput
+from xenlab.site import loader
+from xenlab.site.loader import sentences
+from xenlab.site.rules import contradictions
+from xenlab.site.types import (
+    CommandLine,
+    CompilerFlags,
+    ControllerPath,
+    DevicePath,
+    DistccHost,
+    DnsDomain,
+    DomainName,
+    Fingerprint,
+    Given,
+    HostName,
+    Interface,
+    IpAddress,
+    IpWithPrefix,
+    KernelOption,
+    LabName,
+    MacAddress,
+    MadeThing,
+    Mib,
+    MountPath,
+    OptionalPath,
+    PackageKeywords,
+    PackageProxy,
+    PackageUse,
+    PartitionName,
+    PlainName,
+    Port,
+    RepositoryName,
+    Seconds,
+    Service,
+    SshHost,
+    SshWord,
+    SyncUri,
+    TargetPath,
+    Text,
+    UseFlag,
+)
+
+MOST_PROBLEMS = 20
+"""How many problems of a file are listed."""
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Ssh(BaseModel):
+    """How to reach the machine. What is empty (port: 0) comes from ssh_config or is the default."""
+
+    model_config = _STRICT
+
+    host: SshHost
+    config: OptionalPath = ""
+    port: Port = 0
+    user: SshWord = ""
+    identity: OptionalPath = ""
+    known_hosts: OptionalPath = ""
+    patience_seconds: int = Field(180, ge=0, le=86400)
+
+
+class SecretReference(BaseModel):
+    """Where a secret is found that must not be recorded: its value has no place in a file."""
+
+    model_config = _STRICT
+
+    env: Text = ""
+    file: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_reference(cls, value: object) -> object:
+        # what stands here may be the secret itself: no message repeats it
+        if not isinstance(value, dict) or not set(value) <= set(cls.model_fields):
+            raise ValueError("must be {env: NAME} or {file: PATH}: a secret is named, not written")
+        return value
+
+    @model_validator(mode="after")
+    def _names_one(self) -> SecretReference:
+        if bool(self.env) == bool(self.file):
+            raise ValueError("must name one thing: {env: NAME} or {file: PATH}")
+        if self.env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.env):
+            raise ValueError("must be the name of an environment variable, as {env: NAME}")
+        if self.file and not self.file.startswith(("/", "~/")):
+            raise ValueError("must be a path that begins with / or ~/, as {file: PATH}")
+        return self
+
+
+class Domain(BaseModel):
+    """One guest: its memory in MiB, and the partition (named as the guest) that is its root."""
+
+    model_config = _STRICT
+
+    name: DomainName
+    memory_mib: Mib
+    mac: MacAddress
+    address: IpWithPrefix
+    partition: PartitionName = Field(
+        default_factory=lambda data: str(data["name"]), validate_default=True
+    )
+
+
+class LanGuest(BaseModel):
+    """A guest's second interface, in the internal LAN."""
+
+    model_config = _STRICT
+
+    name: DomainName
+    mac: MacAddress
+    address: IpWithPrefix
+
+
+class Portage(BaseModel):
+    """How a site with Portage builds its packages: the same in every domain (make.conf(5))."""
+
+    model_config = _STRICT
+
+    cflags: CompilerFlags = "-O2 -pipe"
+    use: list[UseFlag] = []
+    package_use: list[PackageUse] = []
+    accept_keywords: list[PackageKeywords] = []
+    distcc: list[DistccHost] = []
+    sync: dict[RepositoryName, SyncUri] = {}
+
+
+class GuestExport(BaseModel):
+    """A folder that a guest exports itself, over NFS, to the internal LAN."""
+
+    model_config = _STRICT
+
+    name: DomainName
+    path: MountPath
+
+
+class Parameters(BaseModel):
+    """A site as ``parameters/lab.yaml`` explains it key by key; the defaults are the lab's.
+
+    Sizes are MiB. Paths and names keep the form in which they were written (``~`` included).
+    """
+
+    model_config = _STRICT
+
+    site: PlainName = "lab"
+    ssh: Ssh = Ssh(host="dom0", config="~/.cache/xenlab/labs/lab/ssh_config")
+    secrets: list[SecretReference] = []
+    platform: Literal["debian", "gentoo", "gentoo-2006"] = "debian"
+    power: Literal["lab", "ipmi", "manual"] = "lab"
+    lab: LabName = "lab"
+
+    disk: DevicePath = "/dev/vda"
+    may_wipe: list[Given] = ["XENLAB-LAB"]
+    may_destroy: list[MadeThing] = []
+    boot_mib: Mib = 512
+    dom0_swap_mib: Mib = 512
+    dom0_root_mib: Mib = 3072
+    share_mib: Mib = 4096
+    domu_root_mib: Mib = 1536
+    domu_swap_mib: Mib = 256
+
+    stage: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst"
+    stage_checksums: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst.sha256"
+    share: MountPath = "/mnt/share"
+    package_proxy: PackageProxy = ""
+    portage: Portage = Portage()
+
+    kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
+    kernel_checksums: OptionalPath = ""
+    checksum_keyring: OptionalPath = ""
+    checksum_signers: list[Fingerprint] = []
+    build_on: Literal["controller", "target"] = "controller"
+    kernel_options: list[KernelOption] = []
+
+    dom0_mem_mib: Mib = 1024
+    xen_options: CommandLine = ""
+    dom0_options: CommandLine = "console=hvc0 net.ifnames=0"
+
+    hostname: HostName = "dom0"
+    domain: DnsDomain = "lab.internal"
+    software: list[Text] = [
+        "libpam-pwquality",
+        "cracklib-runtime",
+        "distcc",
+        "vim-tiny",
+        "screen",
+        "logrotate",
+        "cron",
+        "rsyslog",
+        "nmap",
+        "tcpdump",
+    ]
+    services: list[Service] = ["ssh", "cron", "rsyslog"]
+    unwanted: list[Text] = []
+
+    imaging: Literal["bind", "rescue"] = "bind"
+    image: TargetPath = "/mnt/share/images/base.tar.zst"
+    image_without: list[TargetPath] = []
+
+    uplink: Interface = "eth0"
+    bridge: Interface = "xenbr0"
+    dom0_ip_on_bridge: bool = False
+    address: IpWithPrefix = "10.0.2.15/24"
+    gateway: IpAddress = "10.0.2.2"
+    nameserver: IpAddress = "127.0.0.1"
+    rollback_seconds: Seconds = 120
+
+    guest_type: Literal["pv", "pvh"] = "pv"
+    domu_options: CommandLine = ""
+    domains: list[Domain] = Field(
+        [
+            Domain(
+                name=f"domu{number}",
+                memory_mib=320,
+                mac=f"00:16:3e:66:01:0{number}",
+                address=f"10.0.2.2{number}/24",
+            )
+            for number in (1, 2, 3)
+        ],
+        min_length=1,
+    )
+
+    # What a site selects: nothing, where it does not say. Only the lab's file and cells do.
+    autostart: list[DomainName] = []
+    lan_bridge: Interface = "xenbr1"
+    lan_interface: Interface = "veth1"
+    lan_address: IpWithPrefix = "10.66.0.1/24"
+    lan_guests: list[LanGuest] = []
+    shared_packages: list[Text] = []
+    shared_usr: list[DomainName] = []
+    guest_exports: list[GuestExport] = []
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Parameters:
+        problems = contradictions(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def validate(
+    values: Mapping[str, object],
+    source: str,
+    origins: Mapping[loader.Place, loader.Origin] | None = None,
+) -> Parameters:
+    """The parameters that a mapping holds.
+
+    Raises BadInput with a sentence for each problem; ``origins`` adds the line to it.
+    """
+    try:
+        return Parameters.model_validate(dict(values))
+    except ValidationError as error:
+        problems = sentences(error, Parameters, origins or {})
+    text = problems[0]
+    if len(problems) > 1:
+        head = f"{len(problems)} parameters cannot be accepted:"
+        rest = ["…"] if len(problems) > MOST_PROBLEMS else []
+        text = "\n  ".join([head, *problems[:MOST_PROBLEMS], *rest])
+    raise BadInput(text, where=source)
+
+
+def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> Parameters:
+    """The parameters of a YAML file, some replaced by ``overrides``; raises BadInput."""
+    file = loader.read(Path(path))
+    changed = dict(overrides or {})
+    origins = {at: origin for at, origin in file.origins.items() if at and at[0] not in changed}
+    return validate(file.values | changed, str(path), origins)
+
+
+def from_notebook(
+    namespace: Mapping[str, object], source: str = "this notebook's parameters"
+) -> Parameters:
+    """The parameters among a notebook's variables, the schema's defaults for all others.
+
+    Variables of the person's own are ignored, unless one looks like a misspelt parameter.
+    Raises BadInput.
+    """
+    known = Parameters.model_fields
+    values = {key: namespace[key] for key in known if key in namespace}
+    for name, value in namespace.items():
+        if name in known or name.startswith("_"):
+            continue
+        if isinstance(value, str | int | float | bool | list | dict):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if near:
+                values[name] = value
+    return validate(values, source)
+
+
+def declared(notebook: str | Path) -> list[str]:
+    """The names that a chapter's parameters cell declares, in its order; raises BadInput."""
+    return list(defaults(notebook))
+
+
+def defaults(notebook: str | Path) -> dict[str, Any]:
+    """What a chapter's parameters cell declares: each name with its literal default.
+
+    Raises BadInput if there is no such notebook, or its cell holds anything but literals.
+    """
+    path = Path(notebook)
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+        source = "".join(next(tagged, {"source": ""})["source"])
+        assignments = [_assignment(statement) for statement in ast.parse(source).body]
+        return {name: ast.literal_eval(value) for name, value in assignments}
+    except FileNotFoundError:
+        raise BadInput("there is no such notebook", where=str(path)) from None
+    except (OSError, ValueError, LookupError, TypeError, SyntaxError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadInput(f"its parameters cannot be read: {reason}", where=str(path)) from None
+
+
+def for_chapter(site: Parameters, names: Iterable[str]) -> dict[str, Any]:
+    """The parameters of these names as plain YAML types: what a chapter is given."""
+    everything = site.model_dump(mode="json")
+    return {name: everything[name] for name in names}
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
+    match statement:
+        case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
+            return name, value
+        case ast.Assign(targets=[ast.Name(name)], value=value):
+            return name, value
+    raise ValueError(f"line {statement.lineno} of the parameters cell assigns nothing to a name")

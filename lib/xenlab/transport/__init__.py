@@ -1,0 +1,1 @@
+"""SSH and this machine itself: how commands and files get to a machine."""

@@ -1,0 +1,366 @@
+"""What goes over one channel: the streams of a command, a conversation, a file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import threading
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from xenlab.command import Command, Result
+from xenlab.errors import BadInput, CommandFailed, Overdue
+from xenlab.host import FOLLOW, PLACE
+from xenlab.transport.connection import FAILURES, Connection, Entry
+
+# Pump: both directions of one remote command at once, without threads and without deadlock.
+
+POLL_SECONDS = 0.2
+"""How often a stop wish and the deadline are looked at while nothing moves."""
+
+QUIET_SECONDS = 1.0
+LINGER_SECONDS = 15.0
+"""After the exit status: how long output may be silent, and how long it may last at most.
+
+A process that was left in the background keeps the streams open for ever; what the command
+itself wrote is on its way and comes without such pauses.
+"""
+
+PIECE = 32768 - 64
+"""What paramiko sends in one packet."""
+
+RECEIVE = 262144
+
+
+Output = Callable[[str, bytes], None]
+"""Called with "stdout" or "stderr" and each piece of output as it arrives."""
+
+
+class Source(Protocol):
+    """Where a command's input comes from."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next piece, at most ``size`` bytes; b"" at the end."""
+
+
+def pump(
+    channel: Any,
+    data: bytes | Source,
+    *,
+    timeout: float,
+    on_output: Output | None = None,
+    stop: threading.Event | None = None,
+    writable: Callable[[], bool] = lambda: True,
+    keep: bool = True,
+    own: Callable[[str, bytes], bytes] = lambda _, piece: piece,
+) -> tuple[bytes, bytes]:
+    """Feed a command's input and collect its output until it has ended.
+
+    ``channel`` is a paramiko Channel on which the command was started. Returns when the exit
+    status is known and the output has come in, or when the channel was closed: the caller looks
+    at ``channel.exit_status``. ``own`` picks from each piece what counts as output; without
+    ``keep`` standard output goes to ``on_output`` only.
+    Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
+    """
+    channel.settimeout(0.0)
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    out: list[bytes] = []
+    err: list[bytes] = []
+    feeder = _Feeder(channel, data, writable)
+    deadline = time.monotonic() + timeout
+    ended_at = moved_at = 0.0
+    while True:
+        # Looked at first: what arrived before the end is then seen below.
+        closed = bool(channel.closed)
+        status = channel.status_event.is_set()
+        moved = feeder.feed()
+        for name, ready, receive, pieces in (
+            ("stdout", channel.recv_ready, channel.recv, out),
+            ("stderr", channel.recv_stderr_ready, channel.recv_stderr, err),
+        ):
+            if ready():
+                moved = True
+                piece = own(name, receive(RECEIVE))
+                if not piece:
+                    continue
+                if keep or name == "stderr":
+                    pieces.append(piece)
+                if on_output is not None:
+                    on_output(name, piece)
+        now = time.monotonic()
+        if moved:
+            moved_at = now
+        elif closed or (status and channel.eof_received):
+            break
+        if status:
+            ended_at = ended_at or now
+            quiet = now - max(ended_at, moved_at)
+            if quiet > QUIET_SECONDS or now > min(deadline, ended_at + LINGER_SECONDS):
+                break
+        if stop is not None and stop.is_set():
+            raise KeyboardInterrupt
+        if now > deadline:
+            raise Overdue(timeout, b"".join(out), b"".join(err))
+        if not moved:
+            wait = min(POLL_SECONDS, feeder.pause, max(0.0, deadline - now) + 0.001)
+            if channel.eof_received:
+                # The channel's descriptor stays readable from now on and would spin.
+                channel.status_event.wait(wait)
+            else:
+                poller.poll(wait * 1000)
+    return b"".join(out), b"".join(err)
+
+
+class _Feeder:
+    """The command's standard input: as much as the peer's window allows, then its end."""
+
+    def __init__(self, channel: Any, data: bytes | Source, writable: Callable[[], bool]) -> None:
+        self._channel = channel
+        self._source = BytesIO(data) if isinstance(data, bytes) else data
+        self._piece = self._source.read(PIECE)
+        self._writable = writable
+        self._open = True
+        self.pause = POLL_SECONDS
+
+    def feed(self) -> bool:
+        """Send what can be sent without waiting; whether anything went out."""
+        if not self._open:
+            return False
+        moved = False
+        for _ in range(8):
+            if not self._piece or not self._channel.send_ready() or not self._writable():
+                break
+            try:
+                sent = self._channel.send(self._piece)
+            except TimeoutError:
+                break
+            except OSError:
+                sent = 0
+            if not sent:
+                # The command has closed its input; what it does not want is not an error.
+                self._piece = b""
+                break
+            self._piece = self._piece[sent:] or self._source.read(PIECE)
+            moved = True
+        if not self._piece:
+            self._channel.shutdown_write()
+            self._open = False
+            self.pause = POLL_SECONDS
+        elif moved or self.pause == POLL_SECONDS:
+            self.pause = 0.001
+        else:
+            # Nothing wakes a poll when the peer's window opens: look often, then ever less.
+            self.pause = min(0.05, self.pause * 1.5)
+        return moved
+
+
+# Conversation: a command that stays, spoken to over a channel of its own, and gone with it.
+
+HEARD_PIECE = 4096
+
+
+class Conversation:
+    """A remote command whose input stays open: it sees the end of it once the connection is gone.
+
+    `xenlab.transport.ssh.SSH.converse` starts one.
+    """
+
+    def __init__(self, connection: Connection, channel: Any, entry: Entry) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._entry = entry
+        self._heard = {"stdout": b"", "stderr": b""}
+
+    @property
+    def alive(self) -> bool:
+        """Whether the command still runs, as far as anybody knows."""
+        channel = self._channel
+        return self._connection.alive and not (channel.closed or channel.exit_status_ready())
+
+    @property
+    def complaint(self) -> str:
+        """What it has said on standard error."""
+        return self._heard["stderr"].decode("utf-8", "replace").strip()
+
+    def answer(self, timeout: float, stop: threading.Event | None = None) -> str:
+        """All that it has said when a line is whole, or when it has ended.
+
+        Raises TimeoutError, EOFError where the connection has died, KeyboardInterrupt when ``stop``
+        is set.
+        """
+        channel, deadline = self._channel, time.monotonic() + timeout
+        while b"\n" not in self._heard["stdout"]:
+            ended = channel.closed or channel.eof_received
+            for name, ready, receive in (
+                ("stdout", channel.recv_ready, channel.recv),
+                ("stderr", channel.recv_stderr_ready, channel.recv_stderr),
+            ):
+                while ready():
+                    self._heard[name] += self._entry.own(name, receive(HEARD_PIECE))
+            if b"\n" in self._heard["stdout"]:
+                break
+            if not self._connection.alive:
+                raise EOFError("the connection was lost")
+            if ended:
+                break
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            if time.monotonic() > deadline:
+                raise TimeoutError(timeout)
+            channel.status_event.wait(0.01)
+        return self._heard["stdout"].decode("utf-8", "replace").strip()
+
+    def say(self, text: str) -> bool:
+        """Send a few bytes to its input; whether they went out."""
+        try:
+            return bool(self._channel.send(text.encode()))
+        except FAILURES:
+            return False
+
+    def close(self, timeout: float = 0.0) -> None:
+        """End its input, wait for its end for so long, and close the channel."""
+        try:
+            self._channel.shutdown_write()
+            self._channel.status_event.wait(timeout)
+            self._channel.close()
+        except FAILURES:
+            return
+
+
+# Copying: a file to or from a machine as one stream through ``cat``, whole or not at all.
+#
+# A stream costs half of SFTP's processor time, and a machine needs no SFTP server for it.
+
+Progress = Callable[[int, int], None]
+
+Stream = Callable[[str, Source | bytes, Output | None, float], tuple[int, bytes]]
+"""Runs shell text with an input, a taker of its output, a deadline in seconds: status, stderr."""
+
+COPY_SECONDS = 600.0
+COPY_BYTES_PER_SECOND = 50_000
+"""The deadline of an upload: a start and the slowest line that is still of use."""
+
+
+def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progress | None) -> None:
+    """Copy a file to a machine; raises BadInput, CommandFailed and what ``stream`` raises."""
+    try:
+        size = local.stat().st_size
+        source = local.open("rb")
+    except OSError as error:
+        raise BadInput(f"{local} cannot be read: {error.strerror}", where=where) from error
+    # A lost connection looks to cat like the end of its input: the size decides; SSH sees to it
+    # that what comes is what was sent. Writing to a closed stderr kills some shells before their
+    # trap, so what is left over goes first.
+    command = Command.script(
+        FOLLOW
+        + PLACE
+        + """
+        [ ! -d "$1" ] || { echo "$1 is a folder" >&2; exit 1; }
+        follow "$1"
+        temporary=${file%/*}/.xenlab-$2
+        trap 'rm -f -- "$temporary"' EXIT
+        cat > "$temporary"
+        [ "$(wc -c < "$temporary")" -eq "$3" ] || {
+            rm -f -- "$temporary"
+            echo "the copy is incomplete" >&2
+            exit 1
+        }
+        place "$temporary" "$file" "" ""
+        """,
+        remote,
+        secrets.token_hex(4),
+        size,
+    )
+    with source:
+        reader = _Reader(source, size, progress)
+        timeout = COPY_SECONDS + size / COPY_BYTES_PER_SECOND
+        _copy(stream, where, f"upload {local} to {remote}", command, reader, None, timeout)
+
+
+def download(
+    stream: Stream, where: str, remote: str, local: Path, progress: Progress | None
+) -> None:
+    """Copy a file from a machine; raises as `upload` does."""
+    temporary = local.with_name(f"{local.name}.xenlab-{secrets.token_hex(4)}")
+    try:
+        sink = temporary.open("xb")
+    except OSError as error:
+        raise BadInput(f"{local} cannot be written: {error.strerror}", where=where) from error
+    what = f"download {remote} to {local}"
+    command = Command.script('wc -c < "$1"; cat < "$1"', remote)
+    try:
+        with sink:
+            writer = _Writer(sink, progress)
+            _copy(stream, where, what, command, b"", writer.take, float("inf"))
+        os.replace(temporary, local)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy(
+    stream: Stream,
+    where: str,
+    what: str,
+    command: Command,
+    source: Source | bytes,
+    take: Output | None,
+    timeout: float,
+) -> None:
+    start = time.monotonic()
+    try:
+        status, err = stream(command.text, source, take, timeout)
+    except TimeoutError:
+        status, err = -1, f"no end within {timeout:.0f} s".encode()
+    if status:
+        seconds = time.monotonic() - start
+        raise CommandFailed(Result(where, what, status, b"", err, seconds))
+
+
+class _Reader:
+    """A file that is read for an upload."""
+
+    def __init__(self, source: BinaryIO, size: int, progress: Progress | None) -> None:
+        self._source = source
+        self._size = size
+        self._progress = progress
+        self._done = 0
+
+    def read(self, size: int) -> bytes:
+        """The next piece; b"" at the end."""
+        # A file that grows meanwhile is copied as long as it was announced.
+        piece = self._source.read(min(size, self._size - self._done))
+        self._done += len(piece)
+        if self._progress is not None:
+            self._progress(self._done, self._size)
+        return piece
+
+
+class _Writer:
+    """A file that a download fills: the stream's first line is its size in bytes."""
+
+    def __init__(self, sink: BinaryIO, progress: Progress | None) -> None:
+        self._sink = sink
+        self._progress = progress
+        self._head = b""
+        self._size = -1
+        self._done = 0
+
+    def take(self, stream: str, piece: bytes) -> None:
+        """Take a piece of the remote command's output."""
+        if stream != "stdout":
+            return
+        if self._size < 0:
+            head, newline, piece = (self._head + piece).partition(b"\n")
+            if not newline:
+                self._head = head
+                return
+            self._size = int(head)
+        self._sink.write(piece)
+        self._done += len(piece)
+        if self._progress is not None:
+            self._progress(self._done, max(self._size, self._done))

@@ -1,0 +1,264 @@
+"""Strict known_hosts: which keys are pinned for a host, refusing all others, pinning one more."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import fnmatch
+import hashlib
+import hmac
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+from paramiko.hostkeys import HostKeyEntry
+
+from xenlab.errors import BadInput, HostKeyRefused, StepFailed
+from xenlab.transport.ssh_config import SSH_PORT, Target, resolve
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One line of a known_hosts file that names a host."""
+
+    key: paramiko.PKey
+    file: Path
+    line: int
+    revoked: bool = False
+
+    def __str__(self) -> str:
+        return f"{describe(self.key)} ({self.file}:{self.line})"
+
+
+def host_name(name: str, port: int) -> str:
+    """A host as known_hosts writes it: ``[host]:port`` unless the port is 22."""
+    name = name.lower()
+    return name if port == SSH_PORT else f"[{name}]:{port}"
+
+
+def place(target: Target) -> tuple[Path, str, int]:
+    """The file that a host's key is pinned in, and the name and port that it is pinned under.
+
+    Raises StepFailed where no such file is named.
+    """
+    route = resolve(target)
+    if not route.known_hosts:
+        raise StepFailed(
+            f"no known_hosts file is named for {target.host}",
+            hint="name one in the ssh_config (UserKnownHostsFile) or in ssh.known_hosts",
+        )
+    if route.key_alias:
+        return route.known_hosts[0], route.key_alias, SSH_PORT
+    return route.known_hosts[0], route.host, route.port
+
+
+def describe(key: paramiko.PKey) -> str:
+    """Type and fingerprint of a key, as OpenSSH prints them."""
+    digest = base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
+    return f"{key.get_name()} SHA256:{digest}"
+
+
+def pinned(files: Iterable[Path], name: str, port: int = SSH_PORT) -> list[Pinned]:
+    """Every usable line of the files that names the host, revoked ones included.
+
+    A line that cannot be read, a certificate authority and a file that is missing are passed over.
+    """
+    return list(_lines(files, host_name(name, port)))
+
+
+def known_keys(files: Iterable[Path], name: str, port: int = SSH_PORT) -> list[paramiko.PKey]:
+    """The keys pinned for a host; several of one type are fine, any of them is accepted."""
+    lines = pinned(files, name, port)
+    revoked = [line.key for line in lines if line.revoked]
+    return [line.key for line in lines if not line.revoked and line.key not in revoked]
+
+
+def check(
+    key: paramiko.PKey, files: Sequence[Path], name: str, port: int = SSH_PORT, where: str = ""
+) -> None:
+    """Accept a host's key only if it is pinned; raises HostKeyRefused with what to do."""
+    lines = pinned(files, name, port)
+    host = host_name(name, port)
+    there = [file for file in files if file.exists()] or files[:1]
+    named = ", ".join(str(file) for file in there) or "any known_hosts file"
+    same = [line for line in lines if line.key == key]
+    if any(line.revoked for line in same):
+        raise HostKeyRefused(
+            f"{host} offers {describe(key)}, which is revoked in {named}",
+            where=where,
+            hint="do not connect; give the machine a new host key",
+        )
+    if same:
+        return
+    others = [line for line in lines if not line.revoked]
+    keyscan = f"ssh-keyscan -p {port} {name}"
+    place = next((file for file in files if file.is_file() or not file.exists()), "known_hosts")
+    if not others:
+        raise HostKeyRefused(
+            f"{host} is unknown: it offers {describe(key)}, and no key of it stands in {named}",
+            where=where,
+            hint="compare the fingerprint on the machine's own console "
+            "(ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub), "
+            f"then pin the key: {keyscan} >> {place}",
+        )
+    raise HostKeyRefused(
+        f"the key of {host} has changed: it offers {describe(key)}, "
+        f"pinned is {'; '.join(str(line) for line in others)}",
+        where=where,
+        hint="somebody may stand in between, or the machine was reinstalled: compare the "
+        f"fingerprint on its own console; only then ssh-keygen -R '{host}' -f {others[0].file} "
+        f"and {keyscan} >> {others[0].file}",
+    )
+
+
+def pin(file: Path, name: str, port: int, key_line: str, *, alone: bool = False) -> bool:
+    """Add a key for a host unless it stands there; whether the file was changed.
+
+    ``key_line`` is a line of a ``.pub`` file or of ssh-keyscan; ``alone``: the host's other keys
+    are dropped, but for those of a pattern and revoked ones. The file is replaced whole, so that a
+    reader never sees half a line. Raises BadInput if the line holds no key, and where `kept_in`
+    does.
+    """
+    key = _key_of(key_line)
+    if key is None:
+        raise BadInput(f"{key_line.strip()!r} is no public host key", where=name)
+    file = kept_in(file, name)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Two that pin at the same time must not lose each other's line.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        host, old = host_name(name, port), file.read_bytes() if file.exists() else b""
+        new = _without(file, host, key, old) if alone else old
+        if key not in known_keys([file], name, port):
+            gap = b"" if not new or new.endswith(b"\n") else b"\n"
+            new += gap + f"{host} {key.get_name()} {key.get_base64()}\n".encode()
+        if new != old:
+            _replace(file, new, folder)
+        return new != old
+    finally:
+        os.close(folder)
+
+
+def kept_in(file: Path, name: str) -> Path:
+    """The regular file, there or not yet, that a known_hosts file is: a link is followed.
+
+    What replaces a file would replace the link, or the device, that bears its name. Raises
+    BadInput where it is no regular file, as with ``UserKnownHostsFile /dev/null``.
+    """
+    try:
+        place = file.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"no key can be pinned in {file}: {error}", where=name) from None
+    if place.exists() and not place.is_file():
+        raise BadInput(
+            f"no key can be pinned in {file}: it is no regular file",
+            where=name,
+            hint="name a file in ssh.known_hosts, or in the ssh_config (UserKnownHostsFile)",
+        )
+    return place
+
+
+def _without(file: Path, host: str, key: paramiko.PKey, old: bytes) -> bytes:
+    """A known_hosts file's text without the host's name in the lines of its other keys."""
+    lines: list[bytes | None] = [*old.split(b"\n")]
+    for found in _lines([file], host):
+        if found.key == key or found.revoked:
+            continue
+        line = lines[found.line - 1] or b""
+        names = line.split()[0]
+        if any(mark in names for mark in b"*?!"):
+            continue
+        # a line may be of several machines
+        others = [n for n in names.split(b",") if not _matches(n.decode(errors="replace"), host)]
+        lines[found.line - 1] = line.replace(names, b",".join(others), 1) if others else None
+    return b"\n".join(line for line in lines if line is not None)
+
+
+def _replace(file: Path, content: bytes, folder: int) -> None:
+    mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
+    number, temporary = tempfile.mkstemp(prefix=file.name, dir=file.parent)
+    try:
+        with os.fdopen(number, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fchmod(number, mode)
+            os.fsync(number)
+        os.replace(temporary, file)
+        os.fsync(folder)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _key_of(text: str) -> paramiko.PKey | None:
+    """The key in a ``.pub`` or known_hosts line, None if there is none."""
+    words = text.split()
+    for start in range(min(2, len(words))):
+        entry = _parse("host", words[start : start + 2])
+        if entry is not None:
+            return entry
+    return None
+
+
+def _lines(files: Iterable[Path], host: str) -> Iterator[Pinned]:
+    for file in files:
+        # a device or a pipe holds no lines, and may have no end
+        if not file.is_file():
+            continue
+        try:
+            lines = file.read_bytes().split(b"\n")
+        except OSError:
+            continue
+        for number, line in enumerate(lines, 1):
+            words = line.decode("utf-8", "replace").split()
+            if not words or words[0].startswith("#"):
+                continue
+            marker = words.pop(0) if words[0].startswith("@") else ""
+            if marker not in ("", "@revoked") or len(words) < 3 or not _matches(words[0], host):
+                continue
+            key = _parse(words[0], words[1:3])
+            if key is not None:
+                yield Pinned(key, file, number, revoked=bool(marker))
+
+
+def _parse(names: str, words: Sequence[str]) -> paramiko.PKey | None:
+    if len(words) < 2:
+        return None
+    try:
+        entry = HostKeyEntry.from_line(" ".join([names, *words]))
+    except Exception:
+        # A damaged key makes paramiko raise anything from binascii.Error to struct.error; one
+        # line that cannot be read must not hide the good ones.
+        return None
+    # A blob of another type than the line claims is as good as damaged.
+    if entry is None or entry.key is None or entry.key.get_name() != words[0]:
+        return None
+    return entry.key
+
+
+def _matches(names: str, host: str) -> bool:
+    found = False
+    for name in names.split(","):
+        if name.startswith("|1|"):
+            found = found or _hash_matches(name, host)
+            continue
+        # known_hosts patterns know * and ? only: brackets belong to [host]:port.
+        pattern = re.sub(r"\[", "[[]", name.lstrip("!").lower())
+        if fnmatch.fnmatchcase(host, pattern):
+            if name.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def _hash_matches(name: str, host: str) -> bool:
+    try:
+        salt, digest = (base64.b64decode(part) for part in name.split("|")[2:4])
+    except ValueError:
+        return False
+    return hmac.compare_digest(hmac.new(salt, host.encode(), "sha1").digest(), digest)

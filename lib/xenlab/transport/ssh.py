@@ -1,0 +1,413 @@
+"""SSH: run commands on and copy files to a machine, over one connection that is kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, Overdue, Unreachable
+from xenlab.transport.channel import POLL_SECONDS, Conversation, Source, download, pump, upload
+from xenlab.transport.connection import FAILURES, Connection, Entry, SessionRefused, connect
+from xenlab.transport.ssh_config import Target, hops, resolve
+
+# Wait: a machine that does not answer is waited for, with a word about it, but not in vain.
+
+Answer = TypeVar("Answer")
+
+AGAIN_SECONDS = 1.0
+"""How long after an attempt the next one follows."""
+
+SAY_SECONDS = 60.0
+"""How often it is said that somebody still waits."""
+
+SURE_SECONDS = 3.0
+"""For how long waiting must be in vain: a guest that reboots has no domain for a moment."""
+
+VAIN_HINT = "start it (chapter 11_action does), or look at its console"
+
+
+def _nobody(text: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a machine that does not answer is waited for, and who is told.
+
+    ``say`` gets a line that says for what. ``in_vain`` gives the reason why the machine cannot
+    answer ("its domain does not run"), "" as long as it may; it is asked every ``look_seconds``.
+    """
+
+    seconds: float = 0.0
+    say: Callable[[str], None] = _nobody
+    in_vain: Callable[[], str] = str
+    look_seconds: float = 10.0
+
+    def until_answered(
+        self, name: str, attempt: Callable[[], Answer], stop: threading.Event | None = None
+    ) -> Answer:
+        """What the first attempt gives that is answered.
+
+        Raises ConnectionRefused when the time is over, Unreachable at once where waiting is vain,
+        KeyboardInterrupt when ``stop`` is set; whatever else an attempt raises is raised at once.
+        """
+        stop = stop or threading.Event()
+        start = time.monotonic()
+        said = look_at = float("-inf")
+        vain = False
+        while not stop.is_set():
+            try:
+                return attempt()
+            except ConnectionRefused as error:
+                now = time.monotonic()
+                left = start + self.seconds - now
+                if now >= look_at:
+                    reason = self.in_vain()
+                    if reason and (vain or left <= 0):
+                        raise Unreachable(reason, hint=VAIN_HINT) from error
+                    vain = bool(reason)
+                    look_at = now + (SURE_SECONDS if vain else self.look_seconds)
+                if left <= 0:
+                    if self.seconds:
+                        error.message += f" (waited for {now - start:.0f} s)"
+                    raise
+                if not vain and now - said >= SAY_SECONDS:
+                    said = now
+                    self.say(f"waiting for {name}, for {left:.0f} s at most: {error.message}")
+            stop.wait(min(AGAIN_SECONDS, max(left, 0.0)))
+        raise KeyboardInterrupt
+
+
+SESSIONS = 8
+"""Commands at once over one connection; sshd's MaxSessions is 10, further ones wait."""
+
+LONGEST_COMMAND = 120_000
+"""Bytes; the kernel takes 128 KiB for one argument, and sshd passes the command as one."""
+
+MAX_HOPS = 8
+
+Output = Callable[[str, bytes], None]
+Progress = Callable[[int, int], None]
+
+
+class SSH:
+    """A machine reached over SSH; the transport behind `xenlab.host.Host`.
+
+    Connects at the first use and again where the connection has died between two commands; a
+    command that was sent is never sent twice. May be used by several threads at once.
+
+    ``connect_timeout`` seconds cover everything up to the login; ``keepalive`` seconds of
+    silence are followed by a question, ``patience`` seconds without any answer end the
+    connection. ``wait`` says for how long it is tried again where nobody answers.
+    ``on_connect`` is called for each new connection before a command goes over it, and is itself
+    restricted to `converse`; what it raises, the command raises. ``connections`` counts how often
+    it has connected.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        via: SSH | None = None,
+        connect_timeout: float = 20.0,
+        keepalive: float = 5.0,
+        patience: float = 30.0,
+        wait: Wait | None = None,
+        on_connect: Callable[[], None] | None = None,
+    ) -> None:
+        self.target = target
+        self.name = target.host
+        self.connections = 0
+        self._via = via
+        self._wait = wait or Wait()
+        self._on_connect = on_connect
+        self._told: Connection | None = None
+        self._telling = threading.Lock()
+        self._jump: SSH | None = None
+        self._depth = 0
+        self._timing = {
+            "connect_timeout": connect_timeout,
+            "keepalive": keepalive,
+            "patience": patience,
+        }
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._slots = threading.BoundedSemaphore(SESSIONS)
+        self._busy = 0
+
+    def connect(self, stop: threading.Event | None = None, *, seconds: float | None = None) -> None:
+        """Connect if not connected; ``seconds`` say how long it is waited for, if not as usual.
+
+        Raises BadInput for a file or setting that is missing, Unreachable where the host
+        lets nobody in, ConnectionRefused where it has not answered for as long as it is waited for,
+        HostKeyRefused for a key that is not pinned, KeyboardInterrupt when ``stop`` is set.
+        """
+        wait = self._wait if seconds is None else replace(self._wait, seconds=max(seconds, 0.0))
+        self._tell(wait.until_answered(self.name, self._connected, stop))
+
+    def close(self) -> None:
+        """End the connection; a later call connects again. Commands in flight are lost."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            if self._jump is not None:
+                self._jump.close()
+                self._jump = None
+
+    def execute(
+        self,
+        text: str,
+        *,
+        input: bytes = b"",
+        timeout: float,
+        on_output: Output | None = None,
+        stop: threading.Event | None = None,
+        mark: str = "",
+    ) -> tuple[int, bytes, bytes]:
+        """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
+
+        /bin/sh runs it, under umask 022, whatever the account's login shell is; what that prints
+        by itself is left out. Its processes carry ``XENLAB_STEP=mark`` in their environment or,
+        the first, among its words.
+
+        ``timeout`` seconds count from the moment when a session was free, without those in which
+        nobody answered. Raises Overdue past them and KeyboardInterrupt when ``stop`` is set,
+        both leaving the remote processes to the caller; ConnectionLost when the connection broke
+        after the command was sent; NoConnection when it could not be sent.
+        """
+        return self._execute(text, input, timeout, on_output, stop, mark=mark)
+
+    def converse(
+        self, text: str, *, timeout: float, stop: threading.Event | None = None
+    ) -> Conversation:
+        """Start a command that stays, beside those that `execute` counts; raises as that does."""
+        entry = Entry()
+        connection, channel, _ = self._session(timeout, stop, tell=False)
+        try:
+            connection.start(channel, entry.text(text))
+        except FAILURES as error:
+            channel.close()
+            raise self._lost(connection) from error
+        return Conversation(connection, channel, entry)
+
+    def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
+        """Copy a file to the machine, whole or not at all.
+
+        Raises BadInput for a local file that cannot be read, CommandFailed where the machine
+        refuses the file, ConnectionLost when the connection broke; the old file then stays.
+        """
+        upload(self._stream, self.name, local, remote, progress)
+
+    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
+        """Copy a file from the machine, whole or not at all; raises as `upload` does."""
+        download(self._stream, self.name, remote, local, progress)
+
+    def _execute(
+        self,
+        text: str,
+        data: bytes | Source,
+        timeout: float,
+        on_output: Output | None,
+        stop: threading.Event | None,
+        keep: bool = True,
+        mark: str = "",
+    ) -> tuple[int, bytes, bytes]:
+        entry = Entry()
+        text = entry.text(text, mark)
+        if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
+            raise BadInput(
+                f"the command is longer than {LONGEST_COMMAND} bytes",
+                where=self.name,
+                hint="pass data through its input",
+            )
+        with self._slot(stop):
+            connection, channel, deadline = self._session(timeout, stop)
+            try:
+                connection.start(channel, text)
+                out, err = pump(
+                    channel,
+                    data,
+                    timeout=deadline - time.monotonic(),
+                    on_output=on_output,
+                    stop=stop,
+                    writable=connection.wire.writable,
+                    keep=keep,
+                    own=entry.own,
+                )
+                status = self._status(connection, channel)
+                if not entry.passed:
+                    raise self._no_shell(status, entry.said)
+                return status, out, err
+            except FAILURES as error:
+                if not _within(0.5, lambda: not connection.alive):
+                    raise
+                raise self._lost(connection) from error
+            finally:
+                # A connection that has just died must not hide what became of the command.
+                with suppress(*FAILURES):
+                    channel.close()
+
+    def _status(self, connection: Connection, channel: Any) -> int:
+        status = int(channel.exit_status)
+        if status >= 0 and (channel.eof_received or not channel.closed):
+            return status
+        # A dying connection closes its channels a moment before it says that it is dead.
+        if not _within(0.5, lambda: not connection.alive):
+            if status >= 0:
+                return status
+            if not connection.started(channel):
+                raise ConnectionRefused(
+                    "the server does not run commands for this user",
+                    where=self.name,
+                    hint="look at ForceCommand and the login shell",
+                )
+        raise self._lost(connection)
+
+    def _no_shell(self, status: int, said: str) -> ConnectionRefused:
+        answer = f"answered “{said[-200:]}”" if said else f"ended with exit status {status}"
+        return ConnectionRefused(
+            "the server runs no commands for this user: its login shell or a forced command "
+            + answer,
+            where=self.name,
+            hint="give the user a shell there (usermod -s /bin/sh), or look at ForceCommand in "
+            "sshd_config and at command= in authorized_keys",
+        )
+
+    def _lost(self, connection: Connection) -> ConnectionLost:
+        patience = self._timing["patience"]
+        why = f" (no sign of life for {patience:.0f} s)" if connection.wire.silent else ""
+        return ConnectionLost(
+            f"the connection broke while a command ran{why}: whether it finished is unknown",
+            where=self.name,
+            hint="look at the machine, then repeat the step: it probes before it acts",
+        )
+
+    def _session(
+        self, timeout: float, stop: threading.Event | None, *, tell: bool = True
+    ) -> tuple[Connection, Any, float]:
+        """A channel on which nothing was sent yet, so everything up to here may be repeated.
+
+        With it comes the time when ``timeout`` is over, which rests while nobody answers.
+        """
+        deadline = time.monotonic() + timeout
+        fresh = False
+        while True:
+            asked = time.monotonic()
+            connection = self._wait.until_answered(self.name, self._connected, stop)
+            if tell:
+                self._tell(connection)
+            deadline += time.monotonic() - asked
+            remaining = deadline - time.monotonic()
+            if fresh:
+                remaining = max(remaining, 1.0)
+            if remaining <= 0:
+                raise Overdue(timeout)
+            try:
+                return connection, connection.session(remaining), deadline
+            except TimeoutError as error:
+                raise Overdue(timeout) from error
+            except SessionRefused as error:
+                if self._busy > 1:
+                    time.sleep(POLL_SECONDS / 2)
+                    continue
+                reason = str(error)
+            except EOFError:
+                reason = "it closed the connection"
+            if fresh:
+                raise ConnectionRefused(
+                    f"the server opens no session: {reason}",
+                    where=self.name,
+                    hint="look at MaxSessions and the log of its sshd",
+                )
+            # Processes that outlive their command occupy sessions; a new connection has none.
+            self._drop(connection)
+            fresh = True
+
+    def _tell(self, connection: Connection) -> None:
+        if self._on_connect is None or self._told is connection:
+            return
+        with self._telling:
+            if self._told is not connection:
+                self._on_connect()
+                self._told = connection
+
+    def _connected(self) -> Connection:
+        with self._lock:
+            if self._connection is not None:
+                if self._connection.alive:
+                    return self._connection
+                self._connection.close()
+                self._connection = None
+            route = resolve(self.target)
+            via = self._via or self._jump_over(route.jump)
+            self._connection = connect(
+                self.target,
+                route,
+                via._connected() if via is not None else None,
+                timeout=self._timing["connect_timeout"],
+                keepalive=self._timing["keepalive"],
+                patience=self._timing["patience"],
+            )
+            self.connections += 1
+            return self._connection
+
+    def _jump_over(self, jump: str) -> SSH | None:
+        if self._jump is not None or not jump:
+            return self._jump
+        for hop in hops(jump):
+            # `Host *` gives the jump host itself the same ProxyJump.
+            if hop.host == self.target.host:
+                continue
+            if self._depth >= MAX_HOPS:
+                raise BadInput(f"ProxyJump {jump} goes in circles", where=self.name)
+            target = Target(
+                hop.host,
+                config=self.target.config,
+                port=hop.port,
+                user=hop.user,
+                known_hosts=self.target.known_hosts,
+            )
+            self._jump = SSH(target, via=self._jump, wait=None, on_connect=None, **self._timing)
+            self._jump._depth = self._depth + 1
+        return self._jump
+
+    def _drop(self, connection: Connection) -> None:
+        with self._lock:
+            connection.close()
+            if self._connection is connection:
+                self._connection = None
+
+    @contextmanager
+    def _slot(self, stop: threading.Event | None) -> Iterator[None]:
+        while not self._slots.acquire(timeout=POLL_SECONDS):
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+            self._slots.release()
+
+    def _stream(
+        self, text: str, source: Source | bytes, take: Output | None, timeout: float
+    ) -> tuple[int, bytes]:
+        status, _, err = self._execute(text, source, timeout, take, None, keep=False)
+        return status, err
+
+
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,319 @@
+"""The embedded lab: an empty disk, a rescue system, and the way in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from xenlab import cache
+from xenlab.cache import cache_root, locked
+from xenlab.errors import BadInput, LabError
+from xenlab.transport import local
+from xenlab_lab import media, mirrors, stage, state, tools
+from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
+from xenlab_lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
+from xenlab_lab.stage import Made
+from xenlab_lab.state import Boot, Network, Status
+
+UP_SECONDS = 600.0
+DOWN_SECONDS = 300.0
+_ASK_SECONDS = 30
+_ACPI_SECONDS = 20.0
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+class Lab:
+    """One embedded lab. All it owns lies in one folder below the cache; labs do not meet.
+
+    Sizes: `memory` MiB, `disk_gib` GiB (the disk is sparse; its size counts when it is made).
+    Every method may raise LabError; a second command on the same lab is refused meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str = "lab",
+        *,
+        memory: int = MEMORY_MIB,
+        cpus: int = CPUS,
+        disk_gib: int = DISK_GIB,
+        report: tools.Report = tools.quiet,
+    ) -> None:
+        """Raises BadInput if the name is not lower case letters, digits and inner dashes."""
+        if not _NAME.fullmatch(name):
+            raise BadInput(
+                f"{name!r} cannot be a lab's name", hint="use lower case letters, digits and dashes"
+            )
+        self.name = name
+        self.folder = cache_root() / "labs" / name
+        self.machine = Machine(self.folder, name, memory=memory, cpus=cpus, disk_gib=disk_gib)
+        self.access = Access(self.folder)
+        self._report = report
+        self._state_file = self.folder / "state.json"
+
+    def up(
+        self,
+        boot: Boot | None = None,
+        *,
+        made: Made = stage.stage,
+        network: Network | None = None,
+        seconds: float = UP_SECONDS,
+    ) -> Status:
+        """Create what is missing, start the machine and wait until ssh lets us in.
+
+        `boot` defaults to what was booted last, a new lab's rescue system at first; `made` makes
+        the stage that is unpacked from there. `network` is remembered as well, "restricted" at
+        first: the domains reach the controller's package mirrors and nothing else. Interrupted or
+        failed, it leaves no process of its own behind.
+        """
+        with self._alone():
+            remembered = state.load(self._state_file)
+            source: Boot = boot or remembered.boot
+            way: Network = network or remembered.network
+            if self.machine.pid() is not None and (
+                remembered.boot != source or remembered.network != way
+            ):
+                self._stop()
+            if remembered.network != way:
+                remembered.network = way
+                state.save(self._state_file, remembered)
+            if source == "rescue":
+                # what a rescue system is booted for: to unpack this onto the disk
+                made(self._report)
+            self._run(source, seconds)
+            return self.status()
+
+    def boot(self, source: Boot, *, wait: bool = False, seconds: float = UP_SECONDS) -> Status:
+        """Start the machine afresh from "disk" or "rescue"; remembered for the next `up`.
+
+        A running system is asked to shut down first. Without `wait` it returns as soon as the
+        machine runs, for callers that wait for the new system themselves.
+        """
+        with self._alone():
+            self._stop()
+            self._run(source, seconds if wait else None)
+            return self.status()
+
+    def down(self, *, hard: bool = False) -> None:
+        """Shut the running system down, or with `hard` pull the plug; no process is left."""
+        with self._alone():
+            self._stop(hard=hard)
+
+    def reset(self) -> None:
+        """Throw away disk, snapshots and pinned host keys. Own keys and media are kept."""
+        with self._alone():
+            self._stop(hard=True)
+            try:
+                port = state.load(self._state_file).port
+            except LabError:
+                # a damaged state is one of the reasons to reset
+                port = None
+            self.machine.disk.unlink(missing_ok=True)
+            self.machine.console_log.unlink(missing_ok=True)
+            self.access.forget_hosts()
+            state.save(self._state_file, state.State(port=port))
+
+    def remove(self) -> None:
+        """Stop the machine and delete everything the lab owns."""
+        with self._alone():
+            self._stop(hard=True)
+            shutil.rmtree(self.folder)
+
+    def status(self) -> Status:
+        """What the lab is doing now; also while another command works on it."""
+        now = state.load(self._state_file)
+        pid = self.machine.pid()
+        return Status(
+            name=self.name,
+            running=pid is not None,
+            boot=now.boot,
+            network=now.network,
+            accel=now.accel if pid else None,
+            port=now.port if pid else None,
+            pid=pid,
+            serial=self.machine.serial,
+            disk=self.machine.disk,
+            ssh_config=self.access.config,
+            console_log=self.machine.console_log,
+            guests=now.guests,
+            snapshots=sorted(now.snapshots),
+        )
+
+    def snapshot(self, tag: str) -> None:
+        """Keep disk and memory of the running machine under a name (replaces an older one)."""
+        if not _TAG.fullmatch(tag):
+            raise BadInput(f"{tag!r} cannot be a snapshot's name", hint="use letters and digits")
+        with self._alone():
+            self._running()
+            self._report(f"saving snapshot {tag}", None)
+            self.machine.save(tag)
+            now = state.load(self._state_file)
+            now.snapshots[tag] = now.boot
+            state.save(self._state_file, now)
+
+    def restore(self, tag: str) -> Status:
+        """Put disk and memory back to a snapshot and run on; the machine may be off."""
+        with self._alone():
+            now = state.load(self._state_file)
+            if tag not in now.snapshots:
+                raise BadInput(
+                    f"there is no snapshot {tag!r}",
+                    hint=f"there are: {', '.join(sorted(now.snapshots)) or 'none'}",
+                )
+            self._report(f"restoring snapshot {tag}", None)
+            with self._no_leftover():
+                if self.machine.pid() is not None:
+                    # memory that is about to be replaced needs no orderly shutdown
+                    self.machine.quit()
+                mirrors.write(self.folder)
+                self._start(now.snapshots[tag], paused=True)
+                self.machine.load(tag)
+                self._wait(UP_SECONDS)
+            return self.status()
+
+    def set_guests(self, guests: Mapping[str, str]) -> None:
+        """Write the guests (name to address in the lab) into the lab's ssh_config."""
+        with self._alone():
+            now = state.load(self._state_file)
+            now.guests = dict(guests)
+            state.save(self._state_file, now)
+            self.access.write_config(now.port or 22, now.guests)
+
+    def ssh_argv(self, domain: str = DOM0, command: Sequence[str] = ()) -> list[str]:
+        """The command line that logs in to dom0 or a guest, or runs `command` there."""
+        self._running()
+        self._known(domain)
+        return self.access.argv(domain, command)
+
+    def console_argv(self, domain: str) -> list[str]:
+        """The command line that joins a guest's Xen console (leave with Ctrl-])."""
+        self._running()
+        self._known(domain)
+        return self.access.argv(DOM0, ["xl", "console", domain], tty=True)
+
+    def attach(self, domain: str = DOM0) -> int:
+        """Join a console from this terminal: dom0's serial line or a guest's.
+
+        Returns the exit status.
+        """
+        self._running()
+        if domain == DOM0:
+            attach_console(self.machine.console_socket)
+            return 0
+        return subprocess.call(self.console_argv(domain))
+
+    def wait_for_ssh(self, seconds: float = UP_SECONDS) -> None:
+        """Wait until dom0 (or the rescue system) lets us in; ends early if the machine dies."""
+        self._running()
+        self._wait(seconds)
+
+    def _run(self, source: Boot, seconds: float | None) -> None:
+        # also for a machine that runs: each connection reads it anew
+        mirrors.write(self.folder)
+        if self.machine.pid() is not None:
+            if seconds is not None:
+                self._wait(seconds)
+            return
+        with self._no_leftover():
+            self._start(source)
+            if seconds is not None:
+                with cache.phase_recorded(cache.boot_phase(source)):
+                    self._wait(seconds)
+
+    def _start(self, source: Boot, *, paused: bool = False) -> None:
+        self.access.create_keys()
+        direct = None
+        if source == "rescue":
+            kernel, image = media.rescue(self._report)
+            initrd = self.folder / "rescue.img"
+            self.access.key_archive(initrd, image)
+            direct = Direct(kernel, initrd)
+        self.machine.create_disk()
+        now = state.load(self._state_file)
+        now.accel = "kvm" if kvm_usable(self._report) else "tcg"
+        self._report(f"starting the machine: from {source}, {now.accel}", None)
+        now.port = self.machine.start(
+            direct,
+            accel=now.accel,
+            port=now.port,
+            paused=paused,
+            open_network=now.network == "open",
+        )
+        now.boot = source
+        self.access.pin(now.port)
+        self.access.write_config(now.port, now.guests)
+        state.save(self._state_file, now)
+
+    def _wait(self, seconds: float) -> None:
+        now = state.load(self._state_file)
+        assert now.port is not None
+        wait_for_ssh(
+            now.port,
+            self.access.argv(DOM0, ["true"]),
+            seconds=seconds,
+            alive=lambda: self.machine.pid() is not None,
+            console=self.machine.console_log,
+            report=self._report,
+        )
+
+    def _stop(self, *, hard: bool = False) -> None:
+        if self.machine.pid() is None or hard:
+            self.machine.quit()
+            return
+        self._report("shutting the machine down", None)
+        if self._ask_poweroff():
+            if self.machine.wait_off(DOWN_SECONDS):
+                return
+        else:
+            with suppress(LabError):
+                self.machine.power_button()
+            if self.machine.wait_off(_ACPI_SECONDS):
+                return
+        self.machine.quit()
+
+    def _ask_poweroff(self) -> bool:
+        """Whether the system took the order; over ssh, as not every system heeds a button."""
+        try:
+            done = subprocess.run(
+                self.access.argv(DOM0, ["sync; nohup sh -c 'sleep 0.2; poweroff' >&- 2>&- <&- &"]),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_ASK_SECONDS,
+                check=False,
+            )
+        except (subprocess.TimeoutExpired, FileNotFoundError):
+            return False
+        return done.returncode == 0
+
+    def _running(self) -> None:
+        if self.machine.pid() is None:
+            raise LabError(f"the lab {self.name!r} is not running", hint="xenlab lab up")
+
+    def _known(self, domain: str) -> None:
+        names = [DOM0, *state.load(self._state_file).guests]
+        if domain not in names:
+            raise BadInput(f"the lab has no domain {domain!r}", hint=f"it has: {', '.join(names)}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = cache_root() / "labs" / f".{self.name}.lock"
+        try:
+            with locked(lock, wait=False), local.ending_cleanly():
+                yield
+        except BlockingIOError:
+            raise LabError(
+                f"another command is working on the lab {self.name!r}", hint="wait for its end"
+            ) from None
+
+    @contextmanager
+    def _no_leftover(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with local.uninterrupted():
+                self.machine.kill()
+            raise

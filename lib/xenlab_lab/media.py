@@ -1,0 +1,201 @@
+"""What the lab boots first: the rescue system, an initramfs made of Debian packages."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import BinaryIO
+
+from xenlab import cache
+from xenlab.cache import cached
+from xenlab_lab import tools
+from xenlab_lab.mirrors import SUITE, debian_sources, mmdebstrap, without_login
+
+# Writing initramfs archives (cpio, "newc" format) without unpacking anything as root.
+
+_KINDS = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.AREGTYPE: stat.S_IFREG,
+    tarfile.LNKTYPE: stat.S_IFREG,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+}
+_BLOCK = 512
+
+
+class CpioWriter:
+    """Appends entries to an archive; `close()` ends it on a block boundary.
+
+    Archives written one behind the other are unpacked in turn by the kernel.
+    """
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._inode = 0
+        self._written = 0
+
+    def folder(self, name: str, *, mode: int = 0o755) -> None:
+        """Add a folder owned by root."""
+        self._entry(name, stat.S_IFDIR | mode, b"")
+
+    def file(self, name: str, data: bytes, *, mode: int = 0o644) -> None:
+        """Add a regular file owned by root."""
+        self._entry(name, stat.S_IFREG | mode, data)
+
+    def tar(self, archive: tarfile.TarFile, keep: Callable[[tarfile.TarInfo], bool]) -> None:
+        """Add the members of a seekable tar that `keep` wants; hard links become copies."""
+        for member in archive:
+            if not keep(member):
+                continue
+            if member.issym():
+                data = member.linkname.encode()
+            elif member.isreg() or member.islnk():
+                source = archive.extractfile(member)
+                assert source is not None
+                data = source.read()
+            else:
+                data = b""
+            self._entry(
+                member.name,
+                _KINDS[member.type] | stat.S_IMODE(member.mode),
+                data,
+                uid=member.uid,
+                gid=member.gid,
+                device=(member.devmajor, member.devminor),
+            )
+
+    def close(self) -> None:
+        """Write the end mark and pad to a whole block."""
+        self._entry("TRAILER!!!", 0, b"")
+        self._write(b"\0" * (-self._written % _BLOCK))
+
+    def _entry(
+        self,
+        name: str,
+        mode: int,
+        data: bytes,
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        device: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._inode += 1
+        path = name.encode().removeprefix(b"./") + b"\0"
+        major, minor = device if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else (0, 0)
+        links = 2 if stat.S_ISDIR(mode) else 1
+        fields = (
+            self._inode, mode, uid, gid, links, 0, len(data), 0, 0, major, minor, len(path), 0,
+        )  # fmt: skip
+        header = b"070701" + b"".join(b"%08X" % value for value in fields)
+        for part in (header + path, data):
+            self._write(part + b"\0" * (-len(part) % 4))
+
+    def _write(self, data: bytes) -> None:
+        self._out.write(data)
+        self._written += len(data)
+
+
+# What the lab boots first: the rescue system, an initramfs made of Debian packages.
+
+RECIPE = 1
+
+RESCUE_PACKAGES = (
+    "busybox", "e2fsprogs", "fdisk", "iproute2", "kmod", "mount", "openssh-client",
+    "openssh-server", "openssh-sftp-server", "procps", "rsync", "tar", "udev", "util-linux",
+    "xz-utils", "zstd",
+)  # fmt: skip
+# Contents of the initramfs nobody asks for: the package database, and what only perl needs.
+_RESCUE_SKIP = (
+    "./boot", "./var/lib/dpkg", "./var/lib/apt", "./var/cache", "./usr/share/perl",
+    "./usr/share/perl5", "./usr/lib/x86_64-linux-gnu/perl-base", "./usr/bin/perl",
+    "./usr/share/zoneinfo", "./usr/lib/x86_64-linux-gnu/gconv", "./usr/lib/udev/hwdb.bin",
+    "./usr/lib/udev/hwdb.d", "./usr/share/common-licenses", "./usr/share/doc", "./init",
+    "./etc/ssh", "./etc/hostname", "./etc/hosts", "./etc/resolv.conf", "./etc/motd",
+    "./usr/lib/systemd/network", "./dev", "./usr/sbin/reboot", "./usr/sbin/poweroff",
+    "./usr/sbin/halt",
+)  # fmt: skip
+
+
+def rescue(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
+    """The rescue system's kernel and initramfs, built if they are not in the cache.
+
+    Holds no key and no secret. Raises LabError.
+    """
+    entries = debian_sources()
+    inputs = {
+        "recipe": RECIPE,
+        "suite": SUITE,
+        "sources": [without_login(entry) for entry in entries],
+        "packages": RESCUE_PACKAGES,
+        "skip": _RESCUE_SKIP,
+        "files": {name: _data(name).decode() for name in _RESCUE_FILES},
+    }
+
+    @cache.phase_recorded(cache.RESCUE)
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            # the hook runs as another user when mmdebstrap has to build without being root
+            Path(scratch).chmod(0o755)
+            hook, modules = Path(scratch, "hook"), Path(scratch, "modules")
+            hook.write_bytes(_data("kernel-hook"))
+            modules.write_bytes(_data("modules"))
+            tree = folder / "rescue.tar"
+            mmdebstrap(
+                tree,
+                RESCUE_PACKAGES,
+                entries,
+                ["--variant=essential", f'--customize-hook=sh {hook} "$1" {modules}'],
+                report,
+                "building the rescue system",
+            )
+        report("packing the rescue system", None)
+        _pack_rescue(tree, folder)
+        tree.unlink()
+
+    folder = cached("rescue", inputs, build)
+    return folder / "vmlinuz", folder / "rescue.img"
+
+
+_RESCUE_FILES = ("init", "dhcp", "sshd_config", "power", "modules", "kernel-hook")
+
+
+def _pack_rescue(tree: Path, folder: Path) -> None:
+    plain = folder / "rescue.cpio"
+    with tarfile.open(tree) as tar, plain.open("wb") as out:
+        kernel = tar.extractfile("./boot/vmlinuz")
+        assert kernel is not None
+        with (folder / "vmlinuz").open("wb") as copy:
+            shutil.copyfileobj(kernel, copy)
+        archive = CpioWriter(out)
+        archive.tar(tar, lambda member: not _below(member.name, _RESCUE_SKIP))
+        for name in ("boot", "dev", "etc/ssh", "var/cache", "mnt"):
+            archive.folder(name)
+        archive.file("init", _data("init"), mode=0o755)
+        archive.file("etc/xenlab-dhcp", _data("dhcp"), mode=0o755)
+        archive.file("etc/xenlab-rescue", b"xenlab rescue system\n")
+        archive.file("etc/motd", b"xenlab rescue system: everything here is in memory only\n")
+        archive.file("etc/hostname", b"rescue\n")
+        archive.file("etc/hosts", b"127.0.0.1 localhost\n127.0.1.1 rescue\n")
+        archive.file("etc/ssh/sshd_config", _data("sshd_config"))
+        for name in ("reboot", "poweroff", "halt"):
+            archive.file(f"usr/sbin/{name}", _data("power"), mode=0o755)
+        archive.close()
+    tools.run(
+        ["zstd", "-q", "-T0", "-10", "--rm", plain.name, "-o", "rescue.img"], cwd=plain.parent
+    )
+
+
+def _below(name: str, folders: Sequence[str]) -> bool:
+    return any(name == folder or name.startswith(folder + "/") for folder in folders)
+
+
+def _data(name: str) -> bytes:
+    return resources.files("xenlab_lab").joinpath("rescue", name).read_bytes()

@@ -1,0 +1,278 @@
+"""What the lab unpacks onto its empty disk, the howto's Stage3: Debian's, or one with Portage."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from xenlab import cache
+from xenlab.cache import cache_root, cached, locked
+from xenlab_lab import tools
+from xenlab_lab.mirrors import (
+    COPYRIGHTS,
+    NO_DOCUMENTS,
+    SUITE,
+    debian_sources,
+    mmdebstrap,
+    without_login,
+)
+from xenlab_lab.tools import Report
+
+# What the lab unpacks onto its empty disk: a root tarball, the howto's Stage3.
+
+RECIPE = 1
+
+STAGE_PACKAGES = (
+    "cpio", "e2fsprogs", "fdisk", "ifupdown", "iproute2", "iputils-ping", "isc-dhcp-client",
+    "kmod", "libcap2-bin", "netbase", "nfs-common", "openssh-client", "openssh-server",
+    "openssh-sftp-server", "procps", "rsync", "systemd-sysv", "udev", "usr-is-merged",
+    "xz-utils", "zstd",
+)  # fmt: skip
+# What the howto's programs lean on. The programs themselves are the chapters' business; dpkg is
+# some twenty-five times slower in the emulated machine than here.
+STAGE_LIBRARIES = (
+    "file", "gettext-base", "keyutils", "libavahi-client3", "libblas3", "libcrack2", "libdbus-1-3",
+    "libefiboot1", "libestr0", "libevent-core-2.1-7", "libexpat1", "libfastjson4", "libfreetype6",
+    "libfuse2", "liblinear4", "liblognorm5", "liblua5.3-0", "libmagic1", "libncurses6",
+    "libpcap0.8", "libpcre3", "libpng16-16", "libpwquality1", "libsqlite3-0", "libssh2-1",
+    "libutempter0", "libyajl2", "lua-lpeg", "media-types", "python3", "rpcbind",
+)  # fmt: skip
+# systemd runs every generator at each boot and each time that it reads its units, half a second for
+# each in the emulated machine. These look for what a lab does not have, and the services serve a
+# kernel with modules, or LVM. A machine of your own that takes this stage gets them masked as well.
+STAGE_OFF = (
+    *(
+        f"system-generators/{name}-generator"
+        for name in (
+            "systemd-cryptsetup", "systemd-debug", "systemd-gpt-auto",
+            "systemd-hibernate-resume", "systemd-integritysetup", "systemd-rc-local",
+            "systemd-run", "systemd-system-update", "systemd-veritysetup",
+        )
+    ),
+    "system/e2scrub_reap.service",
+    "system/modprobe@.service",
+    "system/systemd-modules-load.service",
+)  # fmt: skip
+
+# Each file is unpacked once for dom0 and once for each guest: what names other hardware than a
+# lab's, and what no program of it reads.
+_NOT_IN_STAGE = (
+    "/lib/udev/hwdb.d/*", "/usr/lib/udev/hwdb.d/*", "/usr/share/zoneinfo/posix/*",
+    "/usr/share/zoneinfo/right/*", "/usr/share/bash-completion/*", "/usr/share/zsh/*",
+)  # fmt: skip
+_APT_CONF = """\
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
+APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+"""
+
+
+def stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
+    """The root tarball and its checksum file (sha256sum format), built if not in the cache.
+
+    Both have names that do not change: stage/stage.tar.zst and .sha256 in the cache folder.
+    Raises LabError.
+    """
+    hooks = (
+        'mkdir -p "$1"/etc/systemd/system-generators',
+        *(f'ln -sf /dev/null "$1"/etc/systemd/{name}' for name in STAGE_OFF),
+    )
+    return built(
+        "stage", (*STAGE_PACKAGES, *STAGE_LIBRARIES), {"off": STAGE_OFF}, lambda _: hooks, report
+    )
+
+
+def built(
+    name: str,
+    wanted: Sequence[str],
+    decides: Mapping[str, object],
+    hooks: Callable[[Path], Sequence[str]],
+    report: tools.Report,
+) -> tuple[Path, Path]:
+    """A stage called ``name`` of these Debian packages, and its checksum file, from the cache.
+
+    ``hooks`` gets a folder for what they need, and gives lines of shell that mmdebstrap runs with
+    the root directory as ``$1``; ``decides`` must hold all that they depend on. Raises LabError.
+    """
+    entries = debian_sources()
+    secure = any(" https:" in entry for entry in entries)
+    packages = (*wanted, *(["ca-certificates"] if secure else []))
+    inputs = {
+        "recipe": RECIPE,
+        "suite": SUITE,
+        "sources": [without_login(entry) for entry in entries],
+        "packages": packages,
+        "apt": _APT_CONF,
+        "left out": _NOT_IN_STAGE,
+        "package index": "kept",
+        "hooks": 2,
+        **decides,
+    }
+
+    @cache.phase_recorded(name)
+    def build(folder: Path) -> None:
+        tree, file = folder / f"{name}.tar", f"{name}.tar.zst"
+        with tempfile.TemporaryDirectory() as scratch:
+            Path(scratch).chmod(0o755)
+            apt, dpkg = Path(scratch, "apt"), Path(scratch, "dpkg")
+            apt.write_text(_APT_CONF)
+            excludes = "".join(f"path-exclude={pattern}\n" for pattern in NO_DOCUMENTS)
+            dpkg.write_text(f"force-unsafe-io\n{excludes}path-include={COPYRIGHTS}\n")
+            lines = [
+                f"upload {apt} /etc/apt/apt.conf.d/80xenlab",
+                f"upload {dpkg} /etc/dpkg/dpkg.cfg.d/xenlab",
+                'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/hostname "$1"/etc/resolv.conf',
+                'rm -f "$1"/var/lib/dbus/machine-id; : > "$1"/etc/machine-id',
+                *hooks(Path(scratch)),
+                # what was left out here is not left out of what is installed later
+                'rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
+            ]
+            if secure:
+                # a mirror behind a company's own authority is trusted inside as it is outside
+                lines.append(
+                    "upload /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt"
+                )
+            mmdebstrap(
+                tree,
+                packages,
+                entries,
+                [
+                    "--variant=minbase",
+                    # merged from the start: the package that merges later needs all of perl
+                    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+                    # half a minute less in the emulated machine, as long as they are young
+                    "--skip=cleanup/apt/lists",
+                    *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_IN_STAGE),
+                    *(f"--customize-hook={line}" for line in lines),
+                ],
+                report,
+                f"building the {name}",
+            )
+        report(f"compressing the {name}", None)
+        tools.run(["zstd", "-q", "-T0", "-9", "--rm", tree.name, "-o", file], cwd=folder)
+        with (folder / file).open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        (folder / f"{file}.sha256").write_text(f"{digest}  {file}\n")
+
+    shelf = cache_root() / "stage"
+    folder = cached("stage", inputs, build)
+    names = (f"{name}.tar.zst", f"{name}.tar.zst.sha256")
+    with locked(shelf / ".names.lock"):
+        for link in names:
+            _point(shelf / link, Path(folder.name, link))
+    return shelf / names[0], shelf / names[1]
+
+
+def _point(link: Path, target: Path) -> None:
+    if link.is_symlink() and link.readlink() == target:
+        return
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.rename(link)
+
+
+# A stage with Portage and OpenRC on Debian's userland. It is not Gentoo: see the page about it.
+#
+# Portage is the genuine one, its packages are ebuilds of our own whose sources are upstream's, and
+# OpenRC, as Debian packages it, looks after the services.
+
+NAME = "portage-stage"
+
+PACKAGES = (
+    # what a Debian stage has as well
+    "cpio", "e2fsprogs", "fdisk", "iproute2", "iputils-ping", "kmod", "libcap2-bin", "netbase",
+    "nfs-common", "openssh-client", "openssh-server",
+    "openssh-sftp-server", "procps", "rsync", "udev", "usr-is-merged", "xz-utils", "zstd",
+    # who starts the rest
+    "openrc", "sysvinit-core",
+    # what Portage works with, and what it compiles with
+    "bzip2", "file", "git", "patch", "pax-utils", "python-is-python3", "python3", "wget",
+    "g++", "gcc", "libc6-dev", "libncurses-dev", "libpcre2-dev", "make", "pkg-config",
+    # what is no package of Portage's here
+    "busybox-static", "cron", "distcc", "grub-pc", "logrotate", "nfs-kernel-server",
+    "syslog-ng-core", "xen-system-amd64",
+)  # fmt: skip
+
+# No C code of Portage's own, which would want this machine's Python to be Debian's; no signatures
+# of a tree that is not Gentoo's.
+MESON_OPTIONS = (
+    "--prefix=/usr",
+    "--sysconfdir=/etc",
+    "-Dpython.purelibdir=/usr/lib/python3/dist-packages",
+    "-Dpython.platlibdir=/usr/lib/python3/dist-packages",
+    "-Dnative-extensions=false",
+    "-Drsync-verify=false",
+)
+
+
+def portage_stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
+    """The root tarball and its checksum file, built if they are not in the cache.
+
+    Both have names that do not change: stage/portage-stage.tar.zst and .sha256. Raises LabError.
+    """
+    data = Path(str(resources.files("xenlab").joinpath("data", "portage")))
+    digests = {
+        str(path.relative_to(data)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(data.rglob("*"))
+        if path.is_file()
+    }
+
+    def hooks(scratch: Path) -> Sequence[str]:
+        folder = scratch / "portage"
+        shutil.copytree(data, folder)
+        installed = _portage(folder, report)
+        return (
+            f'tar -C {shlex.quote(str(installed))} -c . | tar -C "$1" -x --no-same-owner',
+            f'sh {shlex.quote(str(folder / "stage" / "prepare.sh"))} "$1" '
+            f"{shlex.quote(str(folder))}",
+        )
+
+    decides = {"portage": digests, "meson": MESON_OPTIONS}
+    return built(NAME, PACKAGES, decides, hooks, report)
+
+
+def _portage(folder: Path, report: tools.Report) -> Path:
+    """Portage of the source that requirements.txt names, installed below a folder."""
+    sdist, source, place = folder / "sdist", folder / "source", folder / "installed"
+    report("fetching Portage", None)
+    # the wheel would put configuration and package database inside a virtual environment
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        "portage",
+    ]
+    tools.run(
+        [*pip, "--dest", sdist, "--require-hashes", "-r", folder / "requirements.txt"],
+        hint="look whether `pip download portage` works on this machine",
+    )
+    source.mkdir()
+    archive = next(iter(sdist.iterdir()))
+    tools.run(["tar", "-x", "-f", archive, "-C", source, "--strip-components=1"])
+    report("building Portage", None)
+    tools.run(["meson", "setup", *MESON_OPTIONS, "build"], cwd=source)
+    tools.run(["meson", "install", "-C", "build"], cwd=source, env={"DESTDIR": str(place)})
+    return place
+
+
+# The stages that a lab can make, by the file that each of them is.
+
+Made = Callable[[Report], tuple[Path, Path]]
+
+
+def maker(path: str) -> Made:
+    """What makes the stage that a site names; where it is one of the person's own, Debian's."""
+    return portage_stage if Path(path).name == f"{NAME}.tar.zst" else stage
