@@ -421,13 +421,15 @@ class DomainsRunning(Resource):
         A creation runs scripts in dom0 that have 40 seconds each, fixed in libxl: guests that
         boot meanwhile must not take dom0 the processor, so each is paused at first.
         """
-        created = [
-            name
-            for name, config in self.configs
-            if _brought_up(host, name, config, report, options=("-p",))
-        ]
-        for name in created:
-            _let_go_on(host, name, report)
+        created: list[str] = []
+        try:
+            for name, config in self.configs:
+                if _brought_up(host, name, config, report, options=("-p",)):
+                    created.append(name)
+        finally:
+            # also where one could not be created: no guest stays paused for another's fault
+            for name in created:
+                _let_go_on(host, name, report)
         for name in created:
             _watch(host, name, self.seconds, report)
 
