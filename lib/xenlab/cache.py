@@ -20,6 +20,9 @@ from xenlab.masking import mask
 
 KEY_DIGITS = 16
 
+USUAL_CACHE = "~/.cache/xenlab/"
+"""Where the cache is unless the environment says otherwise."""
+
 
 def cache_root() -> Path:
     """The folder of everything that can be built again.

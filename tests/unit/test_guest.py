@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -651,6 +652,56 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     back.verify(HOST)
     look(device, tmp_path, is_whole)
     assert linked.probe(HOST) is not None
+
+
+def test_a_split_guest_is_at_no_moment_without_usr(
+    guest: Guest, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dom0 may lose its power after any change, and start the guest as it is then."""
+    make(guest)
+
+    def own(place: Path) -> None:
+        (place / "usr/bin").mkdir(parents=True)
+        (place / "bin").mkdir(exist_ok=True)
+
+    look(device, tmp_path, own)
+    seen = tmp_path / "seen"
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    # dom0's python3 as the script calls it: python3 -I -S -c BELOW ROOT VERB WORDS…
+    (watched / "python3").write_text(f"""#!/bin/sh
+{sys.executable} "$@" || exit
+cd "$5" || exit
+for name in usr usr.old; do stat -c '%n %F' $name 2> /dev/null || echo "$name none"; done \\
+    | paste -s -d , >> '{seen}'
+""")
+    (watched / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{watched}:{os.environ['PATH']}")
+    records = str(tmp_path / "records")
+    target = "/mnt/share/usr/0"
+    linked = UsrLinked("domu1", device, target, list, Down(), records)
+    back = UsrSwapped("domu1", device, False, "", records)
+    linked.apply(HOST, silent)
+    back.apply(HOST, silent)
+    states = set(seen.read_text().splitlines())
+    link, folder = "symbolic link", "directory"
+    assert states == {
+        f"usr {folder},usr.old none",
+        f"usr {folder},usr.old {link}",
+        f"usr {link},usr.old {folder}",
+    }
+
+    def cut_off(place: Path) -> None:
+        (place / "usr.old").symlink_to(target)
+
+    # both ways go on from where they were cut off
+    for goes_on in (linked, back):
+        look(device, tmp_path, cut_off)
+        Path(records, "domu1", "usr").write_text("swapping\n")
+        goes_on.apply(HOST, silent)
+        goes_on.verify(HOST)
+        back.apply(HOST, silent)
+        look(device, tmp_path, is_whole)
 
 
 def test_a_guest_that_was_never_asked_keeps_its_usr(

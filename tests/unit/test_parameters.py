@@ -394,6 +394,19 @@ def test_every_parameters_file_is_accepted(path: Path) -> None:
     load(path)
 
 
+def test_the_lab_s_files_are_in_the_cache_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
+    site = load(FILES / "lab.yaml")
+    assert site.ssh.config == f"{tmp_path}/cache/labs/lab/ssh_config"
+    assert site.stage == f"{tmp_path}/cache/stage/stage.tar.zst"
+    monkeypatch.delenv("XENLAB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load(FILES / "lab.yaml").stage == f"{tmp_path}/xenlab/stage/stage.tar.zst"
+    assert validate({"stage": "~/other/stage.tar"}, "site.yaml").stage == "~/other/stage.tar"
+
+
 def test_an_override_replaces_a_value_of_the_file() -> None:
     assert load(FILES / "lab.yaml", {"share_mib": 7777}).share_mib == 7777
 

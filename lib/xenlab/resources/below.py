@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import TypedDict
 
     Fill = Callable[[int], None]
+    Rename = Callable[[str, str], None]
 
     class Listed(TypedDict):
         """A file, or a link where ``target`` is not empty."""
@@ -142,6 +143,13 @@ def move(old: str, new: str) -> None:
     _sync(os.path.dirname(new))
 
 
+def exchange(one: str, other: str, *, rename: Rename) -> None:
+    """Let two names change places at once, so that neither is missing at any moment."""
+    rename(one, other)
+    _sync(os.path.dirname(one))
+    _sync(os.path.dirname(other))
+
+
 def remove(*paths: str) -> None:
     """Whatever bears these names; with a star at its end, all names that begin like it."""
     for path in paths:
@@ -178,6 +186,21 @@ def _listed() -> list[Listed]:
 
     listed: list[Listed] = json.load(sys.stdin)
     return listed
+
+
+def _exchanging() -> Rename:
+    """renameat2(2) with RENAME_EXCHANGE, for which Python has no name of its own."""
+    import ctypes
+
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    here, flag = -100, 2
+
+    def rename(one: str, other: str) -> None:
+        if renameat2(here, os.fsencode(one), here, os.fsencode(other), flag):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), one)
+
+    return rename
 
 
 def _duplicate(path: str, copy: str) -> None:
@@ -276,19 +299,23 @@ def _sync(path: str) -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
-    for verb in (look, empty, read, write, rewrite, files, folder, link, move, remove, bring)
+    for verb in (
+        *(look, empty, read, write, rewrite, files, folder),
+        *(link, move, exchange, remove, bring),
+    )
 }
 
 
 def main(root: str, verb: str, *words: str) -> None:
     """Go below the root for good, then do what the verb says."""
     listed = _listed() if verb == "files" else ()
+    given = {"rename": _exchanging()} if verb == "exchange" else {}
     # a module that is first needed below would be the guest's
     sys.meta_path.clear()
     os.chroot(root)
     os.chdir("/")
     try:
-        VERBS[verb](*words, *listed)
+        VERBS[verb](*words, *listed, **given)
     except (OSError, RecursionError) as error:
         why = getattr(error, "strerror", None) or "it goes too deep"
         where = getattr(error, "filename", None) or " ".join(words)

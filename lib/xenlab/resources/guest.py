@@ -127,10 +127,16 @@ note() {{ # NAME: standard input becomes this record, on disk when it ends
     mv -- "$records/.new" "$records/$1"
     sync -- "$records"
 }}
-usr_back() {{ # the guest's own /usr in its place again
-    case "$(guest look /usr.old)" in folder | empty) ;; *) exit 56 ;; esac
-    case "$(guest look /usr)" in none) ;; link | empty) guest remove /usr ;; *) exit 56 ;; esac
-    guest move /usr.old /usr
+usr_back() {{ # the guest's own /usr in its place again, which is at no moment without one
+    case "$(guest look /usr.old) $(guest look /usr)" in
+        "folder none" | "empty none") guest move /usr.old /usr ;;
+        "folder link" | "folder empty" | "empty link" | "empty empty")
+            guest exchange /usr.old /usr
+            guest remove /usr.old
+            ;;
+        "link folder" | "empty folder") guest remove /usr.old ;;
+        *) exit 56 ;;
+    esac
 }}
 mkdir -p -- "$records"
 scratch=$(mktemp -d /run/xenlab-guest-XXXXXX)

@@ -318,12 +318,11 @@ echo swapping | note usr
 case "$(guest look /usr)" in
     folder)
         guest bring < "$records/usr.needed"
-        guest move /usr /usr.old
+        guest link /usr.old "$target"
+        guest exchange /usr /usr.old
         ;;
-    link) ;;
     *) exit 56 ;;
 esac
-guest link /usr "$target"
 leave
 printf '%s%s\\n' "$record" "$(uuid)" | note usr
 """

@@ -7,9 +7,12 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
+
+from xenlab.cache import USUAL_CACHE, cache_root
 
 Check = Callable[[str], str]
 
@@ -73,9 +76,14 @@ def target_path(text: str) -> str:
 
 
 def controller_path(text: str) -> str:
-    """A path on the controller: absolute or from ``~``; a notebook's own folder must not matter."""
+    """A path on the controller: absolute or from ``~``; a notebook's own folder must not matter.
+
+    What is said to lie in the usual cache is looked for in the cache that the environment names.
+    """
     if not text.startswith(("/", "~/")):
         raise ValueError(f"must begin with / or ~/, not {quoted(text)}")
+    if text.startswith(USUAL_CACHE) and cache_root() != Path(USUAL_CACHE).expanduser():
+        return str(cache_root() / text.removeprefix(USUAL_CACHE))
     return text
 
 
