@@ -2,32 +2,100 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xenlab.masking import Secret, mask
 
+Value = str | Path | int | Secret
+
 
 @dataclass(frozen=True)
 class Command:
-    """POSIX shell text in which every value is quoted; ``str()`` gives its masked form."""
+    """POSIX shell text in which every value is quoted; ``str()`` gives its masked form.
+
+    ``typed`` is what a person would type to the same end, where that is shorter; ``input`` goes
+    into it; ``seconds`` is its deadline, None for that of a look; ``refusals`` are what its own
+    exit statuses mean: a message and what to try.
+    """
 
     text: str
     secrets: tuple[Secret, ...] = ()
+    typed: str = field(default="", compare=False, repr=False)
+    input: bytes = field(default=b"", compare=False, repr=False)
+    seconds: float | None = field(default=None, compare=False)
+    refusals: Mapping[int, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def argv(cls, *words: str | Path | int | Secret) -> Command:
+    def sh(cls, text: str, **values: Value | Sequence[Value]) -> Command:
+        """Shell text as a person types it, each ``{name}`` in it one of these values, quoted.
+
+        A sequence stands for several words. ``Command.sh("mkswap -L {label} {device}", label="a b",
+        device="/dev/vda2")`` is ``mkswap -L 'a b' /dev/vda2``. Raises KeyError for a name without
+        a value; ``${name}`` is the shell's own.
+        """
+        used: list[Value] = []
+
+        def words(found: re.Match[str]) -> str:
+            value = values[found[1]]
+            each = [value] if isinstance(value, Value) else value
+            used.extend(each)
+            return " ".join(_quote(word) for word in each)
+
+        plain = textwrap.dedent(text).strip("\n")
+        return cls(re.sub(r"(?<!\$)\{([a-z_]\w*)\}", words, plain), _secrets(tuple(used)))
+
+    @classmethod
+    def file(cls, path: str, text: str, mode: int | None = None, owner: str = "") -> Command:
+        """A file's whole text written by a here-document; then its mode and owner, where stated.
+
+        A folder for additions (``….d``) is made first: it may not be there yet.
+        """
+        end = "END"
+        while end in text.split("\n"):
+            end += "_"
+        if text and not text.endswith("\n"):
+            lines = [f"printf %s {_quote(text)} > {_quote(path)}"]
+        else:
+            lines = [f"cat > {_quote(path)} <<'{end}'\n{text}{end}"]
+        folder = path.rpartition("/")[0]
+        if folder.endswith(".d"):
+            lines.insert(0, f"mkdir -p {_quote(folder)}")
+        lines += [] if mode is None else [f"chmod {mode:o} {_quote(path)}"]
+        lines += [f"chown {_quote(owner)} {_quote(path)}"] if owner else []
+        return cls("\n".join(lines))
+
+    def by_hand(self) -> str:
+        """What a person would type, masked."""
+        return mask(self.typed or self.text, self.secrets).strip("\n")
+
+    def typed_as(self, text: str, **values: Value | Sequence[Value]) -> Command:
+        """The same; what a person would type is this text, its values as in `sh`."""
+        return replace(self, typed=Command.sh(text, **values).text)
+
+    def given(self, data: bytes) -> Command:
+        """The same, with this on its standard input."""
+        return replace(self, input=data)
+
+    def within(self, seconds: float) -> Command:
+        """The same, with a deadline."""
+        return replace(self, seconds=seconds)
+
+    def refusing(self, refusals: Mapping[int, tuple[str, str]]) -> Command:
+        """The same; its exit statuses with a meaning, each a message and what to try."""
+        return replace(self, refusals=refusals)
+
+    @classmethod
+    def argv(cls, *words: Value) -> Command:
         """One program and its arguments; no shell sees a value unquoted."""
         return cls(" ".join(_quote(w) for w in words), _secrets(words))
 
     @classmethod
-    def form(cls, template: str, *values: str | Path | int | Secret) -> Command:
-        """A shell line with ``%s`` for each value: ``Command.form("ls -- %s | wc -l", path)``."""
-        return cls(template % tuple(_quote(v) for v in values), _secrets(values))
-
-    @classmethod
-    def script(cls, text: str, *values: str | Path | int | Secret) -> Command:
+    def script(cls, text: str, *values: Value) -> Command:
         """A shell script under ``set -eu`` that finds its values in ``"$1"`` and so on."""
         words = " ".join(_quote(v) for v in values)
         return cls(f"set -eu\nset -- {words}\n{text.strip()}\n", _secrets(values))
@@ -67,12 +135,12 @@ class Result:
         return self.err.decode("utf-8", "replace")
 
 
-def _quote(value: str | Path | int | Secret) -> str:
+def _quote(value: Value) -> str:
     raw = value.value if isinstance(value, Secret) else str(value)
     if "\0" in raw:
         raise ValueError("a NUL byte cannot be passed to a command")
     return shlex.quote(raw)
 
 
-def _secrets(values: tuple[str | Path | int | Secret, ...]) -> tuple[Secret, ...]:
+def _secrets(values: tuple[Value, ...]) -> tuple[Secret, ...]:
     return tuple(v for v in values if isinstance(v, Secret))

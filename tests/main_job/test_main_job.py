@@ -58,6 +58,8 @@ def test_a_run_killed_in_chapter_09_is_taken_up_again(site: Site) -> None:
     changed = Counter(str(r["step"]) for r in records if r.get("status") == "changed")
     assert {step: n for step, n in changed.items() if n > 1} == {}
     assert [r["step"] for r in records if r.get("status") == "aborted"]
+    silent = [r for r in records if r.get("status") == "changed" and not r.get("script")]
+    assert [r["step"] for r in silent] == []
 
 
 def test_a_second_run_finds_nothing_to_do(site: Site) -> None:

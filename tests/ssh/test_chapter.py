@@ -97,6 +97,22 @@ def test_a_state_that_does_not_hold_is_applied_verified_and_recorded(
     verify(journal.path)
 
 
+def test_a_step_names_what_brings_its_state_about_whatever_becomes_of_it(
+    book: Chapter, journal: Journal, tmp_path: Path
+) -> None:
+    one = File(str(tmp_path / "one"), "hello\n", mode=0o600)
+    two = File(str(tmp_path / "two"), "no end")
+    book.ensure("05.1 Write it", one)
+    book.ensure("05.2 Write it again", one)
+    book.each("05.3 Side by side", {"A": one, "B": two, "C": Condition(Command("true"), "never")})
+    book.check("05.4 Holds", Condition(Command("true"), "never"))
+    finals = [r for r in journal.records() if r["phase"] == "final" and r["step"] != "05.0"]
+    typed = f"cat > {tmp_path}/one <<'END'\nhello\nEND\nchmod 600 {tmp_path}/one"
+    side_by_side = f"# A\n{typed}\n# B\nprintf %s 'no end' > {tmp_path}/two"
+    assert [r.get("script") for r in finals] == [typed, typed, side_by_side, None]
+    assert [r["status"] for r in finals] == ["changed", "ok", "changed", "ok"]
+
+
 def test_a_state_that_holds_is_not_touched(book: Chapter, journal: Journal, tmp_path: Path) -> None:
     made = Made(tmp_path / "x")
     book.ensure("05.1 Make it", made)

@@ -90,7 +90,7 @@ def test_files_with_any_name(
 @example(value="\r\n\t\x1b[31m\x7f")
 def test_any_value_arrives_unchanged(value: str, warm: Host) -> None:
     assert warm.run(Command.argv("printf", "%s", value)).out == value.encode()
-    assert warm.run(Command.form("printf %%s %s", value)).out == value.encode()
+    assert warm.run(Command.sh("printf %s {value}", value=value)).out == value.encode()
     assert warm.run(Command.script('printf %s "$1"', value)).out == value.encode()
 
 
@@ -116,7 +116,7 @@ def test_secrets_never_show(host: Host, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(CommandFailed) as failed:
         host.run(Command.script('echo "$1" >&2; echo "$1"; exit 1', secret))
     with pytest.raises(CommandTimeout) as late:
-        host.run(Command.form("sleep 600; : %s", secret), timeout=0.3)
+        host.run(Command.sh("sleep 600; : {secret}", secret=secret), timeout=0.3)
     for error in (failed.value, late.value):
         assert "hush" not in str(error) + repr(error) + repr(error.result)
         assert MASK in str(error)

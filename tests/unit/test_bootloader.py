@@ -262,6 +262,9 @@ class Quick:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
+    def commands(self, medium: Medium) -> tuple[Command, ...]:
+        return ()
+
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         self.asked.append(medium)
 

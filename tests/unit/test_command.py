@@ -29,7 +29,7 @@ def shell(command: Command) -> str:
 @given(value=nasty)
 def test_no_value_reaches_a_shell_unquoted(value: str) -> None:
     assert shell(Command.argv("printf", "%s", value)) == value
-    assert shell(Command.form("printf %%s %s", value)) == value
+    assert shell(Command.sh("printf %s {value}", value=value)) == value
     assert shell(Command.script('printf %s "$1"', value)) == value
 
 

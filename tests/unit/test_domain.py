@@ -13,16 +13,8 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import PathsExist
-from xenlab.resources.domain import (
-    FOLLOW,
-    LOGIN,
-    PANIC,
-    DomainRebooted,
-    DomainStopped,
-    domain,
-    log_path,
-)
-from xenlab.resources.xen import DomainConfig
+from xenlab.resources.domain import FOLLOW, LOGIN, PANIC, DomainRebooted, DomainStopped
+from xenlab.resources.xen import DomainConfig, domain, log_path
 from xenlab.transport.local import Local
 
 HOST = Host(Local())

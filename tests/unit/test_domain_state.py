@@ -16,17 +16,9 @@ from xenlab.platform.boot import Manual
 from xenlab.platform.choice import services
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import Resource
-from xenlab.resources.domain import (
-    FOLLOW,
-    LOGIN,
-    PANIC,
-    ConsoleAnswers,
-    DomainRebooted,
-    require_running,
-    standing,
-)
+from xenlab.resources.domain import FOLLOW, LOGIN, PANIC, ConsoleAnswers, DomainRebooted
 from xenlab.resources.ssh_access import GuestAnswers
-from xenlab.resources.xen import parse_overview
+from xenlab.resources.xen import parse_overview, require_running, standing
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
 from xenlab.transport.ssh_config import Target
@@ -69,7 +61,7 @@ def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dom0:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     log = tmp_path / "guest-domu1.log"
     log.write_text(f"Booting\r\n{PANICKED}\r\n")
-    monkeypatch.setattr("xenlab.resources.domain.log_path", lambda name: str(log))
+    monkeypatch.setattr("xenlab.resources.xen.log_path", lambda name: str(log))
 
     def made(letters: str) -> Host:
         lines = [

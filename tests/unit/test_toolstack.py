@@ -22,7 +22,7 @@ from xenlab.platform.xl import (
     xl_config,
 )
 from xenlab.quoting import xl
-from xenlab.resources.domain import parse_list
+from xenlab.resources.xen import parse_list
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "xl"
 

@@ -41,6 +41,15 @@ COLOURS = {
     "aborted": "#946310",
 }
 
+RAN = {
+    "ok": "not needed",
+    "changed": "ran",
+    "would change": "would run",
+    "would be refused": "would run",
+    "running": "runs",
+}
+"""What became of a step's script, by the step's status."""
+
 
 @dataclass
 class Card:
@@ -59,6 +68,8 @@ class Card:
     done: float | None = None
     asked: str = ""
     differences: list[tuple[str, Difference]] = field(default_factory=list)
+    script: str = ""
+    where: str = ""
     output: str = ""
     lines: int = 0
     cut: bool = False
@@ -76,6 +87,11 @@ class Card:
     def bad(self) -> bool:
         """Whether the message is one that a person must act on, not a note."""
         return self.status not in ("ok", "changed", "would change")
+
+    @property
+    def ran(self) -> str:
+        """What became of the script, in words."""
+        return RAN.get(self.status, "to run")
 
     @property
     def duration(self) -> str:
@@ -210,6 +226,12 @@ class PaintedStep(ABC):
         """Show what the step would change."""
         with self._lock:
             self._card.differences.append((label, difference))
+            self._changed()
+
+    def script(self, text: str, where: str) -> None:
+        """Show what brings the step's state about, and on which host."""
+        with self._lock:
+            self._card.script, self._card.where = text, where
             self._changed()
 
     def progress(self, what: str, done: float | None) -> None:

@@ -165,6 +165,7 @@ class Chapter(PlatformAnswers):
         todo = [one for one in _made((again,)) if self._probe(one, self.host) is not None]
         if not todo:
             return False
+        step.names({"": todo}, self.host.name)
         self._starts(step)
         try:
             self._apply(step, self.host, tuple(todo), "")
@@ -178,7 +179,9 @@ class Chapter(PlatformAnswers):
         """See to it that states hold: probe, show, ask, apply, verify, record."""
         host = on or self.target
         with self._step(title, host) as step:
-            todo = self._differing(step, host, resources)
+            states = _made(resources)
+            step.names({"": states}, host.name)
+            todo = self._differing(step, host, states)
             if self._may_go_on(step, host, todo):
                 self._apply(step, host, tuple(todo), "")
                 step.status = CHANGED
@@ -188,6 +191,7 @@ class Chapter(PlatformAnswers):
         host = on or self.target
         with self._step(title, host) as step:
             actions = _made(resources)
+            step.names({"": actions}, host.name)
             self._differing(step, host, actions)
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
@@ -324,6 +328,7 @@ class Chapter(PlatformAnswers):
 
         if not parts:
             step.message = NOTHING
+        step.names({label: (part,) for label, part in parts.items()}, host.name)
         found = dict(zip(parts, pool.map(look, parts.items()), strict=True))
         todo: dict[str, Resource] = {}
         for label, difference in found.items():

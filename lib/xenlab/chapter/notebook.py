@@ -21,7 +21,7 @@ from xenlab.chapter.card import Card, PaintedStep, duration, environment
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.chapter import open_chapter as open_in_view
 from xenlab.chapter.recorder import Phase
-from xenlab.chapter.step import STOP, VIEW, StepView, View
+from xenlab.chapter.step import STOP, VIEW, WOULD_CHANGE, StepView, View
 from xenlab.errors import ConsentNeeded, XenlabError
 from xenlab.masking import clean
 from xenlab.resources.base import Asked, Difference, Waiting
@@ -210,6 +210,7 @@ class TextStep:
         self._out = out
         self._title = title
         self._lines: list[str] = []
+        self._script = ""
         self._lock = threading.Lock()
 
     def difference(self, label: str, difference: Difference) -> None:
@@ -219,6 +220,10 @@ class TextStep:
             self._add(difference.diff)
         if difference.rows:
             self.table(pd.DataFrame(list(difference.rows)))
+
+    def script(self, text: str, where: str) -> None:
+        """The commands, as a person would type them."""
+        self._script = text
 
     def progress(self, what: str, done: float | None) -> None:
         """What is waited for, at once; the rest is over when the step is written."""
@@ -239,6 +244,8 @@ class TextStep:
 
     def finished(self, status: str, seconds: float, message: str = "") -> None:
         """Write the step."""
+        if self._script and status == WOULD_CHANGE:
+            self._add(f"would run:\n{self._script}")
         if message:
             self._add(message)
         print(

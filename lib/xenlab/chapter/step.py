@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -40,6 +41,9 @@ class StepView(Protocol):
 
     def difference(self, label: str, difference: Difference) -> None:
         """What the step would change; ``label`` tells parts of one step apart."""
+
+    def script(self, text: str, where: str) -> None:
+        """What brings the step's state about, as a person would type it; ``where`` is its host."""
 
     def progress(self, what: str, done: float | None) -> None:
         """What is being done now and the fraction (0 to 1) done, None where it is not counted.
@@ -96,6 +100,9 @@ class Silent:
 
 class _SilentStep:
     def difference(self, label: str, difference: Difference) -> None:
+        pass
+
+    def script(self, text: str, where: str) -> None:
         pass
 
     def progress(self, what: str, done: float | None) -> None:
@@ -262,6 +269,7 @@ class Step:
     differences: dict[str, Difference] = field(default_factory=dict)
     attachments: list[dict[str, str]] = field(default_factory=list)
     wipes: list[str] = field(default_factory=list)
+    script: str = ""
 
     def __post_init__(self) -> None:
         self.number = self.title.split()[0]
@@ -308,6 +316,15 @@ class Step:
         )
         self.differences[label] = masked
         self.view.difference(label, masked)
+
+    def names(self, parts: Mapping[str, Sequence[Resource]], where: str) -> None:
+        """Note and show what brings the step's state about, as shell text; ``where`` it runs."""
+        texts = {label: _typed(resources) for label, resources in parts.items()}
+        several = sum(map(bool, texts.values())) > 1
+        lines = [f"# {k}\n{text}" if several else text for k, text in texts.items() if text]
+        self.script = self._masked("\n".join(lines))
+        if self.script:
+            self.view.script(self.script, where)
 
     def note(self, message: str) -> None:
         """Add a sentence to what a person should know."""
@@ -374,6 +391,8 @@ class Step:
         except (DiskFull, OSError) as error:
             full, commands = error, self._log.records(self.number, files=False)
         fields: dict[str, Any] = {"seconds": seconds}
+        if self.script:
+            fields["script"] = self.script
         if commands:
             fields["commands"] = commands
             fields["exit_status"] = commands[-1]["status"]
@@ -402,6 +421,12 @@ class Step:
         if self.differences:
             fields["difference"] = {k: asdict(d) for k, d in self.differences.items()}
         return self.journal.append(**fields)
+
+
+def _typed(resources: Sequence[Resource]) -> str:
+    """The commands of several resources as shell text; one that follows itself stands once."""
+    found = (one.by_hand() for each in resources for one in each.commands())
+    return "\n".join(text for text, _ in groupby(found))
 
 
 def _said(error: BaseException) -> str:

@@ -15,9 +15,8 @@ from xenlab.platform.boot import Power, reboot
 from xenlab.platform.choice import Services
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import Difference, Elsewhere, PathsExist, Report, Resource, Shown, Until
-from xenlab.resources.domain import RUNNING
 from xenlab.resources.ssh_access import GuestAnswers
-from xenlab.resources.xen import FOLDER, wait_for_toolstack
+from xenlab.resources.xen import FOLDER, RUNNING, wait_for_toolstack
 
 # Chapter 11: domains are created, visited, rebooted, shut down, destroyed, and left running.
 #
@@ -175,6 +174,11 @@ class PowerCycled(Resource):
         """What will be done."""
         who = ", ".join(self.names) or "dom0 alone"
         return Difference(f"switch the machine off and on, and see {who} come back")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Guests down, power off and on; the last line waits until the last guest is created."""
+        stop, start = self.services.stop("xendomains"), self.services.start("xendomains")
+        return (stop, Command("sync"), *self.power.commands("disk"), start, Command("xl list"))
 
     def apply(self, host: Host, report: Report) -> None:
         """Restart the machine and wait until the last of the guests was created."""

@@ -129,6 +129,10 @@ class MountedAgain(Resource):
         """What is not mounted."""
         return self.mounted.probe(host)
 
+    def commands(self) -> tuple[Command, ...]:
+        """Mount it."""
+        return self.mounted.commands()
+
     def apply(self, host: Host, report: Report) -> None:
         """Mount it; raises StepFailed where the device holds no such system."""
         look = """

@@ -157,6 +157,10 @@ class DiskBootedAgain(Resource):
         """It is asked only where the machine runs from another medium."""
         return Difference("boot the disk: a run was cut off while the rescue system took the image")
 
+    def commands(self) -> tuple[Command, ...]:
+        """Boot the disk."""
+        return self.power.commands("disk")
+
     def apply(self, host: Host, report: Report) -> None:
         """Boot the disk; raises StepFailed where no run had left it for the image."""
         machine = host.inside("/")
@@ -187,6 +191,17 @@ class ImageAtRest(Resource):
     def probe(self, host: Host) -> Difference | None:
         """As for the image of a running root, and from there."""
         return self.image.probe(host)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Boot the rescue system, mount the share, take the image, boot the disk."""
+        values = {"device": self.away.device, "share": self.away.share}
+        return (
+            *self.power.commands("rescue"),
+            Command.sh("mkdir -p {share}\nmount {device} {share}", **values),
+            *self.resting.commands(),
+            Command.argv("umount", self.away.share),
+            *self.power.commands("disk"),
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Boot the rescue system, take the image onto the share, boot the disk."""

@@ -16,7 +16,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.resources.archive import has_checksum, require_checksum
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Check, Difference
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.site.rules import fits as disk_fits
@@ -276,7 +276,7 @@ def misfit(site: Parameters, machine: Machine) -> XenlabError | None:
 
 
 @dataclass(frozen=True)
-class Fits(Resource):
+class Fits(Check):
     """The site fits the machine: processor, memory, disk and tools suffice."""
 
     site: Parameters
@@ -288,13 +288,9 @@ class Fits(Resource):
             raise error
         return None
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Nothing can be done from here: raises as `probe` does."""
-        self.probe(host)
-
 
 @dataclass(frozen=True)
-class Brought(Resource):
+class Brought(Check):
     """The controller has what the site names: a stage that is whole, and the kernel source."""
 
     site: Parameters
@@ -310,7 +306,3 @@ class Brought(Resource):
             raise BadInput(f"there is no kernel source {site.kernel_source} on the controller")
         require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
         return None
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Nothing can be done from here: raises BadInput as `probe` does."""
-        self.probe(host)

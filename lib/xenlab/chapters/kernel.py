@@ -280,6 +280,11 @@ class Running(Resource):
             xen_state(host), self.entry.release, self.entry.xen_words, self.entry.dom0_words
         )
 
+    def commands(self) -> tuple[Command, ...]:
+        """Unmount the installed system, boot the disk, see what came up."""
+        away = (Command.argv("umount", "-R", self.root),) if self.root != "/" else ()
+        return (*away, *self.power.commands("disk"), Command("xl info"))
+
     def apply(self, host: Host, report: Report) -> None:
         """Unmount the installed system, boot the disk, wait for Xen's services."""
         machine = host.inside("/")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 
 from xenlab.chapter.chapter import Chapter
+from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.choice import Services, services
@@ -153,6 +154,10 @@ class WithoutTheBugfix(Resource):
         """What will be looked at."""
         return Difference("look for dom0 in the internal LAN")
 
+    def commands(self) -> tuple[Command, ...]:
+        """Stop the service if it runs, look, start it again."""
+        return self.services.stop(BUGFIX), Command("ip link show"), self.services.start(BUGFIX)
+
     def apply(self, host: Host, report: Report) -> None:
         """Look; a service that ran already runs again. Raises StepFailed for what does not hold."""
         report("looking for dom0 in the internal LAN")
@@ -183,6 +188,11 @@ class OutAndIn(Resource):
     def probe(self, host: Host) -> Difference | None:
         """What will be done."""
         return Difference(f"stop and start {BUGFIX}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Stop it, see that nobody answers, start it again, see that all do."""
+        pings = tuple(Command.argv("ping", "-c", 1, one) for one in self.reached.addresses)
+        return (self.services.stop(BUGFIX), *pings, self.services.start(BUGFIX), *pings)
 
     def apply(self, host: Host, report: Report) -> None:
         """Stop it, see dom0 alone; whatever is seen, start it again."""

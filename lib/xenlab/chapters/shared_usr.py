@@ -260,6 +260,11 @@ class WhileDown(Resource):
         """The wanted state's difference."""
         return self.wanted.probe(host)
 
+    def commands(self) -> tuple[Command, ...]:
+        """Shut the guest down, then those of the states."""
+        parts = (self.stopped, *self.before, self.wanted)
+        return tuple(command for part in parts for command in part.commands())
+
     def apply(self, host: Host, report: Report) -> None:
         """Shut the guest down if it runs, then bring the state about."""
         for part in (self.stopped, *self.before):
@@ -286,6 +291,10 @@ class BroughtBack(Resource):
         """That it does not run."""
         return self.running.probe(host)
 
+    def commands(self) -> tuple[Command, ...]:
+        """Start it."""
+        return self.running.commands()
+
     def apply(self, host: Host, report: Report) -> None:
         """Let it fit together, then start it."""
         before = self.end if self.begun(host) else (self.own,)
@@ -306,6 +315,10 @@ class Restarted(Resource):
     def probe(self, host: Host) -> Difference | None:
         """That it does not run, or what does not hold in it."""
         return self.running.probe(host) or self.condition.probe(host)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Shut it down, create it."""
+        return (*self.stopped.commands(), *self.running.commands())
 
     def apply(self, host: Host, report: Report) -> None:
         """Shut it down if it runs, create it, wait until it answers and the condition holds."""

@@ -212,6 +212,7 @@ class _WatchedStep:
     def __init__(self, card: StepView, note: Any) -> None:
         self._card = card
         self._note = note
+        self.script = card.script
         self.progress = card.progress
         self.output = card.output
         self.table = card.table

@@ -18,7 +18,7 @@ from xenlab.masking import clean
 from xenlab.panel.cards import CardView, Unrecorded, Worker
 from xenlab.panel.site import SiteFile
 from xenlab.resources.base import Resource
-from xenlab.resources.domain import CRASHED, RUNNING, log_path
+from xenlab.resources.xen import CRASHED, RUNNING, log_path
 
 CHAPTER = "91_panel"
 LOOK_SECONDS = 3.0

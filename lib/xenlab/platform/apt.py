@@ -200,13 +200,12 @@ class AptPackages(Resource):
         rows = ({"package": name, "found": states.get(name) or "not installed"} for name in missing)
         return Difference(f"install {', '.join(missing)}", rows=tuple(rows))
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Finish what an earlier attempt left half done, then install them all in one go.
 
         Configuration files that were changed on the host stay as they are. Daemons are installed,
-        not started. Raises StepFailed where the store misses one, or holds another.
+        not started.
         """
-        report(f"installing {len(self.names)} packages")
         script = """
             # while somebody else installs, the policy is theirs
             had_to_wait || :
@@ -254,9 +253,22 @@ class AptPackages(Resource):
         answers = "\n".join(self.answers)
         tools = _TOOLS + _GENUINE + _QUIETLY
         command = Command.script(tools + script, _POLICY, answers, self.store, *self.names)
-        result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
-        if not result.ok:
-            raise self._refused(result)
+        typed = "apt-get install --no-install-recommends {names}"
+        if self.store:
+            copy = f"cp {{store}}/*.deb {ARCHIVES}"
+            typed = f"{copy}\napt-get install --no-download --no-install-recommends {{names}}"
+        if self.answers:
+            typed = f"echo {{answers}} | debconf-set-selections\n{typed}"
+        values = {"names": self.names, "store": self.store, "answers": answers}
+        return (command.typed_as(typed, **values),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Install them; raises StepFailed where the store misses one, or holds another."""
+        report(f"installing {len(self.names)} packages")
+        for command in self.commands():
+            result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
+            if not result.ok:
+                raise self._refused(result)
 
     def _refused(self, result: Result) -> XenlabError:
         said = (result.stderr.strip().splitlines() or [""])[-1]
@@ -298,9 +310,8 @@ class AptStored(Resource):
         rows = tuple({"missing in the store": name} for name in missing)
         return Difference(f"fetch {', '.join(self.names)} into the store", rows=rows)
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Fetch them; where the index is not quite new, that first."""
-        report(f"fetching {len(self.names)} packages")
         script = """
             fetch() {
                 files=$(listed --reinstall install -- "$@") || return
@@ -310,8 +321,15 @@ class AptStored(Resource):
             }
             fetch "$@" || { update; fetch "$@"; }
         """
+        typed = "apt-get install --reinstall --download-only --no-install-recommends {names}"
         command = Command.script(_TOOLS + _GENUINE + script, *self.names)
-        run_patiently(host, command, report, timeout=INSTALL_SECONDS)
+        return (command.typed_as(typed, names=self.names),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Fetch them once nobody has locked the folder."""
+        report(f"fetching {len(self.names)} packages")
+        for command in self.commands():
+            run_patiently(host, command, report, timeout=INSTALL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -335,6 +353,10 @@ class AptRemoved(Resource):
         )
         found = ", ".join(row["package"] for row in rows)
         return Difference(f"remove {found}", rows=rows) if rows else None
+
+    def commands(self) -> tuple[Command, ...]:
+        """Remove them."""
+        return (Command.argv("apt-get", "remove", *self.names),) if self.names else ()
 
     def apply(self, host: Host, report: Report) -> None:
         """Remove them. Raises StepFailed where something else would go with them, or come."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 from xenlab.command import Command, Result
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.resources.base import Difference, Report, Resource, Waiting
+from xenlab.resources.base import Check, Difference, Report, Resource, Waiting
 from xenlab.site.types import PACKAGE_NAMES
 
 # Locks of a package manager: whoever holds one is named, and waited for (fcntl(2), proc(5)).
@@ -189,13 +189,18 @@ class Index(Resource):
         then = time.strftime("%Y-%m-%d", time.gmtime(fetched))
         return Difference(f"fetch the package index again ({self.command}): it is of {then}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Fetch it; a source that does not answer is an error."""
-        report(self.command)
         # what has not changed keeps its time: that it was asked for is to be seen all the same
         touch = 'touch -- "$1"'
         command = Command.script(f"{self.script}\n{touch}", self.folder)
-        run_patiently(host, command, report, timeout=INSTALL_SECONDS)
+        return (command.typed_as(self.command),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Fetch it once nobody has locked it."""
+        report(self.command)
+        for command in self.commands():
+            run_patiently(host, command, report, timeout=INSTALL_SECONDS)
 
 
 def require_names(names: Iterable[str], system: str) -> None:
@@ -316,15 +321,18 @@ class Carrying(Resource):
             return None
         return Difference(f"restart {self.name}, so that {self.process} gets {self.argument}")
 
+    def commands(self) -> tuple[Command, ...]:
+        """Restart the service."""
+        return (self.restart.within(START_SECONDS),)
+
     def apply(self, host: Host, report: Report) -> None:
-        """Restart the service; nothing to do in a root directory that is not booted."""
+        """Nothing to do in a root directory that is not booted."""
         if host.root == "/":
-            report(f"restarting {self.name}")
-            host.run(self.restart, timeout=START_SECONDS)
+            super().apply(host, report)
 
 
 @dataclass(frozen=True)
-class NoneFailed(Resource):
+class NoneFailed(Check):
     """The condition that no service of a machine has failed.
 
     ``look`` prints the name of each that has, below it the last lines of its log after a tab.
@@ -345,11 +353,6 @@ class NoneFailed(Resource):
             return None
         said = (": ".join((name, " / ".join(lines))) for name, lines in found.items())
         return Difference(f"has failed: {'; '.join(said)}", hint=self.hint)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Nothing makes it true here: raises StepFailed where a service has failed."""
-        if (found := self.probe(host)) is not None:
-            raise StepFailed(found.summary, hint=found.hint)
 
 
 def parse_failed(text: str) -> dict[str, list[str]]:

@@ -45,10 +45,12 @@ class ScriptsOff(Resource):
         found = result.stdout.split() if result.ok else list(self.names)
         return Difference(f"switch off GRUB's {', '.join(found)}") if found else None
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Take the execute bit from them; dpkg keeps the mode of a changed conffile."""
         script = 'for name do [ ! -e "/etc/grub.d/$name" ] || chmod -x "/etc/grub.d/$name"; done'
-        host.run(Command.script(script, *self.names))
+        command = Command.script(script, *self.names)
+        files = [f"/etc/grub.d/{name}" for name in self.names]
+        return (command.typed_as("chmod -x {files}", files=files),)
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,10 @@ class GrubMenu(Resource):
         rows = tuple({"grub.cfg": line} for line in lines)
         return Difference(f"generate the boot menu: {lines[0]}", rows=rows)
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Generate it with grub-mkconfig, which puts it in place only if its syntax is right."""
-        report("generating the boot menu")
-        host.run("LC_ALL=C grub-mkconfig -o /boot/grub/grub.cfg", timeout=MKCONFIG_SECONDS)
-        host.run("grub-script-check /boot/grub/grub.cfg")
+        make = Command("LC_ALL=C grub-mkconfig -o /boot/grub/grub.cfg").within(MKCONFIG_SECONDS)
+        return make, Command("grub-script-check /boot/grub/grub.cfg")
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,8 @@ class GrubOnDisk(Resource):
             raise CommandFailed(result)
         return Difference(f"install GRUB on {self.disk}")
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Run grub-install; raises StepFailed if /boot does not lie on that disk."""
-        report(f"installing GRUB on {self.disk}")
+    def commands(self) -> tuple[Command, ...]:
+        """Run grub-install; refused if /boot does not lie on that disk."""
         script = """
             boot=$(mountpoint -d /boot)
             disk=$(readlink -f -- "$1")
@@ -135,14 +135,13 @@ class GrubOnDisk(Resource):
             LC_ALL=C grub-install --target=i386-pc -- "$1"
             sync
         """
-        result = host.run(Command.script(script, self.disk), check=False, timeout=INSTALL_SECONDS)
-        if result.status == _WRONG_DISK:
-            raise StepFailed(
-                f"/boot does not lie on {self.disk}; GRUB is not installed there",
-                hint="mount the installed system's /boot (chapter 02), or correct disk",
-            )
-        if not result.ok:
-            raise CommandFailed(result)
+        wrong = (
+            f"/boot does not lie on {self.disk}; GRUB is not installed there",
+            "mount the installed system's /boot (chapter 02), or correct disk",
+        )
+        command = Command.script(script, self.disk).refusing({_WRONG_DISK: wrong})
+        typed = command.typed_as("grub-install --target=i386-pc {disk}", disk=self.disk)
+        return (typed.within(INSTALL_SECONDS),)
 
 
 # The boot loader: between a chapter that wants Xen booted and what boots it.
@@ -294,6 +293,9 @@ class Power(Protocol):
     seconds: float
     """How long it may take until the machine answers again."""
 
+    def commands(self, medium: Medium) -> tuple[Command, ...]:
+        """What boots a medium, run on the controller, as a person would type it."""
+
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Have the machine boot a medium; returns before it is up. Raises what went wrong."""
 
@@ -337,12 +339,16 @@ class Lab:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def commands(self, medium: Medium) -> tuple[Command, ...]:
+        """QEMU starts again."""
+        words = ("lab", "boot", medium, "--name", self.name)
+        command = Command.argv(sys.executable, "-m", "xenlab", *words)
+        return (command.typed_as("xenlab {words}  # on the controller", words=words),)
+
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Have QEMU start again from a medium."""
         report(f"the lab boots its {_called(medium)}")
-        command = Command.argv(
-            sys.executable, "-m", "xenlab", "lab", "boot", medium, "--name", self.name
-        )
+        (command,) = self.commands(medium)
         # QEMU outlives this step: it must not carry the step's mark, by which a stopped step's
         # processes are found and ended.
         controller.marked("").run(command, timeout=COMMAND_SECONDS)
@@ -372,19 +378,29 @@ class Ipmi:
             )
         return cls(environment["IPMI_HOST"], environment["IPMI_USER"])
 
+    def commands(self, medium: Medium) -> tuple[Command, ...]:
+        """The device of the next boot, then a reset; the rescue system comes over the network."""
+        base = ("ipmitool", "-I", "lanplus", "-H", self.address, "-U", self.user, "-E", "chassis")
+        return (
+            Command.argv(*base, "bootdev", "disk" if medium == "disk" else "pxe"),
+            Command.argv(*base, "power", "cycle"),
+        )
+
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
-        """Set the device of the next boot, then reset; the rescue system comes over the network."""
-        device = "disk" if medium == "disk" else "pxe"
-        for words in (("chassis", "bootdev", device), ("chassis", "power", "cycle")):
-            report(f"ipmitool {' '.join(words)}")
-            base = ("ipmitool", "-I", "lanplus", "-H", self.address, "-U", self.user, "-E")
-            controller.run(Command.argv(*base, *words), timeout=COMMAND_SECONDS)
+        """Set the device of the next boot, then reset."""
+        for command in self.commands(medium):
+            report(command.by_hand())
+            controller.run(command, timeout=COMMAND_SECONDS)
 
 
 class Manual:
     """A person at the machine, who is told what to do; the new boot id says that it was done."""
 
     seconds = PERSON_SECONDS
+
+    def commands(self, medium: Medium) -> tuple[Command, ...]:
+        """None: hands do it."""
+        return (Command(f"# boot the machine from its {_called(medium)}"),)
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Ask for it."""

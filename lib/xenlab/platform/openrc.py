@@ -110,7 +110,8 @@ class OpenRc:
             script=$(script_of "$1")
             ! runs "$script" || asked reload "$script" || asked restart "$script"
         """
-        return Command.script(FUNCTIONS + script, candidates(name))
+        command = Command.script(FUNCTIONS + script, candidates(name))
+        return command.typed_as("rc-service {name} reload", name=name)
 
     def carrying(self, name: str, process: str, argument: str) -> Resource:
         """The process of a script has an argument; a script of the process's own counts first."""
@@ -184,7 +185,8 @@ class OpenRc:
             asked "$2" "$script"
         """
         names = "|".join(candidates(each) for each in name.split("|"))
-        return Command.script(FUNCTIONS + script, names, verb)
+        command = Command.script(FUNCTIONS + script, names, verb)
+        return command.typed_as("rc-service {name} {verb}", name=name.split("|")[0], verb=verb)
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,17 @@ class Scripts(ServiceStates):
         off = boot in ("none", "missing")
         good = off is not self.enabled and boot != ""
         return good and (not asked or run == "-" or (run == "started") == bool(self.running))
+
+    def commands(self) -> tuple[Command, ...]:
+        """Put the scripts into the runlevel or out of all, and start or stop them."""
+        found = []
+        for name in self.names:
+            words = ("add", name, "default") if self.enabled else ("--all", "del", name)
+            found.append(Command.argv("rc-update", *words))
+            if self.running is not None:
+                verb = "start" if self.running else "stop"
+                found.append(Command.argv("rc-service", name, verb))
+        return tuple(found)
 
     def apply(self, host: Host, report: Report) -> None:
         """Put the scripts into their runlevel or out of all; start or stop them."""

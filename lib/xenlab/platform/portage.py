@@ -149,6 +149,12 @@ class PortagePackages(Resource):
         ]
         return f"{built.name} with USE {' '.join(other)}" if other else ""
 
+    def commands(self) -> tuple[Command, ...]:
+        """Emerge what is missing or built otherwise."""
+        how = ("--buildpkg", "--usepkg") if self.build else ("--usepkgonly",)
+        words = ("--changed-use", "--binpkg-respect-use=y", *how)
+        return (Command.argv("emerge", *words, *self.names),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Emerge what is missing or built otherwise. Configuration files stay as they are.
 
@@ -198,6 +204,10 @@ class PortageRemoved(Resource):
         )
         names = ", ".join(row["package"] for row in rows)
         return Difference(f"remove {names}", rows=rows) if rows else None
+
+    def commands(self) -> tuple[Command, ...]:
+        """Remove them, unless something that is installed needs them."""
+        return (Command.argv("emerge", "--depclean", *self.names),) if self.names else ()
 
     def apply(self, host: Host, report: Report) -> None:
         """Raises StepFailed, with who needs it, where something that is installed does."""

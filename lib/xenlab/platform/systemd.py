@@ -21,7 +21,7 @@ from xenlab.platform.base import (
     ServiceStates,
 )
 from xenlab.quoting import unit_word
-from xenlab.resources.base import Condition, Difference, Report, Resource
+from xenlab.resources.base import Condition, Difference, Report, Resource, carry_out
 from xenlab.resources.files import File, Symlink
 
 # systemd's units as resources (systemctl(1)).
@@ -73,6 +73,12 @@ class Units(ServiceStates):
         """What systemctl calls enabled, or not."""
         good = boot in (_ENABLED if self.enabled else _OFF)
         return good and (not asked or (run == "active") == bool(self.running))
+
+    def commands(self) -> tuple[Command, ...]:
+        """Enable or disable the units, and start or stop them."""
+        verb = "enable" if self.enabled else "disable"
+        now = () if self.running is None else ("--now",)
+        return (Command.argv("systemctl", verb, *now, *self.names),) if self.names else ()
 
     def apply(self, host: Host, report: Report) -> None:
         """Enable or disable the units; start or stop them where systemd runs."""
@@ -139,6 +145,10 @@ class UnitFile(File):
             return different
         return Difference(f"have systemd read {self.path}")
 
+    def commands(self) -> tuple[Command, ...]:
+        """The file; systemd reads its units again."""
+        return (*super().commands(), Command("systemctl daemon-reload"))
+
     def apply(self, host: Host, report: Report) -> None:
         """Write the file; systemd reads its units again unless it has read this very file.
 
@@ -178,9 +188,9 @@ class Masked(Resource):
         found = result.stdout.split() if result.ok else list(self.names)
         return Difference(f"stop and mask {', '.join(found)}") if found else None
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Mask them and stop them."""
-        host.run(Command.argv("systemctl", "mask", "--now", *self.names), timeout=START_SECONDS)
+        return (Command.argv("systemctl", "mask", "--now", *self.names).within(START_SECONDS),)
 
 
 @dataclass(frozen=True)
@@ -209,11 +219,16 @@ class ServerUnordered(Symlink):
             return Difference("have systemd forget the order of nfs-server-generator")
         return None
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Put the generator out of use, and have systemd read its units again."""
-        super().apply(host, report)
+        return (*super().commands(), Command("systemctl daemon-reload").within(START_SECONDS))
+
+    def apply(self, host: Host, report: Report) -> None:
+        """In a root directory that is not booted no systemd has read anything yet."""
         if host.root == "/":
-            host.run("systemctl daemon-reload", timeout=START_SECONDS)
+            super().apply(host, report)
+        else:
+            carry_out(host, self.commands()[0])
 
 
 _WAITED = """

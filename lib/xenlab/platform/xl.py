@@ -15,18 +15,22 @@ from xenlab.host import Host
 from xenlab.quoting import xl, xl_list
 from xenlab.resources.base import Resource
 from xenlab.resources.domain import (
-    STATE_OF,
     ConsoleAnswers,
     DomainDestroyed,
     DomainRebooted,
     DomainRunning,
     DomainsRunning,
     DomainStopped,
+)
+from xenlab.resources.files import Line, ShellWord, render
+from xenlab.resources.xen import (
+    STATE_OF,
+    AutoLinks,
+    DomainAddition,
+    DomainConfig,
     domains,
     standing,
 )
-from xenlab.resources.files import Line, ShellWord, render
-from xenlab.resources.xen import AutoLinks, DomainAddition, DomainConfig
 
 COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
 CONFIGURED = ["name", "id", "type", "memory_mib", "disks", "macs", "bridges"]

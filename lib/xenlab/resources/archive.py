@@ -257,6 +257,11 @@ class Upload(Resource):
             return None
         return Difference(f"upload {self._path().name} to {self.remote} ({size // 1024**2} MiB)")
 
+    def commands(self) -> tuple[Command, ...]:
+        """Copy it, from this machine."""
+        text = "scp {local} dom0:{remote}  # on this machine"
+        return (Command.sh(text, local=self.local, remote=self.remote),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Upload it; raises BadInput unless the controller's file is there and right."""
         checksum = self._checksum()
@@ -302,6 +307,20 @@ class Archive(Resource):
             return Difference(f"unpack {name} into {self.into} again: it was not finished")
         now = f", which is not empty ({record})" if record else ""
         return Difference(f"unpack {name} into {self.into}{now}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Bring it where that is needed, compare its checksum, unpack it."""
+        name = PurePosixPath(self.source).name
+        tarball = f"{self.store}/{name}" if self.store else self.source
+        copy = Command.sh("scp {a} dom0:{b}  # on this machine", a=self.source, b=tarball)
+        check = Command.sh(
+            f"echo {{line}} | {program_of(self.checksum)}sum --check",
+            line=f"{self.checksum}  {tarball}",
+        )
+        # without --xattrs-include file capabilities would be lost silently (tar(1))
+        text = "tar -C {into} --numeric-owner --acls --xattrs --xattrs-include='*' -xpf {tarball}"
+        unpack = Command.sh(text, into=self.into, tarball=tarball)
+        return (copy, check, unpack) if self.store else (check, unpack)
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack it with owners, ACLs and file capabilities.

@@ -6,12 +6,18 @@ import difflib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from xenlab.command import Command
-from xenlab.errors import ConnectionLost, ConnectionRefused, StepFailed, Unreachable
-from xenlab.host import Host
+from xenlab.command import Command, Result
+from xenlab.errors import (
+    CommandFailed,
+    ConnectionLost,
+    ConnectionRefused,
+    StepFailed,
+    Unreachable,
+)
+from xenlab.host import READ_SECONDS, Host
 from xenlab.resources.blockdevices import Devices
 from xenlab.site.rules import DOM0_PARTITIONS
 
@@ -108,18 +114,28 @@ class Report(Protocol):
 class Resource(ABC):
     """A desired state of a machine.
 
-    ``probe`` only looks, with as few commands as it can (one, where possible). ``apply`` changes;
-    it may assume that ``probe`` has just found a difference. ``verify`` raises StepFailed unless
-    the state now holds.
+    ``probe`` only looks, with as few commands as it can (one, where possible). ``commands`` name
+    what brings the state about. ``apply`` changes; it may assume that ``probe`` has just found a
+    difference. ``verify`` raises StepFailed unless the state now holds.
     """
 
     @abstractmethod
     def probe(self, host: Host) -> Difference | None:
         """The difference between machine and desired state, None where there is none."""
 
-    @abstractmethod
+    def commands(self) -> tuple[Command, ...]:
+        """What brings the state about, as a person would type it in the host's root.
+
+        `apply` runs just these, in their order, unless a resource says otherwise: it then does the
+        same with more care (a file is replaced whole, a lock is waited for).
+        """
+        return ()
+
     def apply(self, host: Host, report: Report) -> None:
-        """Bring the machine into the desired state."""
+        """Bring the machine into the desired state; raises StepFailed, CommandFailed."""
+        for command in self.commands():
+            report(command.by_hand().partition("\n")[0])
+            carry_out(host, command)
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless the state holds; by default, unless a probe finds nothing."""
@@ -150,6 +166,27 @@ class Resource(ABC):
         return self
 
 
+def carry_out(host: Host, command: Command) -> Result:
+    """Run a command that changes something; raises StepFailed for an exit status with a meaning."""
+    seconds = command.seconds or READ_SECONDS
+    result = host.run(command, input=command.input, timeout=seconds, check=False)
+    if result.status in command.refusals:
+        message, hint = command.refusals[result.status]
+        raise StepFailed(message, hint=hint, where=host.name)
+    if not result.ok:
+        raise CommandFailed(result)
+    return result
+
+
+class Check(Resource):
+    """What must hold and nothing here brings about: somebody else does, or another chapter."""
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Nothing is changed: raises StepFailed unless it holds."""
+        if (found := self.probe(host)) is not None:
+            raise StepFailed(found.summary, hint=found.hint)
+
+
 def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Difference | None:
     """A unified diff between a file's text (None: no such file) and the wanted text.
 
@@ -172,7 +209,7 @@ def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Di
 
 
 @dataclass(frozen=True)
-class Condition(Resource):
+class Condition(Check):
     """A command that only looks and ends with status 0; ``otherwise`` says what is wrong if not."""
 
     command: Command
@@ -182,11 +219,6 @@ class Condition(Resource):
     def probe(self, host: Host) -> Difference | None:
         """``otherwise``, unless the command ends with status 0."""
         return None if host.test(self.command) else Difference(self.otherwise, hint=self.hint)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Nothing can be done from here: raises StepFailed unless the condition holds."""
-        if self.probe(host) is not None:
-            raise StepFailed(self.otherwise, hint=self.hint)
 
 
 @dataclass(frozen=True)
@@ -199,6 +231,10 @@ class Together(Resource):
         """All differences that are found, as one."""
         found = [part.probe(host) for part in self.parts]
         return Difference.of_all([each for each in found if each is not None])
+
+    def commands(self) -> tuple[Command, ...]:
+        """Those of all parts."""
+        return tuple(command for part in self.parts for command in part.commands())
 
     def apply(self, host: Host, report: Report) -> None:
         """Apply each part that differs."""
@@ -218,7 +254,7 @@ def present(host: Host, paths: Sequence[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class PathsExist(Resource):
+class PathsExist(Check):
     """A condition: files and devices that must be there; nothing is made."""
 
     paths: tuple[str, ...]
@@ -233,16 +269,12 @@ class PathsExist(Resource):
         hint = f"; {self.hint}" if self.hint else ""
         return Difference(f"missing: {', '.join(missing)}{hint}")
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Refused: a condition is not made true here."""
-        raise StepFailed("this is a condition, and nothing makes it true here", hint=self.hint)
-
 
 # Programs that a machine must have for a step, and which we do not install on it by ourselves.
 
 
 @dataclass(frozen=True)
-class Programs(Resource):
+class Programs(Check):
     """Programs found on the machine's PATH, or files where a name begins with ``/``."""
 
     names: tuple[str, ...]
@@ -264,12 +296,6 @@ class Programs(Resource):
         advice = f"; {self.hint}" if self.hint else ""
         return Difference(f"{', '.join(missing)} missing on {host.name}{advice}")
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Nothing is installed from here: raises StepFailed if one is missing."""
-        difference = self.probe(host)
-        if difference is not None:
-            raise StepFailed(difference.summary)
-
 
 # A state that counts until another has taken its place.
 
@@ -284,6 +310,10 @@ class Until(Resource):
     def probe(self, host: Host) -> Difference | None:
         """All differences as one, none where another state has taken the place."""
         return None if host.test(self.replaced) else Together(self.parts).probe(host)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Those of all parts."""
+        return Together(self.parts).commands()
 
     def apply(self, host: Host, report: Report) -> None:
         """Apply each part that differs."""
@@ -311,6 +341,13 @@ class Elsewhere(Resource):
             return self.resource.probe(self.host)
         except (ConnectionRefused, Unreachable, ConnectionLost) as error:
             return Difference(f"once {self.name} answers: {error.message}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Those of the resource, as typed each over SSH."""
+        return tuple(
+            replace(each, typed=Command.argv("ssh", self.name, each.typed or each.text).text)
+            for each in self.resource.commands()
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Wait until the other machine answers, which may still boot; bring it into the state.
@@ -351,6 +388,10 @@ class Shown(Resource):
         if (host.read(self._path) or "").strip() == self._key:
             return None
         return self.action.probe(host) or Difference(f"show {self.name}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Those of the action."""
+        return self.action.commands()
 
     def apply(self, host: Host, report: Report) -> None:
         """Carry the action out."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xenlab.command import Command
-from xenlab.errors import BadInput, StepFailed
+from xenlab.errors import BadInput
 from xenlab.host import Host
 
 # What block devices a machine has: their partitions, what is on them, and where they are used.
@@ -307,11 +307,11 @@ def parse_identity(text: str) -> Identified:
     return Identified(devices, tuple(by_hardware), identity)
 
 
-def refuse_another(device: str) -> StepFailed:
-    """The error where the disk is not the one that somebody consented to."""
-    return StepFailed(
+def another_disk(device: str) -> tuple[str, str]:
+    """What it means where the disk is not the one that was consented to, and what to try."""
+    return (
         f"the disk of {device} is not the one that somebody consented to; nothing was destroyed",
-        hint="look at the machine's disks (lsblk), then run the step again",
+        "look at the machine's disks (lsblk), then run the step again",
     )
 
 

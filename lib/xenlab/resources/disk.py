@@ -22,9 +22,9 @@ from xenlab.resources.blockdevices import (
     Device,
     Devices,
     absent,
+    another_disk,
     look,
     parse,
-    refuse_another,
     sections,
 )
 
@@ -101,6 +101,10 @@ class OnPartitions(Resource):
         if not uuids:
             return Difference(f"{self.summary}, once {self.disk} has its partitions")
         return self.made(uuids).probe(host)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Those of the state, with words in the place of UUIDs that nobody knows before a look."""
+        return self.made({name: f"UUID-of-{name}" for name in self.names}).commands()
 
     def apply(self, host: Host, report: Report) -> None:
         """Bring the state about; raises StepFailed where a partition is missing."""
@@ -247,12 +251,11 @@ class PartitionTable(Resource):
             lines.append(f'name="{partition.name}", {size}type={partition.kind}')
         return "\n".join(lines) + "\n"
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Write the table and wipe old signatures; sfdisk refuses a disk that is in use.
 
         A GPT's own GUID stays: a disk without a serial is known by it.
         """
-        report(f"partitioning {self.disk}")
         table = self.script().encode()
         script = f"""
             {RECEIVE}
@@ -271,16 +274,14 @@ class PartitionTable(Resource):
                 | sfdisk --quiet --wipe always --wipe-partitions always -- "$disk"
             if command -v udevadm > /dev/null; then udevadm settle; fi
         """
-        result = host.inside("/").run(
-            Command.script(script, self.disk, self.identity, *size_and_digest(table)),
-            input=table,
-            timeout=300,
-            check=False,
-        )
-        if result.status == ANOTHER_DISK:
-            raise refuse_another(self.disk)
-        if not result.ok:
-            raise CommandFailed(result)
+        command = Command.script(script, self.disk, self.identity, *size_and_digest(table))
+        typed = f"sfdisk --wipe always {{disk}} <<'END'\n{self.script()}END"
+        command = command.typed_as(typed, disk=self.disk).given(table).within(300)
+        return (command.refusing({ANOTHER_DISK: another_disk(self.disk)}),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """A disk belongs to the machine, also where the host is a root directory on it."""
+        super().apply(host.inside("/"), report)
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,8 @@ class Filesystem(Resource):
         there = f", where {kind} “{label}” is now" if kind else ""
         return Difference(f"make {self.kind} “{self.label}” on {self.device}{there}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Make it; the tools refuse a device that is mounted or otherwise in use."""
-        report(f"making {self.kind} on {self.device}")
         script = f"""
             {SAME_DISK}
             [ -e "$1" ] || exit {NO_DEVICE}
@@ -347,14 +347,17 @@ class Filesystem(Resource):
             "$@" -- "$device"
         """
         maker = (*_MAKERS[self.kind], *self.options, "-L", self.label)
-        command = Command.script(script, self.device, self.identity, *maker)
-        result = host.inside("/").run(command, timeout=_MAKE_SECONDS, check=False)
-        if result.status == NO_DEVICE:
-            raise StepFailed(f"there is no device {self.device}")
-        if result.status == ANOTHER_DISK:
-            raise refuse_another(self.device)
-        if not result.ok:
-            raise CommandFailed(result)
+        command = Command.script(script, self.device, self.identity, *maker).within(_MAKE_SECONDS)
+        refusals = {
+            NO_DEVICE: (f"there is no device {self.device}", ""),
+            ANOTHER_DISK: another_disk(self.device),
+        }
+        typed = command.typed_as("{maker} {device}", maker=maker, device=self.device)
+        return (typed.refusing(refusals),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """A device belongs to the machine, also where the host is a root directory on it."""
+        super().apply(host.inside("/"), report)
 
 
 def content(device: Device) -> str:

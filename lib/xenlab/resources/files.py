@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import StrictUndefined
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.quoting import environment
 from xenlab.resources.base import Difference, Report, Resource, text_difference
@@ -71,6 +71,10 @@ class File(Resource):
             return None
         return Difference(f"{self.path}: set {', '.join(wanted)}, now {', '.join(wanted.values())}")
 
+    def commands(self) -> tuple[Command, ...]:
+        """The text, its mode and owner."""
+        return (Command.file(self.path, self.text(), self.mode, self.owner),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Write the file whole or not at all."""
         host.write(self.path, self.text(), mode=self.mode, owner=self.owner)
@@ -92,9 +96,9 @@ class Absent(Resource):
             raise CommandFailed(result)
         return None
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Remove the file; a directory in its place stays, and is an error."""
-        host.run(Command.argv("rm", "-f", "--", self.path))
+        return (Command.argv("rm", "-f", self.path),)
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,9 @@ class Directory(Resource):
             return None
         return Difference(f"make directory {self.path} with mode {self.mode:o}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Make it, with what is missing above it."""
-        host.run(Command.argv("install", "-d", "-m", f"{self.mode:o}", "--", self.path))
+        return (Command.argv("install", "-d", "-m", f"{self.mode:o}", self.path),)
 
 
 @dataclass(frozen=True)
@@ -131,20 +135,16 @@ class Symlink(Resource):
         now = f", now {found.stdout.strip()}" if found.ok else ""
         return Difference(f"link {self.path} to {self.target}{now}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Make the link; an empty directory or another link in its place is replaced."""
         script = """
             if [ -d "$1" ] && [ ! -L "$1" ]; then rmdir -- "$1" || exit 45; fi
             mkdir -p -- "${1%/*}/"
             ln -sfnT -- "$2" "$1"
         """
-        result = host.run(Command.script(script, self.path, self.target), check=False)
-        if result.status == 45:
-            raise StepFailed(
-                f"{self.path} is a directory with content; it is not replaced by a link"
-            )
-        if not result.ok:
-            raise CommandFailed(result)
+        full = f"{self.path} is a directory with content; it is not replaced by a link"
+        command = Command.script(script, self.path, self.target).refusing({45: (full, "")})
+        return (command.typed_as("ln -sfnT {to} {path}", to=self.target, path=self.path),)
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,22 @@ class Line(Resource):
         wanted = with_line(now or "", self.line, self.key)
         return text_difference(f"set “{self.line}” in {self.path}", self.path, now, wanted)
 
+    def commands(self) -> tuple[Command, ...]:
+        """Take out the lines that begin alike, put this one at the end."""
+        alike = f"/^{basic_expression(self.key)}/d"
+        return (
+            Command.argv("sed", "-i", alike, self.path),
+            Command.sh("echo {line} >> {path}", line=self.line, path=self.path),
+        )
+
     def apply(self, host: Host, report: Report) -> None:
-        """Write the file with the line; other lines stay as they are."""
+        """Write the file with the line in its place; other lines stay as they are."""
         host.write(self.path, with_line(host.read(self.path) or "", self.line, self.key))
+
+
+def basic_expression(text: str) -> str:
+    """A text as a basic regular expression between slashes, which nothing else matches."""
+    return re.sub(r"[][.*^$\\/]", r"\\\g<0>", text)
 
 
 def with_line(text: str, line: str, key: str) -> str:
@@ -218,9 +231,9 @@ class KernelSetting(Resource):
         now = f", now {found.stdout.strip()}" if found.ok else ""
         return Difference(f"set {self.path} to {self.value}{now}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Tell the kernel."""
-        host.run(Command.script('printf "%s\\n" "$2" > "$1"', self.path, self.value))
+        return (Command.sh("echo {value} > {path}", value=self.value, path=self.path),)
 
 
 # A word among others in a variable of a file that a shell reads (conf.d, /etc/default).
@@ -240,6 +253,11 @@ class ShellWord(Resource):
         wanted = with_word(now or "", self.variable, self.word)
         summary = f"add {self.word} to {self.variable} in {self.path}"
         return text_difference(summary, self.path, now, wanted)
+
+    def commands(self) -> tuple[Command, ...]:
+        """A line that adds the word."""
+        line = f'{self.variable}="${self.variable} {self.word}"'
+        return (Command.sh("echo {line} >> {path}", line=line, path=self.path),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Add it to what the file says."""
@@ -303,13 +321,12 @@ class Relocated(Resource):
             return None
         return Difference(f"move {self.path} to {self.to} and link it back")
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Copy, compare, link, delete. Raises StepFailed where the copy is not the same.
+    def commands(self) -> tuple[Command, ...]:
+        """Copy, compare, link, delete; refused where the copy is not the same.
 
         The original goes when its copy and the link are on disk. Cut off anywhere, one of the two
         is whole, and the next time goes on from there.
         """
-        report(f"moving {self.path} to {self.to}")
         script = """
             aside=$3
             if [ -d "$aside" ]; then
@@ -334,17 +351,22 @@ class Relocated(Resource):
             sync -f -- "${1%/*}/"
             rm -rf --one-file-system -- "$aside"
         """
-        command = Command.script(script, self.path, self.to, self._aside)
-        result = host.run(command, timeout=3600, check=False)
-        if result.status == _NOT_THE_SAME:
-            raise StepFailed(f"{self.to} is no true copy of {self.path}; nothing was deleted")
-        if result.status == _MOUNTED:
-            raise StepFailed(
+        refusals = {
+            _NOT_THE_SAME: (f"{self.to} is no true copy of {self.path}; nothing was deleted", ""),
+            _MOUNTED: (
                 f"something is mounted below {self.path}; it is not moved",
-                hint=f"unmount it: findmnt -R {self.path}",
-            )
-        if not result.ok:
-            raise CommandFailed(result)
+                f"unmount it: findmnt -R {self.path}",
+            ),
+        }
+        typed = """
+            mkdir -p {to}
+            rsync -aHAX {path}/ {to}/
+            rm -rf {path}
+            ln -s {to} {path}
+        """
+        command = Command.script(script, self.path, self.to, self._aside)
+        command = command.typed_as(typed, path=self.path, to=self.to)
+        return (command.refusing(refusals).within(3600),)
 
     @property
     def _aside(self) -> str:

@@ -13,7 +13,7 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.base import Difference, Made, Report, Resource, text_difference
 from xenlab.resources.below import REFUSED
-from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, look, refuse_another
+from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, look
 from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink
 from xenlab.transport.connection import public_keys
@@ -183,9 +183,17 @@ def in_namespace(
             where=f"{host.name}: {name}",
         )
     if result.status == ANOTHER_DISK:
-        raise refuse_another(device)
+        message, hint = another_disk(device)
+        raise StepFailed(message, hint=hint)
     if not result.ok:
         raise CommandFailed(result)
+
+
+def while_mounted(name: str, device: str, *commands: Command) -> tuple[Command, ...]:
+    """The same commands, with the guest's root on ``/mnt/NAME`` as a person would have it there."""
+    values = {"options": OPTIONS, "device": device, "root": f"/mnt/{name}"}
+    mount = Command.sh("mkdir -p {root}\nmount -o {options} {device} {root}", **values)
+    return (mount, *commands, Command.sh("umount {root}", root=f"/mnt/{name}"))
 
 
 def in_use(host: Host, name: str, device: str) -> str:
@@ -314,6 +322,15 @@ class GuestFile:
     target: str = ""
     edit: str = ""
 
+    def in_root(self, root: str) -> Command:
+        """What writes it below a root, as a person would type it."""
+        path = f"{root}{self.path}"
+        if self.edit:
+            return Command.argv("sed", "-i", "-e", self.edit, path)
+        if self.target:
+            return Command.argv("ln", "-sfn", self.target, path)
+        return Command.file(path, self.text, None if self.mode == 0o644 else self.mode)
+
     def resource(self) -> Resource:
         """The same in a guest that runs, where nothing is edited; raises ValueError for that."""
         if self.edit:
@@ -376,6 +393,18 @@ class GuestRoot(Resource):
     def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> GuestRoot:
         """The same on a disk with this identity, for what is there now."""
         return replace(self, identity=identity, lost=lost)
+
+    def commands(self) -> tuple[Command, ...]:
+        """A fresh file system, the image unpacked into it, and who may log in."""
+        root = f"/mnt/{self.name}"
+        make = Command.sh("mkfs.ext4 -q -L {l} {device}", l=self.label, device=self.device)
+        text = """
+            tar -C {root} -I zstd --numeric-owner --acls --xattrs --xattrs-include='*' -xpf {image}
+            mkdir -p -m 700 {root}/root/.ssh
+            cp /root/.ssh/authorized_keys {root}/root/.ssh
+        """
+        unpack = Command.sh(text, root=root, image=self.image)
+        return (make, *while_mounted(self.name, self.device, unpack))
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack the image; the record is written last.
@@ -486,6 +515,17 @@ class GuestConfigured(Resource):
     def refusal(self, host: Host) -> str:
         """That a domain uses the partition, or that it is mounted."""
         return in_use(host, self.name, self.device)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Its files, a host key and a machine id of its own, while it is down."""
+        text = """
+            ssh-keygen -t ed25519 -N '' -C root@{name} -f {root}/etc/ssh/ssh_host_ed25519_key
+            tr -d - < /proc/sys/kernel/random/uuid > {root}/etc/machine-id
+        """
+        root = f"/mnt/{self.name}"
+        files = (file.in_root(root) for file in sorted(self.files, key=lambda file: file.path))
+        own = Command.sh(text, name=self.name, root=root)
+        return while_mounted(self.name, self.device, *files, own)
 
     def apply(self, host: Host, report: Report) -> None:
         """Write everything while the root is mounted once; the record is written last."""

@@ -64,6 +64,24 @@ class Image(Resource):
         reason = self._missing(record)
         return Difference(f"take the image {self.path}: {reason}") if reason else None
 
+    def commands(self) -> tuple[Command, ...]:
+        """Mount the root where nothing is mounted over it, archive it, write the checksum."""
+        what = "-o ro {device}" if self.device else "--bind {source}"
+        patterns = package_files("xenlab").joinpath("templates", "leave-out.txt").read_text()
+        wanted = [line for line in patterns.splitlines() if line and not line.startswith("#")]
+        leave_out = "".join(f"{line}\n" for line in (*wanted, *(f".{p}" for p in self.without)))
+        text = f"""
+            mkdir -p /run/image
+            mount {what} /run/image
+            tar -C /run/image -I 'zstd -1 -T0' --one-file-system --sparse --numeric-owner \\
+                --acls --xattrs --xattrs-include='*' --anchored --exclude-from /tmp/leave-out \\
+                -cf {{path}} .
+            umount /run/image
+            sha256sum {{path}} > {{path}}.sha256
+        """
+        values = {"device": self.device, "source": self.source, "path": self.path}
+        return Command.file("/tmp/leave-out", leave_out), Command.sh(text, **values)
+
     def apply(self, host: Host, report: Report) -> None:
         """Archive the root and write checksum and record; raises StepFailed with the reason."""
         report(f"packing {self.device or self.source}")
@@ -210,6 +228,14 @@ class ImageProof(Resource):
             return None
         reason = _UNPROVEN.get(result.status, "nobody can say yet what is in it")
         return Difference(f"prove what is in {self.image}: {reason}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Compare the checksum, list what is in it, and with which capabilities."""
+        text = """
+            sha256sum --check {image}.sha256
+            tar -I zstd --xattrs --xattrs-include='*' -tvvf {image}
+        """
+        return (Command.sh(text, image=self.image),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Check the checksum, read the whole archive, compare; raises StepFailed if it fails."""

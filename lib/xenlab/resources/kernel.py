@@ -14,7 +14,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import program_of
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Difference, Report, Resource, carry_out
 
 # What a kernel is to be able to do: the howto's list as options, and what a .config made of it.
 #
@@ -100,19 +100,16 @@ def honoured(wanted: Iterable[Option], config: Mapping[str, str]) -> list[dict[s
     Kconfig drops an option without a word if something it depends on is missing; a fragment is
     never proof, the finished .config is.
     """
-    rows = []
-    for option in wanted:
-        found = config.get(option.symbol, "n")
-        rows.append(
-            {
-                "howto": option.statement,
-                "symbol": option.symbol,
-                "wanted": option.wanted,
-                "found": found,
-                "ok": "yes" if found == option.wanted else "no",
-            }
-        )
-    return rows
+    return [
+        {
+            "howto": option.statement,
+            "symbol": option.symbol,
+            "wanted": option.wanted,
+            "found": (found := config.get(option.symbol, "n")),
+            "ok": "yes" if found == option.wanted else "no",
+        }
+        for option in wanted
+    ]
 
 
 def script(name: str) -> str:
@@ -270,6 +267,11 @@ class Sources(Resource):
             return None
         return Difference(f"unpack {self.build.archive} in {self.build.trees}")
 
+    def commands(self) -> tuple[Command, ...]:
+        """Unpack the archive."""
+        archive, trees = self.build.archive, self.build.trees
+        return (Command.sh("tar -C {trees} -xf {archive}", trees=trees, archive=archive),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Unpack it beside its place and move it there, if what was read is what is wanted.
 
@@ -279,21 +281,14 @@ class Sources(Resource):
         wanted = self.checksum()
         report(f"unpacking {self.build.archive}")
         command = Command.script(
-            script("unpack"),
-            self.build.archive,
-            self.build.tree(facts),
-            f"{program_of(wanted)}sum",
-            wanted,
-            f"{self.build.store}/source/.digest",
+            *(script("unpack"), self.build.archive, self.build.tree(facts)),
+            *(f"{program_of(wanted)}sum", wanted, f"{self.build.store}/source/.digest"),
         )
-        result = host.run(command, check=False, timeout=UNPACK_SECONDS)
-        if result.status == _OTHER_CONTENT:
-            raise StepFailed(
-                f"{self.build.archive} has another checksum than {wanted}, and is not unpacked",
-                hint="fetch it again, or look which checksum file goes with it",
-            )
-        if not result.ok:
-            raise CommandFailed(result)
+        other = (
+            f"{self.build.archive} has another checksum than {wanted}, and is not unpacked",
+            "fetch it again, or look which checksum file goes with it",
+        )
+        carry_out(host, command.refusing({_OTHER_CONTENT: other}).within(UNPACK_SECONDS))
 
 
 @dataclass(frozen=True)
@@ -321,6 +316,17 @@ class KernelConfigured(Resource):
         return Difference(
             f"the {self.build.flavour} kernel's config does not honour {names}", rows=lost
         )
+
+    def commands(self) -> tuple[Command, ...]:
+        """From nothing but what is asked for, in the folder of the sources."""
+        text = """
+            make O={out} tinyconfig
+            scripts/kconfig/merge_config.sh -m -O {out} {out}/.config {out}/fragment
+            make O={out} olddefconfig
+        """
+        out = f"{self.build.store}/{self.build.flavour}"
+        file = Command.file(f"{out}/fragment", fragment(self.build.options()))
+        return file, Command.sh(text, out=out)
 
     def apply(self, host: Host, report: Report) -> None:
         """Run tinyconfig, merge_config.sh and olddefconfig of the sources."""
@@ -379,6 +385,11 @@ class KernelBuilt(Resource):
         if self.build.manifest(host) is not None:
             return None
         return Difference(f"compile the {self.build.flavour} kernel on {host.name}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Compile it, in the folder of the sources."""
+        out = f"{self.build.store}/{self.build.flavour}"
+        return (Command.sh('make O={out} -j"$(nproc)" bzImage', out=out),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Compile it detached from the connection; a build that runs already is followed.
@@ -484,12 +495,9 @@ class KernelInstalled(Resource):
 
     def paths(self, release: str) -> tuple[str, str]:
         """Where kernel and config of a release go."""
-        if self.build.flavour == DOM0:
-            return f"/boot/vmlinuz-{release}", f"/boot/config-{release}"
-        return (
-            f"{GUEST_KERNELS}/vmlinuz-{self.build.flavour}",
-            f"{GUEST_KERNELS}/config-{self.build.flavour}",
-        )
+        flavour = self.build.flavour
+        folder, end = ("/boot", release) if flavour == DOM0 else (GUEST_KERNELS, flavour)
+        return f"{folder}/vmlinuz-{end}", f"{folder}/config-{end}"
 
     def probe(self, host: Host) -> Difference | None:
         """A table of the files that are missing or have another checksum than what was built."""
@@ -520,6 +528,16 @@ class KernelInstalled(Resource):
             return None
         return Difference(f"install {kernel} ({release})", rows=tuple(rows))
 
+    def commands(self) -> tuple[Command, ...]:
+        """Copy kernel and config to where they are booted from."""
+        out = f"{self.build.store}/{self.build.flavour}"
+        kernel, config = self.paths("RELEASE")
+        text = "cp {out}/arch/x86/boot/bzImage {kernel}\ncp {out}/.config {config}"
+        lists = "\nmkdir -p /lib/modules/RELEASE\ncp {out}/modules.builtin* /lib/modules/RELEASE"
+        if self.build.flavour == DOM0:
+            text += f"{lists}\ndepmod RELEASE"
+        return (Command.sh(text, out=out, kernel=kernel, config=config),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Copy, compare the checksums, and only then put the new files in place.
 
@@ -533,10 +551,7 @@ class KernelInstalled(Resource):
         report(f"copying the {self.build.flavour} kernel {release}")
         kernel, config = self.paths(release)
         others = "" if self.build.flavour == DOM0 else _boot_kernels(host)
-        copies = {
-            "vmlinuz": f"{kernel}.new",
-            "config": f"{config}.new",
-        }
+        copies = {"vmlinuz": f"{kernel}.new", "config": f"{config}.new"}
         if self.build.flavour == DOM0:
             copies |= {name: f"/lib/modules/{release}/{name}" for name in MODULE_LISTS}
         self._copy(host, self.build.result(facts), copies)
@@ -556,12 +571,8 @@ class KernelInstalled(Resource):
             sync
             [ -n "$5" ] || { : > "/lib/modules/$6/modules.order"; depmod -- "$6"; }
             """,
-            manifest["vmlinuz"],
-            kernel,
-            manifest["config"],
-            config,
-            keep_old,
-            release,
+            *(manifest["vmlinuz"], kernel, manifest["config"], config),
+            *(keep_old, release),
         )
         host.run(command, timeout=600)
         if self.build.flavour != DOM0 and _boot_kernels(host) != others:

@@ -19,7 +19,7 @@ from xenlab.errors import (
     StepFailed,
 )
 from xenlab.host import Host
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Check, Difference, Report, Resource
 
 # Bridge: dom0's network as xend's network-bridge made it, switched over without a lock-out.
 #
@@ -83,6 +83,46 @@ class Bridge(Resource):
         if state == "pending":
             return Difference(f"confirm the switch-over to the bridge {self.bridge}")
         return None
+
+    def commands(self) -> tuple[Command, ...]:
+        """The devices that the program makes; it moves address and route as well."""
+        if self.address_on_bridge:
+            text = """
+                ip link add {bridge} type bridge
+                ip address flush dev {uplink}
+                ip link set dev {uplink} master {bridge}
+                ip address add {address} dev {bridge}
+                ip link set dev {bridge} up
+                ip route add default via {gateway}
+            """
+        else:
+            text = """
+                ip link add {bridge} type bridge
+                ip link set dev {uplink} down
+                ip address flush dev {uplink}
+                ip link set dev {uplink} name {physical}
+                ip link add {uplink} type veth peer name {vif}
+                ip link set dev {physical} address {dumb}
+                ip link set dev {vif} address {dumb}
+                ip link set dev {physical} master {bridge} up
+                ip link set dev {vif} master {bridge} up
+                ip link set dev {bridge} up
+                ip address add {address} dev {uplink}
+                ip link set dev {uplink} up
+                ip route add default via {gateway}
+            """
+        return (
+            Command.sh(
+                text,
+                bridge=self.bridge,
+                uplink=self.uplink,
+                physical=physical(self.uplink),
+                vif=vif(self.uplink),
+                dumb=DUMB_MAC,
+                address=self.address,
+                gateway=self.gateway,
+            ),
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Switch over, connect anew, confirm; raises StepFailed when the former network is back."""
@@ -290,7 +330,7 @@ _NOTHING_THERE = (125, 126, 127)
 
 
 @dataclass(frozen=True)
-class LanDevices(Resource):
+class LanDevices(Check):
     """A condition: the bridge without address or uplink, and dom0's pair, its end in the bridge.
 
     ``joined`` false: dom0's end is not in the bridge, as the howto found it.
@@ -327,10 +367,6 @@ class LanDevices(Resource):
         summary = f"the internal LAN's devices: {self.bridge}, {self.interface}, {port}"
         return Difference(summary, rows=tuple(rows)) if rows else None
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Refused: services make the devices."""
-        raise StepFailed("this is a condition, and nothing makes it true here")
-
 
 @dataclass(frozen=True)
 class VifAttached(Resource):
@@ -352,6 +388,13 @@ class VifAttached(Resource):
             return Difference(f"put {port}, the port of {self.name}, into {self.bridge}")
         return None
 
+    def commands(self) -> tuple[Command, ...]:
+        """Attach it."""
+        # the hotplug scripts never get their lock without a standard input
+        text = "xl network-attach {name} mac={mac} bridge={bridge} < /dev/null"
+        command = Command.sh(text, name=self.name, mac=self.mac, bridge=self.bridge)
+        return (command.within(ATTACH_SECONDS),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Attach it, or put its port into the bridge."""
         port, _ = self._port(host)
@@ -359,11 +402,7 @@ class VifAttached(Resource):
             report(f"putting {port} into {self.bridge}")
             host.run(Command.argv("ip", "link", "set", "dev", port, "master", self.bridge, "up"))
             return
-        report(f"attaching an interface to {self.name}")
-        words = (f"mac={self.mac}", f"bridge={self.bridge}")
-        # the hotplug scripts never get their lock without a standard input
-        command = Command.form("xl network-attach %s %s %s < /dev/null", self.name, *words)
-        host.run(command, timeout=ATTACH_SECONDS)
+        super().apply(host, report)
 
     def _port(self, host: Host) -> tuple[str, str]:
         """The interface's end in dom0 and the bridge that holds it, each "" if there is none."""
@@ -396,7 +435,7 @@ class InterfaceUp(Resource):
             return None
         return Difference(f"bring {self.name} up with {self.address}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Wait for the device, which may just be coming, and bring it up."""
         script = """
             tries=0
@@ -406,12 +445,13 @@ class InterfaceUp(Resource):
                 sleep 1
             done
         """
-        host.run(Command.script(script, self.name), timeout=UP_SECONDS)
-        host.run(self.up, timeout=UP_SECONDS)
+        wait = Command.script(script, self.name).within(UP_SECONDS)
+        typed = wait.typed_as("ip link show dev {name}", name=self.name)
+        return typed, self.up.within(UP_SECONDS)
 
 
 @dataclass(frozen=True)
-class Reaches(Resource):
+class Reaches(Check):
     """A condition: this machine reaches these addresses; with ``never``, none of them."""
 
     who: str
@@ -442,9 +482,3 @@ class Reaches(Resource):
             return None
         verb = "reaches" if self.never else "does not reach"
         return Difference(f"{self.who} {verb} {', '.join(wrong)}")
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Refused: a condition is not made true here."""
-        difference = self.probe(host)
-        if difference is not None:
-            raise StepFailed(difference.summary)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.quoting import fstab
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Check, Difference, Report, Resource
 from xenlab.resources.blockdevices import plain
 from xenlab.resources.files import File
 
@@ -56,36 +56,25 @@ class Mount(Resource):
             return Difference(f"{wanted.summary}, where something else is now")
         return None
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Mount it; raises StepFailed where something else is mounted."""
-        report(f"mounting {self.target}")
-        result = host.run(
-            Command.script(
-                """
-                if mountpoint -q -- "$2"; then exit 45; fi
-                mkdir -p -- "$2"
-                if [ "$3" = bind ]; then
-                    mount --rbind -- "$1" "$2"
-                    # what is unmounted in here must stay mounted out there
-                    mount --make-rslave -- "$2"
-                else
-                    mount -t "$3" ${4:+-o "$4"} -- "$1" "$2"
-                fi
-                """,
-                self.source,
-                self.target,
-                self.kind,
-                self.options,
-            ),
-            check=False,
+    def commands(self) -> tuple[Command, ...]:
+        """Mount it; refused where something else is mounted."""
+        if self.kind == BIND:
+            # what is unmounted in here must stay mounted out there
+            mount = "mount --rbind {source} {target}\nmount --make-rslave {target}"
+        else:
+            how = "-t {kind} -o {options}" if self.options else "-t {kind}"
+            mount = f"mount {how} {{source}} {{target}}"
+        values = {"source": self.source, "target": self.target}
+        values |= {"kind": self.kind, "options": self.options}
+        typed = f"mkdir -p {{target}}\n{mount}"
+        command = Command.sh(
+            f"set -e\n! mountpoint -q {{target}} || exit {_OTHER_MOUNTED}\n{typed}", **values
         )
-        if result.status == _OTHER_MOUNTED:
-            raise StepFailed(
-                f"something else than {self.source} is mounted on {self.target}",
-                hint=f"look with findmnt {self.target}, and unmount it",
-            )
-        if not result.ok:
-            raise CommandFailed(result)
+        other = (
+            f"something else than {self.source} is mounted on {self.target}",
+            f"look with findmnt {self.target}, and unmount it",
+        )
+        return (command.typed_as(typed, **values).refusing({_OTHER_MOUNTED: other}),)
 
 
 @dataclass(frozen=True)
@@ -116,9 +105,8 @@ class SwapFile(Resource):
             return None
         return Difference(f"{wanted} anew: now {int(size) // 1024**2} MiB, mode {mode}")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Make it beside its place and move it there: a guest that runs keeps the file it has."""
-        report(f"making {self.path}")
         script = """
             umask 077
             mkdir -p -- "${1%/*}/"
@@ -130,7 +118,13 @@ class SwapFile(Resource):
             mkswap -- "$1.new"
             mv -f -- "$1.new" "$1"
         """
-        host.run(Command.script(script, self.path, self.size_mib), timeout=600)
+        typed = """
+            fallocate -l {size}MiB {path}
+            chmod 600 {path}
+            mkswap {path}
+        """
+        command = Command.script(script, self.path, self.size_mib).within(600)
+        return (command.typed_as(typed, path=self.path, size=self.size_mib),)
 
 
 # Files over NFS: what a server exports, and what its clients have mounted (howto: „NFS“).
@@ -191,9 +185,9 @@ class Exported(Resource):
         words += [f"export no more: {', '.join(strangers)}"] if strangers else []
         return Difference("; ".join(words))
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Have the export files read again."""
-        host.run("exportfs -ra", timeout=MOUNT_SECONDS)
+        return (Command("exportfs -ra").within(MOUNT_SECONDS),)
 
 
 def server_settings(address: str) -> File:
@@ -237,10 +231,9 @@ class ServedOn(Resource):
             return Difference(f"let clients wait {WAIT_SECONDS} s; now {now}")
         return None
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Start it anew."""
-        report("restarting the NFS server")
-        host.run(self.restart, timeout=MOUNT_SECONDS)
+        return (self.restart.within(MOUNT_SECONDS),)
 
 
 def parse_exports(text: str) -> list[Export]:
@@ -286,6 +279,13 @@ class NfsMount(Resource):
             raise CommandFailed(result)
         return Difference(f"mount {self.source} on {self.path}", f"+{self.line}\n")
 
+    def commands(self) -> tuple[Command, ...]:
+        """The line in /etc/fstab, the folder, the mount."""
+        return (
+            Command.sh("echo {line} >> {fstab}", line=self.line, fstab=FSTAB),
+            Command.argv("mount", self.path),
+        )
+
     def apply(self, host: Host, report: Report) -> None:
         """Put the line in the place of another one for that path, then mount it."""
         report(f"mounting {self.path}")
@@ -318,7 +318,7 @@ def with_entry(text: str, path: str, line: str) -> str:
 
 
 @dataclass(frozen=True)
-class ListensOnlyOn(Resource):
+class ListensOnlyOn(Check):
     """A condition: nobody listens for TCP but on loopback, on these addresses, or on these ports.
 
     Ports are those that may be reached over any address.
@@ -345,7 +345,3 @@ class ListensOnlyOn(Resource):
             if rows
             else None
         )
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Refused: a condition is not made true here."""
-        raise StepFailed("this is a condition, and nothing makes it true here")

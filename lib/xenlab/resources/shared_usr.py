@@ -10,7 +10,13 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host, size_and_digest
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.guest import RECORDS, UNPACK_SECONDS, in_namespace, reported
+from xenlab.resources.guest import (
+    RECORDS,
+    UNPACK_SECONDS,
+    in_namespace,
+    reported,
+    while_mounted,
+)
 
 # What a boot needs before a file system is mounted, worked out from services and libraries.
 #
@@ -127,6 +133,17 @@ class UsrOnShare(Resource):
             return None
         return Difference(f"put the image's /usr on the share, as {self.folder}/{name or '…'}")
 
+    def commands(self) -> tuple[Command, ...]:
+        """Unpack what the image has of it; the folder is called after the image's checksum."""
+        text = """
+            generation=$(cut -c 1-12 {image}.sha256)
+            mkdir -p {folder}/$generation.new
+            tar -C {folder}/$generation.new -I zstd --numeric-owner --acls --xattrs \\
+                --xattrs-include='*' -xpf {image} ./usr
+            mv {folder}/$generation.new/usr {folder}/$generation
+        """
+        return (Command.sh(text, image=self.image, folder=self.folder),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Unpack it beside its place and move it there (the howto's rsync, from the image)."""
         name = generation(host, self.image)
@@ -170,6 +187,21 @@ class UsrSwapped(Resource):
             return None
         verb = "set aside the own /usr of" if self.shared else "put back the own /usr of"
         return Difference(f"{verb} {self.name}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Set it aside, beside it what mounts the other one; or back again."""
+        first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_text()
+        root = f"/mnt/{self.name}"
+        if not self.shared:
+            text = "rmdir {r}/usr\nmv {r}/usr.old {r}/usr\nrm -r {r}/.xenlab {r}/etc/init"
+            return while_mounted(self.name, self.device, Command.sh(text, r=root))
+        return while_mounted(
+            *(self.name, self.device),
+            Command.sh("mkdir {r}/.xenlab\ncp {b} {r}/.xenlab/busybox", b=self.busybox, r=root),
+            Command.file(f"{root}/.xenlab/init", first, 0o755),
+            Command.sh("ln -s /.xenlab/init {r}/etc/init", r=root),
+            Command.sh("mv {r}/usr {r}/usr.old\nmkdir {r}/usr", r=root),
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Swap it while the guest is down; can be cut off anywhere and done again."""
@@ -287,6 +319,16 @@ class UsrLinked(Resource):
         if uuid and record == f"{self._record}{uuid}":
             return None
         return Difference(f"make /usr of {self.name} a link to {self.target}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """The howto's own lines, while the guest is down."""
+        text = """
+            cp -p {root}/usr/bin/PROGRAM {root}/bin  # each that the boot needs before the share
+            mv {root}/usr {root}/usr.old
+            ln -s {target} {root}/usr
+        """
+        link = Command.sh(text, root=f"/mnt/{self.name}", target=self.target)
+        return (*self.stopped.commands(), *while_mounted(self.name, self.device, link))
 
     def apply(self, host: Host, report: Report) -> None:
         """Ask what the boot needs, shut the guest down, copy that, and make the link."""

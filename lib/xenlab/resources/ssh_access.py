@@ -11,7 +11,7 @@ from itertools import zip_longest
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, ConnectionLost, NoConnection, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
-from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.base import Check, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.guest import RECORDS
 from xenlab.transport import hostkeys
@@ -41,9 +41,8 @@ class SshHostKeys(Resource):
             return None
         return Difference("make an SSH host key")
 
-    def apply(self, host: Host, report: Report) -> None:
+    def commands(self) -> tuple[Command, ...]:
         """Make what is missing; a private key that is there stays what it is."""
-        report("making an SSH host key")
         script = """
             key=${1%.pub}
             mkdir -p -- "${key%/*}"
@@ -55,7 +54,9 @@ class SshHostKeys(Resource):
             fi
             sync
         """
-        host.run(Command.script(script, PUBLIC_KEY))
+        key = PUBLIC_KEY.removesuffix(".pub")
+        command = Command.script(script, PUBLIC_KEY)
+        return (command.typed_as("ssh-keygen -t ed25519 -N '' -f {key}", key=key),)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class AuthorizedKeys(Resource):
         if not missing:
             return None
         return Difference(f"authorize {len(missing)} key(s) to log in to dom0 as root")
+
+    def commands(self) -> tuple[Command, ...]:
+        """The rescue system's keys, added to dom0's."""
+        installed = f"{self.root.rstrip('/')}{AUTHORIZED}"
+        folder = installed.rpartition("/")[0]
+        text = "mkdir -p -m 700 {folder}\ncat {keys} >> {installed}"
+        return (Command.sh(text, folder=folder, keys=AUTHORIZED, installed=installed),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the keys; those that are there stay. Raises StepFailed where there is none."""
@@ -131,6 +139,10 @@ class OwnKeyPinned(Resource):
         row = {"host": hostkeys.host_name(name, port), "key": " ".join(words), "file": str(file)}
         return Difference(f"pin dom0's host key in {file}", rows=(row,))
 
+    def commands(self) -> tuple[Command, ...]:
+        """Read it where it is known to be the machine's own; ssh asks for it by the name."""
+        return (Command.argv("cat", PUBLIC_KEY), _pinning(self.target))
+
     def apply(self, host: Host, report: Report) -> None:
         """Add the key to the known_hosts file that the ssh_config names."""
         key = host.read(PUBLIC_KEY)
@@ -138,6 +150,13 @@ class OwnKeyPinned(Resource):
             raise StepFailed(f"there is no {PUBLIC_KEY} yet")
         file, name, port = hostkeys.place(self.target)
         hostkeys.pin(file, name, port, key)
+
+
+def _pinning(target: Target) -> Command:
+    """Where a key goes that was read before, as a person writes it there."""
+    file, name, port = hostkeys.place(target)
+    entry = f"{hostkeys.host_name(name, port)} ssh-ed25519 …"
+    return Command.sh("echo {entry} >> {file}  # on this machine", entry=entry, file=file)
 
 
 # sshd's settings: in a file that it was asked about before, and read by the daemon that runs.
@@ -232,6 +251,10 @@ class SshdSettings(Resource):
         if "unread" in result.stdout.splitlines():
             return Difference(f"have sshd read {self.file.path}")
         return None
+
+    def commands(self) -> tuple[Command, ...]:
+        """The file; sshd's word on it; what has it read."""
+        return (*self.file.commands(), Command.argv(self.sshd, "-t"), self.reload)
 
     def apply(self, host: Host, report: Report) -> None:
         """Ask sshd about the text, write the file, have it read; raises StepFailed if refused."""
@@ -331,6 +354,11 @@ class HostKeyPinned(Resource):
             rows=({"guest": self.name, "now": now or "unknown", "wanted": wanted},),
         )
 
+    def commands(self) -> tuple[Command, ...]:
+        """Read it where dom0 has it, and pin it."""
+        record = f"{self.records}/{self.name}/host_key.pub"
+        return Command.argv("cat", record), _pinning(self.target)
+
     def apply(self, host: Host, report: Report) -> None:
         """Pin the guest's key in the place of what was pinned for it before."""
         line = host_keys(host, (self.name,), self.records)[self.name]
@@ -343,7 +371,7 @@ class HostKeyPinned(Resource):
 
 
 @dataclass(frozen=True)
-class HostKeysDiffer(Resource):
+class HostKeysDiffer(Check):
     """A condition: each guest has a host key, and no two have the same (howto: „DomainU-Root“)."""
 
     names: tuple[str, ...]
@@ -362,10 +390,6 @@ class HostKeysDiffer(Resource):
         if not shared:
             return None
         return Difference("these share a host key: " + "; ".join(", ".join(n) for n in shared))
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Refused: a condition is not made true here."""
-        raise StepFailed("this is a condition, and nothing makes it true here")
 
 
 @dataclass(frozen=True)
@@ -389,6 +413,10 @@ class GuestAnswers(Resource):
         if release.endswith(self.kernel_suffix):
             return None
         return Difference(f"{self.name} runs kernel {release}, wanted is one …{self.kernel_suffix}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Ask it which kernel it runs."""
+        return (Command.argv("ssh", self.name, "uname", "-r"),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Try to connect until the guest answers.

@@ -1,4 +1,4 @@
-"""Xen on the machine: its image, what runs, the domains' files, who starts with it; all at once."""
+"""Xen on the machine: the hypervisor, what xl says of domains, their configuration files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
-from xenlab.resources.domain import parse_list
 from xenlab.resources.nfs import parse_exports
 
 # The hypervisor's image in /boot and the names that it is known by.
@@ -39,6 +38,18 @@ class HypervisorLinks(Resource):
             if found.get(name) != image
         )
         return Difference(f"link {image} by its short names", rows=rows) if rows else None
+
+    def commands(self) -> tuple[Command, ...]:
+        """The links to the image of the highest version."""
+        text = """
+            cd /boot
+            image=$(find . -name 'xen-*.gz' -type f -printf '%f\\n' | sort -V | tail -n 1)
+            version=$(echo "$image" | sed 's/xen-\\([0-9]*[.][0-9]*\\).*/\\1/')
+            for name in xen.gz xen-${version%.*}.gz xen-$version.gz; do
+                ln -sf "$image" "$name"
+            done
+        """
+        return (Command.sh(text),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Make the links. Raises StepFailed where there is no hypervisor."""
@@ -178,6 +189,136 @@ def wait_for_toolstack(host: Host) -> None:
         time.sleep(2)
 
 
+# What xl says of the domains: which there are, and whether each runs; all who ask look here.
+#
+# ``xl domid`` answers for every domain that there is, also for one that is paused, has crashed or
+# is being taken down: only the state column of ``xl list`` tells (xl(1), "list").
+
+CONSOLE_LOGS = "/var/log/xen/console"
+CONSOLE_LINES = 24
+"""How many of a crashed guest's last lines are shown."""
+
+LONG_BOOT_SECONDS = 300
+"""How long after dom0's boot guests that start with it may still come."""
+
+RUNNING, PAUSED, SHUT_DOWN, CRASHED, DYING = "running", "paused", "shut down", "crashed", "dying"
+
+# One that is being taken down may have crashed before, and a crash is a way of shutting down.
+_LETTERS = (("d", DYING), ("c", CRASHED), ("s", SHUT_DOWN), ("p", PAUSED))
+_ROW = re.compile(
+    r"(?P<name>.+?)\s+(?P<id>\d+)\s+(?P<memory>\d+)\s+(?P<vcpus>\d+)\s+"
+    r"(?P<state>[r-][b-][p-][s-][c-][d-])\s+(?P<seconds>\d+(?:\.\d+)?)"
+)
+
+STATE_OF = """
+# the letters of a domain's state: nothing where there is none
+state_of() { xl list "$1" 2> /dev/null | awk 'NR > 1 { print $(NF - 1) }'; }
+"""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain that there is; ``state`` is "running" whether it computes, waits or is in between.
+
+    ``seconds`` are those of processor time.
+    """
+
+    name: str
+    id: int
+    memory_mib: int
+    vcpus: int
+    state: str
+    seconds: float
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs: a paused, crashed or dying one does nothing."""
+        return self.state == RUNNING
+
+    def __str__(self) -> str:
+        return f"domain {self.id}" + ("" if self.runs else f", {self.state}")
+
+
+def parse_list(text: str) -> list[Domain]:
+    """The domains that ``xl list`` prints; a line that is no domain's is passed over."""
+    rows = (_ROW.fullmatch(line.strip()) for line in text.splitlines())
+    return [
+        Domain(
+            row["name"],
+            int(row["id"]),
+            int(row["memory"]),
+            int(row["vcpus"]),
+            next((word for letter, word in _LETTERS if letter in row["state"]), RUNNING),
+            float(row["seconds"]),
+        )
+        for row in rows
+        if row
+    ]
+
+
+def domains(host: Host) -> list[Domain]:
+    """Every domain that there is; raises CommandFailed where xl cannot say."""
+    found = host.run(Command.argv("xl", "list"), check=False)
+    if not found.ok:
+        raise CommandFailed(found, hint="xl works only in a dom0 that runs on Xen")
+    return parse_list(found.stdout)
+
+
+def domain(host: Host, name: str) -> Domain | None:
+    """The domain of a name, None if there is none; raises CommandFailed where xl cannot say."""
+    return next((one for one in domains(host) if one.name == name), None)
+
+
+def require_running(host: Host, name: str) -> Domain:
+    """The domain of a name; raises StepFailed, with a crashed one's last lines, unless it runs."""
+    found = domain(host, name)
+    if found is None:
+        raise StepFailed(f"{name} does not run", hint="create it first", where=host.name)
+    if not found.runs:
+        hint = f"xl unpause {name}" if found.state == PAUSED else "create it again"
+        raise StepFailed(_stands(host, found), hint=hint, where=host.name)
+    return found
+
+
+def standing(host: Host, name: str) -> str:
+    """Why nobody needs to wait for a guest: its domain is not there, or does not run; "" otherwise.
+
+    In dom0's first minutes one that is not there may come yet.
+    """
+    try:
+        found = domain(host, name)
+    except CommandFailed:
+        found = None
+    if found is not None:
+        return "" if found.runs else _stands(host, found)
+    young = Command.sh(
+        "grep -qs control_d /proc/xen/capabilities && awk '{ exit $1 >= '{old}' }' /proc/uptime",
+        old=LONG_BOOT_SECONDS,
+    )
+    return "" if host.inside("/").test(young) else f"{name} does not run: there is no such domain"
+
+
+def _stands(host: Host, found: Domain) -> str:
+    said = f"{found.name} does not run: it is {found.state} (domain {found.id})"
+    return said + last_words(host, found)
+
+
+def last_words(host: Host, of: Domain) -> str:
+    """What a crashed domain wrote last to its console, ready for a message; "" for another."""
+    if of.state != CRASHED:
+        return ""
+    command = Command.argv("tail", "-n", CONSOLE_LINES, "--", log_path(of.name))
+    lines = host.run(command, check=False).stdout.strip().splitlines()
+    if not lines:
+        return ""
+    return "\nlast lines of its console:\n  " + "\n  ".join(line.rstrip() for line in lines)
+
+
+def log_path(name: str) -> str:
+    """Where xenconsoled keeps the console log of a guest."""
+    return f"{CONSOLE_LOGS}/guest-{name}.log"
+
+
 # Domains' configuration files: written by one chapter, added to by later ones, accepted by xl.
 #
 # A chapter that gives a guest something more (a second interface, another /usr) adds a block of its
@@ -202,6 +343,10 @@ class DomainConfig(Resource):
         verb = "create" if now is None else "write"
         return text_difference(f"{verb} {self.path}", self.path, first, self.text)
 
+    def commands(self) -> tuple[Command, ...]:
+        """The file; xl reads and checks it without creating anything."""
+        return Command.file(self.path, self.text), Command.argv("xl", "create", "-n", self.path)
+
     def apply(self, host: Host, report: Report) -> None:
         """Write it, once xl has accepted it."""
         found = parts(host.read(self.path) or "")
@@ -221,6 +366,13 @@ class DomainAddition(Resource):
         now = parts(host.read(self.path) or "").get(self.chapter)
         summary = f"{'add to' if self.text else 'take from'} {self.path}"
         return text_difference(summary, self.path, now, self.text) if now or self.text else None
+
+    def commands(self) -> tuple[Command, ...]:
+        """The block, at the end of the file; to take it out is an editor's business."""
+        if not self.text:
+            return (Command.sh("editor {path}", path=self.path),)
+        block = Command.file(self.path, f"{MARK}{self.chapter}\n{self.text}").text
+        return (Command(block.replace("cat >", "cat >>", 1)),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Write the file with the block, once xl has accepted it."""
@@ -298,6 +450,16 @@ class AutoLinks(Resource):
             if found.get(name) != wanted.get(name)
         )
         return Difference(f"let {', '.join(self.names) or 'no guest'} start with dom0", rows=rows)
+
+    def commands(self) -> tuple[Command, ...]:
+        """The links, in the order of starting."""
+        return (
+            Command.argv("mkdir", "-p", self.folder),
+            *(
+                Command.argv("ln", "-sfn", target, f"{self.folder}/{name}")
+                for name, target in self.wanted().items()
+            ),
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Make the links, remove other ones; raises StepFailed where a file is in the way."""

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from xenlab.chapter.card import diff_lines, duration
+from xenlab.chapter.card import RAN, diff_lines, duration
 from xenlab.journal import Reader, output_of
+from xenlab.masking import clean
 from xenlab.runs.expected import Whole, about, clock
 from xenlab.runs.folder import DONE, ChapterState, StepState
 
@@ -310,6 +311,7 @@ class Follower(AbstractContextManager["Follower"]):
             for row in difference.get("rows", ()):
                 if row.get("lost"):
                     text.append(f"      lost: {row['device']}: {row['lost']}\n", "red")
+        text.append(_script(record), "not bold cyan")
         if record.get("message"):
             style = "bold red" if record["status"] == "would be refused" else "not bold"
             text.append(f"    {record['message']}\n", style)
@@ -355,6 +357,9 @@ def step_record(folder: Path, step: StepState) -> Text:
     text.append(f"  {duration(step.seconds)}\n")
     if step.message:
         text.append(f"{step.message}\n")
+    if script := _script(step.record):
+        text.append(f"\n{RAN.get(step.status, 'to run')}:\n", "dim")
+        text.append(script, "cyan")
     for command in step.record.get("commands") or ():
         status = command["status"] if command["status"] is not None else "unknown"
         facts = [command["phase"], f"exit status {status}", duration(float(command["seconds"]))]
@@ -367,6 +372,12 @@ def step_record(folder: Path, step: StepState) -> Text:
         text.append(output_of(folder, command))
     text.rstrip()
     return text
+
+
+def _script(record: Mapping[str, Any]) -> str:
+    """What a step would run, or has run, as a person types it: indented, "" where nothing."""
+    lines = clean(str(record.get("script", ""))).splitlines()
+    return "".join(f"      {line}\n" for line in lines)
 
 
 def styled(status: str) -> str:

@@ -126,6 +126,7 @@ def _card(folder: Path, step: StepState) -> Card:
     card = Card(step.title, step.status, step.seconds, step.message)
     for label, difference in (record.get("difference") or {}).items():
         card.differences.append((label, _difference(difference)))
+    card.script, card.where = str(record.get("script", "")), str(record.get("host", ""))
     for attachment in record.get("attachments") or ():
         _attach(card, kept_file(folder, str(attachment["path"])))
     card.kept = f"{folder.name}/output"
