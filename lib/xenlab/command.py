@@ -50,8 +50,12 @@ class Command:
         return cls(re.sub(r"(?<!\$)\{([a-z_]\w*)\}", words, plain), _secrets(tuple(used)))
 
     @classmethod
-    def file(cls, path: str, text: str, mode: int | None = None, owner: str = "") -> Command:
+    def file(
+        cls, path: str, text: str, mode: int | None = None, owner: str = "", *, into: str = ">"
+    ) -> Command:
         """A file's whole text written by a here-document; then its mode and owner, where stated.
+
+        ``into=">>"`` adds the text to what is there.
 
         A folder for additions (``….d``) is made first: it may not be there yet.
         """
@@ -59,9 +63,9 @@ class Command:
         while end in text.split("\n"):
             end += "_"
         if text and not text.endswith("\n"):
-            lines = [f"printf %s {_quote(text)} > {_quote(path)}"]
+            lines = [f"printf %s {_quote(text)} {into} {_quote(path)}"]
         else:
-            lines = [f"cat > {_quote(path)} <<'{end}'\n{text}{end}"]
+            lines = [f"cat {into} {_quote(path)} <<'{end}'\n{text}{end}"]
         folder = path.rpartition("/")[0]
         if folder.endswith(".d"):
             lines.insert(0, f"mkdir -p {_quote(folder)}")

@@ -371,8 +371,8 @@ class DomainAddition(Resource):
         """The block, at the end of the file; to take it out is an editor's business."""
         if not self.text:
             return (Command.sh("editor {path}", path=self.path),)
-        block = Command.file(self.path, f"{MARK}{self.chapter}\n{self.text}").text
-        return (Command(block.replace("cat >", "cat >>", 1)),)
+        block = f"{MARK}{self.chapter}\n{self.text}"
+        return (Command.file(self.path, block, into=">>"),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Write the file with the block, once xl has accepted it."""
