@@ -175,11 +175,11 @@ def ansible(sshd: Sshd, folder: Path, module: str, note: str) -> Way:
     program = str(Path(sys.executable).with_name("ansible-playbook"))
 
     def play(tasks: int) -> float:
-        book = folder / f"{module}{tasks}.yml"
+        chapter = folder / f"{module}{tasks}.yml"
         task = f"    - ansible.builtin.{module}: {PROBE}\n"
-        book.write_text(f"- hosts: all\n  gather_facts: false\n  tasks:\n{task * tasks}")
+        chapter.write_text(f"- hosts: all\n  gather_facts: false\n  tasks:\n{task * tasks}")
         start = time.perf_counter()
-        command = [program, "-i", f"{sshd.alias},", str(book)]
+        command = [program, "-i", f"{sshd.alias},", str(chapter)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return time.perf_counter() - start

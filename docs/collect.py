@@ -79,7 +79,7 @@ def _for_readers(place: Path) -> nbformat.NotebookNode:
             tags.append("remove-cell")
         elif "parameters" in tags or "open_chapter" in cell.source:
             tags.append("hide-input")
-        elif cell.source == "book.close()":
+        elif cell.source == "chapter.close()":
             tags.append("remove-cell")
     return notebook
 

@@ -57,7 +57,7 @@ def test_the_step_stops_at_the_card_and_goes_on_with_the_right_serial(
     page = jupyter(notebooks)
     page.open(place.name)
     codes = [c.source for c in notebook.cells if c.cell_type == "code"]
-    wiping = next(n for n, code in enumerate(codes) if "book.ensure(" in code)
+    wiping = next(n for n, code in enumerate(codes) if "chapter.ensure(" in code)
     for number in range(wiping):
         page.run_to_end(number)
     step = page.run_to_end(wiping)

@@ -47,7 +47,7 @@ class UefiMachine(Machine):
         ]
 
 
-class Elsewhere:
+class OnHost:
     """The other machine's dom0 and guests, reached as the lab's were: at the same port."""
 
     def __init__(self, machine: Machine, config: Path) -> None:
@@ -71,7 +71,7 @@ class Elsewhere:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(site: Site) -> Iterator[Elsewhere]:
+def elsewhere(site: Site) -> Iterator[OnHost]:
     lab = Lab(site.name)
     lab.down()
     # a folder with a short name: a socket's path has at most 107 bytes
@@ -87,18 +87,18 @@ def elsewhere(site: Site) -> Iterator[Elsewhere]:
         made = ["grub-mkstandalone", "-O", "x86_64-efi", "-o", str(program), into]
         subprocess.run(made, check=True)
         try:
-            yield Elsewhere(machine, site.ssh_config)
+            yield OnHost(machine, site.ssh_config)
         finally:
             machine.quit()
 
 
-def test_dom0_boots_on_uefi(elsewhere: Elsewhere) -> None:
+def test_dom0_boots_on_uefi(elsewhere: OnHost) -> None:
     wait_until(lambda: elsewhere.answers("dom0"), seconds=1800, what="dom0 answers")
     assert elsewhere.says("dom0", "uname -r").strip().endswith("-xen0")
     assert "EFI RAM map" in elsewhere.says("dom0", "xl dmesg")
 
 
-def test_a_guest_boots_as_pvh(elsewhere: Elsewhere) -> None:
+def test_a_guest_boots_as_pvh(elsewhere: OnHost) -> None:
     elsewhere.says("dom0", "systemctl is-system-running --wait || :")
     create = f"xl create /etc/xen/{GUEST}.cfg " + " ".join(f"'{word}'" for word in PVH)
     elsewhere.says("dom0", f"xl destroy {GUEST}; {create} < /dev/null")

@@ -86,8 +86,8 @@ def test_a_changed_configuration_file_is_never_overwritten(host: Host) -> None:
     host.write("/etc/greeting.secret", "an old secret\n", mode=0o600)
     bring_about(PORTAGE.installed(GREETING, CHEER), host)
     assert host.read("/etc/greeting.conf") == "Grüß Gott\n"
-    book = cast(Chapter, SimpleNamespace(target=host, packages=PORTAGE))
-    rows = waiting(book)
+    chapter = cast(Chapter, SimpleNamespace(target=host, packages=PORTAGE))
+    rows = waiting(chapter)
     new = set(rows.loc[rows["file"] == "/etc/greeting.conf", "new version"])
     assert new == {"/etc/._cfg0000_greeting.conf"}
     assert shown(rows, "/etc/greeting.conf") == ["@@ -1 +1 @@", "-Grüß Gott", "+Good day"]
@@ -111,8 +111,8 @@ def test_what_dpkg_has_kept_is_found_too(host: Host) -> None:
         dpkg --force-confold --install greeter-2.deb
     """
     host.run(Command.script(build))
-    book = cast(Chapter, SimpleNamespace(target=host, packages=Apt()))
-    rows = waiting(book)
+    chapter = cast(Chapter, SimpleNamespace(target=host, packages=Apt()))
+    rows = waiting(chapter)
     changed = ["@@ -1 +1 @@", "-version 1, changed", "+version 2"]
     assert shown(rows, "/etc/greeter.conf") == changed
     with_guest = SimpleNamespace(
@@ -141,8 +141,8 @@ def test_what_cannot_be_shown_is_named_all_the_same(host: Host) -> None:
         printf 'a\\0b' > /etc/binary
     """
     host.run(Command.script(prepare))
-    book = cast(Chapter, SimpleNamespace(target=host, packages=Apt()))
-    rows = waiting(book)
+    chapter = cast(Chapter, SimpleNamespace(target=host, packages=Apt()))
+    rows = waiting(chapter)
     assert shown(rows, "/etc/linked") == [HIDDEN]
     assert shown(rows, "/etc/closed/inside") == [HIDDEN]
     assert shown(rows, "/etc/gone") == ["the old one is gone"]
@@ -186,8 +186,8 @@ def test_apt_removes_what_nobody_needs(host: Host) -> None:
 def test_a_log_is_where_its_daemon_writes_it(host: Host) -> None:
     def written(*services: str) -> bool:
         site = SimpleNamespace(services=services)
-        book = cast(Chapter, SimpleNamespace(site=site, services=OpenRc()))
-        return log_written(book).probe(host) is None
+        chapter = cast(Chapter, SimpleNamespace(site=site, services=OpenRc()))
+        return log_written(chapter).probe(host) is None
 
     host.run("rm -f /var/log/messages /var/log/syslog")
     assert written("ssh", "cron")

@@ -25,14 +25,14 @@ class Cell:
     tree: ast.Module
 
     def book_calls(self) -> list[ast.Call]:
-        """The calls of the book's own methods; ``book.packages.installed(…)`` is none."""
+        """The calls of the chapter's own methods; ``chapter.packages.installed(…)`` is none."""
         return [
             node
             for node in ast.walk(self.tree)
             if isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
             and isinstance(node.func.value, ast.Name)
-            and node.func.value.id == "book"
+            and node.func.value.id == "chapter"
         ]
 
     def step(self) -> str | None:

@@ -102,8 +102,8 @@ def test_the_parameters_are_the_first_code_cell_and_typed_literals_with_a_commen
 def test_it_opens_its_own_chapter_and_says_what_it_needs(path: Path) -> None:
     opening = code_cells(path)[1]
     body = [s for s in opening.tree.body if not isinstance(s, ast.Import | ast.ImportFrom)]
-    assert ast.unparse(body[0]) == f"book = open_chapter({path.stem!r}, globals())"
-    assert all(ast.unparse(statement).startswith("book.needs(") for statement in body[1:])
+    assert ast.unparse(body[0]) == f"chapter = open_chapter({path.stem!r}, globals())"
+    assert all(ast.unparse(statement).startswith("chapter.needs(") for statement in body[1:])
 
 
 @every_chapter
@@ -156,8 +156,8 @@ def test_the_steps_are_numbered_in_order(path: Path) -> None:
 def test_it_closes_the_book_at_its_end(path: Path) -> None:
     last = cells(path)[-1]
     assert last.kind == "code"
-    assert ast.unparse(last.tree) == "book.close()"
-    closing = [cell.id for cell in code_cells(path) if "book.close(" in cell.source]
+    assert ast.unparse(last.tree) == "chapter.close()"
+    closing = [cell.id for cell in code_cells(path) if "chapter.close(" in cell.source]
     assert closing == [last.id]
 
 

@@ -110,7 +110,9 @@ class Site:
         values = {"site": "test", "ssh": self.ssh, "power": "manual"}
         self.file.write_text(yaml.safe_dump(values | keys))
 
-    def chapter(self, name: str, *cells: str, close: str = "book.close()", needs: str = "") -> None:
+    def chapter(
+        self, name: str, *cells: str, close: str = "chapter.close()", needs: str = ""
+    ) -> None:
         parameters = (
             'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []'
         )
@@ -118,7 +120,7 @@ class Site:
         first.metadata["tags"] = ["parameters"]
         opening = (
             "from parts import *\nfrom xenlab.chapter.notebook import open_chapter\n"
-            f'book = open_chapter("{name}", globals())\n{needs}'
+            f'chapter = open_chapter("{name}", globals())\n{needs}'
         )
         notebook = new_notebook(
             cells=[new_markdown_cell(f"# {name}"), first]
@@ -133,7 +135,7 @@ class Site:
     def made(self, number: str, what: str = "Made", **more: str) -> str:
         words = "".join(f", {key}={value!r}" for key, value in more.items())
         path = str(self.path(number))
-        return f'book.ensure("{number} Make {number}", {what}({path!r}{words}), on=book.host)'
+        return f'chapter.ensure("{number} Make {number}", {what}({path!r}{words}), on=chapter.host)'
 
     def path(self, number: str) -> Path:
         return self.folder / f"made-{number}"

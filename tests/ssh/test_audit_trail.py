@@ -13,7 +13,7 @@ from xenlab.runs.audit import inspect
 
 
 def test_a_run_is_as_it_was_recorded_until_somebody_changes_it(site: Site) -> None:
-    facts = 'book.facts("01.2 A table", pandas.DataFrame({"memory": [1]}))'
+    facts = 'chapter.facts("01.2 A table", pandas.DataFrame({"memory": [1]}))'
     site.chapter("01_first", site.made("01.1"), f"import pandas\n{facts}")
     assert site.xenlab("run", "-f", "site.yaml").returncode == 0
     done = site.xenlab("audit", "verify")
@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_is_cut_short_and_not_tampered_with(site: Site) ->
 def test_drift_is_reported_and_nothing_is_changed(site: Site) -> None:
     site.chapter("01_first", site.made("01.1"), site.made("01.2"))
     guest = f'{{"guest": Made({str(site.path("02.1"))!r})}}'
-    site.chapter("02_second", f'book.each("02.1 Make 02.1", {guest}, on=book.host)')
+    site.chapter("02_second", f'chapter.each("02.1 Make 02.1", {guest}, on=chapter.host)')
     assert site.xenlab("run", "-f", "site.yaml").returncode == 0
     done = site.xenlab("check", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

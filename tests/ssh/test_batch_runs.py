@@ -269,8 +269,8 @@ def test_what_a_run_may_destroy_is_its_own_and_on_record(site: Site) -> None:
     site.chapter(
         "01_first",
         "from xenlab.resources.base import Condition\n"
-        'names = Command.argv("test", " ".join(book._consents.made), "=", "dom0 domu1")\n'
-        'book.check("01.1 May destroy", Condition(names, "may not"), on=book.host)',
+        'names = Command.argv("test", " ".join(chapter._consents.made), "=", "dom0 domu1")\n'
+        'chapter.check("01.1 May destroy", Condition(names, "may not"), on=chapter.host)',
     )
     allowed = ("--destroy", "dom0", "--destroy", "domu1")
     assert site.xenlab("run", "-f", "site.yaml").returncode == 1
@@ -314,9 +314,9 @@ def test_hostile_text_arrives_as_it_was_written(site: Site) -> None:
     place = site.folder / "notebooks" / "01_first.ipynb"
     notebook = nbformat.read(place, as_version=4)
     notebook.cells[1].source += '\nimage: str = "/a"  # where it is kept'
-    seen = f"assert book.site.image == {text!r}"
+    seen = f"assert chapter.site.image == {text!r}"
     notebook.cells.insert(3, new_code_cell(seen))
-    show = 'import pandas as pd\nbook.facts("01.2 Seen", pd.DataFrame([[book.site.image]]))'
+    show = 'import pandas as pd\nbook.facts("01.2 Seen", pd.DataFrame([[chapter.site.image]]))'
     notebook.cells.insert(4, new_code_cell(show))
     nbformat.write(notebook, place)
     done = site.xenlab("run", "-f", "site.yaml")

@@ -32,7 +32,7 @@ from xenlab.errors import (
 )
 from xenlab.host import Host
 from xenlab.journal import Journal, verify
-from xenlab.resources.base import Condition, Difference, Report, Resource, Together
+from xenlab.resources.base import All, Condition, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.site.schema import Parameters, Ssh
 from xenlab.transport.ssh import SSH
@@ -67,11 +67,13 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture
-def book(sshd: Sshd, journal: Journal) -> Chapter:
-    return open_book(sshd, journal)
+def chapter(sshd: Sshd, journal: Journal) -> Chapter:
+    return open_chapter_at(sshd, journal)
 
 
-def open_book(sshd: Sshd, journal: Journal, mode: str = "apply", hold: Hold = Hold.STEP) -> Chapter:
+def open_chapter_at(
+    sshd: Sshd, journal: Journal, mode: str = "apply", hold: Hold = Hold.STEP
+) -> Chapter:
     chapter = Chapter("05_base_configuration", site(sshd), journal, Silent(), mode=mode, hold=hold)
     # The machine under test is no dom0: its own root is what the steps work on.
     chapter.root = "/"
@@ -85,10 +87,10 @@ def statuses(journal: Journal) -> list[tuple[str, str]]:
 
 
 def test_a_state_that_does_not_hold_is_applied_verified_and_recorded(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
     path = tmp_path / "motd"
-    book.ensure("05.1 Write it", File(str(path), "hello\n"))
+    chapter.ensure("05.1 Write it", File(str(path), "hello\n"))
     assert path.read_text() == "hello\n"
     assert statuses(journal) == [("running", "running"), ("final", "changed")]
     final = journal.records()[-1]
@@ -98,14 +100,16 @@ def test_a_state_that_does_not_hold_is_applied_verified_and_recorded(
 
 
 def test_a_step_names_what_brings_its_state_about_whatever_becomes_of_it(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
     one = File(str(tmp_path / "one"), "hello\n", mode=0o600)
     two = File(str(tmp_path / "two"), "no end")
-    book.ensure("05.1 Write it", one)
-    book.ensure("05.2 Write it again", one)
-    book.each("05.3 Side by side", {"A": one, "B": two, "C": Condition(Command("true"), "never")})
-    book.check("05.4 Holds", Condition(Command("true"), "never"))
+    chapter.ensure("05.1 Write it", one)
+    chapter.ensure("05.2 Write it again", one)
+    chapter.each(
+        "05.3 Side by side", {"A": one, "B": two, "C": Condition(Command("true"), "never")}
+    )
+    chapter.check("05.4 Holds", Condition(Command("true"), "never"))
     finals = [r for r in journal.records() if r["phase"] == "final" and r["step"] != "05.0"]
     typed = f"cat > {tmp_path}/one <<'END'\nhello\nEND\nchmod 600 {tmp_path}/one"
     side_by_side = f"# A\n{typed}\n# B\nprintf %s 'no end' > {tmp_path}/two"
@@ -113,31 +117,33 @@ def test_a_step_names_what_brings_its_state_about_whatever_becomes_of_it(
     assert [r["status"] for r in finals] == ["changed", "ok", "changed", "ok"]
 
 
-def test_a_state_that_holds_is_not_touched(book: Chapter, journal: Journal, tmp_path: Path) -> None:
+def test_a_state_that_holds_is_not_touched(
+    chapter: Chapter, journal: Journal, tmp_path: Path
+) -> None:
     made = Made(tmp_path / "x")
-    book.ensure("05.1 Make it", made)
+    chapter.ensure("05.1 Make it", made)
     before = made.path.stat().st_mtime_ns
-    book.ensure("05.2 Make it again", made)
+    chapter.ensure("05.2 Make it again", made)
     assert made.path.stat().st_mtime_ns == before
     assert statuses(journal)[2:] == [("final", "ok")]
 
 
 def test_plan_mode_shows_and_touches_nothing(sshd: Sshd, journal: Journal, tmp_path: Path) -> None:
-    book = open_book(sshd, journal, "plan")
+    chapter = open_chapter_at(sshd, journal, "plan")
     made = Made(tmp_path / "x")
-    book.ensure("05.1 Make it", made)
-    book.each("05.2 Side by side", {"one": made})
-    book.run("05.3 Act", made)
-    book.check("05.4 Holds", made)
+    chapter.ensure("05.1 Make it", made)
+    chapter.each("05.2 Side by side", {"one": made})
+    chapter.run("05.3 Act", made)
+    chapter.check("05.4 Holds", made)
     assert not made.path.exists()
     assert statuses(journal) == [("final", "would change")] * 4
 
 
 def test_a_plan_shows_every_difference(sshd: Sshd, journal: Journal, tmp_path: Path) -> None:
-    book = open_book(sshd, journal, "plan")
+    chapter = open_chapter_at(sshd, journal, "plan")
     files = [File(str(tmp_path / name), f"{name}\n") for name in ("one", "two")]
-    book.ensure("05.1 As one", Together((*files, Condition(Command("true"), "never"))))
-    book.run("05.2 Actions", *files)
+    chapter.ensure("05.1 As one", All((*files, Condition(Command("true"), "never"))))
+    chapter.run("05.2 Actions", *files)
     as_one, actions = (r["difference"] for r in journal.records() if r.get("difference"))
     assert as_one[""]["summary"] == f"create {files[0].path}; create {files[1].path}"
     assert "+one\n" in as_one[""]["diff"] and "+two" in as_one[""]["diff"]
@@ -145,20 +151,20 @@ def test_a_plan_shows_every_difference(sshd: Sshd, journal: Journal, tmp_path: P
 
 
 def test_a_check_names_all_that_does_not_hold_and_what_to_try(
-    book: Chapter, journal: Journal
+    chapter: Chapter, journal: Journal
 ) -> None:
     conditions = [Condition(Command("false"), f"{n} is off", f"turn {n} on") for n in ("A", "B")]
     with pytest.raises(StepFailed) as failed:
-        book.check("05.1 Hold", *conditions)
+        chapter.check("05.1 Hold", *conditions)
     assert failed.value.message == "A is off; B is off"
     assert failed.value.hint == "turn A on; turn B on"
     assert len(journal.records()[-1]["difference"]) == 2
 
 
 def test_output_is_kept_whole_with_its_digest(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
-    book.run("05.1 Talk", Made(tmp_path / "x", 'seq 5000 | tee -- "$1"; echo oops >&2'))
+    chapter.run("05.1 Talk", Made(tmp_path / "x", 'seq 5000 | tee -- "$1"; echo oops >&2'))
     final = journal.records()[-1]
     look, lock, change, verify = final["commands"]
     assert lock["output"] == "taken\n"
@@ -170,54 +176,56 @@ def test_output_is_kept_whole_with_its_digest(
 
 
 def test_a_failure_names_step_command_status_and_last_lines(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
     with pytest.raises(CommandFailed) as error:
-        book.ensure("05.1 Fail", Made(tmp_path / "x", 'echo "disk full" >&2; exit 28'))
+        chapter.ensure("05.1 Fail", Made(tmp_path / "x", 'echo "disk full" >&2; exit 28'))
     for part in ("box", "05_base_configuration", "step 05.1", "exit status 28", "disk full"):
         assert part in str(error.value)
     assert statuses(journal)[-1] == ("final", "failed")
     assert "disk full" in journal.records()[-1]["message"]
 
 
-def test_what_was_applied_but_does_not_hold_fails(book: Chapter, tmp_path: Path) -> None:
+def test_what_was_applied_but_does_not_hold_fails(chapter: Chapter, tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="applied, and yet still to do: make it"):
-        book.ensure("05.1 Lie", Made(tmp_path / "x", "true"))
+        chapter.ensure("05.1 Lie", Made(tmp_path / "x", "true"))
 
 
-def test_nothing_is_wiped_without_consent(book: Chapter, journal: Journal, tmp_path: Path) -> None:
+def test_nothing_is_wiped_without_consent(
+    chapter: Chapter, journal: Journal, tmp_path: Path
+) -> None:
     root = os.popen("findmnt -no SOURCE /").read().strip()
     made = Made(tmp_path / "x", device=root)
     with pytest.raises(ConsentNeeded, match="in use"):
-        book.ensure("05.1 Wipe", made)
+        chapter.ensure("05.1 Wipe", made)
     assert not made.path.exists()
     assert ("running", "running") not in statuses(journal)
 
 
-def test_guests_are_made_side_by_side(book: Chapter, journal: Journal, tmp_path: Path) -> None:
+def test_guests_are_made_side_by_side(chapter: Chapter, journal: Journal, tmp_path: Path) -> None:
     meet = """
         touch "$1.here"
         for n in 1 2 3; do until [ -e "${1%?}$n.here" ]; do sleep 0.05; done; done
         echo done > "$1"
     """
     parts = {f"domu{n}": Made(tmp_path / f"guest{n}", meet) for n in (1, 2, 3)}
-    book.each("05.1 All at once", parts)
+    chapter.each("05.1 All at once", parts)
     assert all(part.path.exists() for part in parts.values())
     assert journal.records()[-1]["status"] == "changed"
     assert set(journal.records()[-1]["difference"]) == {"domu1", "domu2", "domu3"}
 
 
 def test_one_of_several_fails_and_the_others_still_end(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
     parts = {"good": Made(tmp_path / "good"), "bad": Made(tmp_path / "bad", "exit 9")}
     with pytest.raises(StepFailed, match="bad: .*exit status 9"):
-        book.each("05.1 Both", parts)
+        chapter.each("05.1 Both", parts)
     assert parts["good"].path.exists()
 
 
 def test_a_lost_connection_is_decided_by_the_verification(
-    book: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     script = (
@@ -232,7 +240,7 @@ def test_a_lost_connection_is_decided_by_the_verification(
 
     cutter = threading.Thread(target=cut)
     cutter.start()
-    book.ensure("05.1 Survive", Made(path, script))
+    chapter.ensure("05.1 Survive", Made(path, script))
     cutter.join()
     assert Path(f"{path}.count").read_text() == "once\n"
     assert journal.records()[-1]["status"] == "changed"
@@ -240,7 +248,7 @@ def test_a_lost_connection_is_decided_by_the_verification(
 
 
 def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
-    book: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
     path = tmp_path / "x"
     script = f'echo once >> "{path}.count"; sleep 1; exit 1'
@@ -253,7 +261,7 @@ def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
     cutter = threading.Thread(target=cut)
     cutter.start()
     with pytest.raises(ConnectionLost):
-        book.ensure("05.1 Lost", Made(path, script))
+        chapter.ensure("05.1 Lost", Made(path, script))
     cutter.join()
     assert Path(f"{path}.count").read_text() == "once\n"
     assert journal.records()[-1]["status"] == "unknown"
@@ -261,7 +269,7 @@ def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
 
 
 def test_another_host_key_after_a_lost_connection_ends_the_step_at_once(
-    book: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
     started = tmp_path / "started"
 
@@ -272,24 +280,24 @@ def test_another_host_key_after_a_lost_connection_ends_the_step_at_once(
     swapper = threading.Thread(target=swap)
     swapper.start()
     with pytest.raises(HostKeyRefused, match=r"the key of \S+ has changed"):
-        book.ensure("05.1 Swapped", Made(tmp_path / "x", f'touch "{started}"; sleep 1000'))
+        chapter.ensure("05.1 Swapped", Made(tmp_path / "x", f'touch "{started}"; sleep 1000'))
     swapper.join()
     assert journal.records()[-1]["status"] == "unreachable"
 
 
 def test_an_interrupt_ends_the_remote_processes(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
     started = tmp_path / "started"
 
     def stop() -> None:
         wait_until(started.exists)
-        book.stop.set()
+        chapter.stop.set()
 
     stopper = threading.Thread(target=stop)
     stopper.start()
     with pytest.raises(KeyboardInterrupt):
-        book.run("05.1 Long", Made(tmp_path / "x", f'touch "{started}"; sleep 1000'))
+        chapter.run("05.1 Long", Made(tmp_path / "x", f'touch "{started}"; sleep 1000'))
     stopper.join()
     final = journal.records()[-1]
     assert final["status"] == "aborted"
@@ -318,9 +326,9 @@ UNFINISHED = ["running", "unknown", "unreachable", "aborted", "failed"]
 def test_what_an_attempt_left_running_is_ended_at_its_step_whatever_its_last_record_says(
     sshd: Sshd, journal: Journal, tmp_path: Path, status: str
 ) -> None:
-    book = open_book(sshd, journal)
+    chapter = open_chapter_at(sshd, journal)
     assert len(left_running(sshd, journal, "05_base_configuration", status)) == 2
-    book.ensure("05.1 Long", Made(tmp_path / "x"))
+    chapter.ensure("05.1 Long", Made(tmp_path / "x"))
     assert processes_with("XENLAB_STEP=run/05.1/abc") == []
     wanted = ["running", *([] if status == "running" else [status]), "aborted"]
     assert [s for _, s in statuses(journal)] == [*wanted, "running", "changed"]
@@ -335,15 +343,15 @@ def test_a_run_that_is_taken_up_ends_first_what_any_chapter_left(
     sshd: Sshd, journal: Journal, status: str
 ) -> None:
     assert left_running(sshd, journal, "04_grub", status)
-    book = open_book(sshd, journal, hold=Hold.CHAPTER)
+    chapter = open_chapter_at(sshd, journal, hold=Hold.CHAPTER)
     assert processes_with("XENLAB_STEP=run/05.1/abc") == []
     assert journal.records()[-1]["message"] == "05.1 Long: 2 processes ended"
-    book.close()
+    chapter.close()
 
 
 def test_a_chapter_beside_others_leaves_them_alone(sshd: Sshd, journal: Journal) -> None:
     left = left_running(sshd, journal, "04_grub", "running")
-    open_book(sshd, journal)
+    open_chapter_at(sshd, journal)
     assert processes_with("XENLAB_STEP=run/05.1/abc") == left
 
 
@@ -372,7 +380,7 @@ SAID = (
 
 def test_a_run_ends_first_what_another_run_left_at_work(sshd: Sshd, journal: Journal) -> None:
     mark = left_by_another_run(sshd, journal, "change")
-    open_book(sshd, journal, hold=Hold.RUN)
+    open_chapter_at(sshd, journal, hold=Hold.RUN)
     assert processes_with(f"XENLAB_STEP={mark}") == []
     final = journal.records()[-1]
     assert re.fullmatch(SAID, final["message"]), final["message"]
@@ -384,33 +392,33 @@ def test_a_step_that_changes_nothing_leaves_the_work_of_another_run_alone(
     sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
     mark = left_by_another_run(sshd, journal, "change")
-    book = open_book(sshd, journal)
+    chapter = open_chapter_at(sshd, journal)
     made = Made(tmp_path / "x")
     made.path.write_text("made\n")
-    book.ensure("05.1 Made", made)
+    chapter.ensure("05.1 Made", made)
     assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
     made.path.unlink()
-    book.ensure("05.2 Make it", made)
+    chapter.ensure("05.2 Make it", made)
     assert processes_with(f"XENLAB_STEP={mark}") == []
     assert re.fullmatch(SAID, journal.records()[-1]["message"])
-    book.ensure("05.3 Make it again", Made(tmp_path / "y"))
+    chapter.ensure("05.3 Make it again", Made(tmp_path / "y"))
     assert "message" not in journal.records()[-1]
 
 
 def test_what_another_run_looks_at_is_left_alone(sshd: Sshd, journal: Journal) -> None:
     mark = left_by_another_run(sshd, journal, "look")
-    open_book(sshd, journal, hold=Hold.RUN)
+    open_chapter_at(sshd, journal, hold=Hold.RUN)
     assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
 
 
 def test_what_a_run_does_to_another_machine_is_left_alone(sshd: Sshd, journal: Journal) -> None:
     mark = left_by_another_run(sshd, journal, "change", lock=False)
-    open_book(sshd, journal, hold=Hold.RUN)
+    open_chapter_at(sshd, journal, hold=Hold.RUN)
     assert len(processes_with(f"XENLAB_STEP={mark}")) == 2
 
 
 def test_opening_takes_no_more_commands_for_it(sshd: Sshd, journal: Journal) -> None:
-    open_book(sshd, journal, hold=Hold.RUN)
+    open_chapter_at(sshd, journal, hold=Hold.RUN)
     assert len(journal.records()[-1]["commands"]) == 3
 
 
@@ -418,12 +426,12 @@ def test_what_ended_well_left_what_it_started_on_purpose(
     sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
     left = left_running(sshd, journal, "05_base_configuration", "changed")
-    open_book(sshd, journal).ensure("05.1 Long", Made(tmp_path / "x"))
+    open_chapter_at(sshd, journal).ensure("05.1 Long", Made(tmp_path / "x"))
     assert processes_with("XENLAB_STEP=run/05.1/abc") == left
 
 
 def test_a_command_that_outlived_its_step_does_not_meet_the_next_attempt(
-    book: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     script = f'echo once >> "$1.count"; until [ -e "{go}" ]; do sleep 0.05; done; echo done > "$1"'
@@ -437,62 +445,64 @@ def test_a_command_that_outlived_its_step_does_not_meet_the_next_attempt(
     cutter = threading.Thread(target=cut)
     cutter.start()
     with pytest.raises(ConnectionLost):
-        book.ensure("05.1 Unpack", Made(path, script))
+        chapter.ensure("05.1 Unpack", Made(path, script))
     cutter.join()
     final = journal.records()[-1]
     assert final["status"] == "unknown"
     wait_until(lambda: processes_with(f"XENLAB_STEP={final['mark']}"))
-    again = open_book(sshd, journal)
+    again = open_chapter_at(sshd, journal)
     assert processes_with(f"XENLAB_STEP={final['mark']}") == []
     go.touch()
     again.ensure("05.1 Unpack", Made(path, script))
     assert path.read_text() == "done\n"
 
 
-def test_a_chapter_names_the_one_that_must_come_first(book: Chapter, tmp_path: Path) -> None:
+def test_a_chapter_names_the_one_that_must_come_first(chapter: Chapter, tmp_path: Path) -> None:
     with pytest.raises(ChapterOrder, match="05_base_configuration needs chapter 04_grub first"):
-        book.needs("04_grub", Made(tmp_path / "x"))
+        chapter.needs("04_grub", Made(tmp_path / "x"))
 
 
 def test_what_a_boot_has_undone_of_another_chapter_is_done_again(
-    book: Chapter, journal: Journal, tmp_path: Path
+    chapter: Chapter, journal: Journal, tmp_path: Path
 ) -> None:
     there, mounted = Made(tmp_path / "there"), Made(tmp_path / "mounted")
     script = 'echo mounted > "$1"; echo here > "${1%/*}/there"'
-    book.needs("04_grub", there, again=lambda: [Made(mounted.path, script)])
+    chapter.needs("04_grub", there, again=lambda: [Made(mounted.path, script)])
     final = journal.records()[-1]
     assert (final["status"], final.get("message")) == ("changed", None)
     assert [r["phase"] for r in journal.records()[-2:]] == ["running", "final"]
-    book.needs("04_grub", there, again=lambda: [Made(tmp_path / "never")])
+    chapter.needs("04_grub", there, again=lambda: [Made(tmp_path / "never")])
     assert journal.records()[-1]["status"] == "ok"
     assert not (tmp_path / "never").exists()
 
 
 def test_what_cannot_be_done_again_is_said_with_the_chapter_that_comes_first(
-    book: Chapter, tmp_path: Path
+    chapter: Chapter, tmp_path: Path
 ) -> None:
     with pytest.raises(ChapterOrder, match=r"exit status 7(?s:.)*needs chapter 04_grub first"):
-        book.needs("04_grub", Made(tmp_path / "x"), again=Made(tmp_path / "y", "exit 7"))
+        chapter.needs("04_grub", Made(tmp_path / "x"), again=Made(tmp_path / "y", "exit 7"))
 
 
 def test_a_plan_does_nothing_again(sshd: Sshd, journal: Journal, tmp_path: Path) -> None:
     again = Made(tmp_path / "y")
-    open_book(sshd, journal, "plan").needs("04_grub", Made(tmp_path / "x"), again=again)
+    open_chapter_at(sshd, journal, "plan").needs("04_grub", Made(tmp_path / "x"), again=again)
     assert not again.path.exists()
 
 
-def test_facts_and_checks_are_recorded(book: Chapter, journal: Journal, tmp_path: Path) -> None:
-    book.facts("05.1 A table", pd.DataFrame({"what": ["memory"], "MiB": [1024]}))
+def test_facts_and_checks_are_recorded(chapter: Chapter, journal: Journal, tmp_path: Path) -> None:
+    chapter.facts("05.1 A table", pd.DataFrame({"what": ["memory"], "MiB": [1024]}))
     final = journal.records()[-1]
     assert (
         journal.folder / final["attachments"][0]["path"]
     ).read_text() == "what,MiB\nmemory,1024\n"
     with pytest.raises(StepFailed, match="make it"):
-        book.check("05.2 Must hold", Made(tmp_path / "x"))
+        chapter.check("05.2 Must hold", Made(tmp_path / "x"))
 
 
-def test_a_chapter_that_was_closed_has_its_end_on_record(book: Chapter, journal: Journal) -> None:
-    book.close()
+def test_a_chapter_that_was_closed_has_its_end_on_record(
+    chapter: Chapter, journal: Journal
+) -> None:
+    chapter.close()
     assert [r["phase"] for r in journal.records()] == ["open", "final", "close"]
 
 
@@ -519,10 +529,10 @@ def test_a_misspelt_parameter_in_a_notebook_is_refused_before_the_host_is_reache
 
 
 def test_steps_over_a_warm_connection_cost_little_more_than_their_command(
-    book: Chapter, tmp_path: Path
+    chapter: Chapter, tmp_path: Path
 ) -> None:
     made = Made(tmp_path / "x")
-    book.ensure("05.1 Warm", made)
+    chapter.ensure("05.1 Warm", made)
     timed: dict[str, list[float]] = {"probe": [], "step": []}
 
     def time_of(kind: str, action: Callable[[], object]) -> None:
@@ -530,9 +540,9 @@ def test_steps_over_a_warm_connection_cost_little_more_than_their_command(
         action()
         timed[kind].append(time.perf_counter() - start)
 
-    host = Host(book.host.transport)
+    host = Host(chapter.host.transport)
     for _ in range(20):
         time_of("probe", lambda: made.probe(host))
-        time_of("step", lambda: book.ensure("05.2 Again", made))
+        time_of("step", lambda: chapter.ensure("05.2 Again", made))
     # The journal's share is promised to stay under 5 ms; the rest is for a machine that is busy.
     assert sorted(timed["step"])[10] < sorted(timed["probe"])[10] * 1.3 + 0.02

@@ -56,32 +56,32 @@ class Machine:
     def image(self) -> Path:
         return self.folder / "base.tar.zst"
 
-    def book(self, *, view: Silent | None = None, **more: Any) -> Chapter:
+    def chapter(self, *, view: Silent | None = None, **more: Any) -> Chapter:
         """A chapter of a run of its own."""
         bound = more.pop("may_destroy", [])
         serial = f"{self.disk} {96 << 20}"
         site = Parameters(ssh=self.ssh, disk=self.disk, may_wipe=[serial], may_destroy=bound)
         journal = Journal(self.folder / f"run{len(self.books)}")
-        book = Chapter("01_x", site, journal, view or Silent(), **more)
-        book.root = "/"
-        self.books.append(book)
-        return book
+        chapter = Chapter("01_x", site, journal, view or Silent(), **more)
+        chapter.root = "/"
+        self.books.append(chapter)
+        return chapter
 
     def part(self, number: int) -> str:
         return f"{self.disk}p{number}"
 
-    def partition(self, book: Chapter, table: tuple[Partition, ...] = TABLE) -> None:
-        book.ensure("01.2 Partition", PartitionTable(self.disk, table))
+    def partition(self, chapter: Chapter, table: tuple[Partition, ...] = TABLE) -> None:
+        chapter.ensure("01.2 Partition", PartitionTable(self.disk, table))
         # what the kernel does by itself for a real disk
         HERE.run(f"partx -d {self.disk} || :; partx -a {self.disk}")
 
-    def format(self, book: Chapter) -> None:
+    def format(self, chapter: Chapter) -> None:
         names = {2: "dom0root", 3: "mail", 4: "web", 5: "domuswap"}
         wanted = [Filesystem(self.part(n), name) for n, name in names.items()]
-        book.ensure("01.3 Make the file systems", *wanted)
+        chapter.ensure("01.3 Make the file systems", *wanted)
 
-    def unpack(self, book: Chapter) -> None:
-        book.each(
+    def unpack(self, chapter: Chapter) -> None:
+        chapter.each(
             "09.1 Unpack",
             {
                 name: GuestRoot(
@@ -102,10 +102,10 @@ class Machine:
     def install(self) -> None:
         """All of it, asked for nothing but the serial."""
         self.take_image("first")
-        book = self.book()
-        self.partition(book)
-        self.format(book)
-        self.unpack(book)
+        chapter = self.chapter()
+        self.partition(chapter)
+        self.format(chapter)
+        self.unpack(chapter)
 
     def inside(self, number: int, script: str) -> str:
         """What a script says in a guest's root while that is mounted."""
@@ -129,17 +129,17 @@ def machine(sshd: Sshd, tmp_path: Path) -> Iterator[Machine]:
     try:
         yield machine
     finally:
-        for book in machine.books:
-            book.host.transport.close()
+        for chapter in machine.books:
+            chapter.host.transport.close()
         HERE.run(f"partx -d {disk} || :; losetup --detach {disk}")
 
 
-def last(book: Chapter) -> dict[str, Any]:
-    return next(r for r in reversed(book.journal.records()) if r.get("phase") == "final")
+def last(chapter: Chapter) -> dict[str, Any]:
+    return next(r for r in reversed(chapter.journal.records()) if r.get("phase") == "final")
 
 
-def used(book: Chapter) -> list[str]:
-    found = book.journal.records()
+def used(chapter: Chapter) -> list[str]:
+    found = chapter.journal.records()
     return [r["message"] for r in found if r["phase"] == "consent" and r["status"] == "used"]
 
 
@@ -147,10 +147,10 @@ def test_a_first_installation_needs_the_serial_alone_and_a_second_run_nothing(
     machine: Machine,
 ) -> None:
     machine.install()
-    book = machine.book()
+    chapter = machine.chapter()
     for again in (machine.partition, machine.format, machine.unpack):
-        again(book)
-        assert last(book)["status"] == "ok", last(book)
+        again(chapter)
+        assert last(chapter)["status"] == "ok", last(chapter)
     assert used(machine.books[0]) == []
 
 
@@ -159,17 +159,17 @@ def test_the_serial_does_not_cover_what_xenlab_made(machine: Machine) -> None:
     before = machine.digest()
     for names in ((), ("dom0",), ("dom0", "mail"), ("mail", "web"), ("DOM0", "mai", "web")):
         with pytest.raises(ConsentNeeded) as refused:
-            machine.partition(machine.book(destroy=names), LARGER)
+            machine.partition(machine.chapter(destroy=names), LARGER)
         wanted = [n for n in ("dom0", "mail", "web") if n not in names]
         assert [made.partition(" ")[0] for made in refused.value.made] == wanted
         assert all(f"--destroy {name}" in refused.value.hint for name in wanted)
     assert machine.digest() == before
-    book = machine.book(destroy=("dom0", "mail", "web"))
-    machine.partition(book, LARGER)
-    assert last(book)["status"] == "changed"
-    assert [message.partition(" ")[0] for message in used(book)] == ["dom0", "mail", "web"]
+    chapter = machine.chapter(destroy=("dom0", "mail", "web"))
+    machine.partition(chapter, LARGER)
+    assert last(chapter)["status"] == "changed"
+    assert [message.partition(" ")[0] for message in used(chapter)] == ["dom0", "mail", "web"]
     # and what was made anew needs no word of its own: nothing is there yet
-    machine.format(machine.book())
+    machine.format(machine.chapter())
 
 
 def test_a_file_system_is_made_over_another_one_by_name(machine: Machine) -> None:
@@ -177,16 +177,16 @@ def test_a_file_system_is_made_over_another_one_by_name(machine: Machine) -> Non
     wanted = Filesystem(machine.part(3), "other")
     for names in ((), ("dom0", "web")):
         with pytest.raises(ConsentNeeded, match="xenlab made.* mail \\("):
-            machine.book(destroy=names).ensure("01.3 Make", wanted)
+            machine.chapter(destroy=names).ensure("01.3 Make", wanted)
     assert machine.inside(3, "cat etc/content") == "first"
-    machine.book(destroy=("mail",)).ensure("01.3 Make", wanted)
+    machine.chapter(destroy=("mail",)).ensure("01.3 Make", wanted)
 
 
 def test_a_partition_without_a_file_system_is_nobody_s(machine: Machine) -> None:
     """What a killed mkfs leaves, and `wipefs`."""
     machine.install()
     HERE.run(f"wipefs --all --quiet {machine.part(2)}")
-    machine.format(machine.book())
+    machine.format(machine.chapter())
 
 
 def test_a_consent_to_what_is_there_now_does_not_hold_for_what_comes_after(
@@ -194,9 +194,9 @@ def test_a_consent_to_what_is_there_now_does_not_hold_for_what_comes_after(
 ) -> None:
     machine.install()
     bound = [f"mail {machine.uuid(3)}"]
-    machine.book(may_destroy=bound).ensure("01.3 Make", Filesystem(machine.part(3), "other"))
+    machine.chapter(may_destroy=bound).ensure("01.3 Make", Filesystem(machine.part(3), "other"))
     with pytest.raises(ConsentNeeded):
-        machine.book(may_destroy=bound).ensure("01.3 Make", Filesystem(machine.part(3), "third"))
+        machine.chapter(may_destroy=bound).ensure("01.3 Make", Filesystem(machine.part(3), "third"))
 
 
 def test_another_image_leaves_the_guests_as_they_are_unless_one_is_named(machine: Machine) -> None:
@@ -205,30 +205,30 @@ def test_another_image_leaves_the_guests_as_they_are_unless_one_is_named(machine
         machine.inside(number, "echo precious > data")
     machine.take_image("second")
     for mode in ("plan", "apply", "apply"):
-        book = machine.book(mode=mode)
-        machine.unpack(book)
-        assert last(book)["status"] == "ok"
-        assert "mail keeps its root, made from the image" in last(book)["message"]
+        chapter = machine.chapter(mode=mode)
+        machine.unpack(chapter)
+        assert last(chapter)["status"] == "ok"
+        assert "mail keeps its root, made from the image" in last(chapter)["message"]
         bound = f"may_destroy: [mail {machine.uuid(3)}], has it made anew; web keeps"
-        assert f"--destroy mail, or {bound}" in last(book)["message"]
-    book = machine.book(mode="plan", destroy=("mail",))
-    machine.unpack(book)
-    assert last(book)["status"] == "would change"
-    assert "ext4 “mail”, 16 MiB" in last(book)["difference"]["mail"]["rows"][0]["lost"]
+        assert f"--destroy mail, or {bound}" in last(chapter)["message"]
+    chapter = machine.chapter(mode="plan", destroy=("mail",))
+    machine.unpack(chapter)
+    assert last(chapter)["status"] == "would change"
+    assert "ext4 “mail”, 16 MiB" in last(chapter)["difference"]["mail"]["rows"][0]["lost"]
     old = machine.uuid(3)
-    book = machine.book(destroy=("mail",))
-    machine.unpack(book)
-    assert last(book)["status"] == "changed" and list(last(book)["difference"]) == ["mail"]
-    assert used(book) == [f"mail {old}"]
+    chapter = machine.chapter(destroy=("mail",))
+    machine.unpack(chapter)
+    assert last(chapter)["status"] == "changed" and list(last(chapter)["difference"]) == ["mail"]
+    assert used(chapter) == [f"mail {old}"]
     assert machine.inside(3, "cat etc/content; ls") == "secondetc\nlost+found\n"
     assert machine.inside(4, "cat etc/content data") == "firstprecious\n"
-    book = machine.book(may_destroy=[f"web {machine.uuid(4)}"])
-    machine.unpack(book)
+    chapter = machine.chapter(may_destroy=[f"web {machine.uuid(4)}"])
+    machine.unpack(chapter)
     assert machine.inside(4, "cat etc/content; ls") == "secondetc\nlost+found\n"
     machine.take_image("third")
-    book = machine.book(may_destroy=[f"web {machine.uuid(3)}"])
-    machine.unpack(book)
-    assert last(book)["status"] == "ok", "that is another one's"
+    chapter = machine.chapter(may_destroy=[f"web {machine.uuid(3)}"])
+    machine.unpack(chapter)
+    assert last(chapter)["status"] == "ok", "that is another one's"
 
 
 def test_guests_whose_records_are_lost_are_asked_for_and_typed_names_hold_once(
@@ -236,34 +236,34 @@ def test_guests_whose_records_are_lost_are_asked_for_and_typed_names_hold_once(
 ) -> None:
     machine.install()
     HERE.run(f"rm -r '{machine.folder}/records'")
-    plan = machine.book(mode="plan")
+    plan = machine.chapter(mode="plan")
     machine.unpack(plan)
     assert last(plan)["status"] == "would be refused"
     said = f"nobody has agreed to lose it: mail ({machine.part(3)}, ext4)"
     assert said in last(plan)["message"] and "--destroy mail --destroy" in last(plan)["message"]
     view = Asking()
-    book = machine.book(view=view)
+    chapter = machine.chapter(view=view)
     with pytest.raises(ConsentNeeded):
-        machine.unpack(book)
+        machine.unpack(chapter)
     assert view.asked[0].made == (f"mail {machine.uuid(3)}", f"web {machine.uuid(4)}")
-    machine.unpack(book)
-    assert last(book)["status"] == "changed"
+    machine.unpack(chapter)
+    assert last(chapter)["status"] == "changed"
     HERE.run(f"rm -r '{machine.folder}/records'")
     with pytest.raises(ConsentNeeded):
-        machine.unpack(book)
+        machine.unpack(chapter)
     assert len(view.asked) == 2
 
 
 def test_a_foreign_disk_is_covered_by_its_serial(machine: Machine) -> None:
     HERE.run(f"mkfs.ext4 -q -L precious {machine.disk}")
-    machine.partition(machine.book())
+    machine.partition(machine.chapter())
 
 
 def test_a_plan_says_what_would_be_lost_and_which_names_are_wanted(machine: Machine) -> None:
     machine.install()
-    book = machine.book(mode="plan")
-    machine.partition(book, LARGER)
-    record = last(book)
+    chapter = machine.chapter(mode="plan")
+    machine.partition(chapter, LARGER)
+    record = last(chapter)
     assert record["status"] == "would be refused"
     for words in (f"dom0 ({machine.part(2)}, ext4, 16 MiB)", "--destroy dom0 --destroy mail"):
         assert words in record["message"]

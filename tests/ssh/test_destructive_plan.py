@@ -41,9 +41,9 @@ def journal(tmp_path: Path) -> Journal:
 def plan(sshd: Sshd, journal: Journal, disk: str, *may_wipe: str, name: str = "01_x") -> Chapter:
     ssh = Ssh(host=sshd.alias, config=str(sshd.config))
     site = Parameters(ssh=ssh, disk=disk, may_wipe=list(may_wipe))
-    book = Chapter(name, site, journal, Silent(), mode="plan")
-    book.root = "/"
-    return book
+    chapter = Chapter(name, site, journal, Silent(), mode="plan")
+    chapter.root = "/"
+    return chapter
 
 
 def last(journal: Journal) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def test_what_nobody_has_consented_to_is_a_refusal(sshd: Sshd, journal: Journal,
 
 
 def test_what_is_lost_is_said(sshd: Sshd, journal: Journal, disk: str) -> None:
-    book = plan(sshd, journal, disk, f"{disk} {64 << 20}")
-    book.ensure("01.2 Partition", PartitionTable(disk, TABLE))
+    chapter = plan(sshd, journal, disk, f"{disk} {64 << 20}")
+    chapter.ensure("01.2 Partition", PartitionTable(disk, TABLE))
     record = last(journal)
     assert record["status"] == "would change"
     rows = record["difference"][""]["rows"]
@@ -73,10 +73,10 @@ def test_a_disk_in_use_is_a_refusal_with_the_place(
     place = tmp_path / "in use"
     HERE.run(f"mkdir '{place}' && mount {disk} '{place}'")
     try:
-        book = plan(sshd, journal, disk, f"{disk} {64 << 20}")
-        book.ensure("01.2 Partition", PartitionTable(disk, TABLE))
+        chapter = plan(sshd, journal, disk, f"{disk} {64 << 20}")
+        chapter.ensure("01.2 Partition", PartitionTable(disk, TABLE))
         record = last(journal)
-        book.ensure("01.3 Make", Filesystem(disk, "other"))
+        chapter.ensure("01.3 Make", Filesystem(disk, "other"))
         guests = {"g": GuestRoot("g", disk, "/no image", "g")}
         other = plan(sshd, Journal(tmp_path / "second"), "/dev/vdz", f"{disk} {64 << 20}")
         other.each("09.1 Unpack", guests)
@@ -98,13 +98,13 @@ def test_a_disk_in_use_is_a_refusal_with_the_place(
 def test_what_comes_after_a_new_disk_is_unknown(
     sshd: Sshd, journal: Journal, disk: str, tmp_path: Path
 ) -> None:
-    book = plan(sshd, journal, disk, f"{disk} {64 << 20}")
+    chapter = plan(sshd, journal, disk, f"{disk} {64 << 20}")
     there = tmp_path / "there"
     there.write_text("x\n")
-    book.ensure("01.1 Before", File(str(there), "x\n"))
+    chapter.ensure("01.1 Before", File(str(there), "x\n"))
     assert last(journal)["status"] == "ok"
-    book.ensure("01.2 Partition", PartitionTable(disk, TABLE))
-    book.ensure("01.3 Make", Filesystem(f"{disk}p2", "two"))
+    chapter.ensure("01.2 Partition", PartitionTable(disk, TABLE))
+    chapter.ensure("01.3 Make", Filesystem(f"{disk}p2", "two"))
     assert "unknown until step 01.2" in last(journal)["message"]
     later = plan(sshd, journal, disk, name="02_x")
     later.ensure("02.1 After", File(str(there), "x\n"))

@@ -396,17 +396,17 @@ def test_a_word_that_is_hidden_from_records_stays_in_files(
     make_noise(sshd.folder)
     journal = Journal(tmp_path / "run")
     site = Parameters(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
-    book = Chapter("05_base_configuration", site, journal, Silent())
+    chapter = Chapter("05_base_configuration", site, journal, Silent())
     file = tmp_path / "file"
     file.write_bytes(b"# the default-route of dom0\nnew=1\n\xff default-route")
     os.chown(file, 65534, 65534)
     file.chmod(0o640)
-    book.ensure("05.1 Set it", Line(str(file), "new=default-route", key="new="), on=book.host)
+    chapter.ensure("05.1 Set it", Line(str(file), "new=default-route", key="new="), on=chapter.host)
     assert file.read_bytes() == (
         b"# the default-route of dom0\nnew=default-route\n\xff default-route"
     )
     assert (file.stat().st_mode & 0o7777, file.stat().st_uid) == (0o640, 65534)
-    book.close()
+    chapter.close()
     kept = [path for path in journal.folder.rglob("*") if path.is_file()]
     assert kept
     assert [path for path in kept if b"default-route" in path.read_bytes()] == []

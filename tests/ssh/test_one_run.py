@@ -21,7 +21,7 @@ from xenlab.command import Command
 from xenlab.errors import MachineBusy, StepFailed
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.resources.base import Difference, Elsewhere, Report, Resource
+from xenlab.resources.base import Difference, OnHost, Report, Resource
 from xenlab.resources.ssh_access import GuestAnswers
 from xenlab.site.schema import Parameters, Ssh
 from xenlab.transport.local import Local
@@ -63,14 +63,14 @@ def opened(sshd: Sshd, tmp_path: Path) -> Iterator[Open]:
         ssh = Ssh(host=sshd.alias, config=str(sshd.config), patience_seconds=SECONDS)
         journal = Journal(tmp_path / run)
         site = Parameters(ssh=ssh)
-        book = Chapter("05_base", site, journal, Silent(), mode=mode, hold=hold, stop=stop)
-        book.root = "/"
-        books.append(book)
-        return book
+        chapter = Chapter("05_base", site, journal, Silent(), mode=mode, hold=hold, stop=stop)
+        chapter.root = "/"
+        books.append(chapter)
+        return chapter
 
     yield make
-    for book in books:
-        book.host.transport.close()
+    for chapter in books:
+        chapter.host.transport.close()
 
 
 def waits(journal: Journal) -> list[str]:
@@ -130,9 +130,9 @@ def test_a_run_has_the_machine_until_it_is_closed_also_after_a_reboot(
 
 
 def test_the_lock_is_on_record(opened: Open, tmp_path: Path) -> None:
-    book = opened("run")
-    book.ensure("05.1 Make it", Made(tmp_path / "x"))
-    taken = [c for c in book.journal.records()[-1]["commands"] if "flock" in c["command"]]
+    chapter = opened("run")
+    chapter.ensure("05.1 Make it", Made(tmp_path / "x"))
+    taken = [c for c in chapter.journal.records()[-1]["commands"] if "flock" in c["command"]]
     assert [c["output"] for c in taken] == ["taken\n"]
 
 
@@ -187,13 +187,13 @@ def test_a_machine_that_is_away_while_a_chapter_opens(site: Site) -> None:
 def test_a_machine_that_is_away_while_a_step_looks(
     sshd: Sshd, opened: Open, tmp_path: Path
 ) -> None:
-    book = opened("run", Hold.CHAPTER)
+    chapter = opened("run", Hold.CHAPTER)
     sshd.stop()
-    back = back_once_missed(book.journal, sshd)
-    book.ensure("05.1 Make it", Made(tmp_path / "x"))
+    back = back_once_missed(chapter.journal, sshd)
+    chapter.ensure("05.1 Make it", Made(tmp_path / "x"))
     back.join()
-    assert book.journal.records()[-1]["status"] == "changed"
-    assert len(waits(book.journal)) == 1
+    assert chapter.journal.records()[-1]["status"] == "changed"
+    assert len(waits(chapter.journal)) == 1
 
 
 def test_a_guest_without_a_domain_is_not_waited_for(
@@ -201,13 +201,13 @@ def test_a_guest_without_a_domain_is_not_waited_for(
 ) -> None:
     guest = make_sshd(alias="domu1")
     sshd.config.write_text(sshd.config.read_text() + guest.config.read_text())
-    book = opened("run")
-    resource = Elsewhere("domu1", book.guest("domu1"), Made(tmp_path / "x"))
-    book.ensure("05.1 There", resource)
+    chapter = opened("run")
+    resource = OnHost("domu1", chapter.guest("domu1"), Made(tmp_path / "x"))
+    chapter.ensure("05.1 There", resource)
     guest.stop()
     start = time.monotonic()
     with pytest.raises(StepFailed, match="domu1 does not run: there is no such domain"):
-        book.each("05.2 Where no domain is", {"domu1": resource})
+        chapter.each("05.2 Where no domain is", {"domu1": resource})
     assert time.monotonic() - start < SECONDS / 4
 
 
@@ -315,31 +315,31 @@ def test_a_chapter_that_opens_hears_a_stop(sshd: Sshd, opened: Open, tmp_path: P
 def test_a_step_that_has_lost_its_machine_hears_a_stop(
     sshd: Sshd, opened: Open, tmp_path: Path
 ) -> None:
-    book = opened("run")
-    thread = stopped_once_it_waits(tmp_path / "run", book.stop)
+    chapter = opened("run")
+    thread = stopped_once_it_waits(tmp_path / "run", chapter.stop)
     start = time.monotonic()
     made = Made(tmp_path / "x", 'touch "$1.here"; sleep 600')
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(book.ensure, "05.1 Lose it", made)
+        working = pool.submit(chapter.ensure, "05.1 Lose it", made)
         wait_until(Path(f"{made.path}.here").exists, SECONDS)
         sshd.stop()
         with pytest.raises(KeyboardInterrupt):
             working.result(SECONDS)
     thread.join()
     assert time.monotonic() - start < SECONDS / 2
-    assert "may still run" in book.journal.records()[-1]["message"]
+    assert "may still run" in chapter.journal.records()[-1]["message"]
 
 
 def test_parts_side_by_side_are_stopped_not_failed(opened: Open, tmp_path: Path) -> None:
-    book = opened("run")
+    chapter = opened("run")
     parts = {name: Made(tmp_path / name, 'touch "$1.here"; sleep 600') for name in ("one", "two")}
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(book.each, "05.1 All", parts)
+        working = pool.submit(chapter.each, "05.1 All", parts)
         wait_until(lambda: all(Path(f"{p.path}.here").exists() for p in parts.values()), SECONDS)
-        book.stop.set()
+        chapter.stop.set()
         with pytest.raises(KeyboardInterrupt):
             working.result(SECONDS)
-    final = book.journal.records()[-1]
+    final = chapter.journal.records()[-1]
     said = "stopped by a person; what it ran on the machine was ended"
     assert (final["status"], final["message"]) == ("aborted", said)
 
@@ -369,7 +369,7 @@ def test_a_guest_is_waited_for_once_with_one_figure(
 
     back = threading.Thread(target=start)
     back.start()
-    Elsewhere("domu1", Host(ssh), Made(tmp_path / "x"), seconds=77).apply(Host(Local()), report)
+    OnHost("domu1", Host(ssh), Made(tmp_path / "x"), seconds=77).apply(Host(Local()), report)
     back.join()
     ssh.close()
     lines = [line for line in said if "at most" in line]

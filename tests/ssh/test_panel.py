@@ -142,7 +142,7 @@ def test_stop_is_heard_between_two_steps(site: Site, panel: ChapterPanel) -> Non
 def test_what_a_chapter_needs_is_asked_for_until_it_is_there(
     site: Site, panel: ChapterPanel
 ) -> None:
-    needs = f"book.needs('00_before', Here({str(site.path('00'))!r}))"
+    needs = f"chapter.needs('00_before', Here({str(site.path('00'))!r}))"
     site.chapter("01_first", site.made("01.1"), needs=HERE + needs)
     for _ in range(2):
         panel.next.click()
@@ -226,7 +226,7 @@ def test_nothing_starts_unless_form_file_and_panel_are_one(site: Site, panel: Ch
 
 
 def test_after_saving_every_part_works_from_the_new_site(site: Site, panel: ChapterPanel) -> None:
-    disk = "from pathlib import Path\nPath('disk').write_text(' '.join((book.site.site, disk)))"
+    disk = "from pathlib import Path\nPath('disk').write_text(' '.join((chapter.site.site, disk)))"
     site.chapter("01_first", site.made("01.1"), f"{site.made('01.2')}\n{disk}")
     place = site.folder / "notebooks" / "01_first.ipynb"
     notebook = nbformat.read(place, 4)

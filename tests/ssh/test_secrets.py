@@ -10,7 +10,7 @@ import pytest
 from tests.ssh.small import Site
 
 from xenlab.chapter.chapter import open_chapter
-from xenlab.chapter.recorder import known_secrets
+from xenlab.chapter.recorder import discover_secrets
 from xenlab.errors import BadInput
 from xenlab.masking import Secret
 from xenlab.runs import folder as runs
@@ -40,11 +40,11 @@ def test_planted_secrets_are_nowhere(site: Site, monkeypatch: pytest.MonkeyPatch
     site.chapter(
         "01_first",
         "from xenlab.masking import Secret",
-        f'book.run("01.1 Hand one over", Told({handed}), on=book.host)',
-        f'book.run("01.2 In two pieces", Told({split}), on=book.host)',
-        f'book.run("01.3 A key", Told(Command.argv("cat", {str(key)!r})), on=book.host)',
-        'book.run("01.4 Fail with one", Told(Command.script('
-        '\'echo "$1" >&2; exit 3\', Secret.from_env("LAB_API_TOKEN"))), on=book.host)',
+        f'chapter.run("01.1 Hand one over", Told({handed}), on=chapter.host)',
+        f'chapter.run("01.2 In two pieces", Told({split}), on=chapter.host)',
+        f'chapter.run("01.3 A key", Told(Command.argv("cat", {str(key)!r})), on=chapter.host)',
+        'chapter.run("01.4 Fail with one", Told(Command.script('
+        '\'echo "$1" >&2; exit 3\', Secret.from_env("LAB_API_TOKEN"))), on=chapter.host)',
     )
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 1
@@ -77,7 +77,7 @@ def test_declared_secrets_are_nowhere_and_their_references_are_kept(
         for head in (b"", b"a", b"ab")
     ]
     tell = f'Command.script(\'printf "%s\\n" "$@"; exit 3\', *{[*forms, *encoded]!r})'
-    site.chapter("01_first", f'book.run("01.1 Tell", Told({tell}), on=book.host)')
+    site.chapter("01_first", f'chapter.run("01.1 Tell", Told({tell}), on=chapter.host)')
     done = site.xenlab("run", "-f", "site.yaml")
     assert dict(site.steps()) == {"01.1": "failed"}
     files = kept(site) | {"the terminal": done.stdout + done.stderr}
@@ -98,10 +98,10 @@ def test_credentials_in_a_url_are_nowhere_and_yet_in_the_file(site: Site) -> Non
         "01_first",
         "import pandas as pd",
         f"url = {url}",
-        f'book.run("01.1 Write it", Told(Command.script("echo deb $1 > $2", url, {str(hosts)!r})),'
-        " on=book.host)",
-        'book.facts("01.2 A table", pd.DataFrame([{"from": url}]))',
-        f'book.run("01.3 Show it", Told(Command.argv("cat", {str(hosts)!r})), on=book.host)',
+        f'written = Command.script("echo deb $1 > $2", url, {str(hosts)!r})',
+        'chapter.run("01.1 Write it", Told(written), on=chapter.host)',
+        'chapter.facts("01.2 A table", pd.DataFrame([{"from": url}]))',
+        f'chapter.run("01.3 Show it", Told(Command.argv("cat", {str(hosts)!r})), on=chapter.host)',
     )
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stderr
@@ -154,7 +154,7 @@ def test_a_chapter_that_is_opened_alone_reads_them_too(
      "AWS_SECRET_ACCESS_KEY", "CI_JOB_TOKEN", "DB_CREDENTIALS", "SIGNING_KEYS"],
 )  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
-    assert known_secrets("", (), {name: "abc-123-def"}) == (Secret("abc-123-def"),)
+    assert discover_secrets("", (), {name: "abc-123-def"}) == (Secret("abc-123-def"),)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,13 @@ def test_names_of_secrets(name: str) -> None:
     ],
 )
 def test_secrets_of_another_look(name: str, value: str) -> None:
-    assert known_secrets("", (), {name: value}) == (Secret(value),)
+    assert discover_secrets("", (), {name: value}) == (Secret(value),)
 
 
 def test_a_proxy_without_a_scheme_has_credentials_too() -> None:
-    assert known_secrets("", (), {"https_proxy": "me:abcdefgh@proxy:3128"}) == (Secret("abcdefgh"),)
+    assert discover_secrets("", (), {"https_proxy": "me:abcdefgh@proxy:3128"}) == (
+        Secret("abcdefgh"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,11 +198,11 @@ def test_a_proxy_without_a_scheme_has_credentials_too() -> None:
     ],
 )
 def test_what_is_no_secret_is_not_blotted_out(name: str, value: str) -> None:
-    assert known_secrets("", (), {name: value}) == ()
+    assert discover_secrets("", (), {name: value}) == ()
 
 
 def test_the_credentials_of_a_proxy_are_secrets_wherever_they_stand() -> None:
-    found = known_secrets("", (), {"http_proxy": "http://me:p%40ssword@proxy:3128/"})
+    found = discover_secrets("", (), {"http_proxy": "http://me:p%40ssword@proxy:3128/"})
     assert set(found) == {Secret("p%40ssword"), Secret("p@ssword")}
 
 
@@ -221,7 +223,9 @@ def test_what_is_known_to_be_secret(site: Site) -> None:
         "SHORT_TOKEN": "abc",
         "PATH": "/usr/bin:/bin",
     }
-    assert known_secrets("", (), environment) == (Secret("abcdefgh-longer"), Secret("abcdefgh"))
-    assert known_secrets("/no/such/key", (), environment) == known_secrets("", (), environment)
-    whole = known_secrets(str(site.sshd.identity), (), {})
+    assert discover_secrets("", (), environment) == (Secret("abcdefgh-longer"), Secret("abcdefgh"))
+    assert discover_secrets("/no/such/key", (), environment) == discover_secrets(
+        "", (), environment
+    )
+    whole = discover_secrets(str(site.sshd.identity), (), {})
     assert all(not secret.value.startswith("-----") for secret in whole) and len(whole) > 3

@@ -34,9 +34,9 @@ def test_nothing_of_a_step_is_a_command_to_a_terminal(site: Site) -> None:
     site.chapter(
         "01_first",
         "import pandas as pd",
-        f'book.facts("01.1 A table", pd.DataFrame([{{{EVIL!r}: {EVIL!r}}}]), note={EVIL!r})',
-        f'book.run("01.2 Told", Told(Command.script(\'printf %s "$1"; exit 3\', {EVIL!r})),'
-        " on=book.host)",
+        f'chapter.facts("01.1 A table", pd.DataFrame([{{{EVIL!r}: {EVIL!r}}}]), note={EVIL!r})',
+        f'chapter.run("01.2 Told", Told(Command.script(\'printf %s "$1"; exit 3\', {EVIL!r})),'
+        " on=chapter.host)",
     )
     done = site.xenlab("run", "-f", "site.yaml")
     run = site.run_folders()[-1]

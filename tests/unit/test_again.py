@@ -14,7 +14,7 @@ from xenlab.chapters.guests import Away
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.resources.archive import RECORD
-from xenlab.resources.base import Together
+from xenlab.resources.base import All
 from xenlab.resources.nfs import Mount
 
 Make = Callable[[str], str]
@@ -58,7 +58,7 @@ def test_an_installed_system_is_mounted_again(host: Host, device: Make, tmp_path
     root, share = device(RECORD), device("images/x")
     place = tmp_path / "target"
     parts = (Mount(root, str(place)), Mount(share, f"{place}/mnt/share"))
-    again = MountedAgain(root, Together(parts))
+    again = MountedAgain(root, All(parts))
     assert again.probe(host) is not None
     again.apply(host, silent)
     again.verify(host)

@@ -153,7 +153,7 @@ def test_nobody_above_the_platform_asks_which_distribution(path: Path) -> None:
     [
         'if site.platform == "gentoo":\n    emerge()',
         'names = {"debian": "ssh"}',
-        "words = a if book.site.platform in known else b",
+        "words = a if chapter.site.platform in known else b",
         "match site.platform:\n    case _:\n        pass",
     ],
 )

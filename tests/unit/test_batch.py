@@ -49,8 +49,8 @@ def chapter(
     return path
 
 
-def chosen(work: execute.Work) -> list[str]:
-    return [path.stem for path in work.todo]
+def chosen(plan: execute.RunPlan) -> list[str]:
+    return [path.stem for path in plan.todo]
 
 
 def test_all_chapters_in_their_order(notebooks: Path, file: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_chapter_by_its_beginning(notebooks: Path, file: Path, name: str) -> N
 
 
 def test_chapters_are_put_in_order_and_named_once(notebooks: Path, file: Path) -> None:
-    work = execute.prepare(notebooks, ["09", "00", "09_domu_root"], file)
-    assert chosen(work) == ["00_ingredients", "09_domu_root"]
+    plan = execute.prepare(notebooks, ["09", "00", "09_domu_root"], file)
+    assert chosen(plan) == ["00_ingredients", "09_domu_root"]
 
 
 def test_from_a_chapter_on(notebooks: Path, file: Path) -> None:
@@ -143,8 +143,8 @@ def test_a_folder_without_chapters(tmp_path: Path, file: Path) -> None:
 
 def test_a_chapter_is_given_what_it_declares(notebooks: Path, file: Path) -> None:
     chapter(notebooks, "05_x", parameters='hostname: str = "a"  # name\ndomain: str = "b"  # name')
-    work = execute.prepare(notebooks, ["05"], file, overrides={"hostname": "other"})
-    assert work.values == {"05_x": {"hostname": "other", "domain": "lab.internal"}}
+    plan = execute.prepare(notebooks, ["05"], file, overrides={"hostname": "other"})
+    assert plan.values == {"05_x": {"hostname": "other", "domain": "lab.internal"}}
 
 
 def test_the_steps_of_a_chapter_are_read_from_its_cells(tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_the_steps_of_a_chapter_are_read_from_its_cells(tmp_path: Path) -> None:
         "05_x",
         "%load_ext nonsense",
         "from xenlab.chapter.notebook import open_chapter\nbook = open_chapter('05_x', globals())",
-        'book.facts("05.1 The machine", table(book))',
-        'book.ensure(\n    "05.2 Write it",\n    thing(book, "05.9 no step"),\n)',
-        'book.each("05.3 Side by side", parts.all(book))\nother.run("not ours")',
-        'book.needs("04_grub", thing)',
-        'book.run("05.4 Act", thing)',
-        'book.check("05.5 Holds", thing)',
-        'book.picture("05.6 Drawn", figure)',
-        "book.close()",
+        'chapter.facts("05.1 The machine", table(chapter))',
+        'chapter.ensure(\n    "05.2 Write it",\n    thing(chapter, "05.9 no step"),\n)',
+        'chapter.each("05.3 Side by side", parts.all(chapter))\nother.run("not ours")',
+        'chapter.needs("04_grub", thing)',
+        'chapter.run("05.4 Act", thing)',
+        'chapter.check("05.5 Holds", thing)',
+        'chapter.picture("05.6 Drawn", figure)',
+        "chapter.close()",
     )
     assert [step.title for step in step_cells(path)] == [
         "05.1 The machine",
@@ -203,9 +203,9 @@ def test_a_run_record_that_cannot_be_read(tmp_path: Path, text: str | None) -> N
 
 def test_a_run_is_locked_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LOCK_SECONDS", 0.3)
-    with runs.alone(tmp_path), pytest.raises(BadInput, match="another process"):
-        runs.alone(tmp_path).__enter__()
-    with runs.alone(tmp_path):
+    with runs.run_lock(tmp_path), pytest.raises(BadInput, match="another process"):
+        runs.run_lock(tmp_path).__enter__()
+    with runs.run_lock(tmp_path):
         pass
 
 

@@ -20,7 +20,7 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.masking import Secret
-from xenlab.resources.base import Check, Elsewhere, Resource, carry_out
+from xenlab.resources.base import Check, OnHost, Resource, run_or_refuse
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
 from xenlab.resources.files import Absent, Directory, File, Line, Relocated, ShellWord, Symlink
 from xenlab.resources.nfs import Mount, SwapFile
@@ -86,7 +86,7 @@ def test_a_secret_is_masked_in_what_is_typed() -> None:
     command = Command.sh("login --password {word}", word=Secret("hunter22"))
     assert "hunter22" not in command.by_hand()
     assert "hunter22" in command.text
-    there = Elsewhere("domu1", HOST, Directory("/srv/a b"))
+    there = OnHost("domu1", HOST, Directory("/srv/a b"))
     assert [one.by_hand() for one in there.commands()] == [
         "ssh domu1 'install -d -m 755 '\"'\"'/srv/a b'\"'\"''"
     ]
@@ -95,11 +95,11 @@ def test_a_secret_is_masked_in_what_is_typed() -> None:
 def test_a_status_with_a_meaning_is_said() -> None:
     refusing = Command("exit 45").refusing({45: ("it is not so", "make it so")})
     with pytest.raises(StepFailed, match="it is not so") as caught:
-        carry_out(HOST, refusing)
+        run_or_refuse(HOST, refusing)
     assert caught.value.hint == "make it so"
     with pytest.raises(CommandFailed):
-        carry_out(HOST, Command("exit 46").refusing({45: ("it is not so", "")}))
-    assert carry_out(HOST, Command("cat").given(b"in")).out == b"in"
+        run_or_refuse(HOST, Command("exit 46").refusing({45: ("it is not so", "")}))
+    assert run_or_refuse(HOST, Command("cat").given(b"in")).out == b"in"
 
 
 def states(folder: Path) -> Iterator[Resource]:

@@ -21,7 +21,7 @@ from xenlab.errors import (
     XenlabError,
 )
 from xenlab.host import Host
-from xenlab.resources.base import Elsewhere, PathsExist, Resource
+from xenlab.resources.base import OnHost, PathsExist, Resource
 from xenlab.resources.domain import DomainRunning
 from xenlab.resources.ssh_access import GuestAnswers
 from xenlab.transport.local import Local
@@ -89,7 +89,7 @@ NOBODY = Host(Impostor())
 
 @pytest.mark.parametrize(
     "waiting",
-    [GuestAnswers("domu1", NOBODY), Elsewhere("domu1", NOBODY, PathsExist(("/x",)))],
+    [GuestAnswers("domu1", NOBODY), OnHost("domu1", NOBODY, PathsExist(("/x",)))],
     ids=lambda resource: type(resource).__name__,
 )
 def test_nobody_waits_for_a_machine_whose_key_is_refused(waiting: Resource) -> None:

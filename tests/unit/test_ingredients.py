@@ -13,10 +13,10 @@ from xenlab.chapters.ingredients import (
     TOOLS,
     Brought,
     Machine,
+    check_fit,
     compare,
     controller_software,
     look,
-    misfit,
     needed_memory_mib,
     parse,
 )
@@ -95,25 +95,25 @@ class TestMachine:
 
 class TestFits:
     def test_the_lab_fits(self) -> None:
-        assert misfit(SITE, lab()) is None
+        check_fit(SITE, lab())
 
     def test_a_disk_that_is_too_small(self) -> None:
-        error = misfit(SITE, sized(13649))
+        error = refused(SITE, sized(13649)))
         assert "/dev/vda has 13649 MiB and the site needs 13650 MiB: biosboot 1, boot 512" in str(
             error
         )
-        assert misfit(SITE, sized(13650)) is None
+        check_fit(SITE, sized(13650))
 
     def test_too_little_memory(self) -> None:
         assert needed_memory_mib(SITE) == 128 + 1024 + 3 * 320 + 3 * 8
-        error = misfit(SITE, lab(memory_mib=2135))
+        error = refused(SITE, lab(memory_mib=2135)))
         assert "has 2135 MiB of memory and the site needs 2136 MiB: Xen 128, dom0 1024" in str(
             error
         )
-        assert misfit(SITE, lab(memory_mib=2136)) is None
+        check_fit(SITE, lab(memory_mib=2136))
 
     def test_no_such_disk(self) -> None:
-        error = misfit(Parameters(disk="/dev/vdz"), of_disk("/dev/vdz"))
+        error = refused(Parameters(disk="/dev/vdz"), of_disk("/dev/vdz")))
         assert str(error).startswith(
             "there is no disk /dev/vdz\nTry: the disks there are: /dev/vda 16384 MiB XENLAB-DISKS"
         )
@@ -126,13 +126,13 @@ class TestFits:
         ],
     )
     def test_what_else_is_wrong(self, changes: dict[str, Any], message: str) -> None:
-        assert message in str(misfit(SITE, lab(**changes)))
+        assert message in str(check_fit(SITE, lab(**changes)))
 
     def test_pvh_guests_need_the_processors_help(self) -> None:
         site = Parameters(guest_type="pvh")
-        assert "VMX or SVM" in str(misfit(site, lab(virtualisation="none")))
-        assert misfit(site, lab(virtualisation="svm")) is None
-        assert misfit(SITE, lab(virtualisation="none")) is None
+        assert "VMX or SVM" in str(check_fit(site, lab(virtualisation="none")))
+        check_fit(site, lab(virtualisation="svm"))
+        check_fit(SITE, lab(virtualisation="none"))
 
 
 class TestTables:

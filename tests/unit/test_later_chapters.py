@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlab.chapters.figures import NOWHERE, Wire, layout, nic_figure
+from xenlab.chapters.figures import NOWHERE, Link, layout, nic_figure
 from xenlab.chapters.shared_usr import BroughtBack, WhileDown
 from xenlab.command import Command
 from xenlab.errors import ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.platform.xl import Vif, Xl
-from xenlab.resources.base import Difference, Elsewhere, Report, Resource, Shown
+from xenlab.resources.base import Difference, Once, OnHost, Report, Resource
 from xenlab.resources.nfs import Export, ListensOnlyOn, parse_exports, with_entry
 from xenlab.resources.shared_usr import parse as parse_needed
 from xenlab.resources.xen import (
@@ -133,17 +133,17 @@ class Action(Resource):
 
 def test_what_was_shown_is_left_alone_until_its_inputs_change(tmp_path: Path) -> None:
     action = Action()
-    shown = Shown("act", action, "one", str(tmp_path))
+    shown = Once("act", action, "one", str(tmp_path))
     assert shown.probe(HOST) == Difference("act")
     shown.apply(HOST, silent)
     shown.verify(HOST)
     assert shown.probe(HOST) is None
-    assert Shown("act", action, "two", str(tmp_path)).probe(HOST) is not None
-    assert Shown("other", action, "one", str(tmp_path)).probe(HOST) is not None
+    assert Once("act", action, "two", str(tmp_path)).probe(HOST) is not None
+    assert Once("other", action, "one", str(tmp_path)).probe(HOST) is not None
 
 
 def test_what_did_not_hold_is_not_on_record(tmp_path: Path) -> None:
-    shown = Shown("act", Action(holds=False), "one", str(tmp_path))
+    shown = Once("act", Action(holds=False), "one", str(tmp_path))
     shown.apply(HOST, silent)
     with pytest.raises(StepFailed, match="did not hold"):
         shown.verify(HOST)
@@ -162,8 +162,8 @@ class Silent(Local):
 
 def test_a_guest_that_does_not_answer_is_a_difference_and_no_end_of_a_plan(tmp_path: Path) -> None:
     links = AutoLinks((), str(tmp_path))
-    assert Elsewhere("web", HOST, links).probe(HOST) is None
-    difference = Elsewhere("web", Host(Silent()), links).probe(HOST)
+    assert OnHost("web", HOST, links).probe(HOST) is None
+    difference = OnHost("web", Host(Silent()), links).probe(HOST)
     assert difference == Difference("once web answers: nobody listens")
 
 
@@ -234,12 +234,12 @@ def test_the_layout_is_what_the_machine_reports() -> None:
     outer = layout("xenbr0", DEVICES, {3: "web"})
     assert outer.uplink == "peth0"
     assert outer.wires == (
-        Wire("Domain0", "eth0", "vif0.0", "10.0.2.15/24"),
-        Wire("web", "eth0", "vif3.0"),
-        Wire("domain 12", "eth0", "vif12.0"),
+        Link("Domain0", "eth0", "vif0.0", "10.0.2.15/24"),
+        Link("web", "eth0", "vif3.0"),
+        Link("domain 12", "eth0", "vif12.0"),
     )
     inner = layout("xenbr1", DEVICES, {3: "web"})
-    assert (inner.uplink, inner.wires) == (NOWHERE, (Wire("web", "eth1", "vif3.1"),))
+    assert (inner.uplink, inner.wires) == (NOWHERE, (Link("web", "eth1", "vif3.1"),))
     texts = {text.get_text() for axes in nic_figure([outer, inner]).axes for text in axes.texts}
     assert {"Domain0", "web", "vif3.1", "xenbr0", "peth0", NOWHERE, "no address"} <= texts
 

@@ -227,7 +227,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "followed": ("journal.jsonl", lambda run: Reader(run / "journal.jsonl").fresh()),
     "head": ("journal.head", lambda run: Journal(run).append(phase="x")),
     "reserve": (".reserve", lambda run: Journal(run).append(phase="open")),
-    "lock": ("run.lock", lambda run: runs.alone(run).__enter__()),
+    "lock": ("run.lock", lambda run: runs.run_lock(run).__enter__()),
 }
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
-from xenlab.chapter.recorder import Recorder, declared_secrets, known_secrets
+from xenlab.chapter.recorder import Recorder, declared_secrets, discover_secrets
 from xenlab.chapter.step import (
     CHANGED,
     OK,
@@ -98,7 +98,7 @@ class Chapter(PlatformAnswers):
         self._destroy = destroy
         self._agreed: dict[str, Agreed] = {}
         self._before = planned_before(journal, site.disk) if mode == "plan" else ""
-        self.recorder = Recorder(known_secrets(site.ssh.identity, site.secrets), stop)
+        self.recorder = Recorder(discover_secrets(site.ssh.identity, site.secrets), stop)
         self.controller = Host(Local(), watcher=self.recorder)
         self._own_stop = stop is None
         self._under_way: Step | None = None

@@ -47,7 +47,7 @@ class Reference(Protocol):
     file: str
 
 
-def known_secrets(
+def discover_secrets(
     identity: str,
     references: Iterable[Reference] = (),
     environment: Mapping[str, str] = os.environ,

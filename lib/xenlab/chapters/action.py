@@ -14,7 +14,7 @@ from xenlab.host import Host
 from xenlab.platform.boot import Power, reboot
 from xenlab.platform.choice import Services
 from xenlab.platform.xl import Xl
-from xenlab.resources.base import Difference, Elsewhere, PathsExist, Report, Resource, Shown, Until
+from xenlab.resources.base import Difference, Once, OnHost, PathsExist, Report, Resource, Until
 from xenlab.resources.ssh_access import GuestAnswers
 from xenlab.resources.xen import FOLDER, RUNNING, wait_for_toolstack
 
@@ -23,85 +23,85 @@ from xenlab.resources.xen import FOLDER, RUNNING, wait_for_toolstack
 # What is shown on one domain is shown on the first of the site.
 
 
-def configurations_written(book: Chapter) -> Resource:
+def configurations_written(chapter: Chapter) -> Resource:
     """The domains' configuration files."""
-    return PathsExist(tuple(book.toolstack.config_path(d.name) for d in book.site.domains))
+    return PathsExist(tuple(chapter.toolstack.config_path(d.name) for d in chapter.site.domains))
 
 
-def booted(book: Chapter) -> Resource:
+def booted(chapter: Chapter) -> Resource:
     """The first domain, running, its boot followed up to the login prompt."""
-    return book.toolstack.running(_first(book), console=True)
+    return chapter.toolstack.running(_first(chapter), console=True)
 
 
-def visited(book: Chapter) -> Resource:
+def visited(chapter: Chapter) -> Resource:
     """The first domain's console was opened and left."""
-    return _shown(book, "console", book.toolstack.console(_first(book)))
+    return _shown(chapter, "console", chapter.toolstack.console(_first(chapter)))
 
 
-def rebooted(book: Chapter) -> Resource:
+def rebooted(chapter: Chapter) -> Resource:
     """The first domain was rebooted."""
-    return _shown(book, "reboot", book.toolstack.rebooted(_first(book)))
+    return _shown(chapter, "reboot", chapter.toolstack.rebooted(_first(chapter)))
 
 
-def stopped(book: Chapter) -> Resource:
+def stopped(chapter: Chapter) -> Resource:
     """The first domain was shut down."""
-    return _shown(book, "shutdown", book.toolstack.stopped(_first(book)))
+    return _shown(chapter, "shutdown", chapter.toolstack.stopped(_first(chapter)))
 
 
-def running(book: Chapter) -> Resource:
+def running(chapter: Chapter) -> Resource:
     """The first domain, running."""
-    return book.toolstack.running(_first(book))
+    return chapter.toolstack.running(_first(chapter))
 
 
-def destroyed(book: Chapter) -> Resource:
+def destroyed(chapter: Chapter) -> Resource:
     """The first domain was destroyed."""
-    return _shown(book, "destroy", book.toolstack.destroyed(_first(book)))
+    return _shown(chapter, "destroy", chapter.toolstack.destroyed(_first(chapter)))
 
 
-def all_running(book: Chapter) -> Resource:
+def all_running(chapter: Chapter) -> Resource:
     """Every domain runs, and has shown its login prompt."""
-    return book.toolstack.all_running([d.name for d in book.site.domains])
+    return chapter.toolstack.all_running([d.name for d in chapter.site.domains])
 
 
-def all_answer(book: Chapter) -> dict[str, Resource]:
+def all_answer(chapter: Chapter) -> dict[str, Resource]:
     """Every guest answers over SSH with the built kernel."""
-    return {d.name: GuestAnswers(d.name, book.guest(d.name)) for d in book.site.domains}
+    return {d.name: GuestAnswers(d.name, chapter.guest(d.name)) for d in chapter.site.domains}
 
 
-def domains(book: Chapter) -> Callable[[], pd.DataFrame]:
+def domains(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """The table of domains, read when the step runs."""
-    return lambda: found_domains(book, [d.name for d in book.site.domains])
+    return lambda: found_domains(chapter, [d.name for d in chapter.site.domains])
 
 
-def found_domains(book: Chapter, names: Sequence[str]) -> pd.DataFrame:
+def found_domains(chapter: Chapter, names: Sequence[str]) -> pd.DataFrame:
     """The table of domains; in a plan for a machine without Xen, those that would run."""
     try:
-        return book.toolstack.domains(book.target)
+        return chapter.toolstack.domains(chapter.target)
     except CommandFailed:
-        if book.mode == "apply":
+        if chapter.mode == "apply":
             raise
         return pd.DataFrame({"name": names, "state": "would run"})
 
 
-def at_hand(book: Chapter, names: Sequence[str]) -> list[str]:
+def at_hand(chapter: Chapter, names: Sequence[str]) -> list[str]:
     """Which of these guests can be looked at: all; in a plan, which waits for none, who runs."""
-    return list(names) if book.mode == "apply" else now_running(book, names)
+    return list(names) if chapter.mode == "apply" else now_running(chapter, names)
 
 
-def now_running(book: Chapter, names: Sequence[str]) -> list[str]:
+def now_running(chapter: Chapter, names: Sequence[str]) -> list[str]:
     """Which of these guests run."""
-    table = found_domains(book, names)
+    table = found_domains(chapter, names)
     running = {str(row["name"]) for row in table.to_dict("records") if row["state"] == "running"}
     return [name for name in names if name in running]
 
 
-def _first(book: Chapter) -> str:
-    return book.site.domains[0].name
+def _first(chapter: Chapter) -> str:
+    return chapter.site.domains[0].name
 
 
-def _shown(book: Chapter, what: str, action: Resource) -> Resource:
+def _shown(chapter: Chapter, what: str, action: Resource) -> Resource:
     """Once for the domain as the site wants it."""
-    return Shown(f"{what}-{_first(book)}", action, repr(book.site.domains[0]))
+    return Once(f"{what}-{_first(chapter)}", action, repr(chapter.site.domains[0]))
 
 
 # Chapter 12: guests that start together with dom0, proven by a power cycle.
@@ -117,28 +117,30 @@ DOM0_WEIGHT = 1024
 SAVED = "/var/lib/xen/save"
 
 
-def links(book: Chapter) -> Resource:
+def links(chapter: Chapter) -> Resource:
     """The selected guests' configurations, linked where xendomains looks."""
-    return book.toolstack.autostarted(tuple(book.site.autostart))
+    return chapter.toolstack.autostarted(tuple(chapter.site.autostart))
 
 
-def service(book: Chapter) -> tuple[Resource, ...]:
+def service(chapter: Chapter) -> tuple[Resource, ...]:
     """xendomains at every boot, with time enough, dom0 served first."""
-    settings = book.services.adjusted("xendomains", weight=DOM0_WEIGHT)
-    return settings, book.services.enabled("xendomains")
+    settings = chapter.services.adjusted("xendomains", weight=DOM0_WEIGHT)
+    return settings, chapter.services.enabled("xendomains")
 
 
-def power_cycled(book: Chapter) -> list[Resource]:
+def power_cycled(chapter: Chapter) -> list[Resource]:
     """The machine was switched off and on; exactly the selected guests came back."""
-    names = tuple(book.site.autostart)
-    cycle = PowerCycled(names, book.toolstack, book.services, book.power, book.controller)
-    return [Shown("power-cycle", cycle, repr(names))] if names else []
+    names = tuple(chapter.site.autostart)
+    cycle = PowerCycled(
+        names, chapter.toolstack, chapter.services, chapter.power, chapter.controller
+    )
+    return [Once("power-cycle", cycle, repr(names))] if names else []
 
 
-def selected(book: Chapter) -> pd.DataFrame:
+def selected(chapter: Chapter) -> pd.DataFrame:
     """Every guest of the site, its place in the order of starting, and what is linked now."""
-    order = {name: place for place, name in enumerate(book.site.autostart, 1)}
-    links = book.target.run(Command.argv("ls", "--", FOLDER), check=False).stdout.split()
+    order = {name: place for place, name in enumerate(chapter.site.autostart, 1)}
+    links = chapter.target.run(Command.argv("ls", "--", FOLDER), check=False).stdout.split()
     linked = {link.partition("-")[2].removesuffix(".cfg") for link in links}
     rows = [
         {
@@ -147,14 +149,14 @@ def selected(book: Chapter) -> pd.DataFrame:
             "place": str(order.get(d.name, "-")),
             "linked now": "yes" if d.name in linked else "no",
         }
-        for d in book.site.domains
+        for d in chapter.site.domains
     ]
     return pd.DataFrame(rows)
 
 
-def autostart_domains(book: Chapter) -> Callable[[], pd.DataFrame]:
+def autostart_domains(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """The domains that run, read when the step runs."""
-    return lambda: found_domains(book, book.site.autostart)
+    return lambda: found_domains(chapter, chapter.site.autostart)
 
 
 @dataclass(frozen=True)
@@ -217,11 +219,11 @@ class PowerCycled(Resource):
 # Chapters 12 and 15: no service of dom0, or of a guest that runs, has failed.
 
 
-def none_failed(book: Chapter) -> dict[str, Resource]:
+def none_failed(chapter: Chapter) -> dict[str, Resource]:
     """The condition that no service has failed, in dom0 and in each guest that runs."""
-    none = book.services.none_failed()
+    none = chapter.services.none_failed()
     found: dict[str, Resource] = {"dom0": none}
-    for domain in book.site.domains:
-        inside = Elsewhere(domain.name, book.guest(domain.name), none)
-        found[domain.name] = Until((inside,), book.toolstack.gone(domain.name))
+    for domain in chapter.site.domains:
+        inside = OnHost(domain.name, chapter.guest(domain.name), none)
+        found[domain.name] = Until((inside,), chapter.toolstack.gone(domain.name))
     return found

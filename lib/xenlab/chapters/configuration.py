@@ -13,7 +13,7 @@ from xenlab.platform.choice import Packages, services
 from xenlab.platform.portage import DISTCC_PORT
 from xenlab.quoting import sh_settings, xl
 from xenlab.resources import network
-from xenlab.resources.base import Condition, Resource, Together
+from xenlab.resources.base import All, Condition, Resource
 from xenlab.resources.files import Directory, File, KernelSetting, Line
 from xenlab.resources.network import Bridge
 from xenlab.resources.ssh_access import SshdSettings
@@ -43,20 +43,20 @@ def xen_runs() -> Resource:
     )
 
 
-def software_installed(book: Chapter) -> tuple[Resource, ...]:
+def software_installed(chapter: Chapter) -> tuple[Resource, ...]:
     """The site's software and what mounts the share, from an index that is not too old.
 
     What the site does not want goes at last: what was installed may have brought it along.
     """
-    names = dict.fromkeys((*book.site.software, *book.packages.nfs_client))
-    packages = book.packages
-    wanted = (packages.installed(*names), packages.removed(*book.site.unwanted))
-    return packages.updated(), Together(wanted)
+    names = dict.fromkeys((*chapter.site.software, *chapter.packages.nfs_client))
+    packages = chapter.packages
+    wanted = (packages.installed(*names), packages.removed(*chapter.site.unwanted))
+    return packages.updated(), All(wanted)
 
 
-def named(book: Chapter) -> tuple[Resource, ...]:
+def named(chapter: Chapter) -> tuple[Resource, ...]:
     """The machine's name and domain: for the next boot, for programs that ask, for the kernel."""
-    site = book.site
+    site = chapter.site
     return (
         File("/etc/hostname", f"{site.hostname}\n"),
         File(
@@ -68,9 +68,9 @@ def named(book: Chapter) -> tuple[Resource, ...]:
     )
 
 
-def full_name(book: Chapter) -> Resource:
+def full_name(chapter: Chapter) -> Resource:
     """The condition that the machine knows its full name."""
-    name = f"{book.site.hostname}.{book.site.domain}"
+    name = f"{chapter.site.hostname}.{chapter.site.domain}"
     return Condition(
         Command.script('[ "$(hostname --fqdn)" = "$1" ]', name),
         f"the machine does not know its full name {name}",
@@ -78,25 +78,25 @@ def full_name(book: Chapter) -> Resource:
     )
 
 
-def sshd_configured(book: Chapter) -> Resource:
+def sshd_configured(chapter: Chapter) -> Resource:
     """sshd takes keys, no passwords; it is asked about the file before that is written."""
     file = File("/etc/ssh/sshd_config.d/10-xenlab.conf", template="sshd.conf")
-    return SshdSettings(file, book.services.reload("ssh"))
+    return SshdSettings(file, chapter.services.reload("ssh"))
 
 
-def services_running(book: Chapter) -> Resource:
+def services_running(chapter: Chapter) -> Resource:
     """The site's services run, now and after every boot (the howto's runlevels)."""
-    return book.services.running(*book.site.services)
+    return chapter.services.running(*chapter.site.services)
 
 
-def distcc_off(book: Chapter) -> Resource:
+def distcc_off(chapter: Chapter) -> Resource:
     """distcc's server does not run: whoever reaches it can run programs here."""
-    return book.services.disabled(*(["distcc"] if has(book, "distcc") else []))
+    return chapter.services.disabled(*(["distcc"] if has(chapter, "distcc") else []))
 
 
-def log_written(book: Chapter) -> Resource:
+def log_written(chapter: Chapter) -> Resource:
     """The condition that the log is written, where the site asks for a daemon that does."""
-    daemon = next((name for name in book.site.services if name in LOGS), "")
+    daemon = next((name for name in chapter.site.services if name in LOGS), "")
     files = LOGS.get(daemon, ())
     script = """
         [ $# -gt 0 ] || exit 0
@@ -112,11 +112,11 @@ def log_written(book: Chapter) -> Resource:
     return Condition(
         Command.script(script, *files),
         f"nothing is written to {' or '.join(files)}",
-        book.services.hint(daemon),
+        chapter.services.hint(daemon),
     )
 
 
-def distcc_silent(book: Chapter) -> Resource:
+def distcc_silent(chapter: Chapter) -> Resource:
     """The condition that nobody outside can reach distcc's port."""
     script = """
         ! ss --no-header --tcp --listening --numeric "sport = :$1" \\
@@ -129,10 +129,10 @@ def distcc_silent(book: Chapter) -> Resource:
     )
 
 
-def listeners(book: Chapter) -> pd.DataFrame:
+def listeners(chapter: Chapter) -> pd.DataFrame:
     """Who listens for connections, and where."""
     command = "ss --no-header --tcp --listening --numeric --processes"
-    return parse_listeners(book.target.run(command, check=False).stdout)
+    return parse_listeners(chapter.target.run(command, check=False).stdout)
 
 
 def parse_listeners(text: str) -> pd.DataFrame:
@@ -153,9 +153,9 @@ KEPT = ("file", "new version", "diff")
 """The columns of what `kept` finds."""
 
 
-def waiting(book: Chapter) -> pd.DataFrame:
+def waiting(chapter: Chapter) -> pd.DataFrame:
     """What packages have brought to the machine and not put over a file that was changed: KEPT."""
-    return pd.DataFrame(kept(book.target, book.packages), columns=list(KEPT))
+    return pd.DataFrame(kept(chapter.target, chapter.packages), columns=list(KEPT))
 
 
 def kept(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
@@ -187,16 +187,16 @@ def kept(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
     return rows
 
 
-def base_configured(book: Chapter) -> Resource:
+def base_configured(chapter: Chapter) -> Resource:
     """What later chapters build on: the software and its services."""
-    site = book.site
-    installed = book.packages.installed(*site.software)
-    return Together((installed, book.services.running(*site.services)))
+    site = chapter.site
+    installed = chapter.packages.installed(*site.software)
+    return All((installed, chapter.services.running(*site.services)))
 
 
-def has(book: Chapter, name: str) -> bool:
+def has(chapter: Chapter, name: str) -> bool:
     """Whether a program is in the site's software list, whatever category it stands in."""
-    return any(package.rpartition("/")[2] == name for package in book.site.software)
+    return any(package.rpartition("/")[2] == name for package in chapter.site.software)
 
 
 # Chapter 07: what makes dom0 dom0: Xen's own configuration, and the bridge.
@@ -223,12 +223,12 @@ _XEND = (
 )
 
 
-def xend_today(book: Chapter) -> pd.DataFrame:
+def xend_today(chapter: Chapter) -> pd.DataFrame:
     """Each setting of xend-config.sxp, where it lives today, and what /etc/xen/xl.conf has now."""
-    site = book.site
+    site = chapter.site
     values = {"bridge": site.bridge, "dom0_mem": str(site.dom0_mem_mib)}
     show = Command.argv("grep", "-v", "^ *#", "/etc/xen/xl.conf")
-    lines = book.target.run(show, check=False).stdout.splitlines()
+    lines = chapter.target.run(show, check=False).stdout.splitlines()
     now = {line.partition("=")[0].strip(): line.strip() for line in lines}
     rows = []
     for key, today in _XEND:
@@ -250,7 +250,7 @@ def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:
     )
 
 
-def console_logs(book: Chapter) -> tuple[Resource, ...]:
+def console_logs(chapter: Chapter) -> tuple[Resource, ...]:
     """What guests and hypervisor write on their consoles is kept (xenconsoled(8)).
 
     A restart of the service leaves xenstored alone, which cannot be restarted, and with it every
@@ -258,19 +258,19 @@ def console_logs(book: Chapter) -> tuple[Resource, ...]:
     """
     return (
         Directory(CONSOLE_LOGS, 0o2750),
-        book.toolstack.consoles_kept(),
-        book.services.carrying("xen", "xenconsoled", "--log=all"),
+        chapter.toolstack.consoles_kept(),
+        chapter.services.carrying("xen", "xenconsoled", "--log=all"),
     )
 
 
-def shutdown_settings(book: Chapter) -> tuple[Resource, ...]:
+def shutdown_settings(chapter: Chapter) -> tuple[Resource, ...]:
     """When dom0 shuts down, guests are shut down too, and their memory is not written to disk."""
-    return book.toolstack.shut_down_with_dom0()
+    return chapter.toolstack.shut_down_with_dom0()
 
 
-def daemons(book: Chapter) -> tuple[Resource, ...]:
+def daemons(chapter: Chapter) -> tuple[Resource, ...]:
     """Xen's daemons run; the service that starts and stops guests with dom0 is there."""
-    return book.services.running("xen"), book.services.enabled("xendomains")
+    return chapter.services.running("xen"), chapter.services.enabled("xendomains")
 
 
 def bridge_settings(site: Parameters) -> str:
@@ -309,16 +309,16 @@ def bridge_made(site: Parameters) -> Bridge:
     )
 
 
-def bridge_kept(book: Chapter) -> tuple[Resource, ...]:
+def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     """The bridge comes back at every boot, before anything gets an address.
 
     Only now, when somebody has come in over it: a layout that was rolled back must not come back.
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
-    site = book.site
+    site = chapter.site
     kept = File(SETTINGS, bridge_settings(site))
-    service = book.services.running("xenlab-bridge")
-    own = book.interfaces
+    service = chapter.services.running("xenlab-bridge")
+    own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
     return kept, *address(site.uplink, site.address, site.gateway, site.bridge), service
 
@@ -334,10 +334,10 @@ def unfiltered() -> tuple[Resource, ...]:
     )
 
 
-def interfaces(book: Chapter) -> pd.DataFrame:
+def interfaces(chapter: Chapter) -> pd.DataFrame:
     """The interfaces as they hang together now."""
     columns = ["interface", "kind", "MAC", "bridge", "addresses", "up"]
-    devices = network.reported_devices(book.target) or {}
+    devices = network.reported_devices(chapter.target) or {}
     rows = [
         {"interface": name, **network.describe(device, "")}
         for name, device in devices.items()

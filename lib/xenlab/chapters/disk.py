@@ -12,7 +12,7 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
-from xenlab.resources.base import Condition, Difference, Report, Resource, Together
+from xenlab.resources.base import All, Condition, Difference, Report, Resource
 from xenlab.resources.disk import (
     BIOS_BOOT,
     LINUX_BOOT,
@@ -105,17 +105,17 @@ def kernel_mounts(root: str) -> tuple[Mount, ...]:
     )
 
 
-def mounted_again(book: Chapter) -> list[Resource]:
+def mounted_again(chapter: Chapter) -> list[Resource]:
     """In a rescue system that was booted anew: the installed system, mounted as chapter 02 does.
 
     But for the guests' swap files, which nobody needs before the disk was booted.
     """
-    if book.root == "/":
+    if chapter.root == "/":
         return []
-    site, root = book.site, book.root
+    site, root = chapter.site, chapter.root
     places = {"dom0root": "/", "boot": "/boot", "share": site.share}
     parts = (*_mounts(site, root, places), *kernel_mounts(root))
-    return [MountedAgain(device(site, "dom0root"), Together(parts))]
+    return [MountedAgain(device(site, "dom0root"), All(parts))]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class MountedAgain(Resource):
 
 def partitioned(site: Parameters) -> Resource:
     """What chapter 01 leaves: the table and a file system on every partition."""
-    return Together((partition_table(site), *file_systems(site)))
+    return All((partition_table(site), *file_systems(site)))
 
 
 def below(root: str, path: str) -> str:

@@ -107,7 +107,7 @@ NOWHERE = "NIRVANA"
 
 
 @dataclass(frozen=True)
-class Wire:
+class Link:
     """A port of a bridge: whose it is, the interface at its other end, an address on it."""
 
     owner: str
@@ -122,7 +122,7 @@ class Layout:
 
     bridge: str
     address: str
-    wires: tuple[Wire, ...]
+    wires: tuple[Link, ...]
     uplink: str
 
 
@@ -137,10 +137,10 @@ def layout(
         port = re.fullmatch(r"vif(\d+)\.(\d+)", name)
         if port and int(port[1]):
             owner = domains.get(int(port[1]), f"domain {port[1]}")
-            wires.append(Wire(owner, f"eth{port[2]}", name))
+            wires.append(Link(owner, f"eth{port[2]}", name))
         elif port:
             peer = str(device.get("link", "?"))
-            wires.append(Wire("Domain0", peer, name, _address(devices.get(peer, {}))))
+            wires.append(Link("Domain0", peer, name, _address(devices.get(peer, {}))))
         else:
             uplink = name
     return Layout(bridge, _address(devices.get(bridge, {})), tuple(wires), uplink)
@@ -159,13 +159,13 @@ def nic_figure(layouts: list[Layout]) -> Figure:
     return drawn
 
 
-def nic_layouts(book: Chapter, *bridges: str) -> Figure:
+def nic_layouts(chapter: Chapter, *bridges: str) -> Figure:
     """The picture of these bridges as they are now; empty bridges where there is no Xen yet."""
-    devices = reported_devices(book.target) or {}
-    listed = book.target.run("xl list", check=False)
+    devices = reported_devices(chapter.target) or {}
+    listed = chapter.target.run("xl list", check=False)
     domains = {}
     if listed.ok:
-        table = book.toolstack.domains(book.target)
+        table = chapter.toolstack.domains(chapter.target)
         domains = dict(zip(table["id"], table["name"], strict=True))
     return nic_figure([layout(bridge, devices, domains) for bridge in bridges])
 

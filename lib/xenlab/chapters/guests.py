@@ -34,35 +34,35 @@ from xenlab.site.schema import Domain, Parameters
 MOUNT_SECONDS = 120.0
 
 
-def tools_installed(book: Chapter) -> Resource:
+def tools_installed(chapter: Chapter) -> Resource:
     """The programs that take and prove an image."""
-    return book.packages.installed(*book.packages.imaging)
+    return chapter.packages.installed(*chapter.packages.imaging)
 
 
-def image_taken(book: Chapter) -> Resource:
+def image_taken(chapter: Chapter) -> Resource:
     """The image of the generic root, taken as the site says: running, or at rest."""
-    site = book.site
+    site = chapter.site
     taken = Image(site.image, base(site), without=tuple(site.image_without))
     if site.imaging == "bind":
         return taken
     resting = replace(taken, device=device(site, "dom0root"))
     away = Away(site.image, device(site, "share"), site.share)
-    return ImageAtRest(taken, resting, away, book.power, book.controller)
+    return ImageAtRest(taken, resting, away, chapter.power, chapter.controller)
 
 
-def disk_booted_again(book: Chapter) -> list[Resource]:
+def disk_booted_again(chapter: Chapter) -> list[Resource]:
     """In the rescue system that a run was cut off in while it took the image: the disk, booted."""
-    if book.root == "/":
+    if chapter.root == "/":
         return []
-    site = book.site
+    site = chapter.site
     away = Away(site.image, device(site, "share"), site.share)
-    return [DiskBootedAgain(away, book.power, book.controller)]
+    return [DiskBootedAgain(away, chapter.power, chapter.controller)]
 
 
-def image_proven(book: Chapter) -> Resource:
+def image_proven(chapter: Chapter) -> Resource:
     """The proof of what is in the image."""
-    empty = ("./proc/", "./sys/", "./run/", f".{book.site.share}/")
-    return ImageProof(book.site.image, empty=empty)
+    empty = ("./proc/", "./sys/", "./run/", f".{chapter.site.share}/")
+    return ImageProof(chapter.site.image, empty=empty)
 
 
 def base(site: Parameters) -> str:
@@ -85,10 +85,10 @@ def base(site: Parameters) -> str:
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
 
 
-def recorded(book: Chapter) -> pd.DataFrame:
+def recorded(chapter: Chapter) -> pd.DataFrame:
     """What was recorded beside the image: size, checksum, and each statement of the proof."""
-    command = Command.script('cat -- "$1.info" "$1.proof"', book.site.image)
-    return parse_proof(book.target.run(command, check=False).stdout)
+    command = Command.script('cat -- "$1.info" "$1.proof"', chapter.site.image)
+    return parse_proof(chapter.target.run(command, check=False).stdout)
 
 
 def parse_proof(text: str) -> pd.DataFrame:
@@ -280,14 +280,14 @@ def pins(site: Parameters) -> list[Resource]:
     return [HostKeyPinned(d.name, way_to(site, d.name)) for d in site.domains]
 
 
-def fingerprints(book: Chapter) -> Callable[[], pd.DataFrame]:
+def fingerprints(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """A table of the guests' host keys, read when the step runs."""
 
     def table() -> pd.DataFrame:
-        keys = host_keys(book.target, tuple(d.name for d in book.site.domains))
+        keys = host_keys(chapter.target, tuple(d.name for d in chapter.site.domains))
         rows = [
             [d.name, d.address.partition("/")[0], fingerprint(keys[d.name]) or "not made yet"]
-            for d in book.site.domains
+            for d in chapter.site.domains
         ]
         return pd.DataFrame(rows, columns=["guest", "address", "host key"])
 
@@ -328,28 +328,28 @@ def named_things(site: Parameters) -> Resource:
     return PathsExist((KERNEL, *devices), hint)
 
 
-def configured(book: Chapter) -> dict[str, Resource]:
+def configured(chapter: Chapter) -> dict[str, Resource]:
     """Each domain's configuration file."""
-    return {domain.name: _configured(book, domain) for domain in book.site.domains}
+    return {domain.name: _configured(chapter, domain) for domain in chapter.site.domains}
 
 
-def _configured(book: Chapter, domain: Domain) -> Resource:
+def _configured(chapter: Chapter, domain: Domain) -> Resource:
     """By UUID: at the next boot another disk may have the name that this one has now."""
     return OnPartitions(
-        book.site.disk,
+        chapter.site.disk,
         (domain.partition,),
-        lambda uuids: book.toolstack.configured(
-            spec(book.site, domain, by_uuid(uuids[domain.partition]))
+        lambda uuids: chapter.toolstack.configured(
+            spec(chapter.site, domain, by_uuid(uuids[domain.partition]))
         ),
-        f"create {book.toolstack.config_path(domain.name)}",
+        f"create {chapter.toolstack.config_path(domain.name)}",
     )
 
 
-def table(book: Chapter) -> pd.DataFrame:
+def table(chapter: Chapter) -> pd.DataFrame:
     """The domains: name, memory, disks, MAC and bridge, and whether their file is written."""
-    site = book.site
+    site = chapter.site
     specs = [spec(site, domain, device(site, domain.partition)) for domain in site.domains]
-    written = present(book.target, [book.toolstack.config_path(s.name) for s in specs])
+    written = present(chapter.target, [chapter.toolstack.config_path(s.name) for s in specs])
     rows = [
         {
             "name": s.name,
@@ -358,7 +358,7 @@ def table(book: Chapter) -> pd.DataFrame:
             "disks": ", ".join(f"{disk.name} = {disk.path}" for disk in s.disks),
             "MAC": ", ".join(vif.mac for vif in s.vifs),
             "bridge": ", ".join(vif.bridge for vif in s.vifs),
-            "file": "written" if book.toolstack.config_path(s.name) in written else "not yet",
+            "file": "written" if chapter.toolstack.config_path(s.name) in written else "not yet",
         }
         for s in specs
     ]

@@ -236,43 +236,36 @@ def _table(rows: list[Row]) -> pd.DataFrame:
     return frame
 
 
-def misfit(site: Parameters, machine: Machine) -> XenlabError | None:
-    """Why the site does not fit the machine, with the numbers; None where it does."""
+def check_fit(site: Parameters, machine: Machine) -> None:
+    """Raise BadInput or StepFailed, with the numbers, where the site does not fit the machine."""
     if not machine.long_mode:
-        return BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
+        raise BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
     if site.guest_type == "pvh" and not machine.hvm:
-        return BadInput(
+        raise BadInput(
             "pvh guests need a processor with VMX or SVM, and this machine shows neither",
             hint="switch it on in the firmware, or use guest_type: pv",
         )
     if not machine.disk_mib:
-        return BadInput(
+        raise BadInput(
             f"there is no disk {site.disk}",
             hint=f"the disks there are: {machine.disk.devices.listed()}; "
             "name one with the key disk",
         )
-    try:
-        refuse_twins(machine.disk.devices)
-    except StepFailed as error:
-        return error
-    try:
-        disk_fits(site, machine.disk_mib)
-    except BadInput as error:
-        return error
+    refuse_twins(machine.disk.devices)
+    disk_fits(site, machine.disk_mib)
     needed = needed_memory_mib(site)
     if needed > machine.memory_mib:
         parts = ", ".join(f"{name} {size}" for name, size in memory_plan(site))
-        return BadInput(
+        raise BadInput(
             f"the machine has {machine.memory_mib} MiB of memory and the site needs "
             f"{needed} MiB: {parts}",
             hint="lower dom0_mem_mib or memory_mib of domains, or take fewer domains",
         )
     if machine.missing_tools:
-        return BadInput(
+        raise BadInput(
             f"the running system lacks {', '.join(machine.missing_tools)}",
             hint="install them there, or boot another rescue system",
         )
-    return None
 
 
 @dataclass(frozen=True)
@@ -283,9 +276,7 @@ class Fits(Check):
 
     def probe(self, host: Host) -> Difference | None:
         """None if it fits; raises BadInput or StepFailed for the first thing that does not."""
-        error = misfit(self.site, look(host, self.site.disk))
-        if error is not None:
-            raise error
+        check_fit(self.site, look(host, self.site.disk))
         return None
 
 

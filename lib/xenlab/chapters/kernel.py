@@ -44,9 +44,9 @@ COMPILER = (
 """What compiling a kernel takes: programs and one header (Linux' Documentation/process/changes)."""
 
 
-def builder(book: Chapter) -> Host:
+def builder(chapter: Chapter) -> Host:
     """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
-    return book.controller if book.site.build_on == "controller" else book.target
+    return chapter.controller if chapter.site.build_on == "controller" else chapter.target
 
 
 def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
@@ -59,65 +59,65 @@ def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
     return KernelBuild(flavour, kernel_tarball(site), trees, store, _own(site, flavour))
 
 
-def wanted(book: Chapter, flavour: str) -> pd.DataFrame:
+def wanted(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """The howto's list: each statement with the kernel options that it means today.
 
     ``running`` is what the kernel that runs on the machine now has of them, "?" where it does not
     say.
     """
-    options = kernel_build(book.site, flavour).options()
+    options = kernel_build(chapter.site, flavour).options()
     script = """
         { zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2> /dev/null \\
             | grep -E "^CONFIG_($1)=" || :
     """
     symbols = "|".join(option.symbol for option in options)
-    found = parse_config(book.host.run(Command.script(script, symbols)).stdout)
+    found = parse_config(chapter.host.run(Command.script(script, symbols)).stdout)
     frame = pd.DataFrame(honoured(options, found))[["howto", "symbol", "wanted", "found"]]
     running = frame["found"] if found else "?"
     return frame.drop(columns="found").assign(running=running)
 
 
-def tools(book: Chapter) -> tuple[Resource, ...]:
+def tools(chapter: Chapter) -> tuple[Resource, ...]:
     """What the builder must have: installed on the target, asked for on the controller."""
-    if book.site.build_on == "controller":
+    if chapter.site.build_on == "controller":
         return (Programs(COMPILER, "`make bootstrap` installs what a controller needs"),)
-    packages = book.packages.compiler
+    packages = chapter.packages.compiler
     return (
-        *((book.packages.installed(*packages),) if packages else ()),
-        kernel_source(book.site),
+        *((chapter.packages.installed(*packages),) if packages else ()),
+        kernel_source(chapter.site),
     )
 
 
-def sources(book: Chapter) -> Resource:
+def sources(chapter: Chapter) -> Resource:
     """The unpacked source tree."""
-    return _sources(book.site, kernel_build(book.site, DOM0))
+    return _sources(chapter.site, kernel_build(chapter.site, DOM0))
 
 
-def configured(book: Chapter, flavour: str) -> Resource:
+def configured(chapter: Chapter, flavour: str) -> Resource:
     """The kernel's .config, with every option of the list in it."""
-    return KernelConfigured(kernel_build(book.site, flavour))
+    return KernelConfigured(kernel_build(chapter.site, flavour))
 
 
-def option_table(book: Chapter, flavour: str) -> pd.DataFrame:
+def option_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """The list again, beside what the finished .config says."""
-    build = kernel_build(book.site, flavour)
-    config = KernelConfigured(build).config(builder(book))
+    build = kernel_build(chapter.site, flavour)
+    config = KernelConfigured(build).config(builder(chapter))
     return pd.DataFrame(honoured(build.options(), config or {}))
 
 
-def built(book: Chapter, flavour: str) -> Resource:
+def built(chapter: Chapter, flavour: str) -> Resource:
     """The compiled kernel."""
-    return KernelBuilt(kernel_build(book.site, flavour))
+    return KernelBuilt(kernel_build(chapter.site, flavour))
 
 
-def installed(book: Chapter, flavour: str) -> KernelInstalled:
+def installed(chapter: Chapter, flavour: str) -> KernelInstalled:
     """The kernel where it is booted from."""
-    return KernelInstalled(kernel_build(book.site, flavour), builder(book))
+    return KernelInstalled(kernel_build(chapter.site, flavour), builder(chapter))
 
 
-def kernel_installed(book: Chapter) -> Resource:
+def kernel_installed(chapter: Chapter) -> Resource:
     """What chapter 03 leaves: dom0's kernel in /boot."""
-    return installed(book, DOM0)
+    return installed(chapter, DOM0)
 
 
 def is_made(site: Parameters, flavour: str, host: Host) -> bool:
@@ -137,9 +137,9 @@ def make(site: Parameters, flavour: str, host: Host, report: Report) -> None:
             resource.verify(host)
 
 
-def result_table(book: Chapter, flavour: str) -> pd.DataFrame:
+def result_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """What was built: release, size, seconds, notes for Xen, checksum."""
-    manifest = kernel_build(book.site, flavour).manifest(builder(book)) or {}
+    manifest = kernel_build(chapter.site, flavour).manifest(builder(chapter)) or {}
     names = {
         "release": "release (uname -r)",
         "bytes": "image, bytes",
@@ -151,15 +151,15 @@ def result_table(book: Chapter, flavour: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def release(book: Chapter, flavour: str = DOM0) -> str:
+def release(chapter: Chapter, flavour: str = DOM0) -> str:
     """``uname -r`` of the built kernel.
 
     Raises StepFailed where it is not built; a plan goes on with a word in its place.
     """
-    manifest = kernel_build(book.site, flavour).manifest(builder(book))
+    manifest = kernel_build(chapter.site, flavour).manifest(builder(chapter))
     if manifest is not None:
         return manifest["release"]
-    if book.mode == "plan":
+    if chapter.mode == "plan":
         return "RELEASE-OF-CHAPTER-03"
     raise StepFailed(f"the {flavour} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
 
@@ -204,59 +204,61 @@ def _cache() -> Path:
 UNMOUNT_SECONDS = 300.0
 
 
-def entry(book: Chapter) -> XenEntry:
+def entry(chapter: Chapter) -> XenEntry:
     """What the site boots."""
-    site = book.site
-    return XenEntry(release(book), site.dom0_mem_mib, site.xen_options, site.dom0_options)
+    site = chapter.site
+    return XenEntry(release(chapter), site.dom0_mem_mib, site.xen_options, site.dom0_options)
 
 
-def menu_sources(book: Chapter) -> tuple[Resource, ...]:
+def menu_sources(chapter: Chapter) -> tuple[Resource, ...]:
     """What the boot menu is made from."""
-    return book.bootloader.entry(entry(book))
+    return chapter.bootloader.entry(entry(chapter))
 
 
-def menu(book: Chapter) -> Resource:
+def menu(chapter: Chapter) -> Resource:
     """The boot menu."""
-    return book.bootloader.menu(entry(book))
+    return chapter.bootloader.menu(entry(chapter))
 
 
-def first_network(book: Chapter) -> tuple[Resource, ...]:
+def first_network(chapter: Chapter) -> tuple[Resource, ...]:
     """Name and address under which the machine comes up from its disk."""
-    site = book.site
+    site = chapter.site
     return (
         File("/etc/hostname", f"{site.hostname}\n"),
-        *book.interfaces.uplink(site.uplink, site.address, site.gateway, site.bridge),
+        *chapter.interfaces.uplink(site.uplink, site.address, site.gateway, site.bridge),
     )
 
 
-def login(book: Chapter) -> tuple[Resource, ...]:
+def login(chapter: Chapter) -> tuple[Resource, ...]:
     """Host keys of dom0's own, and the keys that may log in."""
-    return SshHostKeys(), AuthorizedKeys(book.root)
+    return SshHostKeys(), AuthorizedKeys(chapter.root)
 
 
-def host_key_pinned(book: Chapter) -> Resource:
+def host_key_pinned(chapter: Chapter) -> Resource:
     """dom0's own host key among the pinned ones, before we meet it."""
-    return OwnKeyPinned(way_to(book.site))
+    return OwnKeyPinned(way_to(chapter.site))
 
 
-def running(book: Chapter) -> Resource:
+def running(chapter: Chapter) -> Resource:
     """The machine runs from its disk: GRUB, Xen, dom0 with its own kernel."""
-    return Running(entry(book), book.site.disk, book.power, book.controller, book.root)
+    return Running(
+        entry(chapter), chapter.site.disk, chapter.power, chapter.controller, chapter.root
+    )
 
 
-def running_table(book: Chapter) -> pd.DataFrame:
+def running_table(chapter: Chapter) -> pd.DataFrame:
     """What runs now, in the machine's own words."""
-    state = xen_state(book.host)
+    state = xen_state(chapter.host)
     if state is None:
         return pd.DataFrame([{"what": "hypervisor", "is": "none"}])
     memory = Command("xl list 0 | awk 'NR == 2 { print $3 \" MiB\" }'")
     version = Command("xl info | sed -n 's/^xen_version *: *//p'")
     rows = {
-        "hypervisor": f"Xen {book.host.run(version).stdout.strip()}",
+        "hypervisor": f"Xen {chapter.host.run(version).stdout.strip()}",
         "its command line": state.commandline,
         "dom0's kernel": state.release,
         "its command line ": " ".join(state.kernel_words),
-        "dom0's memory": book.host.run(memory).stdout.strip(),
+        "dom0's memory": chapter.host.run(memory).stdout.strip(),
     }
     return pd.DataFrame([{"what": what, "is": value} for what, value in rows.items()])
 

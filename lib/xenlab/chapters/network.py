@@ -16,7 +16,7 @@ from xenlab.platform.choice import Services, services
 from xenlab.platform.interfaces import guest_system, interfaces
 from xenlab.platform.xl import Vif
 from xenlab.quoting import sh_settings
-from xenlab.resources.base import Difference, Elsewhere, Report, Resource, Shown, Together
+from xenlab.resources.base import All, Difference, Once, OnHost, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import InterfaceUp, LanDevices, Reaches, VifAttached, vif
 from xenlab.site.schema import LanGuest, Parameters
@@ -51,96 +51,100 @@ def written(site: Parameters) -> tuple[Resource, ...]:
     )
 
 
-def devices_made(book: Chapter) -> Resource:
+def devices_made(chapter: Chapter) -> Resource:
     """The bridge and dom0's pair are made at every boot, and now."""
-    return book.services.running(DEVICES)
+    return chapter.services.running(DEVICES)
 
 
-def configured(book: Chapter) -> dict[str, Resource]:
+def configured(chapter: Chapter) -> dict[str, Resource]:
     """Each guest's configuration, with its second interface."""
     return {
-        g.name: book.toolstack.extended(g.name, book.name, vifs=(Vif(g.mac, book.site.lan_bridge),))
-        for g in book.site.lan_guests
+        g.name: chapter.toolstack.extended(
+            g.name, chapter.name, vifs=(Vif(g.mac, chapter.site.lan_bridge),)
+        )
+        for g in chapter.site.lan_guests
     }
 
 
-def all_running(book: Chapter) -> Resource:
+def all_running(chapter: Chapter) -> Resource:
     """Every guest of the LAN runs."""
-    return book.toolstack.all_running([g.name for g in book.site.lan_guests])
+    return chapter.toolstack.all_running([g.name for g in chapter.site.lan_guests])
 
 
-def attached(book: Chapter) -> list[Resource]:
+def attached(chapter: Chapter) -> list[Resource]:
     """Every guest has its second interface; one that ran already gets it as it runs."""
-    return [VifAttached(g.name, g.mac, book.site.lan_bridge) for g in book.site.lan_guests]
+    return [VifAttached(g.name, g.mac, chapter.site.lan_bridge) for g in chapter.site.lan_guests]
 
 
-def guests_up(book: Chapter) -> dict[str, Resource]:
+def guests_up(chapter: Chapter) -> dict[str, Resource]:
     """Each guest's second interface, configured „herkömmlich“ and up."""
-    system = guest_system(book.site.platform)
+    system = guest_system(chapter.site.platform)
     found: dict[str, Resource] = {}
-    for g in book.site.lan_guests:
+    for g in chapter.site.lan_guests:
         parts = (
             *(f.resource() for f in system.lan(GUEST_INTERFACE, g.address)),
-            InterfaceUp(GUEST_INTERFACE, g.address, book.interfaces.up(GUEST_INTERFACE)),
+            InterfaceUp(GUEST_INTERFACE, g.address, chapter.interfaces.up(GUEST_INTERFACE)),
         )
-        found[g.name] = Elsewhere(g.name, book.guest(g.name), Together(parts))
+        found[g.name] = OnHost(g.name, chapter.guest(g.name), All(parts))
     return found
 
 
-def guests_reach_each_other(book: Chapter) -> dict[str, Resource]:
+def guests_reach_each_other(chapter: Chapter) -> dict[str, Resource]:
     """The condition that the guests reach each other over the LAN."""
     return {
-        g.name: _from_guest(book, g, [bare(o.address) for o in book.site.lan_guests if o != g])
-        for g in book.site.lan_guests
+        g.name: _from_guest(
+            chapter, g, [bare(o.address) for o in chapter.site.lan_guests if o != g]
+        )
+        for g in chapter.site.lan_guests
     }
 
 
-def bug(book: Chapter) -> Resource:
+def bug(chapter: Chapter) -> Resource:
     """Seen once: dom0 is not in its own LAN („Auf Domain0 fehlt es“)."""
-    site = book.site
+    site = chapter.site
     parts = (
         LanDevices(site.lan_bridge, site.lan_interface, joined=False),
         *(
-            _from_guest(book, guest, [bare(site.lan_address)], never=True)
+            _from_guest(chapter, guest, [bare(site.lan_address)], never=True)
             for guest in site.lan_guests[:1]
         ),
     )
-    return Shown("lan-bug", WithoutTheBugfix(parts, book.services), repr(site.lan_guests))
+    return Once("lan-bug", WithoutTheBugfix(parts, chapter.services), repr(site.lan_guests))
 
 
-def fixed(book: Chapter) -> tuple[Resource, ...]:
+def fixed(chapter: Chapter) -> tuple[Resource, ...]:
     """The BUGFIX service, then dom0's address, at every boot and now."""
-    return (book.services.running(BUGFIX), book.services.running(ADDRESS))
+    return (chapter.services.running(BUGFIX), chapter.services.running(ADDRESS))
 
 
-def complete(book: Chapter) -> Resource:
+def complete(chapter: Chapter) -> Resource:
     """The condition that the LAN's devices in dom0 are as they should be."""
-    site = book.site
+    site = chapter.site
     return LanDevices(site.lan_bridge, site.lan_interface, site.lan_address)
 
 
-def dom0_reaches(book: Chapter) -> Resource:
+def dom0_reaches(chapter: Chapter) -> Resource:
     """The condition that dom0 reaches every guest over the LAN."""
-    return Reaches("dom0", tuple(bare(g.address) for g in book.site.lan_guests))
+    return Reaches("dom0", tuple(bare(g.address) for g in chapter.site.lan_guests))
 
 
-def stopped_and_started(book: Chapter) -> Resource:
+def stopped_and_started(chapter: Chapter) -> Resource:
     """Shown once: stopping the BUGFIX takes dom0 out of the LAN, starting it brings it back."""
-    site = book.site
+    site = chapter.site
     action = OutAndIn(
-        complete(book),
+        complete(chapter),
         LanDevices(site.lan_bridge, site.lan_interface, joined=False),
         Reaches("dom0", tuple(bare(g.address) for g in site.lan_guests)),
-        book.services,
+        chapter.services,
     )
-    return Shown("lan-out-and-in", action, repr(site.lan_guests))
+    return Once("lan-out-and-in", action, repr(site.lan_guests))
 
 
 def _from_guest(
-    book: Chapter, guest: LanGuest, addresses: list[str], *, never: bool = False
+    chapter: Chapter, guest: LanGuest, addresses: list[str], *, never: bool = False
 ) -> Resource:
     reaches = Reaches(guest.name, tuple(addresses), never)
-    return Elsewhere(guest.name, book.guest(guest.name), reaches)
+    return OnHost(guest.name, chapter.guest(guest.name), reaches)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class WithoutTheBugfix(Resource):
         if ran:
             host.run(self.services.stop(BUGFIX), timeout=SERVICE_SECONDS)
         try:
-            difference = Together(self.conditions).probe(host)
+            difference = All(self.conditions).probe(host)
         finally:
             if ran:
                 host.run(self.services.start(BUGFIX), timeout=SERVICE_SECONDS)
@@ -200,7 +204,7 @@ class OutAndIn(Resource):
         report(f"stopping {BUGFIX}")
         host.run(self.services.stop(BUGFIX), timeout=SERVICE_SECONDS)
         try:
-            alone = Together((self.outside, cut)).probe(host)
+            alone = All((self.outside, cut)).probe(host)
         finally:
             report(f"starting {BUGFIX}")
             host.run(self.services.start(BUGFIX), timeout=SERVICE_SECONDS)
@@ -209,6 +213,6 @@ class OutAndIn(Resource):
 
     def verify(self, host: Host) -> None:
         """dom0 is in the LAN again."""
-        difference = Together((self.inside, self.reached)).probe(host)
+        difference = All((self.inside, self.reached)).probe(host)
         if difference is not None:
             raise StepFailed(f"with {BUGFIX} started again: {difference.summary}")

@@ -17,7 +17,7 @@ from xenlab.chapters.configuration import KEPT, kept
 from xenlab.chapters.network import bare
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.resources.base import Condition, Elsewhere, PathsExist, Resource, Together
+from xenlab.resources.base import All, Condition, OnHost, PathsExist, Resource
 from xenlab.resources.files import File
 from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount, ServedOn, server_settings
 from xenlab.site.schema import LanGuest, Parameters
@@ -31,9 +31,9 @@ def network(site: Parameters) -> str:
     return str(ipaddress.IPv4Interface(site.lan_address).network)
 
 
-def server_installed(book: Chapter) -> Resource:
+def server_installed(chapter: Chapter) -> Resource:
     """The NFS server's programs."""
-    return book.packages.installed(*book.packages.nfs_server)
+    return chapter.packages.installed(*chapter.packages.nfs_server)
 
 
 def server_configured(site: Parameters) -> tuple[Resource, ...]:
@@ -45,23 +45,23 @@ def server_configured(site: Parameters) -> tuple[Resource, ...]:
     )
 
 
-def old_protocols_off(book: Chapter) -> Resource:
+def old_protocols_off(chapter: Chapter) -> Resource:
     """What only NFS 3 needs does not run: it would listen on every address."""
-    return book.services.masked("rpcbind.socket", "rpcbind", "rpc-statd", "rpc-statd-notify")
+    return chapter.services.masked("rpcbind.socket", "rpcbind", "rpc-statd", "rpc-statd-notify")
 
 
-def served(book: Chapter) -> tuple[Resource, ...]:
+def served(chapter: Chapter) -> tuple[Resource, ...]:
     """The server runs, now and after every boot; the share is exported to the LAN."""
     return (
-        book.services.running("nfs-server"),
-        ServedOn(bare(book.site.lan_address), book.services.restart("nfs-server")),
-        exported(book),
+        chapter.services.running("nfs-server"),
+        ServedOn(bare(chapter.site.lan_address), chapter.services.restart("nfs-server")),
+        exported(chapter),
     )
 
 
-def exported(book: Chapter) -> Resource:
+def exported(chapter: Chapter) -> Resource:
     """What chapter 14 leaves: the share, exported to the LAN."""
-    return Exported((book.site.share,), network(book.site), READ)
+    return Exported((chapter.site.share,), network(chapter.site), READ)
 
 
 def unreachable(site: Parameters) -> Resource:
@@ -69,49 +69,49 @@ def unreachable(site: Parameters) -> Resource:
     return ListensOnlyOn((bare(site.lan_address),), ("22",))
 
 
-def mounted(book: Chapter) -> dict[str, Resource]:
+def mounted(chapter: Chapter) -> dict[str, Resource]:
     """Every guest has the share, and in it the store of packages, read-only."""
-    site = book.site
+    site = chapter.site
     source = f"{bare(site.lan_address)}:{site.share}"
-    return _on_guests(book, lambda _: NfsMount(source, site.share, f"ro,{OPTIONS}"))
+    return _on_guests(chapter, lambda _: NfsMount(source, site.share, f"ro,{OPTIONS}"))
 
 
-def sources_seen(book: Chapter) -> dict[str, Resource]:
+def sources_seen(chapter: Chapter) -> dict[str, Resource]:
     """The condition that every guest sees the kernel sources in /usr/src."""
-    name = book.site.kernel_source.rpartition("/")[2]
-    return _on_guests(book, lambda _: PathsExist((f"/usr/src/{name}",)))
+    name = chapter.site.kernel_source.rpartition("/")[2]
+    return _on_guests(chapter, lambda _: PathsExist((f"/usr/src/{name}",)))
 
 
-def settled(book: Chapter) -> dict[str, Resource]:
+def settled(chapter: Chapter) -> dict[str, Resource]:
     """Every guest has the settings by which dom0 fetches and builds packages."""
-    parts = book.packages.settled()
-    return _on_guests(book, lambda _: Together(parts))
+    parts = chapter.packages.settled()
+    return _on_guests(chapter, lambda _: All(parts))
 
 
-def fetched_once(book: Chapter) -> list[Resource]:
+def fetched_once(chapter: Chapter) -> list[Resource]:
     """dom0 fetches or builds the packages: nobody else writes to where the others take them."""
-    wanted = book.site.shared_packages
-    return [book.packages.stored(*wanted)] if wanted else []
+    wanted = chapter.site.shared_packages
+    return [chapter.packages.stored(*wanted)] if wanted else []
 
 
-def installed_from_share(book: Chapter) -> dict[str, Resource]:
+def installed_from_share(chapter: Chapter) -> dict[str, Resource]:
     """The guests install them from the share; nothing is fetched or built again.
 
     But for those whose /usr is the share's (chapter 15).
     """
-    site = book.site
-    wanted = book.packages.from_store(*site.shared_packages) if site.shared_packages else None
-    return _on_guests(book, lambda guest: None if guest.name in site.shared_usr else wanted)
+    site = chapter.site
+    wanted = chapter.packages.from_store(*site.shared_packages) if site.shared_packages else None
+    return _on_guests(chapter, lambda guest: None if guest.name in site.shared_usr else wanted)
 
 
-def swapping(book: Chapter) -> dict[str, Resource]:
+def swapping(chapter: Chapter) -> dict[str, Resource]:
     """The condition that every guest uses its swap file."""
     script = "awk '$1 == \"/dev/xvda2\" { found = 1 } END { exit !found }' /proc/swaps"
     used = Condition(Command(script), "the swap file is not in use", "swapon --show; /etc/fstab")
-    return _on_guests(book, lambda _: used)
+    return _on_guests(chapter, lambda _: used)
 
 
-def shares(book: Chapter) -> Callable[[], pd.DataFrame]:
+def shares(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """What each guest has of the share: guest, mounted, from, options."""
 
     def mounts(guest: Host) -> Sequence[tuple[str, ...]]:
@@ -122,30 +122,32 @@ def shares(book: Chapter) -> Callable[[], pd.DataFrame]:
             rows.append((target, source, ", ".join(telling)))
         return rows
 
-    return _of_guests(book, ("mounted", "from", "options"), mounts)
+    return _of_guests(chapter, ("mounted", "from", "options"), mounts)
 
 
-def waiting(book: Chapter) -> Callable[[], pd.DataFrame]:
+def waiting(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """What packages have brought to each guest and not put over a changed file: guest, KEPT."""
-    return _of_guests(book, KEPT, lambda guest: kept(guest, book.packages))
+    return _of_guests(chapter, KEPT, lambda guest: kept(guest, chapter.packages))
 
 
 def _of_guests(
-    book: Chapter, columns: tuple[str, ...], look: Callable[[Host], Sequence[tuple[str, ...]]]
+    chapter: Chapter, columns: tuple[str, ...], look: Callable[[Host], Sequence[tuple[str, ...]]]
 ) -> Callable[[], pd.DataFrame]:
     def table() -> pd.DataFrame:
         """Read when the step runs."""
-        guests = at_hand(book, [guest.name for guest in book.site.lan_guests])
-        rows = [(name, *row) for name in guests for row in look(book.guest(name))]
+        guests = at_hand(chapter, [guest.name for guest in chapter.site.lan_guests])
+        rows = [(name, *row) for name in guests for row in look(chapter.guest(name))]
         return pd.DataFrame(rows, columns=["guest", *columns])
 
     return table
 
 
-def _on_guests(book: Chapter, wanted: Callable[[LanGuest], Resource | None]) -> dict[str, Resource]:
-    found = ((guest, wanted(guest)) for guest in book.site.lan_guests)
+def _on_guests(
+    chapter: Chapter, wanted: Callable[[LanGuest], Resource | None]
+) -> dict[str, Resource]:
+    found = ((guest, wanted(guest)) for guest in chapter.site.lan_guests)
     return {
-        guest.name: Elsewhere(guest.name, book.guest(guest.name), resource)
+        guest.name: OnHost(guest.name, chapter.guest(guest.name), resource)
         for guest, resource in found
         if resource is not None
     }

@@ -15,7 +15,7 @@ from xenlab.chapters.network import GUEST_INTERFACE, bare
 from xenlab.chapters.shared_filesystems import network, old_protocols_off
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.resources.base import Condition, Difference, Elsewhere, Report, Resource, Together
+from xenlab.resources.base import All, Condition, Difference, OnHost, Report, Resource
 from xenlab.resources.files import Directory, File
 from xenlab.resources.guest import OPTIONS
 from xenlab.resources.nfs import Exported, ServedOn, server_settings
@@ -40,15 +40,15 @@ from xenlab.site.schema import GuestExport, LanGuest, Parameters
 FOLDER = "usr"
 
 
-def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
+def analysis(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """What the boot of the first guest that runs needs before the share is mounted."""
     columns = ["started by", "program", "in /usr", "libraries in /usr"]
 
     def table() -> pd.DataFrame:
-        there = now_running(book, [guest.name for guest in book.site.lan_guests])
+        there = now_running(chapter, [guest.name for guest in chapter.site.lan_guests])
         if not there:
             return pd.DataFrame(columns=columns)
-        host = book.guest(there[0])
+        host = chapter.guest(there[0])
         rows = [
             [
                 one.unit,
@@ -56,18 +56,18 @@ def analysis(book: Chapter) -> Callable[[], pd.DataFrame]:
                 "yes" if one.path.startswith("/usr/") else "no",
                 str(sum(1 for library in one.libraries if library.startswith("/usr/"))),
             ]
-            for one in needed_before(host, book.site.share, book.services.early)
+            for one in needed_before(host, chapter.site.share, chapter.services.early)
         ]
         return pd.DataFrame(rows, columns=columns)
 
     return table
 
 
-def methods(book: Chapter) -> Callable[[], pd.DataFrame]:
+def methods(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """The ways to a shared /usr, and which of them the guests' layout allows."""
 
     def table() -> pd.DataFrame:
-        now = layout(book.target)
+        now = layout(chapter.target)
         rows = [
             ["split", "the howto's: /usr is a link to the share, a few programs copied to /bin"],
             ["merged", "/usr mounted before the first process, the network made by the kernel"],
@@ -85,70 +85,70 @@ def usr_on_share(site: Parameters) -> Resource:
     return UsrOnShare(site.image, f"{site.share}/{FOLDER}")
 
 
-def tools(book: Chapter) -> Resource:
+def tools(chapter: Chapter) -> Resource:
     """The static program that mounts /usr."""
-    return book.packages.installed(*book.packages.static_shell)
+    return chapter.packages.installed(*chapter.packages.static_shell)
 
 
-def late(book: Chapter) -> dict[str, Resource]:
+def late(chapter: Chapter) -> dict[str, Resource]:
     """In each such guest: its services wait for the share, all but sshd.
 
     One that an earlier run has left down is started first.
     """
-    parts = [book.services.after_mount(name, book.site.share) for name in _late(book)]
+    parts = [chapter.services.after_mount(name, chapter.site.share) for name in _late(chapter)]
     return {
-        guest.name: Together(
+        guest.name: All(
             (
-                _brought_back(book, guest),
-                Elsewhere(guest.name, book.guest(guest.name), Together(tuple(parts))),
+                _brought_back(chapter, guest),
+                OnHost(guest.name, chapter.guest(guest.name), All(tuple(parts))),
             )
         )
-        for guest in _sharing(book)
+        for guest in _sharing(chapter)
     }
 
 
-def swapped(book: Chapter) -> list[Resource]:
+def swapped(chapter: Chapter) -> list[Resource]:
     """Every guest's own /usr set aside or back in its place, as the site says."""
-    return [_swap(book, guest) for guest in book.site.lan_guests]
+    return [_swap(chapter, guest) for guest in chapter.site.lan_guests]
 
 
-def configured(book: Chapter) -> dict[str, Resource]:
+def configured(chapter: Chapter) -> dict[str, Resource]:
     """Each guest's configuration with what its first process needs, or without it."""
-    return {guest.name: _told(book, guest) for guest in book.site.lan_guests}
+    return {guest.name: _told(chapter, guest) for guest in chapter.site.lan_guests}
 
 
-def running(book: Chapter) -> list[Resource]:
+def running(chapter: Chapter) -> list[Resource]:
     """Every guest runs from the /usr that the site says."""
     found: list[Resource] = []
-    for guest in book.site.lan_guests:
-        condition = Elsewhere(guest.name, book.guest(guest.name), _usr(book, guest))
+    for guest in chapter.site.lan_guests:
+        condition = OnHost(guest.name, chapter.guest(guest.name), _usr(chapter, guest))
         found.append(
             Restarted(
                 condition,
-                book.toolstack.stopped(guest.name),
-                book.toolstack.running(guest.name, console=True),
+                chapter.toolstack.stopped(guest.name),
+                chapter.toolstack.running(guest.name, console=True),
             )
         )
     return found
 
 
-def late_ones_waited(book: Chapter) -> dict[str, Resource]:
+def late_ones_waited(chapter: Chapter) -> dict[str, Resource]:
     """The condition that those services started after the share was mounted."""
-    waited = book.services.waited(book.site.share, *_late(book))
+    waited = chapter.services.waited(chapter.site.share, *_late(chapter))
     return {
-        guest.name: Elsewhere(guest.name, book.guest(guest.name), waited)
-        for guest in _sharing(book)
+        guest.name: OnHost(guest.name, chapter.guest(guest.name), waited)
+        for guest in _sharing(chapter)
     }
 
 
-def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
+def saved(chapter: Chapter) -> Callable[[], pd.DataFrame]:
     """MiB that each guest's own /usr takes, and could give back."""
     columns = ["guest", "/usr from", "own /usr set aside (MiB)"]
 
     def table() -> pd.DataFrame:
         rows = []
-        for name in at_hand(book, [guest.name for guest in book.site.lan_guests]):
-            host = book.guest(name)
+        for name in at_hand(chapter, [guest.name for guest in chapter.site.lan_guests]):
+            host = chapter.guest(name)
             where = host.run("findmnt -n -o SOURCE -T /usr/.").stdout.strip()
             mib = own_usr_mib(host)
             source = "its own disk" if where.startswith("/dev/") else where
@@ -158,88 +158,90 @@ def saved(book: Chapter) -> Callable[[], pd.DataFrame]:
     return table
 
 
-def _late(book: Chapter) -> list[str]:
+def _late(chapter: Chapter) -> list[str]:
     """All services but sshd: a guest whose share is away must still let somebody in."""
-    return [name for name in book.site.services if name != "ssh"]
+    return [name for name in chapter.site.services if name != "ssh"]
 
 
-def _sharing(book: Chapter) -> list[LanGuest]:
-    return [guest for guest in book.site.lan_guests if guest.name in book.site.shared_usr]
+def _sharing(chapter: Chapter) -> list[LanGuest]:
+    return [guest for guest in chapter.site.lan_guests if guest.name in chapter.site.shared_usr]
 
 
-def _partition(book: Chapter, name: str) -> str:
-    partition = next(d.partition for d in book.site.domains if d.name == name)
-    return device(book.site, partition)
+def _partition(chapter: Chapter, name: str) -> str:
+    partition = next(d.partition for d in chapter.site.domains if d.name == name)
+    return device(chapter.site, partition)
 
 
-def _literal(book: Chapter) -> bool:
+def _literal(chapter: Chapter) -> bool:
     """Whether the howto's own way is open: the guests, made from dom0's image, are split too."""
-    return layout(book.target) == "split"
+    return layout(chapter.target) == "split"
 
 
-def _swap(book: Chapter, guest: LanGuest) -> Resource:
-    shared = guest.name in book.site.shared_usr
-    if shared and _literal(book):
-        return _linked(book, guest.name)
-    swap = UsrSwapped(guest.name, _partition(book, guest.name), shared)
-    stopped = book.toolstack.stopped(guest.name)
+def _swap(chapter: Chapter, guest: LanGuest) -> Resource:
+    shared = guest.name in chapter.site.shared_usr
+    if shared and _literal(chapter):
+        return _linked(chapter, guest.name)
+    swap = UsrSwapped(guest.name, _partition(chapter, guest.name), shared)
+    stopped = chapter.toolstack.stopped(guest.name)
     # its kernel must not ask for a first process that goes when /usr comes back
-    return WhileDown(stopped, swap, () if shared else (_told(book, guest),))
+    return WhileDown(stopped, swap, () if shared else (_told(chapter, guest),))
 
 
-def _told(book: Chapter, guest: LanGuest) -> Resource:
-    shared = guest.name in book.site.shared_usr
-    words = _words(book, guest) if shared and not _literal(book) else ""
-    return book.toolstack.extended(guest.name, book.name, cmdline=words)
+def _told(chapter: Chapter, guest: LanGuest) -> Resource:
+    shared = guest.name in chapter.site.shared_usr
+    words = _words(chapter, guest) if shared and not _literal(chapter) else ""
+    return chapter.toolstack.extended(guest.name, chapter.name, cmdline=words)
 
 
-def _brought_back(book: Chapter, guest: LanGuest) -> Resource:
+def _brought_back(chapter: Chapter, guest: LanGuest) -> Resource:
     return BroughtBack(
-        book.toolstack.running(guest.name, console=True),
-        partial(begun, name=guest.name, device=_partition(book, guest.name)),
-        (_swap(book, guest), _told(book, guest)),
-        book.toolstack.extended(guest.name, book.name),
+        chapter.toolstack.running(guest.name, console=True),
+        partial(begun, name=guest.name, device=_partition(chapter, guest.name)),
+        (_swap(chapter, guest), _told(chapter, guest)),
+        chapter.toolstack.extended(guest.name, chapter.name),
     )
 
 
-def _linked(book: Chapter, name: str) -> Resource:
+def _linked(chapter: Chapter, name: str) -> Resource:
     return UsrLinked(
         name,
-        _partition(book, name),
-        _folder(book),
-        partial(needed_files, book.guest(name), book.site.share, book.services.early),
-        book.toolstack.stopped(name),
+        _partition(chapter, name),
+        _folder(chapter),
+        partial(needed_files, chapter.guest(name), chapter.site.share, chapter.services.early),
+        chapter.toolstack.stopped(name),
     )
 
 
-def _folder(book: Chapter) -> str:
-    name = generation(book.target, book.site.image) or "GENERATION"
-    return f"{book.site.share}/{FOLDER}/{name}"
+def _folder(chapter: Chapter) -> str:
+    name = generation(chapter.target, chapter.site.image) or "GENERATION"
+    return f"{chapter.site.share}/{FOLDER}/{name}"
 
 
-def _source(book: Chapter) -> str:
-    return f"{bare(book.site.lan_address)}:{_folder(book)}"
+def _source(chapter: Chapter) -> str:
+    return f"{bare(chapter.site.lan_address)}:{_folder(chapter)}"
 
 
-def _words(book: Chapter, guest: LanGuest) -> str:
+def _words(chapter: Chapter, guest: LanGuest) -> str:
     """The kernel's own network configuration (nfsroot.rst), the first process, its /usr."""
     address, _, prefix = guest.address.partition("/")
     bits = (0xFFFFFFFF << (32 - int(prefix))) & 0xFFFFFFFF
     mask = ".".join(str(bits >> shift & 255) for shift in (24, 16, 8, 0))
     network = f"ip={address}:::{mask}:{guest.name}:{GUEST_INTERFACE}:off"
-    return f"{network} init=/.xenlab/init xenlab.usr={_source(book)}"
+    return f"{network} init=/.xenlab/init xenlab.usr={_source(chapter)}"
 
 
-def _usr(book: Chapter, guest: LanGuest) -> Resource:
-    if guest.name in book.site.shared_usr and _literal(book):
-        linked = Command.script('[ "$(readlink /usr)" = "$1" ] && [ -d /usr/bin ]', _folder(book))
+def _usr(chapter: Chapter, guest: LanGuest) -> Resource:
+    if guest.name in chapter.site.shared_usr and _literal(chapter):
+        linked = Command.script(
+            '[ "$(readlink /usr)" = "$1" ] && [ -d /usr/bin ]', _folder(chapter)
+        )
         return Condition(linked, f"/usr of {guest.name} is no link to the share's")
-    if guest.name in book.site.shared_usr:
+    if guest.name in chapter.site.shared_usr:
         script = """
             [ "$(findmnt -n -o SOURCE /usr)" = "$1" ]
             findmnt -n -o OPTIONS /usr | grep -q '^ro,'
         """
-        command = Command.script(script, _source(book))
+        command = Command.script(script, _source(chapter))
         return Condition(command, f"{guest.name} does not run from the share's /usr")
     own = Command("! findmnt -n /usr && [ ! -L /usr ]")
     return Condition(own, f"{guest.name} does not run from its own /usr")
@@ -308,7 +310,7 @@ class BroughtBack(Resource):
 class Restarted(Resource):
     """A guest that was created anew unless a condition holds in it as it runs."""
 
-    condition: Elsewhere
+    condition: OnHost
     stopped: Resource
     running: Resource
 
@@ -340,45 +342,45 @@ WRITE = "rw,no_subtree_check,no_root_squash"
 MOUNT_SECONDS = 30
 
 
-def uncircled(book: Chapter) -> dict[str, Resource]:
+def uncircled(chapter: Chapter) -> dict[str, Resource]:
     """In each such guest: the server waits for the share, and the share not for the server."""
     parts = (
-        book.services.server_unordered(),
-        book.services.after_mount(SERVER, book.site.share),
+        chapter.services.server_unordered(),
+        chapter.services.after_mount(SERVER, chapter.site.share),
     )
-    return _on_servers(book, lambda _: Together(parts))
+    return _on_servers(chapter, lambda _: All(parts))
 
 
-def serving(book: Chapter) -> list[Resource]:
+def serving(chapter: Chapter) -> list[Resource]:
     """Each such guest exports its folder to the internal LAN, on its address there.
 
     dom0 fetches what they install.
     """
-    site, lan = book.site, network(book.site)
+    site, lan = chapter.site, network(chapter.site)
 
     def server(export: GuestExport) -> Resource:
-        address = _address(book, export)
+        address = _address(chapter, export)
         exports = (
             f"# written by xenlab, chapter 15\n{quoting.exports(export.path)} {lan}({WRITE})\n"
         )
-        return Together(
+        return All(
             (
                 Directory(export.path),
                 server_settings(address),
                 File("/etc/exports.d/xenlab.exports", exports),
-                old_protocols_off(book),
-                book.packages.from_store(*book.packages.nfs_server),
-                book.services.running(SERVER),
-                ServedOn(address, book.services.restart(SERVER)),
+                old_protocols_off(chapter),
+                chapter.packages.from_store(*chapter.packages.nfs_server),
+                chapter.services.running(SERVER),
+                ServedOn(address, chapter.services.restart(SERVER)),
                 Exported((export.path,), network(site), WRITE),
             )
         )
 
-    servers = list(_on_servers(book, server).values())
-    return [book.packages.stored(*book.packages.nfs_server), *servers] if servers else []
+    servers = list(_on_servers(chapter, server).values())
+    return [chapter.packages.stored(*chapter.packages.nfs_server), *servers] if servers else []
 
 
-def reachable(book: Chapter) -> dict[str, Resource]:
+def reachable(chapter: Chapter) -> dict[str, Resource]:
     """The condition that dom0 can mount what each such guest exports."""
     script = """
         place=$(mktemp -d)
@@ -391,34 +393,34 @@ def reachable(book: Chapter) -> dict[str, Resource]:
     return {
         export.name: Condition(
             Command.script(
-                script, f"{_address(book, export)}:{export.path}", str(MOUNT_SECONDS), OPTIONS
+                script, f"{_address(chapter, export)}:{export.path}", str(MOUNT_SECONDS), OPTIONS
             ),
             f"dom0 cannot mount {export.path} of {export.name}",
             f"exportfs -s and the service {SERVER} on {export.name}",
         )
-        for export in book.site.guest_exports
+        for export in chapter.site.guest_exports
     }
 
 
-def table(book: Chapter) -> pd.DataFrame:
+def table(chapter: Chapter) -> pd.DataFrame:
     """Who serves what, and where: guest, folder, address, and whether it is exported now."""
     rows = []
-    there = at_hand(book, [export.name for export in book.site.guest_exports])
-    for export in book.site.guest_exports:
+    there = at_hand(chapter, [export.name for export in chapter.site.guest_exports])
+    for export in chapter.site.guest_exports:
         script = 'exportfs -s | grep -q -F -e "$1 "'
-        now = export.name in there and book.guest(export.name).test(
+        now = export.name in there and chapter.guest(export.name).test(
             Command.script(script, export.path)
         )
-        rows.append([export.name, export.path, _address(book, export), "yes" if now else "no"])
+        rows.append([export.name, export.path, _address(chapter, export), "yes" if now else "no"])
     return pd.DataFrame(rows, columns=["guest", "folder", "address", "exported now"])
 
 
-def _address(book: Chapter, export: GuestExport) -> str:
-    return next(bare(g.address) for g in book.site.lan_guests if g.name == export.name)
+def _address(chapter: Chapter, export: GuestExport) -> str:
+    return next(bare(g.address) for g in chapter.site.lan_guests if g.name == export.name)
 
 
-def _on_servers(book: Chapter, wanted: Callable[[GuestExport], Resource]) -> dict[str, Resource]:
+def _on_servers(chapter: Chapter, wanted: Callable[[GuestExport], Resource]) -> dict[str, Resource]:
     return {
-        export.name: Elsewhere(export.name, book.guest(export.name), wanted(export))
-        for export in book.site.guest_exports
+        export.name: OnHost(export.name, chapter.guest(export.name), wanted(export))
+        for export in chapter.site.guest_exports
     }

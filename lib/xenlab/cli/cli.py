@@ -185,20 +185,20 @@ def _run(
     console = Terminal()
     chapter_folder = notebooks or kept_notebooks()
     if resume:
-        work = execute.prepare_resume(chapter_folder, cli_runs.find(resume, runs), file)
+        plan = execute.prepare_resume(chapter_folder, cli_runs.find(resume, runs), file)
     else:
         overrides = cli_lab.overrides(lab) if lab else {}
         chosen = file or DEFAULT_FILE
-        work = execute.prepare(
+        plan = execute.prepare(
             chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
         )
-    work = execute.allowing(work, destroy)
+    plan = execute.allowing(plan, destroy)
     # these take a second to import, which a refusal need not wait for
     from xenlab.runs.progress import summary
 
-    reach = cli_lab.introduce_guests(work.site)
-    outcome = execute.carry_out(work, cli_runs.runs_folder(runs), console)
-    outcome = execute.close(outcome, lambda: cli_lab.keep_console(work.site, outcome.folder))
+    reach = cli_lab.introduce_guests(plan.site)
+    outcome = execute.execute_plan(plan, cli_runs.runs_folder(runs), console)
+    outcome = execute.close(outcome, lambda: cli_lab.keep_console(plan.site, outcome.folder))
     console.print()
     console.print(summary(outcome.chapters))
     console.print(Text(f"\nrun folder: {outcome.folder}"), soft_wrap=True)

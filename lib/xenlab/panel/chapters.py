@@ -72,13 +72,13 @@ class ChapterPanel:
     def close(self) -> None:
         """Stop what runs and let go of the machine, without waiting for either."""
         self._worker.stop.set()
-        book, self._namespace = self._book(), {}
-        if book is not None:
-            threading.Thread(target=self._let_go, args=(book,), daemon=True).start()
+        chapter, self._namespace = self._book(), {}
+        if chapter is not None:
+            threading.Thread(target=self._let_go, args=(chapter,), daemon=True).start()
 
-    def _let_go(self, book: Chapter) -> None:
+    def _let_go(self, chapter: Chapter) -> None:
         self._worker.wait()
-        book.host.transport.close()
+        chapter.host.transport.close()
 
     def _chosen(self) -> None:
         if self.choice.value == self._name:
@@ -101,8 +101,8 @@ class ChapterPanel:
         self._show_buttons()
 
     def _book(self) -> Chapter | None:
-        book = self._namespace.get("book")
-        return book if isinstance(book, Chapter) else None
+        chapter = self._namespace.get("chapter")
+        return chapter if isinstance(chapter, Chapter) else None
 
     def _left(self) -> list[StepCell]:
         return [step for step in self._steps if self._states[step.number] not in GOOD]
@@ -153,16 +153,16 @@ class ChapterPanel:
             if self._worker.stop.is_set():
                 raise KeyboardInterrupt
         except BaseException:
-            book = namespace.get("book")
-            if isinstance(book, Chapter):
-                book.host.transport.close()
+            chapter = namespace.get("chapter")
+            if isinstance(chapter, Chapter):
+                chapter.host.transport.close()
             raise
         return namespace
 
     def _end(self) -> None:
-        book = self._book()
-        if book is not None:
-            book.close()
+        chapter = self._book()
+        if chapter is not None:
+            chapter.close()
             self._namespace = {}
 
     def _note(self, number: str, status: str) -> None:

@@ -141,16 +141,16 @@ class DomainPanel:
     def _let_go(self) -> None:
         """Close the chapter once no step has it any more."""
         self._worker.wait()
-        book, self._book = self._book, None
+        chapter, self._book = self._book, None
         self._forget()
-        if book is not None:
-            book.close()
+        if chapter is not None:
+            chapter.close()
 
-    def _look(self, book: Chapter) -> None:
+    def _look(self, chapter: Chapter) -> None:
         # read anew every few seconds, and nothing is decided by it: that is on no record
-        target = book.target.watched(Unrecorded(self._follower.stop))
-        found = book.toolstack.domains(target)
-        if not self._holds(book):
+        target = chapter.target.watched(Unrecorded(self._follower.stop))
+        found = chapter.toolstack.domains(target)
+        if not self._holds(chapter):
             return
         self._show(found)
         name = self.console.value
@@ -176,9 +176,9 @@ class DomainPanel:
             self._book = Chapter(CHAPTER, site, journal, self._cards, stop=stop)
         return self._book
 
-    def _holds(self, book: Chapter) -> bool:
+    def _holds(self, chapter: Chapter) -> bool:
         """Whether it is wanted, and for this site."""
-        return bool(self.watch.value) and book.site is self._file.site
+        return bool(self.watch.value) and chapter.site is self._file.site
 
     def _show(self, table: pd.DataFrame) -> None:
         found: dict[str, Mapping[Any, Any]] = {
@@ -197,16 +197,16 @@ class DomainPanel:
     def _act(self, what: str, name: str) -> None:
         self.answer.value = ""
         try:
-            book = self._ready()
+            chapter = self._ready()
             actions: dict[str, Callable[[str], Resource]] = {
-                "start": lambda n: book.toolstack.running(n, console=True),
-                "shut down": book.toolstack.stopped,
-                "reboot": book.toolstack.rebooted,
-                "destroy": book.toolstack.destroyed,
+                "start": lambda n: chapter.toolstack.running(n, console=True),
+                "shut down": chapter.toolstack.stopped,
+                "reboot": chapter.toolstack.rebooted,
+                "destroy": chapter.toolstack.destroyed,
             }
             self._number += 1
-            book.ensure(f"91.{self._number} {what.capitalize()} {name}", actions[what](name))
-            self._look(book)
+            chapter.ensure(f"91.{self._number} {what.capitalize()} {name}", actions[what](name))
+            self._look(chapter)
         except XenlabError as error:
             self.answer.value = _said(str(error))
         except KeyboardInterrupt:
@@ -215,12 +215,12 @@ class DomainPanel:
     def _ready(self) -> Chapter:
         """The chapter for a step, opened for the site as it is now; raises BadInput."""
         self._file.required()
-        book = self._book
-        if book is None or not self._holds(book):
+        chapter = self._book
+        if chapter is None or not self._holds(chapter):
             raise BadInput(
                 "cannot start: because nobody has looked at the domains yet", hint="press Watch"
             )
-        return book
+        return chapter
 
     def _stop(self) -> None:
         self._worker.stop.set()

@@ -11,7 +11,7 @@ from typing import Any
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.platform.base import EARLY_OPENRC, START_SECONDS, Carrying, NoneFailed, ServiceStates
-from xenlab.resources.base import Condition, Report, Resource, Together
+from xenlab.resources.base import All, Condition, Report, Resource
 from xenlab.resources.files import File, ShellWord
 
 SCRIPTS = "/etc/init.d"
@@ -124,14 +124,12 @@ class OpenRc:
     def adjusted(self, name: str, **values: Any) -> Resource:
         """A script of its own that comes before it: OpenRC has no additions to a script."""
         own = f"xenlab-{name}"
-        return Together((self.defined(own, **values), self.enabled(own)))
+        return All((self.defined(own, **values), self.enabled(own)))
 
     def after_mount(self, name: str, folder: str) -> Resource:
         """``rc_need`` in conf.d(5): what is mounted over the network comes first."""
         names = candidates(name).split("|")
-        return Together(
-            tuple(ShellWord(f"{SETTINGS}/{each}", "rc_need", "netmount") for each in names)
-        )
+        return All(tuple(ShellWord(f"{SETTINGS}/{each}", "rc_need", "netmount") for each in names))
 
     def waited(self, folder: str, *names: str) -> Resource:
         """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
@@ -157,7 +155,7 @@ class OpenRc:
 
     def server_unordered(self) -> Resource:
         """Nothing: OpenRC orders no mount after this machine's own server by itself."""
-        return Together(())
+        return All(())
 
     def start(self, name: str) -> Command:
         """``rc-service NAME start``, where it does not run."""

@@ -23,7 +23,7 @@ from xenlab.platform.base import (
     require_unneeded,
     run_patiently,
 )
-from xenlab.resources.base import Difference, Report, Resource, Together
+from xenlab.resources.base import All, Difference, Report, Resource
 from xenlab.resources.files import File, Relocated
 from xenlab.site import schema as parameters
 
@@ -327,7 +327,7 @@ class Portage:
             return Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC)
         settings = self._repositories()
         synced = Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC, settings=settings.path)
-        return Together((settings, synced))
+        return All((settings, synced))
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed with the site's USE; compiled where no binary fits."""

@@ -21,7 +21,7 @@ from xenlab.platform.base import (
     ServiceStates,
 )
 from xenlab.quoting import unit_word
-from xenlab.resources.base import Condition, Difference, Report, Resource, carry_out
+from xenlab.resources.base import Condition, Difference, Report, Resource, run_or_refuse
 from xenlab.resources.files import File, Symlink
 
 # systemd's units as resources (systemctl(1)).
@@ -228,7 +228,7 @@ class ServerUnordered(Symlink):
         if host.root == "/":
             super().apply(host, report)
         else:
-            carry_out(host, self.commands()[0])
+            run_or_refuse(host, self.commands()[0])
 
 
 _WAITED = """

@@ -135,7 +135,7 @@ class Resource(ABC):
         """Bring the machine into the desired state; raises StepFailed, CommandFailed."""
         for command in self.commands():
             report(command.by_hand().partition("\n")[0])
-            carry_out(host, command)
+            run_or_refuse(host, command)
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless the state holds; by default, unless a probe finds nothing."""
@@ -166,7 +166,7 @@ class Resource(ABC):
         return self
 
 
-def carry_out(host: Host, command: Command) -> Result:
+def run_or_refuse(host: Host, command: Command) -> Result:
     """Run a command that changes something; raises StepFailed for an exit status with a meaning."""
     seconds = command.seconds or READ_SECONDS
     result = host.run(command, input=command.input, timeout=seconds, check=False)
@@ -222,7 +222,7 @@ class Condition(Check):
 
 
 @dataclass(frozen=True)
-class Together(Resource):
+class All(Resource):
     """Several states as one: it holds if all of them do."""
 
     parts: tuple[Resource, ...]
@@ -309,15 +309,15 @@ class Until(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """All differences as one, none where another state has taken the place."""
-        return None if host.test(self.replaced) else Together(self.parts).probe(host)
+        return None if host.test(self.replaced) else All(self.parts).probe(host)
 
     def commands(self) -> tuple[Command, ...]:
         """Those of all parts."""
-        return Together(self.parts).commands()
+        return All(self.parts).commands()
 
     def apply(self, host: Host, report: Report) -> None:
         """Apply each part that differs."""
-        Together(self.parts).apply(host, report)
+        All(self.parts).apply(host, report)
 
 
 # A state of another machine than the step's own: a guest's, in a step of dom0's.
@@ -327,7 +327,7 @@ ANSWER_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
-class Elsewhere(Resource):
+class OnHost(Resource):
     """A resource on a host of its own; what it does there is the step's output all the same."""
 
     name: str
@@ -371,7 +371,7 @@ RECORDS = "/var/lib/xenlab/shown"
 
 
 @dataclass(frozen=True)
-class Shown(Resource):
+class Once(Resource):
     """An action that was carried out, and verified, on this machine with these very inputs.
 
     ``inputs`` is what the proof is about (a domain's configuration, say): with others it is none.

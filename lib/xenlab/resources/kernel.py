@@ -14,7 +14,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import program_of
-from xenlab.resources.base import Difference, Report, Resource, carry_out
+from xenlab.resources.base import Difference, Report, Resource, run_or_refuse
 
 # What a kernel is to be able to do: the howto's list as options, and what a .config made of it.
 #
@@ -288,7 +288,7 @@ class Sources(Resource):
             f"{self.build.archive} has another checksum than {wanted}, and is not unpacked",
             "fetch it again, or look which checksum file goes with it",
         )
-        carry_out(host, command.refusing({_OTHER_CONTENT: other}).within(UNPACK_SECONDS))
+        run_or_refuse(host, command.refusing({_OTHER_CONTENT: other}).within(UNPACK_SECONDS))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ MODES = ("apply", "plan")
 
 
 @dataclass(frozen=True)
-class Work:
+class RunPlan:
     """A run that was found to be in order and can start: nothing has been touched yet.
 
     ``folder`` is None for a new run. ``notebooks`` are all chapters, ``todo`` those left to do.
@@ -77,7 +77,7 @@ def prepare(
     overrides: Mapping[str, object] | None = None,
     mode: str = "apply",
     from_: str = "",
-) -> Work:
+) -> RunPlan:
     """Check everything that can be checked before the first notebook of a new run.
 
     ``chapters`` are names or their beginnings (``08``), all if empty; ``from_`` drops those before
@@ -95,10 +95,10 @@ def prepare(
         raise BadInput(f"no chapter is left to run from {first} on")
     paths = tuple(known[name] for name in names)
     values = {path.stem: _values(path, site) for path in paths}
-    return Work(site, mode, paths, paths, values, str(file.absolute()), overrides or {})
+    return RunPlan(site, mode, paths, paths, values, str(file.absolute()), overrides or {})
 
 
-def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
+def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
     """Check everything before a run is taken up again: its chapters that are not done are left.
 
     ``file`` is where the run's parameters came from unless given. Raises BadInput where it
@@ -117,10 +117,12 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> Work:
     todo = tuple(path for path in paths if seen.state(path.stem).status != DONE)
     values = {path.stem: _values(path, site) for path in paths}
     mode = str(record["mode"])
-    return Work(site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute())
+    return RunPlan(
+        site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute()
+    )
 
 
-def allowing(work: Work, destroy: Sequence[str]) -> Work:
+def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
     """A run that may destroy what has these names; raises BadInput for what is no name."""
     for name in destroy:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -128,33 +130,33 @@ def allowing(work: Work, destroy: Sequence[str]) -> Work:
                 f"cannot destroy {name!r}: it is no name of a guest's partition, and not dom0",
                 hint="the step that needs a consent says for what",
             )
-    return replace(work, destroy=tuple(destroy))
+    return replace(plan, destroy=tuple(destroy))
 
 
-def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
+def execute_plan(plan: RunPlan, runs_folder: Path, console: Console) -> Outcome:
     """Execute the chapters in order into the run's folder; stop at the first that is not done.
 
     The exit status is 0 only if the journal holds every chapter's end and no step of them that
     failed; 130 after an interruption, when no process of the run is left.
     """
-    _refuse_without_room(work, work.folder or runs_folder)
+    _refuse_without_room(plan, plan.folder or runs_folder)
     # what executes notebooks takes a second to import: a refusal need not wait for that
     from xenlab.chapter.chapter import new_run_folder
     from xenlab.runs import audit
 
-    folder = work.folder or new_run_folder(runs_folder.absolute(), work.site.site)
-    if work.folder is None:
-        runs.create(folder, _record(work))
+    folder = plan.folder or new_run_folder(runs_folder.absolute(), plan.site.site)
+    if plan.folder is None:
+        runs.create(folder, _record(plan))
     seen = runs.Chapters(folder)
     status, problem, begun = 0, "", list[str]()
-    with runs.alone(folder) as lock:
+    with runs.run_lock(folder) as lock:
         try:
-            if work.folder is not None:
+            if plan.folder is not None:
                 audit.keep_files(folder)
             runs.begin(folder)
-            for name in work.destroy:
+            for name in plan.destroy:
                 Journal(folder).append(phase="consent", status="given", message=name)
-            problem = _chapters(work, folder, lock, console, seen, begun)
+            problem = _chapters(plan, folder, lock, console, seen, begun)
             status = FAILED if problem else 0
         except DiskFull as full:
             status, problem = FAILED, str(full)
@@ -165,12 +167,12 @@ def carry_out(work: Work, runs_folder: Path, console: Console) -> Outcome:
             status, problem = int(error.code or FAILED), "ended by a signal"
         finally:
             _end_leftovers(folder)
-    chapters = tuple(_judged(seen, path.stem, begun) for path in work.notebooks)
+    chapters = tuple(_judged(seen, path.stem, begun) for path in plan.notebooks)
     return Outcome(folder, chapters, status, problem)
 
 
 def _chapters(
-    work: Work,
+    plan: RunPlan,
     folder: Path,
     lock: int,
     console: Console,
@@ -186,20 +188,20 @@ def _chapters(
     from xenlab.transport import local
 
     whole = None
-    if work.mode == "apply":
-        whole = expected.of_run(work.site, [path.stem for path in work.todo], folder.parent)
+    if plan.mode == "apply":
+        whole = expected.of_run(plan.site, [path.stem for path in plan.todo], folder.parent)
     with ExitStack() as stack:
         stack.enter_context(local.ending_cleanly())
-        kernels = stack.enter_context(_kernels(work, folder, lock))
-        if work.todo:
+        kernels = stack.enter_context(_kernels(plan, folder, lock))
+        if plan.todo:
             kernels.prepare()
-        steps = {path.stem: [step.title for step in step_cells(path)] for path in work.todo}
+        steps = {path.stem: [step.title for step in step_cells(path)] for path in plan.todo}
         follower = stack.enter_context(Follower(console, folder, steps, whole))
-        for path in work.todo:
+        for path in plan.todo:
             durable.require(folder, CHAPTER_BYTES)
             begun.append(path.stem)
             follower.begin(path.stem)
-            problem = _execute(path, work, folder, kernels)
+            problem = _execute(path, plan, folder, kernels)
             state = _judged(seen, path.stem, begun)
             follower.end(state)
             if state.status != DONE:
@@ -240,11 +242,11 @@ def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
     return outcome
 
 
-def _refuse_without_room(work: Work, folder: Path) -> None:
-    free, needed = durable.free(folder), RESERVE_BYTES + len(work.todo) * CHAPTER_BYTES
-    if work.todo and free < needed:
+def _refuse_without_room(plan: RunPlan, folder: Path) -> None:
+    free, needed = durable.free(folder), RESERVE_BYTES + len(plan.todo) * CHAPTER_BYTES
+    if plan.todo and free < needed:
         raise BadInput(
-            f"cannot start: {len(work.todo)} chapters may need {durable.mib(needed)}, and "
+            f"cannot start: {len(plan.todo)} chapters may need {durable.mib(needed)}, and "
             f"{durable.mib(free)} are free for {folder}",
             hint="free space there, or give another folder with --runs",
         )
@@ -258,25 +260,25 @@ def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterS
     return state
 
 
-def _kernels(work: Work, folder: Path, lock: int) -> Kernels:
+def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:
     from xenlab.runs.kernels import Kernels
 
     return Kernels(
-        work.notebooks[0].parent,
+        plan.notebooks[0].parent,
         {
             "XENLAB_RUN": str(folder),
-            "XENLAB_MODE": work.mode,
-            "XENLAB_DESTROY": " ".join(work.destroy),
+            "XENLAB_MODE": plan.mode,
+            "XENLAB_DESTROY": " ".join(plan.destroy),
         },
         lock=lock,
         log=free_place(folder, "kernels", ".log"),
     )
 
 
-def _execute(path: Path, work: Work, folder: Path, kernels: Kernels) -> str:
+def _execute(path: Path, plan: RunPlan, folder: Path, kernels: Kernels) -> str:
     output = free_place(folder, path.stem, ".ipynb")
-    last = path == work.todo[-1]
-    return kernels.execute(path, output, work.values[path.stem], last=last)
+    last = path == plan.todo[-1]
+    return kernels.execute(path, output, plan.values[path.stem], last=last)
 
 
 def _end_leftovers(folder: Path) -> None:
@@ -328,16 +330,16 @@ def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path
         )
 
 
-def _record(work: Work) -> dict[str, Any]:
+def _record(plan: RunPlan) -> dict[str, Any]:
     return {
-        "site": work.site.site,
+        "site": plan.site.site,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "mode": work.mode,
-        "chapters": [path.stem for path in work.notebooks],
-        "file": work.file,
-        "overrides": dict(work.overrides),
-        "parameters": work.site.model_dump(mode="json"),
-        "versions": runs.environment(work.notebooks[0].parent),
+        "mode": plan.mode,
+        "chapters": [path.stem for path in plan.notebooks],
+        "file": plan.file,
+        "overrides": dict(plan.overrides),
+        "parameters": plan.site.model_dump(mode="json"),
+        "versions": runs.environment(plan.notebooks[0].parent),
     }
 
 
@@ -389,7 +391,7 @@ def _titles(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Call(
-                func=ast.Attribute(value=ast.Name(id="book"), attr=verb),
+                func=ast.Attribute(value=ast.Name(id="chapter"), attr=verb),
                 args=[ast.Constant(value=str(title)), *_],
             ) if verb in STEP_VERBS:
                 yield title

@@ -175,7 +175,7 @@ def environment(notebooks: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
+def run_lock(folder: Path) -> Iterator[int]:
     """Hold the run's lock; gives the file descriptor, which a kernel inherits.
 
     So a run stays locked until the last process that may work on it is gone. Raises BadInput

@@ -187,7 +187,7 @@ _KINDS: tuple[tuple[type, str], ...] = (
 )
 
 
-def sentences(
+def format_validation_errors(
     error: ValidationError, model: type[BaseModel], origins: Mapping[Place, Origin]
 ) -> list[str]:
     """One sentence for each problem, with its line where known; in the order of the file."""

@@ -38,7 +38,7 @@ LEAST_MEMORY = 64
 """The least memory of a guest in MiB."""
 
 
-def contradictions(site: Parameters) -> list[str]:
+def cross_field_errors(site: Parameters) -> list[str]:
     """A sentence for each pair of parameters that exclude each other."""
     return [
         *_twice(site),

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from xenlab.errors import BadInput
 from xenlab.site import loader
-from xenlab.site.loader import sentences
-from xenlab.site.rules import contradictions
+from xenlab.site.loader import format_validation_errors
+from xenlab.site.rules import cross_field_errors
 from xenlab.site.types import (
     CommandLine,
     CompilerFlags,
@@ -245,7 +245,7 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _holds_together(self) -> Parameters:
-        problems = contradictions(self)
+        problems = cross_field_errors(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -263,7 +263,7 @@ def validate(
     try:
         return Parameters.model_validate(dict(values))
     except ValidationError as error:
-        problems = sentences(error, Parameters, origins or {})
+        problems = format_validation_errors(error, Parameters, origins or {})
     text = problems[0]
     if len(problems) > 1:
         head = f"{len(problems)} parameters cannot be accepted:"

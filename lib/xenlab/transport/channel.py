@@ -47,7 +47,7 @@ class Source(Protocol):
         """The next piece, at most ``size`` bytes; b"" at the end."""
 
 
-def pump(
+def communicate(
     channel: Any,
     data: bytes | Source,
     *,

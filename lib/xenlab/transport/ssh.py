@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, Overdue, Unreachable
-from xenlab.transport.channel import POLL_SECONDS, Conversation, Source, download, pump, upload
+from xenlab.transport.channel import (
+    POLL_SECONDS,
+    Conversation,
+    Source,
+    communicate,
+    download,
+    upload,
+)
 from xenlab.transport.connection import FAILURES, Connection, Entry, SessionRefused, connect
 from xenlab.transport.ssh_config import Target, hops, resolve
 
@@ -230,7 +237,7 @@ class SSH:
             connection, channel, deadline = self._session(timeout, stop)
             try:
                 connection.start(channel, text)
-                out, err = pump(
+                out, err = communicate(
                     channel,
                     data,
                     timeout=deadline - time.monotonic(),
