@@ -101,7 +101,7 @@ class CommandTimeout(CommandError):
 
     def __init__(self, result: Result, seconds: float) -> None:
         hint = "give the step a longer deadline or look at the host's load"
-        super().__init__(f"no end within {seconds:.0f} s", result, hint=hint)
+        super().__init__(f"timed out after {seconds:.0f} s", result, hint=hint)
 
 
 class Overdue(TimeoutError):

@@ -477,8 +477,8 @@ class Host:
             self.end_marked(mark)
         except XenlabError as error:
             raise ConnectionLost(
-                f"no end within {timeout:.0f} s, and ending the command failed: whether it still "
-                f"runs is unknown ({error.message})",
+                f"timed out after {timeout:.0f} s, and ending the command failed: whether it "
+                f"still runs is unknown ({error.message})",
                 where=self.name,
                 hint="look at the machine's console",
             ) from error

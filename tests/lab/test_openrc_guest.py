@@ -104,7 +104,7 @@ class Guest:
         raw.unlink()
 
     def start(self) -> Host:
-        """Switch it on, and wait until it lets us in."""
+        """Switch it on, and wait for SSH."""
         self.port = self.machine.start(self.direct, accel="tcg", port=self.port)
         self.access.pin(self.port)
         self.access.write_config(self.port, {})

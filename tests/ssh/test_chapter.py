@@ -187,7 +187,7 @@ def test_a_failure_names_step_command_status_and_last_lines(
 
 
 def test_what_was_applied_but_does_not_hold_fails(chapter: Chapter, tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match="applied, and yet still to do: make it"):
+    with pytest.raises(StepFailed, match="verification failed after applying: make it"):
         chapter.ensure("05.1 Lie", Made(tmp_path / "x", "true"))
 
 
@@ -265,7 +265,10 @@ def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
     cutter.join()
     assert Path(f"{path}.count").read_text() == "once\n"
     assert journal.records()[-1]["status"] == "unknown"
-    assert "; and then: applied, and yet still to do: make it" in journal.records()[-1]["message"]
+    assert (
+        "; and then: verification failed after applying: make it"
+        in journal.records()[-1]["message"]
+    )
 
 
 def test_another_host_key_after_a_lost_connection_ends_the_step_at_once(

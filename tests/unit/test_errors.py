@@ -68,7 +68,7 @@ def test_a_timeout_says_that_the_command_did_not_end_and_survives_pickling() -> 
     error = CommandTimeout(Result("dom0", "sleep 9", -1, b"half\n", b"", 2.0), 2.0)
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
-    assert "dom0: no end within 2 s: sleep 9\nlast lines of stdout:\n  half" in str(error)
+    assert "dom0: timed out after 2 s: sleep 9\nlast lines of stdout:\n  half" in str(error)
     assert "exit status" not in str(error)
 
 

@@ -75,5 +75,5 @@ def test_a_site_that_nobody_has_written_down() -> None:
     assert isinstance(packages(Parameters()), Apt)
     gentoo = Parameters(platform="gentoo", software=[], services=[])
     assert isinstance(packages(gentoo), Portage)
-    with pytest.raises(BadInput, match="nobody has written down yet how 'gentoo-2006' installs"):
+    with pytest.raises(BadInput, match="no package manager support for 'gentoo-2006'"):
         packages(Parameters(platform="gentoo-2006", software=[], services=[]))

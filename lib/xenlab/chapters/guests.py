@@ -42,7 +42,7 @@ def tools_installed(chapter: Chapter) -> Resource:
 def image_taken(chapter: Chapter) -> Resource:
     """The image of the generic root, taken as the site says: running, or at rest."""
     site = chapter.site
-    taken = Image(site.image, base(site), without=tuple(site.image_without))
+    taken = Image(site.image, base(site), without=tuple(site.image_exclude))
     if site.imaging == "bind":
         return taken
     resting = replace(taken, device=device(site, "dom0root"))
@@ -78,7 +78,7 @@ def base(site: Parameters) -> str:
         "services": sorted(site.services),
         # where nothing is unwanted, the root is the one that was made before there was such a key
         **({"unwanted": sorted(site.unwanted)} if site.unwanted else {}),
-        "without": sorted(site.image_without),
+        "without": sorted(site.image_exclude),
         # an image that was taken before this was so is taken anew
         "secrets of dom0": "left out",
     }

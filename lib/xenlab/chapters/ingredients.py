@@ -13,7 +13,7 @@ import pandas as pd
 
 from xenlab.chapters.disk import kernel_checksum, stage_checksum
 from xenlab.command import Command
-from xenlab.errors import BadInput, StepFailed, XenlabError
+from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference

@@ -71,7 +71,7 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Build what is missing, start the machine, wait until it lets us in."""
+    """Build what is missing, start the machine, wait for SSH."""
     from xenlab.site import schema as parameters
 
     if file or DEFAULT_FILE.exists():

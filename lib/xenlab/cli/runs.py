@@ -25,7 +25,7 @@ Runs = Annotated[
     typer.Option("--runs", help="Where run folders are kept.  [default: runs, or $XENLAB_RUNS]"),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's name, or last.")]
-OtherRun = Annotated[str, typer.Argument(metavar="RUN", help="The run to hold it against.")]
+OtherRun = Annotated[str, typer.Argument(metavar="RUN", help="Run to compare with.")]
 
 
 @app.command("runs")
@@ -78,7 +78,7 @@ def show(
 def diff(
     run: RunName,
     other: OtherRun = "last",
-    every: Annotated[bool, typer.Option("--all", help="Steps that went alike, too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Include unchanged steps.")] = False,
     runs: Runs = None,
 ) -> None:
     """Show how two runs differ: parameters, steps, states and times."""

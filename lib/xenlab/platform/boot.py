@@ -189,7 +189,7 @@ def bootloader(platform: str) -> Grub2:
     if platform == "gentoo":
         return Grub2(settings="/etc/default/grub")
     raise BadInput(
-        f"platform: nobody has written down yet how {platform!r} boots Xen",
+        f"platform: no boot loader support for {platform!r}",
         hint="use platform: debian",
     )
 

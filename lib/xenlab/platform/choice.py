@@ -85,7 +85,7 @@ def packages(site: Parameters) -> Packages:
     if site.platform == "gentoo":
         return Portage(site.portage, site.package_proxy)
     raise BadInput(
-        f"platform: nobody has written down yet how {site.platform!r} installs packages",
+        f"platform: no package manager support for {site.platform!r}",
         hint="use platform: debian",
     )
 
@@ -160,7 +160,7 @@ def services(platform: str) -> Services:
     if platform == "gentoo":
         return OpenRc()
     raise BadInput(
-        f"platform: nobody has written down yet how {platform!r} handles services",
+        f"platform: no init system support for {platform!r}",
         hint="use platform: debian",
     )
 

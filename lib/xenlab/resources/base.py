@@ -142,7 +142,7 @@ class Resource(ABC):
         difference = self.probe(host)
         if difference is not None:
             detail = f"\n{difference.diff}" if difference.diff else ""
-            message = f"applied, and yet still to do: {difference.summary}{detail}"
+            message = f"verification failed after applying: {difference.summary}{detail}"
             raise StepFailed(message, hint=difference.hint)
 
     def wipes(self) -> str:

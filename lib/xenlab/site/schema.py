@@ -208,7 +208,7 @@ class Parameters(BaseModel):
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"
-    image_without: list[TargetPath] = []
+    image_exclude: list[TargetPath] = []
 
     uplink: Interface = "eth0"
     bridge: Interface = "xenbr0"

@@ -20,7 +20,7 @@ from xenlab.transport.connection import FAILURES, Connection, Entry
 # Pump: both directions of one remote command at once, without threads and without deadlock.
 
 POLL_SECONDS = 0.2
-"""How often a stop wish and the deadline are looked at while nothing moves."""
+"""How often a stop request and the deadline are looked at while nothing moves."""
 
 QUIET_SECONDS = 1.0
 LINGER_SECONDS = 15.0
@@ -315,7 +315,7 @@ def _copy(
     try:
         status, err = stream(command.text, source, take, timeout)
     except TimeoutError:
-        status, err = -1, f"no end within {timeout:.0f} s".encode()
+        status, err = -1, f"timed out after {timeout:.0f} s".encode()
     if status:
         seconds = time.monotonic() - start
         raise CommandFailed(Result(where, what, status, b"", err, seconds))
