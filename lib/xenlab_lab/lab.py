@@ -7,16 +7,94 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xenlab import cache
-from xenlab.cache import cache_root, locked
+from xenlab.cache import cache_root, locked, write_atomic
 from xenlab.errors import BadInput, LabError
 from xenlab.transport import local
-from xenlab_lab import media, mirrors, stage, state, tools
+from xenlab_lab import media, mirrors, stage, tools
 from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
 from xenlab_lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
 from xenlab_lab.stage import Made
-from xenlab_lab.state import Boot, Network, Status
+
+# What a lab remembers between two commands, and what it is doing.
+
+Boot = Literal["rescue", "disk"]
+Network = Literal["restricted", "open"]
+"""What the domains reach: the mirrors' relay alone, or all that this machine reaches."""
+
+
+class State(BaseModel):
+    """The content of state.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    boot: Boot = "rescue"
+    network: Network = "restricted"
+    port: int | None = None
+    accel: Literal["kvm", "tcg"] = "tcg"
+    guests: dict[str, str] = Field(default_factory=dict)
+    snapshots: dict[str, Boot] = Field(default_factory=dict)
+
+
+def state_of(name: str) -> State:
+    """What a lab remembers, by its name. Raises LabError if the file is damaged."""
+    return load_state(cache_root() / "labs" / name / "state.json")
+
+
+def load_state(path: Path) -> State:
+    """The remembered state, or the first one. Raises LabError if the file is damaged."""
+    try:
+        return State.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return State()
+    except ValidationError as error:
+        raise LabError(
+            f"{path} is damaged: {error.errors()[0]['msg']}", hint="xenlab lab reset"
+        ) from error
+
+
+def save_state(path: Path, state: State) -> None:
+    """Replace the remembered state atomically."""
+    write_atomic(path, state.model_dump_json(indent=2) + "\n")
+
+
+# What a lab is doing, as a value.
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a lab is doing. `accel`, `port` and `pid` are None unless it runs."""
+
+    name: str
+    running: bool
+    boot: Boot
+    network: Network
+    accel: str | None
+    port: int | None
+    pid: int | None
+    serial: str
+    disk: Path
+    ssh_config: Path
+    console_log: Path
+    guests: dict[str, str]
+    snapshots: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values for JSON."""
+        return {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
+
+
+# The lab itself.
+
 
 UP_SECONDS = 600.0
 DOWN_SECONDS = 300.0
@@ -70,7 +148,7 @@ class Lab:
         failed, it leaves no process of its own behind.
         """
         with self._alone():
-            remembered = state.load(self._state_file)
+            remembered = load_state(self._state_file)
             source: Boot = boot or remembered.boot
             way: Network = network or remembered.network
             if self.machine.pid() is not None and (
@@ -79,7 +157,7 @@ class Lab:
                 self._stop()
             if remembered.network != way:
                 remembered.network = way
-                state.save(self._state_file, remembered)
+                save_state(self._state_file, remembered)
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
                 made(self._report)
@@ -107,14 +185,14 @@ class Lab:
         with self._alone():
             self._stop(hard=True)
             try:
-                port = state.load(self._state_file).port
+                port = load_state(self._state_file).port
             except LabError:
                 # a damaged state is one of the reasons to reset
                 port = None
             self.machine.disk.unlink(missing_ok=True)
             self.machine.console_log.unlink(missing_ok=True)
             self.access.forget_hosts()
-            state.save(self._state_file, state.State(port=port))
+            save_state(self._state_file, State(port=port))
 
     def remove(self) -> None:
         """Stop the machine and delete everything the lab owns."""
@@ -124,7 +202,7 @@ class Lab:
 
     def status(self) -> Status:
         """What the lab is doing now; also while another command works on it."""
-        now = state.load(self._state_file)
+        now = load_state(self._state_file)
         pid = self.machine.pid()
         return Status(
             name=self.name,
@@ -150,14 +228,14 @@ class Lab:
             self._running()
             self._report(f"saving snapshot {tag}", None)
             self.machine.save(tag)
-            now = state.load(self._state_file)
+            now = load_state(self._state_file)
             now.snapshots[tag] = now.boot
-            state.save(self._state_file, now)
+            save_state(self._state_file, now)
 
     def restore(self, tag: str) -> Status:
         """Put disk and memory back to a snapshot and run on; the machine may be off."""
         with self._alone():
-            now = state.load(self._state_file)
+            now = load_state(self._state_file)
             if tag not in now.snapshots:
                 raise BadInput(
                     f"there is no snapshot {tag!r}",
@@ -177,9 +255,9 @@ class Lab:
     def set_guests(self, guests: Mapping[str, str]) -> None:
         """Write the guests (name to address in the lab) into the lab's ssh_config."""
         with self._alone():
-            now = state.load(self._state_file)
+            now = load_state(self._state_file)
             now.guests = dict(guests)
-            state.save(self._state_file, now)
+            save_state(self._state_file, now)
             self.access.write_config(now.port or 22, now.guests)
 
     def ssh_argv(self, domain: str = DOM0, command: Sequence[str] = ()) -> list[str]:
@@ -232,7 +310,7 @@ class Lab:
             self.access.key_archive(initrd, image)
             direct = Direct(kernel, initrd)
         self.machine.create_disk()
-        now = state.load(self._state_file)
+        now = load_state(self._state_file)
         now.accel = "kvm" if kvm_usable(self._report) else "tcg"
         self._report(f"starting the machine: from {source}, {now.accel}", None)
         now.port = self.machine.start(
@@ -245,10 +323,10 @@ class Lab:
         now.boot = source
         self.access.pin(now.port)
         self.access.write_config(now.port, now.guests)
-        state.save(self._state_file, now)
+        save_state(self._state_file, now)
 
     def _wait(self, seconds: float) -> None:
-        now = state.load(self._state_file)
+        now = load_state(self._state_file)
         assert now.port is not None
         wait_for_ssh(
             now.port,
@@ -293,7 +371,7 @@ class Lab:
             raise LabError(f"the lab {self.name!r} is not running", hint="xenlab lab up")
 
     def _known(self, domain: str) -> None:
-        names = [DOM0, *state.load(self._state_file).guests]
+        names = [DOM0, *load_state(self._state_file).guests]
         if domain not in names:
             raise BadInput(f"the lab has no domain {domain!r}", hint=f"it has: {', '.join(names)}")
 

@@ -61,7 +61,9 @@ def changing() -> list[Place]:
     for chapter in DONE[1:]:
         for cell in code_cells(FOLDER / f"{chapter}.ipynb"):
             title = cell.step()
-            verbs = {ast.unparse(call.func).removeprefix("chapter.") for call in cell.book_calls()}
+            verbs = {
+                ast.unparse(call.func).removeprefix("chapter.") for call in cell.chapter_calls()
+            }
             if title is not None and verbs & {"ensure", "each", "run"}:
                 found.append(place(title.split()[0]))
     return [step for step in sorted(found) if step <= LAST]

@@ -24,8 +24,8 @@ class Cell:
     tags: tuple[str, ...]
     tree: ast.Module
 
-    def book_calls(self) -> list[ast.Call]:
-        """The calls of the chapter's own methods; ``chapter.packages.installed(…)`` is none."""
+    def chapter_calls(self) -> list[ast.Call]:
+        """What the chapter is asked to do; ``chapter.packages.installed(…)`` is no such thing."""
         return [
             node
             for node in ast.walk(self.tree)
@@ -33,11 +33,12 @@ class Cell:
             and isinstance(node.func, ast.Attribute)
             and isinstance(node.func.value, ast.Name)
             and node.func.value.id == "chapter"
+            and node.func.attr in STEPS | {"needs", "close"}
         ]
 
     def step(self) -> str | None:
         """The title of the step in this cell."""
-        for call in self.book_calls():
+        for call in self.chapter_calls():
             assert isinstance(call.func, ast.Attribute)
             if call.func.attr in STEPS:
                 title = call.args[0]

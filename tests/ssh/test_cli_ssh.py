@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.ssh.conftest import Sshd
 
-from xenlab_lab import state
+from xenlab_lab import lab
 
 Ssh = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -25,7 +25,7 @@ def lab_ssh(tmp_path: Path, make_sshd: Callable[..., Sshd]) -> Iterator[Ssh]:
     names = ("dom0", "domu2")
     machines = [make_sshd(f"SetEnv WHO={name}", alias=name) for name in names]
     (folder / "ssh_config").write_text("".join(m.config.read_text() for m in machines))
-    state.save(folder / "state.json", state.State(guests={"domu2": "10.0.2.22"}))
+    lab.save_state(folder / "state.json", lab.State(guests={"domu2": "10.0.2.22"}))
     pidfile = folder / "qemu.pid"
     machine = subprocess.Popen(["/bin/sh", "-c", "read forever", str(pidfile)], stdin=-1)
     pidfile.write_text(str(machine.pid))

@@ -75,4 +75,3 @@ def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
 def test_the_kernel_source_lies_where_usr_src_leads() -> None:
     site = Parameters(share="/srv/all")
     assert disk.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"
-    assert disk.sources_moved(site).to == "/srv/all/src"

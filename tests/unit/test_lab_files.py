@@ -11,7 +11,7 @@ import paramiko
 import pytest
 
 from xenlab.errors import LabError
-from xenlab_lab import access, machine, state
+from xenlab_lab import access, lab, machine
 from xenlab_lab.media import CpioWriter
 from xenlab_lab.mirrors import FORGET_LOGIN, sources_from, without_login
 
@@ -129,12 +129,12 @@ def test_archive_is_read_by_cpio(tmp_path: Path) -> None:
 
 def test_state_survives_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    assert state.load(path) == state.State()
-    state.save(path, state.State(boot="disk", port=7, guests={"domu1": "10.66.0.11"}))
-    assert state.load(path).guests == {"domu1": "10.66.0.11"}
+    assert lab.load_state(path) == lab.State()
+    lab.save_state(path, lab.State(boot="disk", port=7, guests={"domu1": "10.66.0.11"}))
+    assert lab.load_state(path).guests == {"domu1": "10.66.0.11"}
     path.write_text('{"boot": "tape"}')
     with pytest.raises(LabError, match="damaged"):
-        state.load(path)
+        lab.load_state(path)
 
 
 def test_serial_is_derived_and_bounded() -> None:

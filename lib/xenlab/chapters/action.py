@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -15,7 +15,6 @@ from xenlab.platform.boot import Power, reboot
 from xenlab.platform.choice import Services
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import Difference, Once, OnHost, PathsExist, Report, Resource, Until
-from xenlab.resources.ssh_access import GuestAnswers
 from xenlab.resources.xen import FOLDER, RUNNING, wait_for_toolstack
 
 # Chapter 11: domains are created, visited, rebooted, shut down, destroyed, and left running.
@@ -26,51 +25,6 @@ from xenlab.resources.xen import FOLDER, RUNNING, wait_for_toolstack
 def configurations_written(chapter: Chapter) -> Resource:
     """The domains' configuration files."""
     return PathsExist(tuple(chapter.toolstack.config_path(d.name) for d in chapter.site.domains))
-
-
-def booted(chapter: Chapter) -> Resource:
-    """The first domain, running, its boot followed up to the login prompt."""
-    return chapter.toolstack.running(_first(chapter), console=True)
-
-
-def visited(chapter: Chapter) -> Resource:
-    """The first domain's console was opened and left."""
-    return _shown(chapter, "console", chapter.toolstack.console(_first(chapter)))
-
-
-def rebooted(chapter: Chapter) -> Resource:
-    """The first domain was rebooted."""
-    return _shown(chapter, "reboot", chapter.toolstack.rebooted(_first(chapter)))
-
-
-def stopped(chapter: Chapter) -> Resource:
-    """The first domain was shut down."""
-    return _shown(chapter, "shutdown", chapter.toolstack.stopped(_first(chapter)))
-
-
-def running(chapter: Chapter) -> Resource:
-    """The first domain, running."""
-    return chapter.toolstack.running(_first(chapter))
-
-
-def destroyed(chapter: Chapter) -> Resource:
-    """The first domain was destroyed."""
-    return _shown(chapter, "destroy", chapter.toolstack.destroyed(_first(chapter)))
-
-
-def all_running(chapter: Chapter) -> Resource:
-    """Every domain runs, and has shown its login prompt."""
-    return chapter.toolstack.all_running([d.name for d in chapter.site.domains])
-
-
-def all_answer(chapter: Chapter) -> dict[str, Resource]:
-    """Every guest answers over SSH with the built kernel."""
-    return {d.name: GuestAnswers(d.name, chapter.guest(d.name)) for d in chapter.site.domains}
-
-
-def domains(chapter: Chapter) -> Callable[[], pd.DataFrame]:
-    """The table of domains, read when the step runs."""
-    return lambda: found_domains(chapter, [d.name for d in chapter.site.domains])
 
 
 def found_domains(chapter: Chapter, names: Sequence[str]) -> pd.DataFrame:
@@ -95,15 +49,6 @@ def now_running(chapter: Chapter, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in running]
 
 
-def _first(chapter: Chapter) -> str:
-    return chapter.site.domains[0].name
-
-
-def _shown(chapter: Chapter, what: str, action: Resource) -> Resource:
-    """Once for the domain as the site wants it."""
-    return Once(f"{what}-{_first(chapter)}", action, repr(chapter.site.domains[0]))
-
-
 # Chapter 12: guests that start together with dom0, proven by a power cycle.
 #
 # Howto: „Auto-DomainU-Boot“.
@@ -111,21 +56,7 @@ def _shown(chapter: Chapter, what: str, action: Resource) -> Resource:
 BACK_SECONDS = 1800.0
 """How long the guests may take to be there again after a boot, in seconds."""
 
-DOM0_WEIGHT = 1024
-"""Dom0's share of the processors, where a guest has 256 (xl(1), "sched-credit2")."""
-
 SAVED = "/var/lib/xen/save"
-
-
-def links(chapter: Chapter) -> Resource:
-    """The selected guests' configurations, linked where xendomains looks."""
-    return chapter.toolstack.autostarted(tuple(chapter.site.autostart))
-
-
-def service(chapter: Chapter) -> tuple[Resource, ...]:
-    """xendomains at every boot, with time enough, dom0 served first."""
-    settings = chapter.services.adjusted("xendomains", weight=DOM0_WEIGHT)
-    return settings, chapter.services.enabled("xendomains")
 
 
 def power_cycled(chapter: Chapter) -> list[Resource]:
@@ -152,11 +83,6 @@ def selected(chapter: Chapter) -> pd.DataFrame:
         for d in chapter.site.domains
     ]
     return pd.DataFrame(rows)
-
-
-def autostart_domains(chapter: Chapter) -> Callable[[], pd.DataFrame]:
-    """The domains that run, read when the step runs."""
-    return lambda: found_domains(chapter, chapter.site.autostart)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from xenlab.resources.disk import (
     Partition,
     PartitionTable,
 )
-from xenlab.resources.files import File, Line, Relocated
+from xenlab.resources.files import File
 from xenlab.resources.nfs import BIND, Mount, SwapFile
 from xenlab.site.rules import Kind, device, partitions
 from xenlab.site.schema import Domain, Parameters
@@ -159,8 +159,6 @@ def below(root: str, path: str) -> str:
 #
 # Howto: „System“.
 
-SOURCES = "/usr/src"
-
 
 def stage(site: Parameters, root: str) -> Archive:
     """The stage on the installed root. Raises BadInput where its checksum file is not right."""
@@ -172,16 +170,6 @@ def stage_checksum(site: Parameters) -> str:
     return read_checksum(
         site.stage_checksums, site.stage, site.checksum_keyring, site.checksum_signers
     )
-
-
-def resolver(site: Parameters) -> Resource:
-    """The site's name server, without which the installed system finds no packages."""
-    return Line("/etc/resolv.conf", f"nameserver {site.nameserver}", key="nameserver ")
-
-
-def sources_moved(site: Parameters) -> Relocated:
-    """The kernel sources' folder, on the share and linked back."""
-    return Relocated(SOURCES, f"{site.share}/src")
 
 
 def kernel_source(site: Parameters) -> Upload:

@@ -18,7 +18,7 @@ from xenlab.platform.xl import Vif
 from xenlab.quoting import sh_settings
 from xenlab.resources.base import All, Difference, Once, OnHost, Report, Resource
 from xenlab.resources.files import File
-from xenlab.resources.network import InterfaceUp, LanDevices, Reaches, VifAttached, vif
+from xenlab.resources.network import InterfaceUp, LanDevices, Reaches, vif
 from xenlab.site.schema import LanGuest, Parameters
 
 PROGRAM = "/usr/local/sbin/xenlab-lan"
@@ -66,16 +66,6 @@ def configured(chapter: Chapter) -> dict[str, Resource]:
     }
 
 
-def all_running(chapter: Chapter) -> Resource:
-    """Every guest of the LAN runs."""
-    return chapter.toolstack.all_running([g.name for g in chapter.site.lan_guests])
-
-
-def attached(chapter: Chapter) -> list[Resource]:
-    """Every guest has its second interface; one that ran already gets it as it runs."""
-    return [VifAttached(g.name, g.mac, chapter.site.lan_bridge) for g in chapter.site.lan_guests]
-
-
 def guests_up(chapter: Chapter) -> dict[str, Resource]:
     """Each guest's second interface, configured „herkömmlich“ and up."""
     system = guest_system(chapter.site.platform)
@@ -110,11 +100,6 @@ def bug(chapter: Chapter) -> Resource:
         ),
     )
     return Once("lan-bug", WithoutTheBugfix(parts, chapter.services), repr(site.lan_guests))
-
-
-def fixed(chapter: Chapter) -> tuple[Resource, ...]:
-    """The BUGFIX service, then dom0's address, at every boot and now."""
-    return (chapter.services.running(BUGFIX), chapter.services.running(ADDRESS))
 
 
 def complete(chapter: Chapter) -> Resource:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from xenlab.resources.base import Report
     from xenlab.runs.expected import Whole
     from xenlab.site.schema import Parameters
-    from xenlab_lab.lab import Lab
-    from xenlab_lab.state import Network, Status
+    from xenlab_lab.lab import Lab, Network, Status
 
 DEFAULT_FILE = Path("parameters/lab.yaml")
 DOM0 = "dom0"

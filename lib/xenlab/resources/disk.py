@@ -135,13 +135,16 @@ LINUX_BOOT = "BC13C2FF-59E6-4262-A352-B275FD6F7172"
 LINUX_SWAP = "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
 LINUX_DATA = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
+REST = 0
+"""The size of the partition that takes what is left."""
+
 _MAKERS = {"ext4": ("mkfs.ext4", "-q"), "swap": ("mkswap",)}
 _MAKE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition of a GPT: its name (PARTLABEL), size and type; size 0 takes what is left."""
+    """A partition of a GPT: its name (PARTLABEL), size and type; `REST` takes what is left."""
 
     name: str
     size_mib: int

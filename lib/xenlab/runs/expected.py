@@ -299,8 +299,8 @@ def _is_empty(site: Parameters) -> bool:
     if site.power != "lab":
         return False
     # what a site on other machines needs nothing of
-    from xenlab_lab import state
+    from xenlab_lab.lab import state_of
 
     with suppress(XenlabError):
-        return state.of(site.lab).boot == "rescue"
+        return state_of(site.lab).boot == "rescue"
     return False
