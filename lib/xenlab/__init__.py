@@ -6,21 +6,32 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
+    "chapter.chapter": ("way_to",),
     "chapter.notebook": ("open_chapter",),
     "chapters.action": ("configurations_written", "found_domains"),
     "chapters.configuration": ("bridge_made", "interfaces"),
     "chapters.disk": ("file_systems", "kernel_mounts", "mounts", "partitioned", "swap_files"),
     "chapters.figures": ("nic_layouts",),
     "chapters.ingredients": ("Fits",),
+    "chapters.kernel": ("kernel_build",),
     "command": ("Command",),
     "resources.base": ("All", "Check", "Condition", "Difference", "Once", "OnHost", "Resource"),
     "resources.disk": (
         *("BIOS_BOOT", "LINUX_BOOT", "LINUX_SWAP", "REST"),
         *("Filesystem", "Partition", "PartitionTable"),
     ),
-    "resources.files": ("Absent", "Directory", "File", "Line", "Relocated", "Symlink"),
+    "resources.files": (
+        *("Absent", "Directory", "File", "KernelSetting", "Line", "Relocated", "Symlink"),
+    ),
+    "resources.guest": ("GuestRoot",),
+    "resources.kernel": ("KernelBuilt", "KernelConfigured"),
     "resources.network": ("LanDevices", "VifAttached"),
-    "resources.ssh_access": ("GuestAnswers",),
+    "resources.shared_usr": ("UsrOnShare",),
+    "resources.ssh_access": (
+        *("AuthorizedKeys", "GuestAnswers", "HostKeyPinned", "HostKeysDiffer", "OwnKeyPinned"),
+        *("SshHostKeys", "SshdSettings"),
+    ),
+    "site.rules": ("device",),
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names}
 

@@ -11,12 +11,11 @@ from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.platform.choice import Packages, services
 from xenlab.platform.portage import DISTCC_PORT
-from xenlab.quoting import sh_settings, xl
+from xenlab.quoting import sh_settings
 from xenlab.resources import network
 from xenlab.resources.base import All, Condition, Resource
-from xenlab.resources.files import Directory, File, KernelSetting, Line
+from xenlab.resources.files import File, KernelSetting
 from xenlab.resources.network import Bridge
-from xenlab.resources.ssh_access import SshdSettings
 from xenlab.site.schema import Parameters
 
 # Chapter 05: what is valid for all later domains: software, names, sshd, log, cron.
@@ -54,20 +53,6 @@ def software_installed(chapter: Chapter) -> tuple[Resource, ...]:
     return packages.updated(), All(wanted)
 
 
-def named(chapter: Chapter) -> tuple[Resource, ...]:
-    """The machine's name and domain: for the next boot, for programs that ask, for the kernel."""
-    site = chapter.site
-    return (
-        File("/etc/hostname", f"{site.hostname}\n"),
-        File(
-            "/etc/hosts",
-            template="hosts.j2",
-            values={"hostname": site.hostname, "domain": site.domain},
-        ),
-        KernelSetting("/proc/sys/kernel/hostname", site.hostname),
-    )
-
-
 def full_name(chapter: Chapter) -> Resource:
     """The condition that the machine knows its full name."""
     name = f"{chapter.site.hostname}.{chapter.site.domain}"
@@ -76,17 +61,6 @@ def full_name(chapter: Chapter) -> Resource:
         f"the machine does not know its full name {name}",
         "look at /etc/hosts and at “hosts:” in /etc/nsswitch.conf",
     )
-
-
-def sshd_configured(chapter: Chapter) -> Resource:
-    """sshd takes keys, no passwords; it is asked about the file before that is written."""
-    file = File("/etc/ssh/sshd_config.d/10-xenlab.conf", template="sshd.conf")
-    return SshdSettings(file, chapter.services.reload("ssh"))
-
-
-def services_running(chapter: Chapter) -> Resource:
-    """The site's services run, now and after every boot (the howto's runlevels)."""
-    return chapter.services.running(*chapter.site.services)
 
 
 def distcc_off(chapter: Chapter) -> Resource:
@@ -207,7 +181,6 @@ PROGRAM = "/usr/local/sbin/xenlab-bridge"
 SETTINGS = "/etc/default/xenlab-bridge"
 TRIED = f"{SETTINGS}.new"
 """Settings that nobody has confirmed yet: no boot reads them."""
-CONSOLE_LOGS = "/var/log/xen/console"
 
 _XEND = (
     ("(network-script network-bridge)", "xenlab-bridge.service: Xen configures no network today"),
@@ -235,42 +208,6 @@ def xend_today(chapter: Chapter) -> pd.DataFrame:
         name = today.removeprefix("xl.conf: ").partition("=")[0]
         rows.append((key, today.format(**values), now.get(name, "")))
     return pd.DataFrame(rows, columns=["xend-config.sxp", "today", "in xl.conf now"])
-
-
-def toolstack_settings(site: Parameters) -> tuple[Resource, ...]:
-    """xl.conf(5): dom0 keeps its memory; where a guest's interface goes if it does not say."""
-    settings = {
-        "autoballoon": "off",
-        "vif.default.script": "vif-bridge",
-        "vif.default.bridge": site.bridge,
-    }
-    return tuple(
-        Line("/etc/xen/xl.conf", f"{key}={xl(value)}", key=f"{key}=")
-        for key, value in settings.items()
-    )
-
-
-def console_logs(chapter: Chapter) -> tuple[Resource, ...]:
-    """What guests and hypervisor write on their consoles is kept (xenconsoled(8)).
-
-    A restart of the service leaves xenstored alone, which cannot be restarted, and with it every
-    guest.
-    """
-    return (
-        Directory(CONSOLE_LOGS, 0o2750),
-        chapter.toolstack.consoles_kept(),
-        chapter.services.carrying("xen", "xenconsoled", "--log=all"),
-    )
-
-
-def shutdown_settings(chapter: Chapter) -> tuple[Resource, ...]:
-    """When dom0 shuts down, guests are shut down too, and their memory is not written to disk."""
-    return chapter.toolstack.shut_down_with_dom0()
-
-
-def daemons(chapter: Chapter) -> tuple[Resource, ...]:
-    """Xen's daemons run; the service that starts and stops guests with dom0 is there."""
-    return chapter.services.running("xen"), chapter.services.enabled("xendomains")
 
 
 def bridge_settings(site: Parameters) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from xenlab.chapter.chapter import Chapter, way_to
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import swap_file
 from xenlab.command import Command
 from xenlab.errors import StepFailed, XenlabError
@@ -20,9 +20,9 @@ from xenlab.platform.interfaces import GuestSettings, guest_system
 from xenlab.platform.xl import Disk, DomainSpec, Vif
 from xenlab.resources.base import Difference, PathsExist, Report, Resource, present
 from xenlab.resources.disk import OnPartitions, by_uuid
-from xenlab.resources.guest import RECORDS, GuestConfigured, GuestRoot
+from xenlab.resources.guest import RECORDS, GuestConfigured
 from xenlab.resources.image import Image, ImageProof, parse_record
-from xenlab.resources.ssh_access import HostKeyPinned, HostKeysDiffer, fingerprint, host_keys
+from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import wait_for_toolstack
 from xenlab.site.rules import device
 from xenlab.site.schema import Domain, Parameters
@@ -32,11 +32,6 @@ from xenlab.site.schema import Domain, Parameters
 # Howto: „Imaging“.
 
 MOUNT_SECONDS = 120.0
-
-
-def tools_installed(chapter: Chapter) -> Resource:
-    """The programs that take and prove an image."""
-    return chapter.packages.installed(*chapter.packages.imaging)
 
 
 def image_taken(chapter: Chapter) -> Resource:
@@ -236,18 +231,6 @@ def image_ready(site: Parameters) -> Resource:
     return ImageProof(site.image)
 
 
-def roots(site: Parameters) -> dict[str, Resource]:
-    """Each guest's partition with the image unpacked into it, and who may log in."""
-    return {
-        d.name: GuestRoot(
-            *(d.name, device(site, d.partition), site.image),
-            label=d.partition,
-            way=way_to(site, d.name),
-        )
-        for d in site.domains
-    }
-
-
 def configurations(site: Parameters) -> dict[str, Resource]:
     """Each guest's own files, host key and machine id."""
     system = guest_system(site.platform)
@@ -268,16 +251,6 @@ def settings(site: Parameters, domain: Domain) -> GuestSettings:
         dom0=site.hostname,
         dom0_address=site.address,
     )
-
-
-def keys_differ(site: Parameters) -> Resource:
-    """The condition that no two guests share a host key."""
-    return HostKeysDiffer(tuple(d.name for d in site.domains))
-
-
-def pins(site: Parameters) -> list[Resource]:
-    """Each guest's host key, pinned where the site's ssh_config looks for it."""
-    return [HostKeyPinned(d.name, way_to(site, d.name)) for d in site.domains]
 
 
 def fingerprints(chapter: Chapter) -> Callable[[], pd.DataFrame]:

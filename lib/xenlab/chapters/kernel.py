@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from xenlab.chapter.chapter import Chapter, way_to
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import kernel_checksum, kernel_source, kernel_tarball
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
@@ -29,7 +29,6 @@ from xenlab.resources.kernel import (
     honoured,
     parse_config,
 )
-from xenlab.resources.ssh_access import AuthorizedKeys, OwnKeyPinned, SshHostKeys
 from xenlab.resources.xen import compare, wait_for_toolstack, xen_state
 from xenlab.site.schema import Parameters
 
@@ -93,21 +92,11 @@ def sources(chapter: Chapter) -> Resource:
     return _sources(chapter.site, kernel_build(chapter.site, DOM0))
 
 
-def configured(chapter: Chapter, flavour: str) -> Resource:
-    """The kernel's .config, with every option of the list in it."""
-    return KernelConfigured(kernel_build(chapter.site, flavour))
-
-
 def option_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """The list again, beside what the finished .config says."""
     build = kernel_build(chapter.site, flavour)
     config = KernelConfigured(build).config(builder(chapter))
     return pd.DataFrame(honoured(build.options(), config or {}))
-
-
-def built(chapter: Chapter, flavour: str) -> Resource:
-    """The compiled kernel."""
-    return KernelBuilt(kernel_build(chapter.site, flavour))
 
 
 def installed(chapter: Chapter, flavour: str) -> KernelInstalled:
@@ -227,16 +216,6 @@ def first_network(chapter: Chapter) -> tuple[Resource, ...]:
         File("/etc/hostname", f"{site.hostname}\n"),
         *chapter.interfaces.uplink(site.uplink, site.address, site.gateway, site.bridge),
     )
-
-
-def login(chapter: Chapter) -> tuple[Resource, ...]:
-    """Host keys of dom0's own, and the keys that may log in."""
-    return SshHostKeys(), AuthorizedKeys(chapter.root)
-
-
-def host_key_pinned(chapter: Chapter) -> Resource:
-    """dom0's own host key among the pinned ones, before we meet it."""
-    return OwnKeyPinned(way_to(chapter.site))
 
 
 def running(chapter: Chapter) -> Resource:

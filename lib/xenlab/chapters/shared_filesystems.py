@@ -31,11 +31,6 @@ def network(site: Parameters) -> str:
     return str(ipaddress.IPv4Interface(site.lan_address).network)
 
 
-def server_installed(chapter: Chapter) -> Resource:
-    """The NFS server's programs."""
-    return chapter.packages.installed(*chapter.packages.nfs_server)
-
-
 def server_configured(site: Parameters) -> tuple[Resource, ...]:
     """NFS 4 alone, on dom0's address in the LAN alone; one export, which nobody writes to."""
     exports = f"{quoting.exports(site.share)} {network(site)}({READ})\n"

@@ -21,7 +21,6 @@ from xenlab.resources.guest import OPTIONS
 from xenlab.resources.nfs import Exported, ServedOn, server_settings
 from xenlab.resources.shared_usr import (
     UsrLinked,
-    UsrOnShare,
     UsrSwapped,
     begun,
     generation,
@@ -31,7 +30,7 @@ from xenlab.resources.shared_usr import (
     own_usr_mib,
 )
 from xenlab.site.rules import device
-from xenlab.site.schema import GuestExport, LanGuest, Parameters
+from xenlab.site.schema import GuestExport, LanGuest
 
 # Chapter 15: a guest that runs from the share's /usr, and what that takes.
 #
@@ -78,16 +77,6 @@ def methods(chapter: Chapter) -> Callable[[], pd.DataFrame]:
         )
 
     return table
-
-
-def usr_on_share(site: Parameters) -> Resource:
-    """The image's /usr on the share."""
-    return UsrOnShare(site.image, f"{site.share}/{FOLDER}")
-
-
-def tools(chapter: Chapter) -> Resource:
-    """The static program that mounts /usr."""
-    return chapter.packages.installed(*chapter.packages.static_shell)
 
 
 def late(chapter: Chapter) -> dict[str, Resource]:
