@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -311,7 +312,7 @@ class Follower(AbstractContextManager["Follower"]):
             for row in difference.get("rows", ()):
                 if row.get("lost"):
                     text.append(f"      lost: {row['device']}: {row['lost']}\n", "red")
-        text.append(_script(record), "not bold cyan")
+        text.append(_script(record, whole=False), "not bold cyan")
         if record.get("message"):
             style = "bold red" if record["status"] == "would be refused" else "not bold"
             text.append(f"    {record['message']}\n", style)
@@ -357,7 +358,7 @@ def step_record(folder: Path, step: StepState) -> Text:
     text.append(f"  {duration(step.seconds)}\n")
     if step.message:
         text.append(f"{step.message}\n")
-    if script := _script(step.record):
+    if script := _script(step.record, whole=True):
         text.append(f"\n{RAN.get(step.status, 'to run')}:\n", "dim")
         text.append(script, "cyan")
     for command in step.record.get("commands") or ():
@@ -374,10 +375,15 @@ def step_record(folder: Path, step: StepState) -> Text:
     return text
 
 
-def _script(record: Mapping[str, Any]) -> str:
-    """What a step would run, or has run, as a person types it: indented, "" where nothing."""
-    lines = clean(str(record.get("script", ""))).splitlines()
-    return "".join(f"      {line}\n" for line in lines)
+def _script(record: Mapping[str, Any], *, whole: bool) -> str:
+    """What a step would run, or has run, as a person types it: indented, "" where nothing.
+
+    Not ``whole``: without the texts of files, which a diff shows.
+    """
+    text = clean(str(record.get("script", "")))
+    if not whole:
+        text = re.sub(r"<<'(END_*)'\n.*?^\1$", r"<<'\1' …", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(f"      {line}\n" for line in text.splitlines())
 
 
 def styled(status: str) -> str:
