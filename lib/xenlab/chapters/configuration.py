@@ -123,17 +123,17 @@ def parse_listeners(text: str) -> pd.DataFrame:
     return frame.drop_duplicates(ignore_index=True)
 
 
-KEPT = ("file", "new version", "diff")
-"""The columns of what `kept` finds."""
+UNMERGED = ("file", "new version", "diff")
+"""The columns of what `unmerged_files` finds."""
 
 
 def waiting(chapter: Chapter) -> pd.DataFrame:
-    """What packages have brought to the machine and not put over a file that was changed: KEPT."""
-    return pd.DataFrame(kept(chapter.target, chapter.packages), columns=list(KEPT))
+    """What packages have brought to the machine and not put over a file that was changed: UNMERGED."""
+    return pd.DataFrame(unmerged_files(chapter.target, chapter.packages), columns=list(UNMERGED))
 
 
-def kept(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
-    """Which changed files packages left alone on a host, a row of KEPT for each line that differs.
+def unmerged_files(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
+    """Which changed files packages left alone on a host, a row of UNMERGED for each line that differs.
 
     What not everybody may read is named, and not shown: it is read as nobody.
     """
@@ -242,7 +242,7 @@ def bridge_made(site: Parameters) -> Bridge:
         rollback_seconds=site.rollback_seconds,
         program=PROGRAM,
         settings=TRIED,
-        kept=SETTINGS,
+        unmerged_files=SETTINGS,
     )
 
 
@@ -253,11 +253,11 @@ def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
     site = chapter.site
-    kept = File(SETTINGS, bridge_settings(site))
+    unmerged_files = File(SETTINGS, bridge_settings(site))
     service = chapter.services.running("xenlab-bridge")
     own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
-    return kept, *address(site.uplink, site.address, site.gateway, site.bridge), service
+    return unmerged_files, *address(site.uplink, site.address, site.gateway, site.bridge), service
 
 
 def unfiltered() -> tuple[Resource, ...]:

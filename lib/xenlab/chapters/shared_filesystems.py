@@ -13,7 +13,7 @@ import pandas as pd
 from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.action import at_hand
-from xenlab.chapters.configuration import KEPT, kept
+from xenlab.chapters.configuration import UNMERGED, unmerged_files
 from xenlab.chapters.network import bare
 from xenlab.command import Command
 from xenlab.host import Host
@@ -121,8 +121,8 @@ def shares(chapter: Chapter) -> Callable[[], pd.DataFrame]:
 
 
 def waiting(chapter: Chapter) -> Callable[[], pd.DataFrame]:
-    """What packages have brought to each guest and not put over a changed file: guest, KEPT."""
-    return _of_guests(chapter, KEPT, lambda guest: kept(guest, chapter.packages))
+    """What packages have brought to each guest and not put over a changed file: guest, UNMERGED."""
+    return _of_guests(chapter, UNMERGED, lambda guest: unmerged_files(guest, chapter.packages))
 
 
 def _of_guests(
