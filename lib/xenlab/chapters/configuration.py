@@ -128,12 +128,12 @@ UNMERGED = ("file", "new version", "diff")
 
 
 def waiting(chapter: Chapter) -> pd.DataFrame:
-    """What packages have brought to the machine and not put over a file that was changed: UNMERGED."""
+    """What packages brought to the machine and did not put over a changed file: UNMERGED."""
     return pd.DataFrame(unmerged_files(chapter.target, chapter.packages), columns=list(UNMERGED))
 
 
 def unmerged_files(host: Host, packages: Packages) -> list[tuple[str, str, str]]:
-    """Which changed files packages left alone on a host, a row of UNMERGED for each line that differs.
+    """Which changed files packages left alone on a host, a row of UNMERGED for each changed line.
 
     What not everybody may read is named, and not shown: it is read as nobody.
     """
@@ -242,7 +242,7 @@ def bridge_made(site: Parameters) -> Bridge:
         rollback_seconds=site.rollback_seconds,
         program=PROGRAM,
         settings=TRIED,
-        unmerged_files=SETTINGS,
+        kept=SETTINGS,
     )
 
 
