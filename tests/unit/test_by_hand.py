@@ -24,6 +24,7 @@ from xenlab.resources.base import Check, OnHost, Resource, run_or_refuse
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
 from xenlab.resources.files import Absent, Directory, File, Line, Relocated, ShellWord, Symlink
 from xenlab.resources.nfs import Mount, SwapFile
+from xenlab.resources.xen import DomainAddition
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -133,6 +134,21 @@ def test_a_line_takes_the_place_of_those_that_begin_alike(tmp_path: Path) -> Non
     place.write_text("a/b.c one\nkeep me\na/bxc stays\n")
     typed(Line(str(place), "a/b.c two", "a/b.c"))
     assert place.read_text() == "keep me\na/bxc stays\na/b.c two\n"
+
+
+def test_an_addition_is_taken_out_and_what_follows_stays(tmp_path: Path) -> None:
+    place = tmp_path / "domu1.cfg"
+    place.write_text("name = 1\n#+ chapter 13_network\nvif = 2\n#+ chapter 15_shared_usr\nx = 3\n")
+    typed(DomainAddition(str(place), "13_network", ""))
+    assert place.read_text() == "name = 1\n#+ chapter 15_shared_usr\nx = 3\n"
+    typed(DomainAddition(str(place), "16_more", "y = 4\n"))
+    assert place.read_text().endswith("x = 3\n#+ chapter 16_more\ny = 4\n")
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in xenlab.__all__ if not hasattr(xenlab, name)] == []
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        xenlab.Nothing  # noqa: B018
 
 
 def test_a_disk_is_made_by_what_is_typed(tmp_path: Path) -> None:

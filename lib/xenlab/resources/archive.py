@@ -259,7 +259,7 @@ class Upload(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Copy it, from this machine."""
-        text = "scp {local} dom0:{remote}  # on this machine"
+        text = "scp {local} dom0:{remote}  # on the controller"
         return (Command.sh(text, local=self.local, remote=self.remote),)
 
     def apply(self, host: Host, report: Report) -> None:
@@ -312,7 +312,7 @@ class Archive(Resource):
         """Bring it where that is needed, compare its checksum, unpack it."""
         name = PurePosixPath(self.source).name
         tarball = f"{self.store}/{name}" if self.store else self.source
-        copy = Command.sh("scp {a} dom0:{b}  # on this machine", a=self.source, b=tarball)
+        copy = Command.sh("scp {a} dom0:{b}  # on the controller", a=self.source, b=tarball)
         check = Command.sh(
             f"echo {{line}} | {program_of(self.checksum)}sum --check",
             line=f"{self.checksum}  {tarball}",

@@ -532,10 +532,11 @@ class KernelInstalled(Resource):
         """Copy kernel and config to where they are booted from."""
         out = f"{self.build.store}/{self.build.flavour}"
         kernel, config = self.paths("RELEASE")
-        text = "cp {out}/arch/x86/boot/bzImage {kernel}\ncp {out}/.config {config}"
-        lists = "\nmkdir -p /lib/modules/RELEASE\ncp {out}/modules.builtin* /lib/modules/RELEASE"
+        copy, to = ("scp", "dom0:") if self.builder.name == "controller" else ("cp", "")
+        text = f"{copy} {{out}}/arch/x86/boot/bzImage {to}{{kernel}}\n"
+        text += f"{copy} {{out}}/.config {to}{{config}}"
         if self.build.flavour == DOM0:
-            text += f"{lists}\ndepmod RELEASE"
+            text += f"\n{copy} {{out}}/modules.builtin* {to}/lib/modules/RELEASE\ndepmod RELEASE"
         return (Command.sh(text, out=out, kernel=kernel, config=config),)
 
     def apply(self, host: Host, report: Report) -> None:
@@ -571,8 +572,7 @@ class KernelInstalled(Resource):
             sync
             [ -n "$5" ] || { : > "/lib/modules/$6/modules.order"; depmod -- "$6"; }
             """,
-            *(manifest["vmlinuz"], kernel, manifest["config"], config),
-            *(keep_old, release),
+            *(manifest["vmlinuz"], kernel, manifest["config"], config, keep_old, release),
         )
         host.run(command, timeout=600)
         if self.build.flavour != DOM0 and _boot_kernels(host) != others:

@@ -156,7 +156,7 @@ def _pinning(target: Target) -> Command:
     """Where a key goes that was read before, as a person writes it there."""
     file, name, port = hostkeys.place(target)
     entry = f"{hostkeys.host_name(name, port)} ssh-ed25519 …"
-    return Command.sh("echo {entry} >> {file}  # on this machine", entry=entry, file=file)
+    return Command.sh("echo {entry} >> {file}  # on the controller", entry=entry, file=file)
 
 
 # sshd's settings: in a file that it was asked about before, and read by the daemon that runs.

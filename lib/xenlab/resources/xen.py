@@ -370,7 +370,11 @@ class DomainAddition(Resource):
     def commands(self) -> tuple[Command, ...]:
         """The block, at the end of the file; to take it out is an editor's business."""
         if not self.text:
-            return (Command.sh("editor {path}", path=self.path),)
+            text = """
+                awk -v mark={mark} '/^#[+] chapter / { out = $0 == mark } !out' {path} > {path}.new
+                mv {path}.new {path}
+            """
+            return (Command.sh(text, mark=f"{MARK}{self.chapter}", path=self.path),)
         block = f"{MARK}{self.chapter}\n{self.text}"
         return (Command.file(self.path, block, into=">>"),)
 
