@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from xenlab.errors import DiskFull, JournalDamaged
@@ -191,3 +193,30 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+# Where the folders of runs are.
+
+
+def runs_folder() -> Path:
+    """Where run folders are kept: ``$XENLAB_RUNS``, else ``runs`` beside ``notebooks``."""
+    if "XENLAB_RUNS" in os.environ:
+        return Path(os.environ["XENLAB_RUNS"])
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir():
+            return folder / "runs"
+    return here / "runs"
+
+
+def new_run_folder(runs: Path, site: str) -> Path:
+    """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already."""
+    runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{site}"
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            time.sleep(1)
+            continue
+        return folder

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from xenlab.chapter.step import (
     require_consents,
     would_refuse,
 )
-from xenlab.durable import kept_file
+from xenlab.durable import kept_file, new_run_folder, runs_folder
 from xenlab.errors import (
     ChapterOrder,
     CommandFailed,
@@ -580,27 +579,3 @@ def _hold(folder: Path, name: str) -> Hold:
     record = kept_file(folder, "run.json")
     chapters = json.loads(record.read_text())["chapters"] if record.exists() else [name]
     return Hold.CHAPTER if chapters[-1] == name else Hold.RUN
-
-
-def runs_folder() -> Path:
-    """Where run folders are kept: ``$XENLAB_RUNS``, else ``runs`` beside ``notebooks``."""
-    if "XENLAB_RUNS" in os.environ:
-        return Path(os.environ["XENLAB_RUNS"])
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir():
-            return folder / "runs"
-    return here / "runs"
-
-
-def new_run_folder(runs: Path, site: str) -> Path:
-    """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already."""
-    runs.mkdir(parents=True, exist_ok=True)
-    while True:
-        folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{site}"
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            time.sleep(1)
-            continue
-        return folder

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from xenlab import durable
 from xenlab.chapter.card import duration
 from xenlab.cli.terminal import Terminal
 from xenlab.errors import BadInput
@@ -111,7 +112,6 @@ def report(
     runs: Runs = None,
 ) -> None:
     """Write a run's report.html, unless it is there and is the run's, and say where it is."""
-    from xenlab import durable
     from xenlab.runs import report as page
 
     folder = find(run, runs)
@@ -171,9 +171,7 @@ def runs_folder(given: Path | None) -> Path:
     """The folder of all runs: the one given, else where they are kept."""
     if given is not None:
         return given
-    from xenlab.chapter import chapter
-
-    return chapter.runs_folder()
+    return durable.runs_folder()
 
 
 def find(name: str, runs: Path | None) -> Path:

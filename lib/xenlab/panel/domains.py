@@ -10,8 +10,9 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
-from xenlab.chapter.chapter import Chapter, new_run_folder, runs_folder
+from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
+from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import BadInput, XenlabError
 from xenlab.journal import Journal
 from xenlab.masking import clean

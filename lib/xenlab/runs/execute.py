@@ -141,7 +141,7 @@ def execute_plan(plan: RunPlan, runs_folder: Path, console: Console) -> Outcome:
     """
     _refuse_without_room(plan, plan.folder or runs_folder)
     # what executes notebooks takes a second to import: a refusal need not wait for that
-    from xenlab.chapter.chapter import new_run_folder
+    from xenlab.durable import new_run_folder
     from xenlab.runs import audit
 
     folder = plan.folder or new_run_folder(runs_folder.absolute(), plan.site.site)

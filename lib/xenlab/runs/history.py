@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from xenlab.chapter.chapter import runs_folder
+from xenlab.durable import runs_folder
 from xenlab.runs import folder as folders
 
 RUNS = ["run", "site", "mode", "started", "chapters", "done", "state", "seconds"]
