@@ -316,7 +316,7 @@ def test_hostile_text_arrives_as_it_was_written(site: Site) -> None:
     notebook.cells[1].source += '\nimage: str = "/a"  # where it is kept'
     seen = f"assert chapter.site.image == {text!r}"
     notebook.cells.insert(3, new_code_cell(seen))
-    show = 'import pandas as pd\nbook.facts("01.2 Seen", pd.DataFrame([[chapter.site.image]]))'
+    show = 'import pandas as pd\nchapter.facts("01.2 Seen", pd.DataFrame([[chapter.site.image]]))'
     notebook.cells.insert(4, new_code_cell(show))
     nbformat.write(notebook, place)
     done = site.xenlab("run", "-f", "site.yaml")
