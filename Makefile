@@ -14,7 +14,7 @@ help:
 	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
 	@echo 'make test-gentoo  the whole lab with Portage and OpenRC'
 	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
-	@echo 'make lint       ruff mends what it can and says the rest'
+	@echo 'make lint       ruff fixes what it can, reports the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
 
 # told to everything that make lab starts: how long it has gone on

@@ -152,7 +152,7 @@ def test_the_steps_of_a_chapter_are_read_from_its_cells(tmp_path: Path) -> None:
         tmp_path,
         "05_x",
         "%load_ext nonsense",
-        "from xenlab.chapter.notebook import open_chapter\nchapter = open_chapter('05_x', globals())",
+        "from xenlab import open_chapter\nchapter = open_chapter('05_x', globals())",
         'chapter.facts("05.1 The machine", table(chapter))',
         'chapter.ensure(\n    "05.2 Write it",\n    thing(chapter, "05.9 no step"),\n)',
         'chapter.each("05.3 Side by side", parts.all(chapter))\nother.run("not ours")',
