@@ -1,4 +1,4 @@
-"""Put the executed chapters of a run into the documentation, and the howto's machine beside them.
+"""Make the pages that nobody writes: executed chapters, the howto's machine, the references.
 
 python docs/collect.py [RUN]        the newest run that made a whole lab, unless one is named
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_markdown_cell
+from reference import parameters
 from then_and_now import page
 
 from xenlab.durable import kept_file
@@ -23,6 +24,7 @@ from xenlab.runs import folder as runs
 
 HERE = Path(__file__).parent
 CHAPTERS = HERE / "chapters"
+MADE = HERE / "made"
 NOTEBOOKS = HERE.parent / "notebooks"
 
 INDEX = """\
@@ -133,6 +135,8 @@ def main() -> int:
         else:
             collect(run)
         (HERE / "2006.md").write_text(page())
+        MADE.mkdir(exist_ok=True)
+        (MADE / "parameters.md").write_text(parameters())
     except XenlabError as error:
         print(error, file=sys.stderr)
         return 1

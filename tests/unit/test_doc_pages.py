@@ -7,10 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
+import yaml
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from xenlab.site.schema import Parameters
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-8]*.ipynb"))]
@@ -68,3 +75,57 @@ def test_a_run_that_is_named_and_not_there_is_refused() -> None:
     words = [sys.executable, str(ROOT / "docs" / "collect.py"), "gone"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1 and "there is no run gone" in done.stderr
+
+
+def keys(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the schema as messages spell it, with those inside another."""
+    for name, info in model.model_fields.items():
+        yield above + name, info
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                entry = "" if kind is info.annotation else "[]"
+                yield from keys(kind, f"{name}{entry}.")
+
+
+KEYS = dict(keys(Parameters))
+
+
+def entry_of(pages: Pages, key: str) -> str:
+    """What the reference says of one key."""
+    text = (pages.sources / "made" / "parameters.md").read_text()
+    found = re.search(rf"^### `{re.escape(key)}`\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"{key} is not in the reference"
+    return found[1]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_the_schema_is_in_the_reference(pages: Pages, key: str) -> None:
+    said = entry_of(pages, key)
+    explanation, _, facts = said.strip().partition("\n\n")
+    assert len(explanation) > 4 and not explanation.startswith("- ")
+    assert re.findall(r"^- (\w+): ", facts, re.MULTILINE) in (
+        ["Type", "Default", "Example"],
+        ["Type", "Allowed", "Default", "Example"],
+    )
+    if key.endswith("_mib"):
+        assert "- Type: whole number, in MiB" in facts
+    if get_origin(KEYS[key].annotation) is Literal:
+        assert all(f"`{word}`" in facts for word in get_args(KEYS[key].annotation))
+    assert f">{key}<" in (pages.html / "parameters.html").read_text()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_example_of_a_key_is_accepted(pages: Pages, key: str) -> None:
+    example = re.search(r"^- Example: `(.*)`$", entry_of(pages, key), re.MULTILINE)
+    assert example
+    (value,) = yaml.safe_load(example[1]).values()
+    info = KEYS[key]
+    kind = Annotated.__class_getitem__((info.annotation, "", *info.metadata))
+    TypeAdapter(kind).validate_python(value, strict=True)
+
+
+def test_no_key_is_explained_twice() -> None:
+    lab = (ROOT / "parameters" / "lab.yaml").read_text()
+    inside = re.findall(r"^  (\w+):.*# ", lab, re.MULTILINE)
+    twice = [key for key in KEYS if key.rpartition(".")[2] in inside and KEYS[key].description]
+    assert twice == []
