@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_markdown_cell
-from reference import parameters
+from reference import commands, parameters
 from then_and_now import page
 
 from xenlab.durable import kept_file
@@ -137,6 +137,7 @@ def main() -> int:
         (HERE / "2006.md").write_text(page())
         MADE.mkdir(exist_ok=True)
         (MADE / "parameters.md").write_text(parameters())
+        (MADE / "commands.md").write_text(commands())
     except XenlabError as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import typer
 import yaml
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
+from xenlab.cli.cli import app
 from xenlab.site import rules, types
 from xenlab.site.schema import Parameters
 
 LAB = Path(__file__).parents[1] / "parameters" / "lab.yaml"
 FIRST = "The machine"
+WIDTH = 96
 UNITS = {"mib": "MiB", "seconds": "seconds"}
 
 Key = tuple[str, ...]
@@ -204,3 +207,24 @@ def _yaml(value: Any) -> str:
 def _plain(text: str) -> str:
     """Words that markdown takes as they are."""
     return re.sub(r"([\\`*_<>|$~\[\]])", r"\\\1", text)
+
+
+def commands() -> str:
+    """The reference of the command line, as MyST markdown below a page's title."""
+    program = typer.main.get_command(app)
+    context = program.context_class(program, info_name="xenlab", max_content_width=WIDTH)
+    return "\n".join(_help(program, context))
+
+
+def _help(command: Any, context: Any) -> Iterator[str]:
+    """A command's own help, and that of each command below it."""
+    # as plain text: rich draws frames, in the width of the terminal that is there
+    command.rich_markup_mode = None
+    text = command.get_help(context)
+    yield f"## `{context.command_path}`\n\n```text\n{text}\n```\n"
+    for name, below in getattr(command, "commands", {}).items():
+        if not below.hidden:
+            inner_context = below.context_class(
+                below, info_name=name, parent=context, max_content_width=WIDTH
+            )
+            yield from _help(below, inner_context)

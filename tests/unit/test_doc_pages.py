@@ -10,13 +10,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from xenlab.cli.cli import app
 from xenlab.site.schema import Parameters
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +131,27 @@ def test_no_key_is_explained_twice() -> None:
     inside = re.findall(r"^  (\w+):.*# ", lab, re.MULTILINE)
     twice = [key for key in KEYS if key.rpartition(".")[2] in inside and KEYS[key].description]
     assert twice == []
+
+
+def commands_of(command: Any, words: str = "xenlab") -> Iterator[tuple[str, Any]]:
+    """Every command of the program, and the groups that they are in."""
+    yield words, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands_of(below, f"{words} {name}")
+
+
+COMMANDS = dict(commands_of(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_is_in_the_reference(pages: Pages, words: str) -> None:
+    if COMMANDS[words].hidden:
+        return
+    text = (pages.sources / "made" / "commands.md").read_text()
+    _, found, rest = text.partition(f"## `{words}`\n")
+    assert found and f"Usage: {words} " in rest.partition("\n## ")[0]
+    own = rest.partition("\n## ")[0]
+    for parameter in COMMANDS[words].params:
+        if parameter.param_type_name == "option" and not parameter.hidden:
+            assert all(option in own for option in parameter.opts)
+    assert f"Usage: {words} " in pages.text("commands")
