@@ -25,6 +25,8 @@ from xenlab.site.schema import Parameters
 LAB = Path(__file__).parents[1] / "parameters" / "lab.yaml"
 FIRST = "The machine"
 WIDTH = 96
+"""How wide a help text is: what a page shows without scrolling."""
+
 UNITS = {"mib": "MiB", "seconds": "seconds"}
 
 Key = tuple[str, ...]
