@@ -26,7 +26,6 @@ LAB = Path(__file__).parents[1] / "parameters" / "lab.yaml"
 FIRST = "The machine"
 WIDTH = 96
 """How wide a help text is: what a page shows without scrolling."""
-
 UNITS = {"mib": "MiB", "seconds": "seconds"}
 
 Key = tuple[str, ...]
@@ -213,20 +212,18 @@ def _plain(text: str) -> str:
 
 def commands() -> str:
     """The reference of the command line, as MyST markdown below a page's title."""
-    program = typer.main.get_command(app)
-    context = program.context_class(program, info_name="xenlab", max_content_width=WIDTH)
-    return "\n".join(_help(program, context))
+    return "\n".join(_help(typer.main.get_command(app), "xenlab"))
 
 
-def _help(command: Any, context: Any) -> Iterator[str]:
+def _help(command: Any, name: str, above: Any = None) -> Iterator[str]:
     """A command's own help, and that of each command below it."""
     # as plain text: rich draws frames, in the width of the terminal that is there
     command.rich_markup_mode = None
+    context = command.make_context(
+        name, [], parent=above, resilient_parsing=True, terminal_width=WIDTH
+    )
     text = command.get_help(context)
     yield f"## `{context.command_path}`\n\n```text\n{text}\n```\n"
-    for name, below in getattr(command, "commands", {}).items():
+    for word, below in getattr(command, "commands", {}).items():
         if not below.hidden:
-            inner_context = below.context_class(
-                below, info_name=name, parent=context, max_content_width=WIDTH
-            )
-            yield from _help(below, inner_context)
+            yield from _help(below, word, context)

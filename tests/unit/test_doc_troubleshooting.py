@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from xenlab import errors
+from xenlab.cli.cli import DRIFT
+from xenlab.runs.execute import FAILED, INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -60,3 +62,10 @@ def test_a_refusal_is_what_the_code_says(refusal: str) -> None:
     assert pieces
     text = " ".join(SENTENCES)
     assert all(piece.split("(")[0].strip() in text for piece in pieces)
+
+
+def test_the_exit_statuses_are_those_of_the_code() -> None:
+    table = PAGE.partition("## Exit statuses")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| (\d+) \| (.*) \|$", table, re.MULTILINE))
+    assert set(rows) == {"0", "2", str(FAILED), str(DRIFT), str(INTERRUPTED)}
+    assert "drift" in rows[str(DRIFT)] and "Ctrl-C" in rows[str(INTERRUPTED)]
