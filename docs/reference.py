@@ -113,7 +113,9 @@ def spelled(key: Key) -> str:
 def _entry(key: Key, info: FieldInfo, words: str, lab: Any) -> list[str]:
     unit = UNITS.get(key[-1].rpartition("_")[2], "")
     kind, forms = in_words(info.annotation, info.metadata)
-    forms += _rules_of(key)
+    added = _rules_of(key)
+    # a larger least takes the place of "more than 0"
+    forms = [form for form in forms if not (added and form == "more than 0")] + added
     given = [lab] if lab or lab is False else list(info.examples or [info.default])
     return [
         f"### `{spelled(key)}`",
