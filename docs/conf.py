@@ -9,7 +9,8 @@ html_show_sourcelink = False
 html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["xenlab.css"]
-exclude_patterns = ["_build"]
+# what is in made/ is a part of another page
+exclude_patterns = ["_build", "made"]
 # the chapters were executed on a machine; here they are only shown
 nb_execution_mode = "off"
 # a widget needs a running kernel, and its script a network

@@ -37,6 +37,9 @@ LEAST = {
 LEAST_MEMORY = 64
 """The least memory of a guest in MiB."""
 
+PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
+"""The parameters that name packages, in the form of the site's platform."""
+
 
 def cross_field_errors(site: Parameters) -> list[str]:
     """A sentence for each pair of parameters that exclude each other."""
@@ -149,7 +152,7 @@ def _selections(site: Parameters) -> Iterator[str]:
 def _names(site: Parameters) -> Iterator[str]:
     """Names that depend on other parameters."""
     check = PACKAGE_NAMES[site.platform.partition("-")[0]]
-    for key in ("software", "shared_packages", "unwanted"):
+    for key in PACKAGE_LISTS:
         # a chapter that installs nothing does not declare them, and the defaults are Debian's
         packages = getattr(site, key) if key in site.model_fields_set else ()
         for number, package in enumerate(packages):

@@ -67,11 +67,19 @@ class Ssh(BaseModel):
 
     host: SshHost
     config: OptionalPath = ""
-    port: Port = 0
-    user: SshWord = ""
-    identity: OptionalPath = ""
-    known_hosts: OptionalPath = ""
-    patience_seconds: int = Field(180, ge=0, le=86400)
+    port: Port = Field(0, description="the port of its sshd", examples=[2222])
+    user: SshWord = Field(
+        "", description="who logs in: root, or one who is root", examples=["root"]
+    )
+    identity: OptionalPath = Field(
+        "", description="the private key to log in with", examples=["~/.ssh/id_ed25519"]
+    )
+    known_hosts: OptionalPath = Field(
+        "", description="where its host key is pinned", examples=["~/.ssh/known_hosts"]
+    )
+    patience_seconds: int = Field(
+        180, ge=0, le=86400, description="how long a machine that does not answer is waited for"
+    )
 
 
 class SecretReference(BaseModel):
@@ -79,8 +87,14 @@ class SecretReference(BaseModel):
 
     model_config = _STRICT
 
-    env: Text = ""
-    file: Text = ""
+    env: Text = Field(
+        "", description="the environment variable that holds it", examples=["MIRROR_LOGIN"]
+    )
+    file: Text = Field(
+        "",
+        description="a file, each line of which is a secret; a path that begins with / or ~/",
+        examples=["~/.config/castle/vault"],
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -106,12 +120,15 @@ class Domain(BaseModel):
 
     model_config = _STRICT
 
-    name: DomainName
-    memory_mib: Mib
-    mac: MacAddress
-    address: IpWithPrefix
+    name: DomainName = Field(description="what the domain and its host are called")
+    memory_mib: Mib = Field(description="its memory")
+    mac: MacAddress = Field(description="the address of its interface on dom0's bridge")
+    address: IpWithPrefix = Field(description="its address in the network of dom0")
     partition: PartitionName = Field(
-        default_factory=lambda data: str(data["name"]), validate_default=True
+        default_factory=lambda data: str(data["name"]),
+        validate_default=True,
+        description="the partition that is its root",
+        examples=["web"],
     )
 
 
@@ -120,9 +137,9 @@ class LanGuest(BaseModel):
 
     model_config = _STRICT
 
-    name: DomainName
-    mac: MacAddress
-    address: IpWithPrefix
+    name: DomainName = Field(description="which guest")
+    mac: MacAddress = Field(description="the address of this interface")
+    address: IpWithPrefix = Field(description="the guest's address in the internal LAN")
 
 
 class Portage(BaseModel):
@@ -131,11 +148,13 @@ class Portage(BaseModel):
     model_config = _STRICT
 
     cflags: CompilerFlags = "-O2 -pipe"
-    use: list[UseFlag] = []
-    package_use: list[PackageUse] = []
-    accept_keywords: list[PackageKeywords] = []
-    distcc: list[DistccHost] = []
-    sync: dict[RepositoryName, SyncUri] = {}
+    use: list[UseFlag] = Field([], examples=[["-X", "-gtk"]])
+    package_use: list[PackageUse] = Field([], examples=[["sys-apps/less pcre"]])
+    accept_keywords: list[PackageKeywords] = Field([], examples=[["app-emulation/xen ~amd64"]])
+    distcc: list[DistccHost] = Field([], examples=[["192.0.2.10/8"]])
+    sync: dict[RepositoryName, SyncUri] = Field(
+        {}, examples=[{"gentoo": "rsync://mirror.example.org/gentoo-portage"}]
+    )
 
 
 class GuestExport(BaseModel):
@@ -143,8 +162,8 @@ class GuestExport(BaseModel):
 
     model_config = _STRICT
 
-    name: DomainName
-    path: MountPath
+    name: DomainName = Field(description="which guest")
+    path: MountPath = Field(description="the folder that it exports")
 
 
 class Parameters(BaseModel):
@@ -157,14 +176,18 @@ class Parameters(BaseModel):
 
     site: PlainName = "lab"
     ssh: Ssh = Ssh(host="dom0", config="~/.cache/xenlab/labs/lab/ssh_config")
-    secrets: list[SecretReference] = []
+    secrets: list[SecretReference] = Field(
+        [], examples=[[{"env": "MIRROR_LOGIN"}, {"file": "~/.config/castle/vault"}]]
+    )
     platform: Literal["debian", "gentoo", "gentoo-2006"] = "debian"
     power: Literal["lab", "ipmi", "manual"] = "lab"
     lab: LabName = "lab"
 
     disk: DevicePath = "/dev/vda"
     may_wipe: list[Given] = ["XENLAB-LAB"]
-    may_destroy: list[MadeThing] = []
+    may_destroy: list[MadeThing] = Field(
+        [], examples=[["domu1 2f0c1b9e-0d7e-4a3b-9f51-3f6f2f3c7a10"]]
+    )
     boot_mib: Mib = 512
     dom0_swap_mib: Mib = 512
     dom0_root_mib: Mib = 3072
@@ -179,11 +202,13 @@ class Parameters(BaseModel):
     portage: Portage = Portage()
 
     kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
-    kernel_checksums: OptionalPath = ""
-    checksum_keyring: OptionalPath = ""
-    checksum_signers: list[Fingerprint] = []
+    kernel_checksums: OptionalPath = Field("", examples=["~/linux-6.1.tar.xz.sha256"])
+    checksum_keyring: OptionalPath = Field("", examples=["~/gentoo-release.gpg"])
+    checksum_signers: list[Fingerprint] = Field(
+        [], examples=[["13EBBDBEDE7A12775DFDB1BABB572E0E2D182910"]]
+    )
     build_on: Literal["controller", "target"] = "controller"
-    kernel_options: list[KernelOption] = []
+    kernel_options: list[KernelOption] = Field([], examples=[["CONFIG_E1000E=y"]])
 
     dom0_mem_mib: Mib = 1024
     xen_options: CommandLine = ""
@@ -204,11 +229,11 @@ class Parameters(BaseModel):
         "tcpdump",
     ]
     services: list[Service] = ["ssh", "cron", "rsyslog"]
-    unwanted: list[Text] = []
+    unwanted: list[Text] = Field([], examples=[["exim4-daemon-light"]])
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"
-    image_exclude: list[TargetPath] = []
+    image_exclude: list[TargetPath] = Field([], examples=[["/usr/lib/gcc"]])
 
     uplink: Interface = "eth0"
     bridge: Interface = "xenbr0"

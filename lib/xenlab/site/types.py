@@ -47,7 +47,7 @@ def one_line(text: str) -> str:
 
 
 def given(text: str) -> str:
-    """The text, refused where it is empty or blank."""
+    """Text that is not empty or blank."""
     if not text.strip():
         raise ValueError("must not be empty")
     return text
@@ -62,11 +62,13 @@ def pattern(expression: str, wanted: str) -> Check:
             raise ValueError(f"must be {wanted}, not {quoted(text)}")
         return text
 
+    # the reference of all parameters says by it what is allowed
+    check.__doc__ = wanted
     return check
 
 
 def target_path(text: str) -> str:
-    """An absolute, plain path on the target (no ``..``, no doubled or closing slash)."""
+    """An absolute, plain path on the target: no .., no doubled or closing slash."""
     if not text.startswith("/"):
         raise ValueError(f"must be an absolute path, not {quoted(text)}")
     plain = posixpath.normpath("/" + text.lstrip("/"))
@@ -76,9 +78,10 @@ def target_path(text: str) -> str:
 
 
 def controller_path(text: str) -> str:
-    """A path on the controller: absolute or from ``~``; a notebook's own folder must not matter.
+    """A path on the controller that begins with / or ~/.
 
-    What is said to lie in the usual cache is looked for in the cache that the environment names.
+    A notebook's own folder must not matter. What is said to lie in the usual cache is looked for
+    in the cache that the environment names.
     """
     if not text.startswith(("/", "~/")):
         raise ValueError(f"must begin with / or ~/, not {quoted(text)}")
@@ -93,7 +96,10 @@ def optional_path(text: str) -> str:
 
 
 def mac_address(text: str) -> str:
-    """A unicast MAC address; fe:ff:ff:ff:ff:ff is what Xen gives to dom0's side of each vif."""
+    """A unicast MAC address, such as 00:16:3e:66:01:01.
+
+    fe:ff:ff:ff:ff:ff is what Xen gives to dom0's side of each vif.
+    """
     if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
         raise ValueError(f"must be a MAC address such as 00:16:3e:66:01:01, not {quoted(text)}")
     if int(text[:2], 16) & 1:
@@ -104,7 +110,7 @@ def mac_address(text: str) -> str:
 
 
 def ip_address(text: str) -> str:
-    """An IPv4 address without a prefix."""
+    """An IPv4 address without a prefix, such as 10.0.2.2."""
     try:
         ipaddress.IPv4Address(text)
     except ValueError:
@@ -113,7 +119,7 @@ def ip_address(text: str) -> str:
 
 
 def ip_with_prefix(text: str) -> str:
-    """An IPv4 address of a machine with its prefix, ``10.0.2.15/24``."""
+    """An IPv4 address of a machine with its prefix, such as 10.0.2.15/24."""
     try:
         if not re.fullmatch(r"[0-9.]+/[0-9]+", text):
             raise ValueError
@@ -240,7 +246,7 @@ _HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*"
 
 
 def distcc_host(text: str) -> str:
-    """A distcc server (distcc(1)), with a port that there is."""
+    """A distcc server: HOST, HOST:PORT, HOST/JOBS or HOST:PORT/JOBS (distcc(1))."""
     check = pattern(
         rf"{_HOST}(:[1-9][0-9]{{0,4}})?(/[1-9][0-9]{{0,2}})?",
         "a distcc server as HOST, HOST:PORT, HOST/JOBS or HOST:PORT/JOBS",
