@@ -15,7 +15,11 @@ _PLACES = {
     "chapters.ingredients": ("Fits",),
     "chapters.kernel": ("kernel_build",),
     "command": ("Command",),
-    "resources.base": ("All", "Check", "Condition", "Difference", "Once", "OnHost", "Resource"),
+    "host": ("Host",),
+    "resources.base": (
+        *("All", "Check", "Condition", "Difference", "Once", "OnHost", "PathsExist"),
+        *("Programs", "Report", "Resource", "text_difference"),
+    ),
     "resources.disk": (
         *("BIOS_BOOT", "LINUX_BOOT", "LINUX_SWAP", "REST"),
         *("Filesystem", "Partition", "PartitionTable"),
