@@ -26,7 +26,7 @@ from xenlab.cli.terminal import (
 from xenlab.errors import BadInput, XenlabError
 
 if TYPE_CHECKING:
-    from xenlab.runs.execute import Outcome, RunPlan
+    from xenlab.runs.execute import Outcome
     from xenlab.runs.folder import StepState
 
 DRIFT = 3
@@ -166,8 +166,8 @@ def run(
         quiet=quiet,
         verbose=verbose,
     )
-    plan, outcome = _execute(request)
-    _show(request, outcome, cli_lab.introduce_guests(plan.site))
+    outcome, reach = _execute(request)
+    _show(request, outcome, reach)
 
 
 @app.command()
@@ -196,7 +196,7 @@ def plan(
         verbose=verbose,
         as_json=as_json,
     )
-    _, outcome = _execute(request)
+    outcome, _ = _execute(request)
     _show(request, outcome)
 
 
@@ -224,7 +224,7 @@ def check(
         verbose=verbose,
         as_json=as_json,
     )
-    _, outcome = _execute(request)
+    outcome, _ = _execute(request)
     from xenlab.chapter.step import REFUSED, WOULD_CHANGE
 
     drift = [s for c in outcome.chapters for s in c.steps if s.status in (WOULD_CHANGE, REFUSED)]
@@ -270,8 +270,11 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(2 if isinstance(error, BadInput) else 1)
 
 
-def _execute(request: Request) -> tuple[RunPlan, Outcome]:
-    """Execute chapters; progress goes to stderr where standard output is for JSON."""
+def _execute(request: Request) -> tuple[Outcome, list[str]]:
+    """Execute chapters; give what came of it, and how to reach the lab, in lines for a person.
+
+    Progress goes to stderr where standard output is for JSON.
+    """
     from xenlab.runs import execute
 
     person = Terminal(stderr=request.as_json)
@@ -293,9 +296,12 @@ def _execute(request: Request) -> tuple[RunPlan, Outcome]:
             from_=request.from_,
         )
     plan = execute.allowing(plan, request.destroy)
+    # before the run, whose chapters reach the guests by their names
+    reach = cli_lab.introduce_guests(plan.site)
     shown = execute.Shown(console, person, commands=request.verbose)
     outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), shown)
-    return plan, execute.close(outcome, lambda: cli_lab.keep_console(plan.site, outcome.folder))
+    closed = execute.close(outcome, lambda: cli_lab.keep_console(plan.site, outcome.folder))
+    return closed, reach
 
 
 def _show(

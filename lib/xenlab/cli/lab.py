@@ -80,7 +80,7 @@ def up(
         bool | None,
         typer.Option(
             "--open/--restricted",
-            help="Its domains reach all that this machine reaches, or its package mirrors alone."
+            help="Let domains reach all that this machine reaches, or its package mirrors alone."
             "  [default: as before, restricted at first]",
         ),
     ] = None,

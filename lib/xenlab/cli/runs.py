@@ -55,7 +55,8 @@ def list_runs(runs: Runs = None, as_json: Json = False) -> None:
 def show(
     run: RunName = "last",
     step: Annotated[
-        str, typer.Option("--step", metavar="NUMBER", help="Only this step, with its commands.")
+        str,
+        typer.Option("--step", metavar="NUMBER", help="Show only this step, with its commands."),
     ] = "",
     runs: Runs = None,
     as_json: Json = False,
