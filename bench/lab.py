@@ -79,13 +79,13 @@ class Bench:
 
     def fresh_lab(self) -> Path:
         """A lab with an empty disk that runs its rescue system; returns its ssh_config."""
-        for words in (["reset"], ["up", "-f", str(self.file)]):
-            self._xenlab("lab", *words, "--name", self.name)
+        for words in (["reset", "--yes"], ["up", "-f", str(self.file)]):
+            self._xenlab("lab", *words, "--lab", self.name)
         return Lab(self.name).status().ssh_config
 
     def end_lab(self) -> None:
         """Take the lab down; its files stay in the cache."""
-        self._xenlab("lab", "down", "--hard", "--name", self.name)
+        self._xenlab("lab", "down", "--hard", "--lab", self.name)
 
     def xenlab_run(self, turn: str) -> None:
         """Let xenlab run the chapters, recorded; its times stay in the turn's folder."""

@@ -80,7 +80,7 @@ class Turn:
         try:
             for case in CASES:
                 if case == WARM:
-                    self._call(".venv/bin/xenlab", "lab", "reset")
+                    self._call(".venv/bin/xenlab", "lab", "reset", "--yes")
                 found.append(self._lab(case))
         finally:
             if (self.clone / ".venv/bin/xenlab").exists():

@@ -60,14 +60,14 @@ class Site:
 
     def ssh(self, domain: str, *command: str, seconds: float = 600) -> str:
         """What a command prints on dom0 or on a guest."""
-        words = ["lab", "ssh", "--name", self.name, *([domain] if domain else []), "--", *command]
+        words = ["lab", "ssh", "--lab", self.name, *([domain] if domain else []), "--", *command]
         result = self.xenlab(*words, timeout=seconds)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     def answers(self, domain: str) -> bool:
         """Whether dom0 or a guest lets us in now."""
-        words = ["lab", "ssh", "--name", self.name, domain, "--", "true"]
+        words = ["lab", "ssh", "--lab", self.name, domain, "--", "true"]
         return self.xenlab(*words, timeout=300).returncode == 0
 
     def journals(self) -> list[Journal]:
@@ -200,7 +200,7 @@ def processes_of(run: Path) -> list[int]:
 
 def power_cycled(site: Site, guests: Sequence[str]) -> None:
     """Pull the plug and put it back: just these guests run again, and no service has failed."""
-    assert site.xenlab("lab", "down", "--hard", "--name", site.name).returncode == 0
+    assert site.xenlab("lab", "down", "--hard", "--lab", site.name).returncode == 0
     up = site.xenlab("lab", "up", "-f", str(site.parameters))
     assert up.returncode == 0, up.stdout + up.stderr
 

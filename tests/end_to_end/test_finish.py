@@ -127,7 +127,7 @@ def test_a_guest_serves_something_itself(site: Site) -> None:
 
 
 def test_the_status_shows_the_finished_lab(site: Site) -> None:
-    status = site.xenlab("lab", "status", "--name", NAME)
+    status = site.xenlab("lab", "status", "--lab", NAME)
     assert status.returncode == 0, status.stderr
     for words in ("Domain-0", "domu3", "xenbr0: ", "xenbr1: ", "/mnt/share to 10.66.0.0/24"):
         assert words in status.stdout
@@ -384,9 +384,9 @@ def has_the_share(site: Site, guest: str) -> bool:
 
 
 def test_the_machine_boots_into_xen_by_itself(site: Site) -> None:
-    assert site.xenlab("lab", "down", "--name", NAME).returncode == 0
+    assert site.xenlab("lab", "down", "--lab", NAME).returncode == 0
     assert processes_named(NAME) == []
-    up = site.xenlab("lab", "up", "--name", NAME, "-f", str(site.parameters))
+    up = site.xenlab("lab", "up", "--lab", NAME, "-f", str(site.parameters))
     assert up.returncode == 0, up.stdout + up.stderr
     assert "xen_version" in site.ssh("", "xl", "info")
     assert site.ssh("", "uname", "-r").strip().endswith("-xen0")

@@ -368,7 +368,8 @@ def on_a_terminal(site: Site, *words: str) -> str:
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert process.wait(250) == 0
+    status = process.wait(250)
     reader.join()
+    assert status == 0, written.decode()
     os.close(leader)
     return written.decode()

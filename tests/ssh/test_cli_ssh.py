@@ -45,12 +45,12 @@ def lab_ssh(tmp_path: Path, make_sshd: Callable[..., Sshd]) -> Iterator[Ssh]:
 
 
 def test_a_command_on_dom0(lab_ssh: Ssh) -> None:
-    done = lab_ssh("--", "echo", "on", "$WHO", "-r", "--name")
-    assert (done.returncode, done.stdout) == (0, b"on dom0 -r --name\n"), done.stderr
+    done = lab_ssh("--", "echo", "on", "$WHO", "-r", "--lab")
+    assert (done.returncode, done.stdout) == (0, b"on dom0 -r --lab\n"), done.stderr
 
 
 def test_a_command_on_a_guest(lab_ssh: Ssh) -> None:
-    done = lab_ssh("domu2", "--name", "lab", "--", "echo", "on", "$WHO")
+    done = lab_ssh("domu2", "--lab", "lab", "--", "echo", "on", "$WHO")
     assert done.stdout == b"on domu2\n"
 
 

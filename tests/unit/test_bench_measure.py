@@ -88,7 +88,7 @@ def test_each_turn_goes_from_nothing_to_a_second_run(root: Path, tmp_path: Path)
         assert (cold.changed, again.changed) == (4, 0)
         assert not measure.lasted(SECOND, cold.run, cold.began + 60, cold.began + 90).phases
         calls = (folder / f"{number}/cache.calls").read_text().splitlines()
-        assert calls == ["lab status --json", "lab reset", "lab down --hard"]
+        assert calls == ["lab status --json", "lab reset --yes", "lab down --hard"]
         assert processor.load(cold.run.parent / processor.BESIDE)
         # caches and environments are gigabytes, runs are what is kept
         assert not (folder / f"{number}/cache").exists()

@@ -37,7 +37,8 @@ def xenlab(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("XENLAB_RUNS", raising=False)
+    for name in ("NO_COLOR", "XENLAB_RUNS", "XENLAB_SITE"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(*words: str) -> Done:
         with pytest.raises(SystemExit) as caught:
@@ -76,6 +77,9 @@ except SystemExit as end:
         (["plan", "-f", "bad.yaml"], 2),
         (["check", "-f", "bad.yaml"], 2),
         (["run", "99", "-f", "good.yaml"], 2),
+        (["run", "99"], 2),
+        (["--version"], 0),
+        (["status"], 2),
         (["run", "--mode", "try", "-f", "good.yaml"], 2),
         (["render", "bad.yaml", "-o", "out"], 2),
         (["lab", "up", "-f", "bad.yaml"], 2),
@@ -112,20 +116,21 @@ def test_without_words_it_says_what_it_can_do(xenlab: Run) -> None:
     ("words", "said"),
     [
         (["run"], "there is no folder notebooks in"),
-        (["run", "--mode", "dry", "--notebooks", "."], "there is no mode dry"),
+        (["run", "--mode", "dry", "-f", "x.yaml", "--notebooks", "."], "there is no mode dry"),
         (["run", "-f", "gone.yaml", "--notebooks", "."], "there is no such parameters file"),
         (["run", "--resume", "last", "--notebooks", "."], "there is no run in"),
         (["run", "--resume", "last", "04"], "has its own chapters, mode and lab"),
         (["run", "--resume", "last", "--mode", "plan"], "has its own chapters, mode and lab"),
-        (["run", "--lab", "Über", "--notebooks", "."], "cannot be a lab's name"),
+        (["run", "--lab", "Über", "-f", "x.yaml", "--notebooks", "."], "cannot be a lab's name"),
         (["show", "20260101T000000-x"], "there is no run 20260101T000000-x"),
         (["report"], "there is no run in"),
         (["lab", "up", "-f", "gone.yaml"], "there is no such parameters file"),
-        (["lab", "status", "--name", "a/b"], "cannot be a lab's name"),
+        (["lab", "status", "--lab", "a/b"], "cannot be a lab's name"),
         (["lab", "boot", "floppy"], "'floppy' is not one of 'disk', 'rescue'"),
         (["lab", "snapshot", "a/b"], "cannot be a snapshot's name"),
         (["lab", "restore", "gone"], "there is no snapshot 'gone'"),
-        (["frobnicate"], "No such command 'frobnicate'"),
+        (["frobnicate"], "there is no command xenlab frobnicate: xenlab --help lists"),
+        (["run", "-q", "-v", "-f", "x.yaml", "--notebooks", "."], "quiet and verbose at once"),
         (["run", "--frm", "08"], "No such option"),
     ],
 )
@@ -152,7 +157,7 @@ def test_debug_shows_the_traceback(xenlab: Run) -> None:
 
 def test_the_program_of_its_own_shows_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xenlab", "lab", "status", "--name", "a/b"],
+        [sys.executable, "-m", "xenlab", "lab", "status", "--lab", "a/b"],
         env={**os.environ, "XENLAB_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -167,7 +172,7 @@ def test_an_option_of_the_other_command_is_not_ours(xenlab: Run) -> None:
 
 
 def test_the_status_of_a_lab_that_never_ran(xenlab: Run) -> None:
-    done = xenlab("lab", "status", "--name", "other")
+    done = xenlab("lab", "status", "--lab", "other")
     assert done.returncode == 0
     assert "off" in done.stdout and "XENLAB-OTHER" in done.stdout
     found = json.loads(xenlab("lab", "status", "--json").stdout)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,34 +13,48 @@ from rich.text import Text
 
 from xenlab.cli import lab as cli_lab
 from xenlab.cli import runs as cli_runs
-from xenlab.cli.runs import Runs
-from xenlab.cli.terminal import Terminal
+from xenlab.cli.runs import Json, Runs
+from xenlab.cli.terminal import (
+    PROGRAM,
+    Commands,
+    Terminal,
+    print_json,
+    site_file,
+    turn_colour_off,
+    without_colour,
+)
 from xenlab.errors import BadInput, XenlabError
 
 if TYPE_CHECKING:
     from xenlab.runs.execute import Outcome
+    from xenlab.runs.folder import StepState
 
-DEFAULT_FILE = Path("parameters/lab.yaml")
+DRIFT = 3
+"""The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
+
+EXIT_STATUSES = """\
+Exit status:
+  0    done
+  1    failed
+  2    refused: a word, an option or a file is wrong; nothing was touched
+  3    `xenlab check` found drift
+  130  interrupted by Ctrl-C (143 by SIGTERM)
+`xenlab lab ssh` and `console` end with the status of what they ran.
+"""
 
 app = typer.Typer(
-    help="A Xen host from an empty disk, chapter by chapter.",
+    cls=Commands,
+    help="Make a Xen host from an empty disk, chapter by chapter.",
+    epilog=EXIT_STATUSES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_runs.app)
 app.add_typer(cli_lab.app, name="lab")
 
-DRIFT = 3
-"""The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
-
 Chapters = Annotated[
     list[str] | None, typer.Argument(help="Names or numbers (08); all if none.", show_default=False)
-]
-File = Annotated[
-    Path | None,
-    typer.Option("-f", "--file", help=f"Parameters of the site.  [default: {DEFAULT_FILE}]"),
 ]
 From = Annotated[str, typer.Option("--from", help="The chapter to begin with.")]
 LabName = Annotated[
@@ -56,19 +72,69 @@ Destroy = Annotated[
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
 ]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show only errors and the totals.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show each step's commands, too.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for: the options of ``run``, ``plan`` and ``check``."""
+
+    chapters: Sequence[str]
+    file: Path | None
+    runs: Path | None
+    notebooks: Path | None
+    from_: str = ""
+    resume: str = ""
+    mode: str = "plan"
+    destroy: Sequence[str] = ()
+    lab: str = ""
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise BadInput("cannot be quiet and verbose at once", hint="give -q or -v")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit()
+
+
+def _no_color(wanted: bool) -> None:
+    if wanted:
+        turn_colour_off()
 
 
 @app.callback()
 def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+    no_color: Annotated[
+        bool,
+        typer.Option(
+            "--no-color",
+            callback=_no_color,
+            is_eager=True,
+            help="Print plain text, as where $NO_COLOR is set.",
+        ),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """A Xen host from an empty disk, chapter by chapter."""
+    """Make a Xen host from an empty disk, chapter by chapter."""
 
 
 @app.command()
 def run(
     chapters: Chapters = None,
-    file: File = None,
+    file: cli_lab.File = None,
     from_: From = "",
     resume: Annotated[
         str, typer.Option("--resume", metavar="RUN", help="Take up a run where it stopped.")
@@ -78,6 +144,8 @@ def run(
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Execute chapters, all of them if none is named; exit status 0 if all are done."""
     if resume and (chapters or from_ or lab or mode != "apply"):
@@ -85,51 +153,84 @@ def run(
             "a run that is taken up again has its own chapters, mode and lab",
             hint="give only --resume, and -f where the parameters file was moved",
         )
-    _run(chapters or [], file, from_, resume, mode, destroy or [], lab, runs, notebooks)
+    request = Request(
+        chapters or [],
+        file,
+        runs,
+        notebooks,
+        from_,
+        resume,
+        mode,
+        destroy or [],
+        lab,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    outcome, reach = _execute(request)
+    _show(request, outcome, reach)
 
 
 @app.command()
 def plan(
     chapters: Chapters = None,
-    file: File = None,
+    file: cli_lab.File = None,
     from_: From = "",
     destroy: Destroy = None,
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
 ) -> None:
-    """Say what the chapters would change, with diffs; touch nothing."""
-    _run(chapters or [], file, from_, "", "plan", destroy or [], lab, runs, notebooks)
+    """Show what the chapters would change, with diffs; change nothing."""
+    request = Request(
+        chapters or [],
+        file,
+        runs,
+        notebooks,
+        from_,
+        destroy=destroy or [],
+        lab=lab,
+        quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
+    )
+    outcome, _ = _execute(request)
+    _show(request, outcome)
 
 
 @app.command()
 def check(
     chapters: Chapters = None,
-    file: File = None,
+    file: cli_lab.File = None,
     from_: From = "",
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
 ) -> None:
-    """Look whether everything is still as the chapters left it; exit status 3 if it is not."""
-    outcome = _run(chapters or [], file, from_, "", "plan", [], lab, runs, notebooks)
+    """Report drift: what is no longer as the chapters left it; exit status 3 if there is any."""
+    request = Request(
+        chapters or [],
+        file,
+        runs,
+        notebooks,
+        from_,
+        lab=lab,
+        quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
+    )
+    outcome, _ = _execute(request)
     from xenlab.chapter.step import REFUSED, WOULD_CHANGE
 
     drift = [s for c in outcome.chapters for s in c.steps if s.status in (WOULD_CHANGE, REFUSED)]
-    console = Terminal(soft_wrap=True, highlight=False)
-    if not drift:
-        console.print(Text("\nno drift"))
-        return
-    console.print(Text(f"\ndrift in {len(drift)} steps:"))
-    for step in drift:
-        found = (step.record.get("difference") or {}).items()
-        # several states without names are counted: only a name says whose the difference is
-        said = (
-            (f"{label}: " if label.strip("0123456789") else "") + difference["summary"]
-            for label, difference in found
-        )
-        console.print(Text(f"  {step.title}: {'; '.join(said)}"))
-    raise typer.Exit(DRIFT)
+    _show(request, outcome, drift=drift)
+    if drift:
+        raise typer.Exit(DRIFT)
 
 
 @app.command()
@@ -139,12 +240,11 @@ def render(
         Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")
     ],
 ) -> None:
-    """Write out the files and commands of the howto as it was, with no machine at hand."""
+    """Write out the files and commands of the howto as it was; no machine is needed."""
     from xenlab.site import schema as parameters
 
-    file = (
-        Path(site) if site.endswith((".yaml", ".yml")) else DEFAULT_FILE.with_name(f"{site}.yaml")
-    )
+    named = site.endswith((".yaml", ".yml"))
+    file = Path(site) if named else Path("parameters") / f"{site}.yaml"
     wanted = parameters.load(file)
     from xenlab.runs.report import write_files
 
@@ -158,8 +258,10 @@ def main(words: list[str] | None = None) -> None:
     """Run the command line; an error of xenlab is one message on stderr, no traceback."""
     words = sys.argv[1:] if words is None else words
     own = words[: words.index("--")] if "--" in words else words
+    if without_colour():
+        turn_colour_off()
     try:
-        app(words, prog_name="xenlab")
+        app(words, prog_name=PROGRAM)
     except XenlabError as error:
         if "--debug" in own:
             raise
@@ -168,53 +270,108 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(2 if isinstance(error, BadInput) else 1)
 
 
-def _run(
-    chapters: list[str],
-    file: Path | None,
-    from_: str,
-    resume: str,
-    mode: str,
-    destroy: list[str],
-    lab: str,
-    runs: Path | None,
-    notebooks: Path | None,
-) -> Outcome:
-    """Execute chapters and show what came of it; ends the program where not all are done."""
+def _execute(request: Request) -> tuple[Outcome, list[str]]:
+    """Execute chapters; give what came of it, and how to reach the lab, in lines for a person.
+
+    Progress goes to stderr where standard output is for JSON.
+    """
     from xenlab.runs import execute
 
-    console = Terminal()
-    chapter_folder = notebooks or kept_notebooks()
-    if resume:
-        plan = execute.prepare_resume(chapter_folder, cli_runs.find(resume, runs), file)
+    person = Terminal(stderr=request.as_json)
+    console = Terminal(quiet=True, force_terminal=False) if request.quiet else person
+    chapter_folder = request.notebooks or kept_notebooks()
+    if request.resume:
+        folder = cli_runs.find(request.resume, request.runs)
+        plan = execute.prepare_resume(chapter_folder, folder, request.file)
     else:
-        overrides = cli_lab.overrides(lab) if lab else {}
-        chosen = file or DEFAULT_FILE
+        file = site_file(request.file)
+        if request.file is None:
+            console.print(Text(f"site: {file}"), soft_wrap=True)
         plan = execute.prepare(
-            chapter_folder, chapters, chosen, overrides=overrides, mode=mode, from_=from_
+            chapter_folder,
+            request.chapters,
+            file,
+            overrides=cli_lab.overrides(request.lab) if request.lab else {},
+            mode=request.mode,
+            from_=request.from_,
         )
-    plan = execute.allowing(plan, destroy)
-    # these take a second to import, which a refusal need not wait for
-    from xenlab.runs.progress import summary
-
+    plan = execute.allowing(plan, request.destroy)
+    # before the run, whose chapters reach the guests by their names
     reach = cli_lab.introduce_guests(plan.site)
-    outcome = execute.execute_plan(plan, cli_runs.runs_folder(runs), console)
-    outcome = execute.close(outcome, lambda: cli_lab.keep_console(plan.site, outcome.folder))
-    console.print()
-    console.print(summary(outcome.chapters))
-    console.print(Text(f"\nrun folder: {outcome.folder}"), soft_wrap=True)
-    if outcome.report is not None:
-        console.print(Text(f"report:     {outcome.report}"), soft_wrap=True)
+    shown = execute.Shown(console, person, commands=request.verbose)
+    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), shown)
+    closed = execute.close(outcome, lambda: cli_lab.keep_console(plan.site, outcome.folder))
+    return closed, reach
+
+
+def _show(
+    request: Request,
+    outcome: Outcome,
+    reach: Sequence[str] = (),
+    drift: Sequence[StepState] | None = None,
+) -> None:
+    """Show what came of a run, and how to reach what it made; end unless all chapters are done.
+
+    ``drift`` are the steps that differ, None unless they were asked for.
+    """
+    if request.as_json:
+        _print_document(outcome, drift)
+    else:
+        _print_outcome(request, outcome)
     if outcome.status:
         problem = outcome.problem or "not all chapters are done"
-        again = f"xenlab run --resume {outcome.folder.name}"
+        again = f"{PROGRAM} run --resume {outcome.folder.name}"
         complaint = Terminal(stderr=True, soft_wrap=True)
         style = "bold red" if complaint.is_terminal else ""
         complaint.print(Text(f"\n{problem}", style=style))
         complaint.print(Text(f"take it up again: {again}"))
         raise typer.Exit(outcome.status)
-    for line in reach:
-        console.print(Text(line), soft_wrap=True)
-    return outcome
+    if request.as_json:
+        return
+    if drift is not None:
+        _print_drift(drift)
+    for line in () if request.quiet else reach:
+        Terminal().print(Text(line), soft_wrap=True)
+
+
+def _print_document(outcome: Outcome, drift: Sequence[StepState] | None) -> None:
+    document = cli_runs.run_as_dict(outcome.folder, outcome.chapters)
+    document["exit_status"] = outcome.status or (DRIFT if drift else 0)
+    document["problem"] = outcome.problem
+    if drift is not None:
+        document["drift"] = [step.number for step in drift]
+    print_json(document)
+
+
+def _print_outcome(request: Request, outcome: Outcome) -> None:
+    # what draws a table takes a second to import, which a refusal need not wait for
+    from xenlab.runs.progress import summary, totals
+
+    console = Terminal(soft_wrap=True)
+    if request.quiet:
+        console.print(Text("; ".join(part for part in totals(outcome.chapters) if part)))
+        return
+    console.print()
+    Terminal().print(summary(outcome.chapters))
+    console.print(Text(f"\nrun folder: {outcome.folder}"))
+    if outcome.report is not None:
+        console.print(Text(f"report:     {outcome.report}"))
+
+
+def _print_drift(drift: Sequence[StepState]) -> None:
+    console = Terminal(soft_wrap=True, highlight=False)
+    if not drift:
+        console.print(Text("\nno drift"))
+        return
+    console.print(Text(f"\ndrift in {len(drift)} steps:"))
+    for step in drift:
+        found = (step.record.get("difference") or {}).items()
+        # several states without names are counted: only a name says whose the difference is
+        said = (
+            (f"{label}: " if label.strip("0123456789") else "") + difference["summary"]
+            for label, difference in found
+        )
+        console.print(Text(f"  {step.title}: {'; '.join(said)}"))
 
 
 def kept_notebooks() -> Path:

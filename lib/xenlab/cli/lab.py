@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -19,7 +18,8 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from xenlab import durable
-from xenlab.cli.terminal import Terminal
+from xenlab.cli.runs import Json
+from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_json, site_file
 from xenlab.durable import free_place, kept_file
 from xenlab.errors import BadInput, XenlabError
 
@@ -29,16 +29,29 @@ if TYPE_CHECKING:
     from xenlab.site.schema import Parameters
     from xenlab_lab.lab import Lab, Network, Status
 
-DEFAULT_FILE = Path("parameters/lab.yaml")
 DOM0 = "dom0"
 
-app = typer.Typer(help="The embedded lab: a virtual machine that becomes a Xen host.")
 
-Name = Annotated[str, typer.Option("--name", help="Which lab; several can run side by side.")]
+def _renamed(word: str) -> str:
+    """``--name`` is what ``--lab`` was called before."""
+    return "lab" if word == "name" else word
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Manage the embedded lab: a virtual machine that becomes a Xen host.",
+    no_args_is_help=True,
+    context_settings={"token_normalize_func": _renamed},
+)
+
+Name = Annotated[str, typer.Option("--lab", help="Which lab; several can run side by side.")]
 File = Annotated[
     Path | None,
-    typer.Option("-f", "--file", help=f"Where the guests' addresses stand.  [{DEFAULT_FILE}]"),
+    typer.Option(
+        "-f", "--file", help="The site's file.  [default: $XENLAB_SITE, or the only one here]"
+    ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Delete without asking.")]
 DomainArgument = Annotated[str, typer.Argument(metavar="[DOMAIN]", help="dom0 or a guest.")]
 
 
@@ -58,28 +71,24 @@ class WithCommand(TyperCommand):
 @app.command()
 def up(
     name: Annotated[
-        str, typer.Option("--name", help="Which lab.  [default: the one that the file names]")
+        str,
+        typer.Option("--lab", help="Which lab.  [default: the one that the file names, or lab]"),
     ] = "",
     file: File = None,
     open_network: Annotated[
         bool | None,
         typer.Option(
             "--open/--restricted",
-            help="Its domains reach all that this machine reaches, or its package mirrors alone."
+            help="Let domains reach all that this machine reaches, or its package mirrors alone."
             "  [default: as before, restricted at first]",
         ),
     ] = None,
 ) -> None:
     """Build what is missing, start the machine, wait for SSH."""
-    from xenlab.site import schema as parameters
-
-    if file or DEFAULT_FILE.exists():
-        site = parameters.load(file or DEFAULT_FILE)
-    else:
-        site = parameters.Parameters()
+    site, known = _site_of_lab(file)
     from xenlab_lab.stage import maker
 
-    guests = _addresses(site)
+    guests = _addresses(site) if known else {}
     with _reporting(_whole(site, name or site.lab)) as report:
         lab = _lab(name or site.lab, report)
         network: Network | None = None
@@ -95,7 +104,7 @@ def up(
 @app.command()
 def down(
     name: Name = "lab",
-    hard: Annotated[bool, typer.Option("--hard", help="Pull the plug.")] = False,
+    hard: Annotated[bool, typer.Option("--hard", help="Cut its power at once.")] = False,
 ) -> None:
     """Shut the machine down."""
     with _reporting() as report:
@@ -103,20 +112,49 @@ def down(
 
 
 @app.command()
-def reset(name: Name = "lab") -> None:
-    """Throw the disk away: the next `up` starts with an empty one."""
+def reset(name: Name = "lab", yes: Yes = False) -> None:
+    """Delete the disk: the next `up` starts with an empty one."""
+    _lab(name)
+    confirm(name, f"the disk of the lab {name!r}", f"xenlab lab reset --lab {name}", yes=yes)
     with _reporting() as report:
         _lab(name, report).reset()
 
 
 @app.command()
-def status(
-    name: Name = "lab", as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which lab.")], yes: Yes = False
 ) -> None:
-    """Say what the lab is doing."""
+    """Stop a lab and delete all of it: disk, snapshots, keys."""
+    if not _lab(name).folder.is_dir():
+        raise BadInput(f"there is no lab {name}", hint="xenlab lab list")
+    confirm(name, f"the lab {name!r} with its disk", f"xenlab lab remove {name}", yes=yes)
+    with _reporting() as report:
+        _lab(name, report).remove()
+
+
+@app.command("list")
+def list_labs(as_json: Json = False) -> None:
+    """List all labs with their state and what their disks take here."""
+    from xenlab.durable import mib
+
+    labs = _labs()
+    if as_json:
+        print_json(labs)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("lab", "state", "disk"):
+        table.add_column(column)
+    for lab in labs:
+        table.add_row(lab["name"], lab["state"], mib(lab["disk_bytes"]))
+    Terminal().print(table if labs else Text("there is no lab yet"))
+
+
+@app.command()
+def status(name: Name = "lab", as_json: Json = False) -> None:
+    """Show what the lab is doing."""
     found = _lab(name).status()
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print_json(found.as_dict())
     else:
         _print_status(found)
         _print_overview(found)
@@ -132,13 +170,13 @@ def ssh(context: typer.Context, domain: DomainArgument = DOM0, name: Name = "lab
 
 @app.command()
 def console(domain: DomainArgument = DOM0, name: Name = "lab") -> None:
-    """Join the serial console of dom0, or a guest's Xen console; Ctrl-] leaves."""
+    """Attach to the serial console of dom0, or a guest's Xen console; Ctrl-] leaves."""
     raise typer.Exit(_lab(name).attach(domain))
 
 
 @app.command()
 def snapshot(tag: str, name: Name = "lab") -> None:
-    """Keep disk and memory of the running machine under a name."""
+    """Save disk and memory of the running machine under a name."""
     with _reporting() as report:
         _lab(name, report).snapshot(tag)
 
@@ -156,7 +194,7 @@ def kernels(file: File = None) -> None:
     """Compile dom0's and the guests' kernel, ahead of the chapters that ask for them."""
     from xenlab.site import schema as parameters
 
-    site = parameters.load(file or DEFAULT_FILE)
+    site = parameters.load(site_file(file))
     if site.build_on != "controller":
         raise BadInput(f"build_on: {site.build_on}: this machine is not the one that compiles")
     from xenlab import cache
@@ -181,7 +219,7 @@ def kernels(file: File = None) -> None:
 
 @app.command()
 def boot(source: Literal["disk", "rescue"], name: Name = "lab") -> None:
-    """Start the machine afresh from its disk or from the rescue system."""
+    """Restart the machine from its disk or from the rescue system."""
     with _reporting() as report:
         status = _lab(name, report).boot(source, wait=True)
     _print_status(status)
@@ -206,7 +244,7 @@ def introduce_guests(site: Parameters) -> list[str]:
     guests = _addresses(site)
     if lab.status().running and lab.status().guests != guests:
         lab.set_guests(guests)
-    option = "" if site.lab == "lab" else f" --name {site.lab}"
+    option = "" if site.lab == "lab" else f" --lab {site.lab}"
     config = lab.status().ssh_config
     return [
         "",
@@ -237,6 +275,40 @@ def _lab(name: str, report: Report | None = None) -> Lab:
     from xenlab_lab.lab import Lab
 
     return Lab(name, report=report) if report else Lab(name)
+
+
+def _labs() -> list[dict[str, Any]]:
+    """All labs in the cache, by name: each one's state, and how many bytes its disk takes."""
+    from xenlab.cache import cache_root
+
+    found = []
+    for folder in sorted((cache_root() / "labs").glob("[!.]*/")):
+        # what is called otherwise was put there by somebody else
+        with suppress(BadInput):
+            lab = _lab(folder.name)
+            disk = lab.machine.disk
+            try:
+                state = "running" if lab.status().running else "off"
+            except XenlabError:
+                state = "damaged"
+            taken = disk.stat().st_blocks * 512 if disk.exists() else 0
+            found.append({"name": lab.name, "state": state, "disk_bytes": taken})
+    return found
+
+
+def _site_of_lab(file: Path | None) -> tuple[Parameters, bool]:
+    """The site of the lab that is started, and whether a file says so; else what all labs have.
+
+    A file that was not named counts where its machine is the lab.
+    """
+    from xenlab.site import schema as parameters
+
+    found = find_site(file)
+    if found is not None:
+        site = parameters.load(found)
+        if file or site.power == "lab":
+            return site, True
+    return parameters.Parameters(), False
 
 
 def _addresses(site: Parameters) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,30 +13,36 @@ from rich.text import Text
 
 from xenlab import durable
 from xenlab.chapter.card import duration
-from xenlab.cli.terminal import Terminal
+from xenlab.cli.terminal import Commands, Terminal, print_json
 from xenlab.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from xenlab.runs.folder import ChapterState, StepState
+
 app = typer.Typer()
-audit = typer.Typer(help="Whether a run is still what it was.", no_args_is_help=True)
+audit = typer.Typer(cls=Commands, help="Verify or sign the record of a run.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
 Runs = Annotated[
     Path | None,
     typer.Option("--runs", help="Where run folders are kept.  [default: runs, or $XENLAB_RUNS]"),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's name, or last.")]
 OtherRun = Annotated[str, typer.Argument(metavar="RUN", help="Run to compare with.")]
 
 
 @app.command("runs")
-def list_runs(runs: Runs = None) -> None:
+def list_runs(runs: Runs = None, as_json: Json = False) -> None:
     """List the runs, oldest first."""
     from xenlab.runs import history
 
     found = history.runs(runs_folder(runs))
+    if as_json:
+        print_json(_records(found))
+        return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "mode", "chapters", "state", "time"):
         table.add_column(name)
@@ -48,9 +56,11 @@ def list_runs(runs: Runs = None) -> None:
 def show(
     run: RunName = "last",
     step: Annotated[
-        str, typer.Option("--step", metavar="NUMBER", help="Only this step, with its commands.")
+        str,
+        typer.Option("--step", metavar="NUMBER", help="Show only this step, with its commands."),
     ] = "",
     runs: Runs = None,
+    as_json: Json = False,
 ) -> None:
     """Show a run's chapters and steps, or all that is recorded of one step."""
     from xenlab.runs import folder as folders
@@ -66,7 +76,13 @@ def show(
                 f"the run {folder.name} has no step {step}",
                 hint=f"xenlab show {folder.name} lists them",
             )
-        console.print(step_record(folder, found[-1]), soft_wrap=True)
+        if as_json:
+            print_json(step_as_dict(found[-1]) | {"commands": found[-1].record.get("commands", [])})
+        else:
+            console.print(step_record(folder, found[-1]), soft_wrap=True)
+        return
+    if as_json:
+        print_json(run_as_dict(folder, states))
         return
     console.print(summary(states))
     for state in states:
@@ -81,6 +97,7 @@ def diff(
     other: OtherRun = "last",
     every: Annotated[bool, typer.Option("--all", help="Include unchanged steps.")] = False,
     runs: Runs = None,
+    as_json: Json = False,
 ) -> None:
     """Show how two runs differ: parameters, steps, states and times."""
     from xenlab.runs import history
@@ -89,15 +106,27 @@ def diff(
     console = Terminal()
     changes = history.parameter_changes(first, second)
     pairs = history.step_pairs(first, second)
-    steps = pairs if every else pairs[pairs["first"] != pairs["second"]]
+    differing = pairs[pairs["first"] != pairs["second"]]
+    steps = pairs if every else differing
+    if as_json:
+        print_json(
+            {
+                "first": first.name,
+                "second": second.name,
+                "parameters": _records(changes),
+                "steps": _records(steps.rename(columns=lambda name: name.replace(" ", "_"))),
+                "compared": len(pairs),
+                "differing": len(differing),
+            }
+        )
+        return
     if not changes.empty:
         _print_parameters(console, changes, first.name, second.name)
     if not steps.empty:
         _print_steps(console, steps, first.name, second.name)
-    alike = len(pairs) - int((pairs["first"] != pairs["second"]).sum())
     times = (duration(pairs[f"{name} seconds"].sum()) for name in ("first", "second"))
     console.print(
-        f"{len(changes)} parameters and {len(pairs) - alike} of {len(pairs)} steps differ; "
+        f"{len(changes)} parameters and {len(differing)} of {len(pairs)} steps differ; "
         f"{' and '.join(times)} in steps"
     )
 
@@ -111,7 +140,7 @@ def report(
     ] = None,
     runs: Runs = None,
 ) -> None:
-    """Write a run's report.html, unless it is there and is the run's, and say where it is."""
+    """Write a run's report.html unless it is there already, and print its place."""
     from xenlab.runs import report as page
 
     folder = find(run, runs)
@@ -131,7 +160,7 @@ def verify(
     ] = None,
     runs: Runs = None,
 ) -> None:
-    """Hold journal, outputs, notebooks and signature together; exit status 1 if one is false.
+    """Verify journal, outputs, notebooks and signature; exit status 1 if one does not hold.
 
     A run that was cut short holds: what it could not record any more is named.
     """
@@ -179,6 +208,46 @@ def find(name: str, runs: Path | None) -> Path:
     from xenlab.runs import folder as folders
 
     return folders.find(runs_folder(runs), name)
+
+
+def run_as_dict(folder: Path, chapters: Sequence[ChapterState]) -> dict[str, Any]:
+    """A run for ``--json``: what the table of its chapters and steps shows, and each step whole."""
+    return {
+        "run": folder.name,
+        "folder": str(folder),
+        "chapters": [
+            {
+                "chapter": chapter.name,
+                "status": chapter.status,
+                "seconds": chapter.seconds,
+                "message": chapter.message,
+                "steps": [step_as_dict(step) for step in chapter.steps],
+            }
+            for chapter in chapters
+        ],
+    }
+
+
+def step_as_dict(step: StepState) -> dict[str, Any]:
+    """A step for ``--json``; ``script`` is what a person would type to bring the same about."""
+    found = (step.record.get("difference") or {}).items()
+    return {
+        "step": step.number,
+        "title": step.title,
+        "status": step.status,
+        "seconds": step.seconds,
+        "message": step.message,
+        "script": str(step.record.get("script", "")),
+        "differences": [
+            {"label": label, **{key: each.get(key) for key in ("summary", "diff", "rows")}}
+            for label, each in found
+        ],
+    }
+
+
+def _records(table: pd.DataFrame) -> Any:
+    """The rows of a table for ``--json``: a time is text, what is missing is null."""
+    return json.loads(table.to_json(orient="records", date_format="iso", date_unit="s"))
 
 
 def _print_parameters(console: Terminal, changes: pd.DataFrame, first: str, second: str) -> None:

@@ -341,7 +341,7 @@ class Lab:
 
     def commands(self, medium: Medium) -> tuple[Command, ...]:
         """QEMU starts again."""
-        words = ("lab", "boot", medium, "--name", self.name)
+        words = ("lab", "boot", medium, "--lab", self.name)
         command = Command.argv(sys.executable, "-m", "xenlab", *words)
         return (command.typed_as("xenlab {words}  # on the controller", words=words),)
 

@@ -133,7 +133,19 @@ def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
     return replace(plan, destroy=tuple(destroy))
 
 
-def execute_plan(plan: RunPlan, runs_folder: Path, console: Console) -> Outcome:
+@dataclass(frozen=True)
+class Shown:
+    """Where a run is seen while it goes on: its steps, and what a person must do.
+
+    ``commands`` says whether each step's are shown as well.
+    """
+
+    steps: Console
+    person: Console
+    commands: bool = False
+
+
+def execute_plan(plan: RunPlan, runs_folder: Path, shown: Shown) -> Outcome:
     """Execute the chapters in order into the run's folder; stop at the first that is not done.
 
     The exit status is 0 only if the journal holds every chapter's end and no step of them that
@@ -156,7 +168,7 @@ def execute_plan(plan: RunPlan, runs_folder: Path, console: Console) -> Outcome:
             runs.begin(folder)
             for name in plan.destroy:
                 Journal(folder).append(phase="consent", status="given", message=name)
-            problem = _chapters(plan, folder, lock, console, seen, begun)
+            problem = _chapters(plan, folder, lock, shown, seen, begun)
             status = FAILED if problem else 0
         except DiskFull as full:
             status, problem = FAILED, str(full)
@@ -175,7 +187,7 @@ def _chapters(
     plan: RunPlan,
     folder: Path,
     lock: int,
-    console: Console,
+    shown: Shown,
     seen: runs.Chapters,
     begun: list[str],
 ) -> str:
@@ -196,7 +208,11 @@ def _chapters(
         if plan.todo:
             kernels.prepare()
         steps = {path.stem: [step.title for step in step_cells(path)] for path in plan.todo}
-        follower = stack.enter_context(Follower(console, folder, steps, whole))
+        follower = stack.enter_context(
+            Follower(
+                shown.steps, folder, steps, whole, person=shown.person, commands=shown.commands
+            )
+        )
         for path in plan.todo:
             durable.require(folder, CHAPTER_BYTES)
             begun.append(path.stem)

@@ -199,7 +199,8 @@ class Follower(AbstractContextManager["Follower"]):
     """Shows each step of a run as its journal grows: a region on a terminal, lines elsewhere.
 
     ``chapters`` gives the titles of each chapter's steps, in their order; ``whole`` knows how long
-    they take.
+    they take. ``person`` shows what a person must do, by default where the steps are shown;
+    ``commands`` says whether each step's are shown as well.
     """
 
     def __init__(
@@ -208,8 +209,13 @@ class Follower(AbstractContextManager["Follower"]):
         folder: Path,
         chapters: Mapping[str, Sequence[str]],
         whole: Whole | None = None,
+        *,
+        person: Console | None = None,
+        commands: bool = False,
     ) -> None:
         self._console = console
+        self._person = person or console
+        self._with_commands = commands
         self._journal = Reader(folder / "journal.jsonl")
         self._chapters = chapters
         self._over = threading.Event()
@@ -272,7 +278,7 @@ class Follower(AbstractContextManager["Follower"]):
             self._live.update(now=escape(title))
         elif phase == "asked":
             said = Text(f"waiting for you: {record.get('message', '')}", style="bold yellow")
-            self._console.print(said, soft_wrap=True)
+            self._person.print(said, soft_wrap=True)
         elif phase == "waiting":
             said = Text(str(record.get("message", "")), style="yellow")
             self._console.print(said, soft_wrap=True)
@@ -288,6 +294,8 @@ class Follower(AbstractContextManager["Follower"]):
                 self._line(record)
             if record["status"] in ("would change", "would be refused"):
                 self._plan(record, named=self._console.is_terminal)
+            elif self._with_commands:
+                self._commands(record, named=self._console.is_terminal)
 
     def _next(self, chapter: str) -> str:
         """The first step that has not ended: where a chapter that only looks is now."""
@@ -301,6 +309,14 @@ class Follower(AbstractContextManager["Follower"]):
         seconds = duration(float(record.get("seconds", 0)))
         line = f"  {status:12}  {record.get('title', '')}  {seconds}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _commands(self, record: Mapping[str, Any], *, named: bool) -> None:
+        """What a step ran, or did not need to run, as a person would type it."""
+        if script := _script(record):
+            text = Text(f"{record.get('title', '')}\n" if named else "", style="bold")
+            text.append(f"    {RAN.get(str(record['status']), 'to run')}:\n", "not bold dim")
+            text.append(script.rstrip("\n"), "not bold cyan")
+            self._console.print(text, soft_wrap=True)
 
     def _plan(self, record: Mapping[str, Any], *, named: bool) -> None:
         """What a step would change: a line for each difference, the diff below it."""
@@ -335,19 +351,24 @@ def summary(chapters: Sequence[ChapterState]) -> Table:
         )
         for step in chapter.steps:
             table.add_row(f"  {escape(step.title)}", styled(step.status), duration(step.seconds))
+    place, words, took = totals(chapters)
+    table.add_section()
+    table.add_row(f"[bold]{place}", words, took)
+    return table
+
+
+def totals(chapters: Sequence[ChapterState]) -> tuple[str, str, str]:
+    """How many chapters are done and steps there are; how the steps ended; how long they took."""
     counts: dict[str, int] = {}
     for chapter in chapters:
         for status, number in chapter.counts.items():
             counts[status] = counts.get(status, 0) + number
     done = sum(1 for chapter in chapters if chapter.status == DONE)
-    words = ", ".join(f"{number} {status}" for status, number in counts.items())
-    table.add_section()
-    table.add_row(
-        f"[bold]{done} of {len(chapters)} chapters, {sum(counts.values())} steps",
-        words,
+    return (
+        f"{done} of {len(chapters)} chapters, {sum(counts.values())} steps",
+        ", ".join(f"{number} {status}" for status, number in counts.items()),
         duration(sum(chapter.seconds for chapter in chapters)),
     )
-    return table
 
 
 def step_record(folder: Path, step: StepState) -> Text:
