@@ -312,7 +312,7 @@ class Follower(AbstractContextManager["Follower"]):
 
     def _commands(self, record: Mapping[str, Any], *, named: bool) -> None:
         """What a step ran, or did not need to run, as a person would type it."""
-        if script := _script(record):
+        if script := _script(record, whole=True):
             text = Text(f"{record.get('title', '')}\n" if named else "", style="bold")
             text.append(f"    {RAN.get(str(record['status']), 'to run')}:\n", "not bold dim")
             text.append(script.rstrip("\n"), "not bold cyan")
