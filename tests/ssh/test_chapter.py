@@ -8,14 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 
-from xenlab.chapter.chapter import Chapter, connect_ahead, open_chapter, way_to
+from xenlab.chapter.chapter import Chapter, open_chapter
 from xenlab.chapter.machine_lock import Hold, MachineLock
 from xenlab.chapter.recorder import CommandLog, Phase, Recorder
 from xenlab.chapter.step import Silent
@@ -115,32 +115,6 @@ def test_a_step_names_what_brings_its_state_about_whatever_becomes_of_it(
     side_by_side = f"# A\n{typed}\n# B\nprintf %s 'no end' > {tmp_path}/two"
     assert [r.get("script") for r in finals] == [typed, typed, side_by_side, None]
     assert [r["status"] for r in finals] == ["changed", "ok", "changed", "ok"]
-
-
-def test_a_connection_made_ahead_is_the_chapter_s(
-    sshd: Sshd, journal: Journal, tmp_path: Path
-) -> None:
-    ahead = connect_ahead(asdict(way_to(site(sshd))))
-    wait_until(lambda: ahead.connections == 1)
-    chapter = Chapter("05_base_configuration", site(sshd), journal, Silent(), ahead=ahead)
-    chapter.root = "/"
-    chapter.ensure("05.1 Write it", File(str(tmp_path / "one"), "hello\n"))
-    chapter.close()
-    assert ahead.connections == 1
-
-
-def test_one_that_was_made_ahead_and_died_is_made_again(sshd: Sshd, journal: Journal) -> None:
-    ahead = connect_ahead(asdict(way_to(site(sshd))))
-    wait_until(lambda: ahead.connections == 1)
-    sshd.restart()
-    Chapter("05_base_configuration", site(sshd), journal, Silent(), ahead=ahead).close()
-    assert ahead.connections == 2
-
-
-def test_one_to_another_machine_is_not_the_chapter_s(sshd: Sshd, journal: Journal) -> None:
-    ahead = connect_ahead({"host": "elsewhere.invalid"})
-    Chapter("05_base_configuration", site(sshd), journal, Silent(), ahead=ahead).close()
-    assert ahead.connections == 0
 
 
 def test_a_state_that_holds_is_not_touched(

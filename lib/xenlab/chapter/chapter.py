@@ -18,7 +18,6 @@ import pandas as pd
 from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
 from xenlab.chapter.recorder import Recorder, declared_secrets, discover_secrets
 from xenlab.chapter.step import (
-    AHEAD,
     CHANGED,
     OK,
     REFUSED,
@@ -75,7 +74,7 @@ class Chapter(PlatformAnswers):
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
     what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
     its hosts run nothing outside of one. ``stop`` stops the step under way once it is set, the
-    opening as well. ``ahead`` is the way to the machine, where it was connected to beforehand.
+    opening as well.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Chapter(PlatformAnswers):
         hold: Hold = Hold.STEP,
         stop: threading.Event | None = None,
         destroy: tuple[str, ...] = (),
-        ahead: SSH | None = None,
     ) -> None:
         super().__init__(site)
         self.name = name
@@ -103,9 +101,7 @@ class Chapter(PlatformAnswers):
         self.controller = Host(Local(), watcher=self.recorder)
         self._own_stop = stop is None
         self._under_way: Step | None = None
-        way = way_to(site)
-        mine = ahead if ahead is not None and ahead.target == way else SSH(way)
-        self._ssh = mine.taken_over(self._wait(), self._locked_again)
+        self._ssh = SSH(way_to(site), wait=self._wait(), on_connect=self._locked_again)
         self._machine = MachineLock(self._ssh, journal.folder, hold)
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
@@ -507,11 +503,7 @@ class Chapter(PlatformAnswers):
 
     def _look_around(self) -> None:
         """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""
-        try:
-            boot_id = self.host.boot_id()
-        except ConnectionLost:
-            # one that was made ahead may have died since, and nobody has heard of it
-            boot_id = self.host.boot_id()
+        boot_id = self.host.boot_id()
         if boot_id != self._boot_id:
             self._boot_id = boot_id
             self.root = installed_root(self.host, device(self.site, ROOT_PARTITION))
@@ -563,15 +555,7 @@ def open_chapter(
         hold=hold,
         stop=stop,
         destroy=destroy,
-        ahead=namespace.get(AHEAD),
     )
-
-
-def connect_ahead(way: Mapping[str, Any]) -> SSH:
-    """Begin to connect to a machine, by the fields of its `Target`, ahead of the chapter there."""
-    ssh = SSH(Target(**way))
-    ssh.connect_ahead()
-    return ssh
 
 
 def _hold(folder: Path, name: str) -> Hold:

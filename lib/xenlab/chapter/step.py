@@ -35,9 +35,6 @@ VIEW = "_xenlab_view"
 STOP = "_xenlab_stop"
 """The variable that holds what stops them once it is set (a `threading.Event`)."""
 
-AHEAD = "_xenlab_ahead"
-"""The variable that holds the way to the machine where somebody has begun to connect before."""
-
 
 class StepView(Protocol):
     """Where one step appears."""

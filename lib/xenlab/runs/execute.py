@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -277,7 +277,6 @@ def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterS
 
 
 def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:
-    from xenlab.chapter.chapter import way_to
     from xenlab.runs.kernels import Kernels
 
     return Kernels(
@@ -287,7 +286,6 @@ def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:
             "XENLAB_MODE": plan.mode,
             "XENLAB_DESTROY": " ".join(plan.destroy),
         },
-        way=asdict(way_to(plan.site)),
         lock=lock,
         log=free_place(folder, "kernels", ".log"),
     )

@@ -19,33 +19,25 @@ from jupyter_core.utils import ensure_event_loop
 from traitlets import Unicode
 
 from xenlab import durable
-from xenlab.chapter.step import AHEAD
 from xenlab.errors import DiskFull
 
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
-_READY = "import xenlab.chapter.notebook; {name} = xenlab.chapter.chapter.connect_ahead({way!r})"
+_READY = "import xenlab.chapter.notebook"
 
 
 class Kernels(ExitStack):
     """The kernels of a run's notebooks, which lie in ``folder``.
 
-    A kernel needs seconds to start, to import xenlab and to log in by the ``way`` (the fields of a
-    `Target`), so each notebook's does that beforehand: the first one's from `prepare` on, the next
-    one's while one still works. Each has
+    A kernel needs seconds to start and to import xenlab, so each notebook's does that beforehand:
+    the first one's from `prepare` on, the next one's while one still works. Each has
     ``environment`` added to ours, inherits the file descriptor ``lock``, and writes what it has
     to say outside of cells to ``log``, a new file. All are gone at the end of the block.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        environment: Mapping[str, str],
-        *,
-        way: Mapping[str, Any],
-        lock: int,
-        log: Path,
+        self, folder: Path, environment: Mapping[str, str], *, lock: int, log: Path
     ) -> None:
         super().__init__()
         output = self.enter_context(log.open("xb"))
@@ -56,7 +48,7 @@ class Kernels(ExitStack):
             "stderr": output,
             "pass_fds": (lock,),
             "extra_arguments": [
-                f"--IPKernelApp.exec_lines={_READY.format(name=AHEAD, way=dict(way))}",
+                f"--IPKernelApp.exec_lines={_READY}",
                 "--HistoryManager.hist_file=:memory:",
             ],
         }

@@ -10,14 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xenlab.errors import (
-    BadInput,
-    ConnectionLost,
-    ConnectionRefused,
-    Overdue,
-    Unreachable,
-    XenlabError,
-)
+from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, Overdue, Unreachable
 from xenlab.transport.channel import (
     POLL_SECONDS,
     Conversation,
@@ -163,20 +156,6 @@ class SSH:
         """
         wait = self._wait if seconds is None else replace(self._wait, seconds=max(seconds, 0.0))
         self._tell(wait.until_answered(self.name, self._connected, stop))
-
-    def connect_ahead(self) -> None:
-        """Begin to connect, in a thread; where that fails, the first use tries it anew."""
-
-        def attempt() -> None:
-            with suppress(XenlabError):
-                self._connected()
-
-        threading.Thread(target=attempt, daemon=True).start()
-
-    def taken_over(self, wait: Wait, on_connect: Callable[[], None]) -> SSH:
-        """The same, now waited for and told of so; a connection that it has is told of as new."""
-        self._wait, self._on_connect, self._told = wait, on_connect, None
-        return self
 
     def close(self) -> None:
         """End the connection; a later call connects again. Commands in flight are lost."""
