@@ -79,7 +79,8 @@ class Command:
 
     def typed_as(self, text: str, **values: Value | Sequence[Value]) -> Command:
         """The same; what a person would type is this text, its values as in `sh`."""
-        return replace(self, typed=Command.sh(text, **values).text)
+        typed = Command.sh(text, **values)
+        return replace(self, typed=typed.text, secrets=(*self.secrets, *typed.secrets))
 
     def given(self, data: bytes) -> Command:
         """The same, with this on its standard input."""

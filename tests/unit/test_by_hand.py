@@ -87,6 +87,8 @@ def test_a_secret_is_masked_in_what_is_typed() -> None:
     command = Command.sh("login --password {word}", word=Secret("hunter22"))
     assert "hunter22" not in command.by_hand()
     assert "hunter22" in command.text
+    typed = Command("login").typed_as("login --password {word}", word=Secret("hunter22"))
+    assert "hunter22" not in typed.by_hand()
     there = OnHost("domu1", HOST, Directory("/srv/a b"))
     assert [one.by_hand() for one in there.commands()] == [
         "ssh domu1 'install -d -m 755 '\"'\"'/srv/a b'\"'\"''"
@@ -101,6 +103,15 @@ def test_a_status_with_a_meaning_is_said() -> None:
     with pytest.raises(CommandFailed):
         run_or_refuse(HOST, Command("exit 46").refusing({45: ("it is not so", "")}))
     assert run_or_refuse(HOST, Command("cat").given(b"in")).out == b"in"
+
+
+def test_no_line_follows_one_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed):
+        run_or_refuse(HOST, Command.sh("false\ntouch {path}", path=tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
+    state = Mount("/no/such/device", str(tmp_path / "place"))
+    with pytest.raises(CommandFailed):
+        state.apply(HOST, lambda what, done=None: None)
 
 
 def states(folder: Path) -> Iterator[Resource]:

@@ -167,7 +167,12 @@ class Resource(ABC):
 
 
 def run_or_refuse(host: Host, command: Command) -> Result:
-    """Run a command that changes something; raises StepFailed for an exit status with a meaning."""
+    """Run a command that changes something, of several lines none after one that fails.
+
+    Raises StepFailed for an exit status with a meaning, CommandFailed for any other but 0.
+    """
+    if "\n" in command.text and not command.text.startswith("set -e"):
+        command = replace(command, text=f"set -e\n{command.text}")
     seconds = command.seconds or READ_SECONDS
     result = host.run(command, input=command.input, timeout=seconds, check=False)
     if result.status in command.refusals:

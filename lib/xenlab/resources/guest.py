@@ -190,9 +190,16 @@ def in_namespace(
 
 
 def while_mounted(name: str, device: str, *commands: Command) -> tuple[Command, ...]:
-    """The same commands, with the guest's root on ``/mnt/NAME`` as a person would have it there."""
-    values = {"options": OPTIONS, "device": device, "root": f"/mnt/{name}"}
-    mount = Command.sh("mkdir -p {root}\nmount -o {options} {device} {root}", **values)
+    """The same commands, with the guest's root on ``/mnt/NAME`` as a person would have it there.
+
+    A shell in dom0 follows a link that the guest has planted: the first line warns of it.
+    """
+    text = """
+        # by hand only before the guest has ever run: its links may lead into dom0
+        mkdir -p {root}
+        mount -o {options} {device} {root}
+    """
+    mount = Command.sh(text, options=OPTIONS, device=device, root=f"/mnt/{name}")
     return (mount, *commands, Command.sh("umount {root}", root=f"/mnt/{name}"))
 
 

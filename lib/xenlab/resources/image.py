@@ -74,13 +74,13 @@ class Image(Resource):
             mkdir -p /run/image
             mount {what} /run/image
             tar -C /run/image -I 'zstd -1 -T0' --one-file-system --sparse --numeric-owner \\
-                --acls --xattrs --xattrs-include='*' --anchored --exclude-from /tmp/leave-out \\
+                --acls --xattrs --xattrs-include='*' --anchored --exclude-from /run/leave-out \\
                 -cf {{path}} .
             umount /run/image
             sha256sum {{path}} > {{path}}.sha256
         """
         values = {"device": self.device, "source": self.source, "path": self.path}
-        return Command.file("/tmp/leave-out", leave_out), Command.sh(text, **values)
+        return Command.file("/run/leave-out", leave_out), Command.sh(text, **values)
 
     def apply(self, host: Host, report: Report) -> None:
         """Archive the root and write checksum and record; raises StepFailed with the reason."""

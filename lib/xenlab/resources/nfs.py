@@ -68,7 +68,7 @@ class Mount(Resource):
         values |= {"kind": self.kind, "options": self.options}
         typed = f"mkdir -p {{target}}\n{mount}"
         command = Command.sh(
-            f"set -e\n! mountpoint -q {{target}} || exit {_OTHER_MOUNTED}\n{typed}", **values
+            f"! mountpoint -q {{target}} || exit {_OTHER_MOUNTED}\n{typed}", **values
         )
         other = (
             f"something else than {self.source} is mounted on {self.target}",
