@@ -33,6 +33,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
 
+from tests.sites import lab_site  # noqa: E402
 from tests.ssh.conftest import Sshd  # noqa: E402
 
 from xenlab.chapter.chapter import Chapter  # noqa: E402
@@ -40,7 +41,7 @@ from xenlab.chapter.step import Silent  # noqa: E402
 from xenlab.host import Host  # noqa: E402
 from xenlab.journal import Journal, verify  # noqa: E402
 from xenlab.resources.base import Difference, Report, Resource  # noqa: E402
-from xenlab.site.schema import Parameters, Ssh  # noqa: E402
+from xenlab.site.schema import Ssh  # noqa: E402
 from xenlab.transport.ssh import SSH  # noqa: E402
 
 STEPS = 20
@@ -103,7 +104,7 @@ def bare_paramiko(sshd: Sshd) -> Way:
 
 def xenlab_step(sshd: Sshd, folder: Path) -> Way:
     ssh = Ssh(host=sshd.alias, config=str(sshd.config))
-    site = Parameters(ssh=ssh)
+    site = lab_site(ssh=ssh)
     journal = Journal(folder / "run")
     chapter = Chapter("00_ingredients", site, journal, Silent())
 

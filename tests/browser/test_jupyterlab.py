@@ -31,7 +31,10 @@ def write_chapter(site: Site, *cells: str) -> None:
     place = site.folder / "notebooks" / "01_first.ipynb"
     notebook = nbformat.read(place, 4)
     ssh = {"host": site.sshd.alias, "config": str(site.sshd.config)}
-    notebook.cells[1].source = f'ssh: dict = {ssh!r}  # how to reach it\nsite: str = "lab"  # name'
+    notebook.cells[1].source = (
+        f'ssh: dict = {ssh!r}  # how to reach it\nsite: str = "lab"  # name\n'
+        'secrets: list = []\ndisk: str = "/dev/vda"'
+    )
     nbformat.write(notebook, place)
 
 

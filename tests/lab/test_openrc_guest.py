@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.lab.roots import Roots, quiet
+from tests.sites import lab_site
 
 from xenlab.cache import cache_root
 from xenlab.chapters import network
@@ -16,7 +17,6 @@ from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
 from xenlab.resources.network import LanDevices
 from xenlab.resources.shared_usr import needed_before
-from xenlab.site import schema as parameters
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target
 from xenlab_lab import media, tools
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(3600)
 NAME = "m-rc"
 SECONDS = 900.0
 TREE = "app-text/tree"
-SITE = parameters.Parameters(platform="gentoo", software=[], lan_interface="veth1")
+SITE = lab_site(platform="gentoo", software=[], shared_packages=[])
 OWN = ("xenlab-lan", "xenlab-vif", "xenlab-lan-address")
 
 # What the rescue system does before its own work, and then the disk's own init in its place.

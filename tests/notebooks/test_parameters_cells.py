@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 from tests.notebooks.chapters import FOLDER, NOTEBOOKS, parameters_cell
 
-from xenlab.site.schema import Parameters, declared, defaults, for_chapter, load, validate
+from xenlab.site.schema import Parameters, declared, defaults, for_chapter, load, part
 
 LAB = load(FOLDER.parent / "parameters" / "lab.yaml")
 
@@ -27,7 +27,7 @@ def test_it_declares_parameters_of_the_schema(path: Path) -> None:
 @every_chapter
 def test_its_defaults_are_the_lab_s(path: Path) -> None:
     values = defaults(path)
-    assert for_chapter(validate(values, path.name), values) == for_chapter(LAB, values)
+    assert for_chapter(part(values, path.name), values) == for_chapter(LAB, values)
 
 
 @every_chapter
@@ -42,7 +42,7 @@ def test_its_types_are_those_of_the_values(path: Path) -> None:
 @every_chapter
 def test_what_a_run_hands_over_is_what_the_chapter_accepts(path: Path) -> None:
     given = for_chapter(LAB, declared(path))
-    assert for_chapter(validate(given, path.name), given) == given
+    assert for_chapter(part(given, path.name), given) == given
 
 
 def shown_by_papermill(path: Path) -> list[str]:

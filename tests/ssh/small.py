@@ -12,8 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from tests.sites import lab_text
 from tests.ssh.conftest import Sshd, processes_with
 
 from xenlab.cli.cli import main
@@ -108,13 +108,14 @@ class Site:
 
     def write(self, **keys: object) -> None:
         values = {"site": "test", "ssh": self.ssh, "power": "manual"}
-        self.file.write_text(yaml.safe_dump(values | keys))
+        self.file.write_text(lab_text(**values | keys))
 
     def chapter(
         self, name: str, *cells: str, close: str = "chapter.close()", needs: str = ""
     ) -> None:
         parameters = (
-            'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []'
+            'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []\n'
+            'disk: str = "/dev/vda"  # the disk that is partitioned'
         )
         first = new_code_cell(parameters)
         first.metadata["tags"] = ["parameters"]

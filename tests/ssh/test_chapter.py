@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tests.sites import lab_site
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 
 from xenlab.chapter.chapter import Chapter, open_chapter
@@ -58,7 +59,7 @@ class Made(Resource):
 
 
 def site(sshd: Sshd) -> Parameters:
-    return Parameters(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
+    return lab_site(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
 
 
 @pytest.fixture
@@ -515,7 +516,7 @@ def test_an_unreachable_host_is_on_record(
     monkeypatch.setenv("XENLAB_RUN", str(tmp_path / "run"))
     sshd.stop()
     ssh = {"host": sshd.alias, "config": str(sshd.config), "patience_seconds": 2}
-    values = {"ssh": ssh}
+    values = {"site": "lab", "ssh": ssh, "secrets": [], "disk": "/dev/vda"}
     with pytest.raises(ConnectionRefused):
         open_chapter("05_base_configuration", values)
     record = Journal(tmp_path / "run").records()[-1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sites import lab_site
 from tests.ssh.conftest import Sshd
 
 from xenlab.chapter.chapter import Chapter
@@ -17,7 +18,7 @@ from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
 from xenlab.resources.guest import GuestRoot
-from xenlab.site.schema import Parameters, Ssh
+from xenlab.site.schema import Ssh
 from xenlab.transport.local import Local
 
 HERE = Host(Local())
@@ -60,7 +61,7 @@ class Machine:
         """A chapter of a run of its own."""
         bound = more.pop("may_destroy", [])
         serial = f"{self.disk} {96 << 20}"
-        site = Parameters(ssh=self.ssh, disk=self.disk, may_wipe=[serial], may_destroy=bound)
+        site = lab_site(ssh=self.ssh, disk=self.disk, may_wipe=[serial], may_destroy=bound)
         journal = Journal(self.folder / f"run{len(self.books)}")
         chapter = Chapter("01_x", site, journal, view or Silent(), **more)
         chapter.root = "/"

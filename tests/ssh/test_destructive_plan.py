@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sites import lab_site
 from tests.ssh.conftest import Sshd
 
 from xenlab.chapter.chapter import Chapter
@@ -16,7 +17,7 @@ from xenlab.journal import Journal
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
 from xenlab.resources.files import File
 from xenlab.resources.guest import GuestConfigured, GuestRoot
-from xenlab.site.schema import Parameters, Ssh
+from xenlab.site.schema import Ssh
 from xenlab.transport.local import Local
 
 HERE = Host(Local())
@@ -40,7 +41,7 @@ def journal(tmp_path: Path) -> Journal:
 
 def plan(sshd: Sshd, journal: Journal, disk: str, *may_wipe: str, name: str = "01_x") -> Chapter:
     ssh = Ssh(host=sshd.alias, config=str(sshd.config))
-    site = Parameters(ssh=ssh, disk=disk, may_wipe=list(may_wipe))
+    site = lab_site(ssh=ssh, disk=disk, may_wipe=list(may_wipe))
     chapter = Chapter(name, site, journal, Silent(), mode="plan")
     chapter.root = "/"
     return chapter

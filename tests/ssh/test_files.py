@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from tests.sites import lab_site
 from tests.ssh.conftest import Sshd, kill, wait_until
 from tests.ssh.test_loginshell import SHELLS, forced, make_noise
 from tests.unit.rootdir import root_with
@@ -25,7 +26,7 @@ from xenlab.errors import ConnectionLost, StepFailed, XenlabError
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.journal import Journal
 from xenlab.resources.files import File, Line, with_line
-from xenlab.site.schema import Parameters, Ssh
+from xenlab.site.schema import Ssh
 from xenlab.transport.channel import Output
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH
@@ -395,7 +396,7 @@ def test_a_word_that_is_hidden_from_records_stays_in_files(
     monkeypatch.setenv("ADMIN_PASSWORD", "default-route")
     make_noise(sshd.folder)
     journal = Journal(tmp_path / "run")
-    site = Parameters(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
+    site = lab_site(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
     chapter = Chapter("05_base_configuration", site, journal, Silent())
     file = tmp_path / "file"
     file.write_bytes(b"# the default-route of dom0\nnew=1\n\xff default-route")

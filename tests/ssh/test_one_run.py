@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.sites import lab_site
 from tests.ssh.conftest import Sshd, wait_until
 from tests.ssh.small import Site
 
@@ -23,7 +24,7 @@ from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.resources.base import Difference, OnHost, Report, Resource
 from xenlab.resources.ssh_access import GuestAnswers
-from xenlab.site.schema import Parameters, Ssh
+from xenlab.site.schema import Ssh
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
 
@@ -62,7 +63,7 @@ def opened(sshd: Sshd, tmp_path: Path) -> Iterator[Open]:
     ) -> Chapter:
         ssh = Ssh(host=sshd.alias, config=str(sshd.config), patience_seconds=SECONDS)
         journal = Journal(tmp_path / run)
-        site = Parameters(ssh=ssh)
+        site = lab_site(ssh=ssh)
         chapter = Chapter("05_base", site, journal, Silent(), mode=mode, hold=hold, stop=stop)
         chapter.root = "/"
         books.append(chapter)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.sites import lab_site
 
 from xenlab.chapters import disk
 from xenlab.errors import BadInput
@@ -27,7 +28,7 @@ def fstab(folder: Path, site: Parameters) -> dict[str, dict[str, str]]:
 
 
 def test_fstab_names_partitions(tmp_path: Path) -> None:
-    rows = fstab(tmp_path, Parameters())
+    rows = fstab(tmp_path, lab_site())
     assert {source: row["target"] for source, row in rows.items()} == {
         "PARTUUID=uuid-of-dom0root": "/",
         "PARTUUID=uuid-of-boot": "/boot",
@@ -40,12 +41,12 @@ def test_fstab_names_partitions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", ["/srv/all of it", "/srv/back\\slash", "/srv/a#b"])
 def test_fstab_keeps_a_strange_path_whole(tmp_path: Path, share: str) -> None:
-    site = Parameters().model_copy(update={"share": share})
+    site = lab_site().model_copy(update={"share": share})
     assert fstab(tmp_path, site)["PARTUUID=uuid-of-share"]["target"] == share
 
 
 def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:
-    site = Parameters(share="/srv/all")
+    site = lab_site(share="/srv/all")
     numbers = {"/dev/vda4": "dom0root", "/dev/vda2": "boot", "/dev/vda5": "share"}
     numbers["/dev/vda9"] = "domuswap"
     now = {numbers[m.source]: m.target for m in disk.mounts(site, "/")}
@@ -63,7 +64,7 @@ def test_the_tls_problem_does_not_arise_on_a_64_bit_system() -> None:
 
 def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
     sums = tmp_path / "sums"
-    site = Parameters(stage="/a/stage.tar.zst", stage_checksums=str(sums))
+    site = lab_site(stage="/a/stage.tar.zst", stage_checksums=str(sums))
     with pytest.raises(BadInput, match="sums cannot be read"):
         disk.stage(site, "/")
     sums.write_text(f"{'a' * 64}  stage.tar.zst\n")
@@ -73,5 +74,5 @@ def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
 
 
 def test_the_kernel_source_lies_where_usr_src_leads() -> None:
-    site = Parameters(share="/srv/all")
+    site = lab_site(share="/srv/all")
     assert disk.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"

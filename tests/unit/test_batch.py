@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from rich.console import Console
+from tests.sites import lab_text
 
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal
@@ -35,7 +36,7 @@ def notebooks(tmp_path: Path) -> Path:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "site.yaml"
-    path.write_text("site: test\n")
+    path.write_text(lab_text(site="test"))
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sites import lab_site
 
 from xenlab.command import Command
 from xenlab.errors import BadInput, ConnectionRefused, HostKeyRefused, StepFailed
@@ -30,11 +31,13 @@ from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Report
 from xenlab.resources.files import File
 from xenlab.resources.xen import XenState, compare, link_names, newest_image, parse_state
-from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parents[1] / "recorded"
-SITE = Parameters(xen_options="console=com1 com1=115200,8n1 dom0_max_vcpus=2")
+SITE = lab_site(
+    xen_options="console=com1 com1=115200,8n1 dom0_max_vcpus=2",
+    dom0_options="console=hvc0 net.ifnames=0",
+)
 ENTRY = XenEntry("6.1.192-xen0", SITE.dom0_mem_mib, SITE.xen_options, SITE.dom0_options)
 
 words = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))), max_size=5)
@@ -227,10 +230,10 @@ def test_a_toolstack_that_does_not_answer_is_not_dom0_yet() -> None:
 
 
 def test_each_answer_is_the_site_s() -> None:
-    lab = power(Parameters(power="lab", lab="other"))
+    lab = power(lab_site(power="lab", lab="other"))
     assert isinstance(lab, Lab)
     assert lab.name == "other"
-    assert isinstance(power(Parameters(power="manual")), Manual)
+    assert isinstance(power(lab_site(power="manual")), Manual)
 
 
 def test_ipmi_says_what_it_needs_and_never_shows_the_password() -> None:

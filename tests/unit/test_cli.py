@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.sites import lab_text
 
 from xenlab.cli.cli import main
 from xenlab.errors import BadInput
@@ -195,7 +196,7 @@ def test_runs_are_listed_and_shown(xenlab: Run, tmp_path: Path) -> None:
 
 def test_kernels_are_not_compiled_where_the_target_compiles(xenlab: Run, tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
-    file.write_text("build_on: target\n")
+    file.write_text(lab_text(build_on="target"))
     refused(
         xenlab("lab", "kernels", "-f", str(file)), "build_on: target: this machine is not the one"
     )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
+from tests.sites import lab_site
 
 from xenlab.chapters.disk import file_systems, mounts, partition_table
 from xenlab.errors import BadInput, CommandFailed, StepFailed
@@ -19,7 +20,7 @@ from xenlab.resources.blockdevices import parse
 from xenlab.resources.disk import LINUX_DATA, Filesystem, Partition, PartitionTable
 from xenlab.resources.nfs import SwapFile
 from xenlab.site.rules import needed_mib, partitions
-from xenlab.site.schema import Domain, Parameters
+from xenlab.site.schema import Domain
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -52,7 +53,7 @@ def table(**changes: Any) -> dict[str, Any]:
 
 
 def lab_table() -> PartitionTable:
-    return partition_table(Parameters())
+    return partition_table(lab_site())
 
 
 class TestPartitionTable:
@@ -122,8 +123,8 @@ class TestPartitionTable:
         assert lab_table().compare(table(partitions=parts, sectorsize=4096)) is None
 
     def test_a_real_table_is_made_once(self, tmp_path: Path) -> None:
-        place = image(tmp_path / "disk 'a", needed_mib(Parameters()))
-        site = Parameters().model_copy(update={"disk": place})
+        place = image(tmp_path / "disk 'a", needed_mib(lab_site()))
+        site = lab_site().model_copy(update={"disk": place})
         wanted = partition_table(site)
         assert wanted.wipes() == site.disk
         assert wanted.probe(HOST) is not None
@@ -139,8 +140,8 @@ class TestPartitionTable:
     def test_a_table_that_did_not_arrive_whole_leaves_the_disk_alone(
         self, tmp_path: Path, arrived: int
     ) -> None:
-        place = image(tmp_path / "disk", needed_mib(Parameters()))
-        wanted = partition_table(Parameters().model_copy(update={"disk": place}))
+        place = image(tmp_path / "disk", needed_mib(lab_site()))
+        wanted = partition_table(lab_site().model_copy(update={"disk": place}))
         with pytest.raises(CommandFailed, match="not all of .* has arrived"):
             wanted.apply(Host(CutShort(arrived)), quiet)
         with Path(place).open("rb") as disk:
@@ -148,7 +149,10 @@ class TestPartitionTable:
 
     @given(count=st.integers(1, 40), swap=st.integers(1, 4096))
     def test_a_disk_of_the_size_that_is_asked_for_suffices(self, count: int, swap: int) -> None:
-        site = Parameters(domains=[domain(n) for n in range(1, count + 1)], domu_swap_mib=swap)
+        # many more guests than the lab's, which nothing else selects
+        site = lab_site().model_copy(
+            update={"domains": [domain(n) for n in range(1, count + 1)], "domu_swap_mib": swap}
+        )
         sizes = [p.size_mib for p in partition_table(site).partitions]
         left = needed_mib(site) - 2 - sum(sizes)
         assert left >= count * swap
@@ -224,7 +228,7 @@ class TestSwapFile:
 
 class TestRecipe:
     def test_every_partition_but_grubs_has_a_file_system_with_its_name(self) -> None:
-        made = {f.label: f.kind for f in file_systems(Parameters())}
+        made = {f.label: f.kind for f in file_systems(lab_site())}
         assert made == {
             "boot": "ext4",
             "dom0swap": "swap",
@@ -238,12 +242,12 @@ class TestRecipe:
 
     @pytest.mark.parametrize("root", ["/", "/mnt/dom0"])
     def test_mounts_begin_with_the_root(self, root: str) -> None:
-        targets = [m.target for m in mounts(Parameters(), root)]
+        targets = [m.target for m in mounts(lab_site(), root)]
         prefix = root.rstrip("/")
         assert targets == [root, f"{prefix}/boot", f"{prefix}/mnt/share", f"{prefix}/mnt/domuswap"]
 
     def test_swap_files_fit_their_partition(self, tmp_path: Path) -> None:
-        site = Parameters()
+        site = lab_site()
         device = image(tmp_path / "domuswap", partitions(site)[-1].mib)
         swap = file_systems(site)[-1]
         Filesystem(device, swap.label, swap.kind, swap.options).apply(HOST, quiet)

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.sites import lab_site
 from tests.unit.rootdir import root_with
 
 from xenlab.chapter.chapter import way_to
@@ -22,7 +23,6 @@ from xenlab.resources.ssh_access import (
     OwnKeyPinned,
 )
 from xenlab.resources.xen import HypervisorLinks
-from xenlab.site.schema import Parameters
 from xenlab.transport import hostkeys
 from xenlab.transport.local import Local
 from xenlab.transport.ssh_config import Target
@@ -200,5 +200,5 @@ def test_programs_that_are_missing_are_named() -> None:
 def test_a_guest_s_key_is_pinned_where_its_connection_looks_for_it(tmp_path: Path) -> None:
     (known := tmp_path / "known").touch()
     ssh = {"host": "dom0", "port": 2222, "known_hosts": str(known)}
-    site = Parameters.model_validate({"ssh": ssh})
+    site = lab_site(ssh=ssh)
     assert hostkeys.place(way_to(site, "domu1")) == (known, "domu1", 2222)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sites import lab_site
 
 from xenlab.chapter.step import refusal, require_consent
 from xenlab.errors import BadInput, ConsentNeeded, StepFailed
@@ -28,7 +29,6 @@ from xenlab.resources.disk import (
 )
 from xenlab.resources.files import File
 from xenlab.site.rules import device, partition_path
-from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -234,7 +234,7 @@ class TestPartitions:
     )
     def test_a_partition_lies_on_the_sites_disk(self, disk: str, fourth: str) -> None:
         assert partition_path(disk, 4) == fourth
-        assert device(Parameters(disk=disk), "dom0root") == fourth
+        assert device(lab_site(disk=disk), "dom0root") == fourth
 
     def test_a_disk_with_the_same_names_is_no_copy(self) -> None:
         found = parse(recorded(device="--- device\n/dev/vda\n"))

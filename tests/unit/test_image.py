@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
+from tests.sites import lab_site
 
 from xenlab.chapters import guests
 from xenlab.chapters.guests import base, parse_proof
@@ -21,7 +22,6 @@ from xenlab.host import Host
 from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Resource
 from xenlab.resources.image import Image, ImageProof, parse_listing, parse_record, statements
-from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -242,8 +242,8 @@ def test_dom0_may_change_afterwards_but_another_base_is_another_image(machine: M
 def test_where_the_stage_lies_is_no_part_of_an_image_and_what_it_holds_is(
     machine: Machine,
 ) -> None:
-    here = Parameters()
-    moved = Parameters(stage="/srv/other name.tar.zst", stage_checksums="/srv/sums")
+    here = lab_site()
+    moved = lab_site(stage="/srv/other name.tar.zst", stage_checksums="/srv/sums")
     record = machine.root / RECORD
     record.write_text(f"complete {'a' * 64}\n")
     taken(replace(machine, image=replace(machine.image, base=base(here))))
@@ -286,7 +286,7 @@ def test_a_new_image_needs_a_new_proof(machine: Machine) -> None:
 
 def test_chapter_09_takes_only_an_image_whose_proof_holds(machine: Machine) -> None:
     path = Path(machine.image.path)
-    needed = guests.image_ready(Parameters().model_copy(update={"image": str(path)}))
+    needed = guests.image_ready(lab_site().model_copy(update={"image": str(path)}))
     assert said(needed) == "there is no image with its checksum beside it"
     taken(machine)
     assert said(needed) == "there is no proof of it that holds"

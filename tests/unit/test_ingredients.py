@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sites import lab_site
 
 from xenlab.chapters.figures import disk_parts, memory_parts, plan_figure
 from xenlab.chapters.ingredients import (
@@ -28,7 +29,7 @@ from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parent.parent / "recorded"
 HOST = Host(Local())
-SITE = Parameters(may_wipe=["XENLAB-DISKS"])
+SITE = lab_site(may_wipe=["XENLAB-DISKS"])
 
 XEN = """
 ==> xl <==
@@ -115,7 +116,7 @@ class TestFits:
         check_fit(SITE, lab(memory_mib=2136))
 
     def test_no_such_disk(self) -> None:
-        error = refused(Parameters(disk="/dev/vdz"), of_disk("/dev/vdz"))
+        error = refused(lab_site(disk="/dev/vdz"), of_disk("/dev/vdz"))
         assert error.startswith(
             "there is no disk /dev/vdz\nTry: the disks there are: /dev/vda 16384 MiB XENLAB-DISKS"
         )
@@ -131,7 +132,7 @@ class TestFits:
         assert message in refused(SITE, lab(**changes))
 
     def test_pvh_guests_need_the_processors_help(self) -> None:
-        site = Parameters(guest_type="pvh")
+        site = lab_site(guest_type="pvh")
         assert "VMX or SVM" in refused(site, lab(virtualisation="none"))
         check_fit(site, lab(virtualisation="svm"))
         check_fit(SITE, lab(virtualisation="none"))
@@ -150,7 +151,7 @@ class TestTables:
         assert found["found"].startswith("/dev/vdb, 120 MiB, has biosboot, boot, dom0swap, dom0")
 
     def test_a_disk_that_nobody_consented_to(self) -> None:
-        frame = compare(Parameters(may_wipe=[]), lab(memory_mib=100)).set_index("what")
+        frame = compare(lab_site(may_wipe=[]), lab(memory_mib=100)).set_index("what")
         assert frame.loc["disk to wipe", "fits"] == "asks for consent"
         assert frame.loc["memory", "fits"] == "no"
 
@@ -198,7 +199,7 @@ def brought(folder: Path) -> Parameters:
         f"{checksum_of(folder / 'stage.tar')}  stage.tar\n"
         f"{checksum_of(folder / 'linux.tar')}  linux.tar\n"
     )
-    return Parameters(
+    return lab_site(
         stage=f"{folder}/stage.tar",
         stage_checksums=f"{folder}/sums",
         kernel_source=f"{folder}/linux.tar",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sites import lab_site
 
 from xenlab.errors import BadInput
 from xenlab.host import Host
@@ -12,7 +13,6 @@ from xenlab.platform.apt import Apt, AptPackages
 from xenlab.platform.choice import packages
 from xenlab.platform.portage import Portage
 from xenlab.resources.files import Relocated
-from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -72,8 +72,8 @@ def test_the_store_goes_to_the_share() -> None:
 
 
 def test_a_site_that_nobody_has_written_down() -> None:
-    assert isinstance(packages(Parameters()), Apt)
-    gentoo = Parameters(platform="gentoo", software=[], services=[])
+    assert isinstance(packages(lab_site()), Apt)
+    gentoo = lab_site(platform="gentoo", software=[], shared_packages=[])
     assert isinstance(packages(gentoo), Portage)
     with pytest.raises(BadInput, match="no package manager support for 'gentoo-2006'"):
-        packages(Parameters(platform="gentoo-2006", software=[], services=[]))
+        packages(lab_site(platform="gentoo-2006", software=[], shared_packages=[]))

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.sites import lab_text
 
 from xenlab.panel.site import ParametersForm, SiteFile
 from xenlab.site import schema as parameters
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjE=\n-----END-----\n"
+CASTLE = lab_text(site="castle")
 COMPOSE = "services:\n  web:\n    image: nginx\n"
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     place = tmp_path / "castle.yaml"
-    place.write_text("site: castle\n")
+    place.write_text(CASTLE)
     return place
 
 
@@ -78,7 +80,7 @@ def test_a_place_that_cannot_be_is_refused_in_a_sentence(form: ParametersForm, p
 def test_links_lead_where_they_led_and_modes_stay(form: ParametersForm, tmp_path: Path) -> None:
     real, link = tmp_path / "real" / "castle.yaml", tmp_path / "link.yaml"
     real.parent.mkdir()
-    real.write_text("site: castle\n")
+    real.write_text(CASTLE)
     real.chmod(0o640)
     link.symlink_to("real/castle.yaml")
     assert "saved to" in save(form, link, hostname="keep")
@@ -93,7 +95,7 @@ def test_a_file_with_another_name_is_left_with_both(
 ) -> None:
     (tmp_path / "other.yaml").hardlink_to(file)
     assert "hard link" in save(form, file, hostname="keep")
-    assert file.read_text() == "site: castle\n"
+    assert file.read_text() == CASTLE
 
 
 def test_a_new_file_has_the_mode_of_new_files(form: ParametersForm, tmp_path: Path) -> None:
@@ -115,9 +117,10 @@ def test_nothing_is_written_through_a_name_that_could_be_guessed(
 
 
 def test_what_somebody_else_wrote_meanwhile_stays(form: ParametersForm, file: Path) -> None:
-    file.write_text("site: castle\nhostname: moat\n")
+    moat = lab_text(site="castle", hostname="moat")
+    file.write_text(moat)
     assert "was changed since it was read" in save(form, file, hostname="keep")
-    assert file.read_text() == "site: castle\nhostname: moat\n"
+    assert file.read_text() == moat
     form.again.click()
     assert form.fields["hostname"].value == "moat"
     assert "saved to" in save(form, file, hostname="keep")

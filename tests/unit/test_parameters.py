@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sites import LAB_VALUES, lab_site
 
 from xenlab.errors import BadInput
 from xenlab.site.rules import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
@@ -25,7 +26,15 @@ from xenlab.site.schema import (
 )
 
 FILES = Path(__file__).parents[2] / "parameters"
-LAB = Parameters()
+# a site that selects nothing: the rules are about a few keys each
+BARE = LAB_VALUES | {
+    "autostart": [],
+    "guest_exports": [],
+    "lan_guests": [],
+    "shared_packages": [],
+    "shared_usr": [],
+}
+LAB = validate(BARE, "lab.yaml")
 
 
 def guest(**changes: object) -> dict[str, object]:
@@ -53,7 +62,7 @@ def other(**changes: object) -> dict[str, object]:
 
 def refused(values: dict[str, Any]) -> str:
     with pytest.raises(BadInput) as caught:
-        validate(values, "site.yaml")
+        validate(BARE | values, "site.yaml")
     assert caught.value.where == "site.yaml"
     return caught.value.message
 
@@ -64,7 +73,10 @@ def refused_file(folder: Path, text: str | bytes) -> str:
     with pytest.raises(BadInput) as caught:
         load(path)
     assert caught.value.where == str(path)
-    return caught.value.message
+    # what a few lines leave out is another test's
+    lines = caught.value.message.split("\n  ")
+    own = [line for line in lines if not re.search("cannot be accepted:$|no default can kn", line)]
+    return "\n".join(own)
 
 
 # Each rule, and what it says.
@@ -370,19 +382,40 @@ def test_several_problems_are_listed_one_a_line() -> None:
 # Files.
 
 
-# A site that does not select anything gets nothing; the lab does.
-SELECTIONS = {"autostart", "guest_exports", "lan_guests", "shared_packages", "shared_usr"}
-# What is right for an emulated processor alone.
-EMULATED = {"xen_options", "dom0_options", "domu_options"}
-# Where the lab's restricted network has its way out.
-WAY_OUT = {"package_proxy"}
+# What is one site's own.
+STATED = (
+    "site, ssh, platform, disk, boot_mib, dom0_swap_mib, dom0_root_mib, share_mib, domu_root_mib, "
+    "domu_swap_mib, stage, stage_checksums, kernel_source, dom0_mem_mib, hostname, domain, "
+    "software, services, uplink, address, gateway, nameserver and domains"
+)
 
 
-def test_the_lab_s_file_holds_the_defaults_but_for_what_is_the_lab_s_alone() -> None:
-    schema, lab = LAB.model_dump(), load(FILES / "lab.yaml").model_dump()
-    assert {key for key in schema if schema[key] != lab[key]} == SELECTIONS | EMULATED | WAY_OUT
-    assert [schema[key] for key in SELECTIONS] == [[]] * len(SELECTIONS)
-    assert not any("mitigations" in schema[key] or "spec-ctrl" in schema[key] for key in EMULATED)
+def test_what_a_site_must_state_is_named_in_one_sentence(tmp_path: Path) -> None:
+    (path := tmp_path / "site.yaml").write_text("bridge: br0\n")
+    with pytest.raises(BadInput) as caught:
+        load(path)
+    assert caught.value.message == f"{STATED} are missing: no default can know them"
+
+
+def test_one_key_that_is_missing_is_named_beside_other_problems() -> None:
+    values = {key: value for key, value in BARE.items() if key != "gateway"}
+    with pytest.raises(BadInput) as caught:
+        validate(values | {"bridge": 1}, "site.yaml")
+    assert caught.value.message.splitlines() == [
+        "2 parameters cannot be accepted:",
+        "  gateway is missing: it has no default",
+        "  bridge must be text, not 1 (a number); put it in quotes",
+    ]
+
+
+def test_no_default_is_the_lab_s_alone() -> None:
+    stated = STATED.replace(" and ", ", ").split(", ")
+    site = validate({key: BARE[key] for key in stated}, "site.yaml").model_dump()
+    for key in ("autostart", "lan_guests", "shared_packages", "shared_usr", "guest_exports"):
+        assert site[key] == []
+    for key in ("xen_options", "dom0_options", "domu_options", "package_proxy"):
+        assert site[key] == ""
+    assert (site["power"], site["may_wipe"], site["kernel_options"]) == ("manual", [], [])
 
 
 def test_the_lab_s_file_names_every_parameter_in_the_order_of_the_schema() -> None:
@@ -404,7 +437,7 @@ def test_the_lab_s_files_are_in_the_cache_that_the_environment_names(
     monkeypatch.delenv("XENLAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert load(FILES / "lab.yaml").stage == f"{tmp_path}/xenlab/stage/stage.tar.zst"
-    assert validate({"stage": "~/other/stage.tar"}, "site.yaml").stage == "~/other/stage.tar"
+    assert lab_site(stage="~/other/stage.tar").stage == "~/other/stage.tar"
 
 
 def test_an_override_replaces_a_value_of_the_file() -> None:
@@ -491,7 +524,8 @@ def test_a_file_that_is_too_much(tmp_path: Path, text: str | bytes, sentence: st
 
 def test_a_few_references_are_taken(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
-    path.write_text("site: &name keep\nhostname: *name\n")
+    rest = {key: value for key, value in BARE.items() if key not in ("site", "hostname")}
+    path.write_text(f"site: &name keep\nhostname: *name\n{yaml.safe_dump(rest)}")
     assert load(path).hostname == "keep"
 
 
@@ -530,7 +564,69 @@ def test_a_notebook_s_own_variables_are_left_alone() -> None:
         "table": [1],
         "domainss": object(),
     }
-    assert from_notebook(namespace) == LAB.model_copy(update={"dom0_mem_mib": 2048})
+    site = from_notebook(namespace)
+    assert site.model_dump() == {"dom0_mem_mib": 2048}
+    assert site.knows("dom0_mem_mib")
+    assert not site.knows("dom0_mem_mib", "disk")
+
+
+def test_what_a_chapter_does_not_declare_is_no_other_site_s_value() -> None:
+    site = from_notebook({"dom0_mem_mib": 2048})
+    # one that a whole site must state, and one that has a default there
+    for name in ("disk", "share"):
+        with pytest.raises(BadInput) as caught:
+            getattr(site, name)
+        assert str(caught.value).splitlines() == [
+            f"cannot use the parameter {name}: because this chapter does not declare it",
+            f"Try: add {name} to the chapter's parameters cell",
+        ]
+    with pytest.raises(AttributeError, match="shar"):
+        getattr(site, "shar")  # noqa: B009
+
+
+# what a rule compares, beside a value that it refuses
+COMPARED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"domains": [guest()]}, {"gateway": "192.0.2.1"}, "gateway 192.0.2.1 is not in the network"),
+    ({"address": "192.0.2.9/24"}, {"gateway": "192.0.2.9"}, "gateway and address are the same"),
+    ({"domains": [guest()]}, {"address": "10.0.2.50/24"}, "dom0 and domain 1 (web) have the same"),
+    ({"domains": [guest()]}, {"hostname": "web"}, "dom0 and domain 1 (web) have the same name"),
+    ({"uplink": "xenbr0"}, {"bridge": "xenbr0"}, "uplink and bridge are the same"),
+    ({"address": "10.66.0.9/24"}, {"lan_address": "10.66.0.1/24"}, "the internal LAN 10.66.0.0/24"),
+    ({"domains": [guest()]}, {"autostart": ["ftp"]}, "autostart names ftp, which is no domain"),
+    ({"shared_usr": ["web"]}, {"lan_guests": []}, "shared_usr names web, which is not in"),
+    ({"software": ["tree"]}, {"platform": "gentoo"}, "software[0] must be a Gentoo package"),
+    ({"software": ["vim"]}, {"unwanted": ["vim"]}, "vim is unwanted, and yet in software"),
+    ({"dom0_mem_mib": 64}, {"platform": "debian"}, "dom0_mem_mib must be at least 256, not 64"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "sentence"), COMPARED, ids=[c[2] for c in COMPARED])
+def test_a_chapter_is_judged_by_what_it_was_given(
+    one: dict[str, Any], other: dict[str, Any], sentence: str
+) -> None:
+    from_notebook(one)
+    from_notebook(other)
+    with pytest.raises(BadInput) as caught:
+        from_notebook(one | other)
+    assert caught.value.message.startswith(sentence)
+
+
+CELL_OF_PAPERMILL = '# Parameters\nsite = "castle"\ndisk = "/dev/sda"\n'
+
+
+def test_a_file_that_papermill_was_given_is_the_whole_site() -> None:
+    """What it leaves out has the schema's default, never what the cell says of the lab."""
+    cell = {"site": "castle", "disk": "/dev/sda", "package_proxy": "http://10.0.2.4:3142"}
+    site = from_notebook(cell | {"In": ["", "…", CELL_OF_PAPERMILL]})
+    assert site.model_dump() == {"site": "castle", "disk": "/dev/sda", "package_proxy": ""}
+    with pytest.raises(BadInput) as caught:
+        from_notebook(cell | {"gateway": "10.0.2.2", "In": ["", "…", CELL_OF_PAPERMILL]})
+    assert caught.value.message == "gateway is missing: it has no default"
+
+
+def test_a_single_parameter_that_papermill_was_given_leaves_the_others_as_they_are() -> None:
+    cell = {"site": "lab", "package_proxy": "http://10.0.2.4:3142", "share_mib": 2048}
+    assert from_notebook(cell | {"In": ["# Parameters\nshare_mib = 2048\n"]}).model_dump() == cell
 
 
 @pytest.mark.parametrize(
@@ -562,11 +658,11 @@ def test_a_chapter_is_given_what_it_declares_in_plain_types() -> None:
     assert yaml.safe_load(yaml.safe_dump(given_to)) == given_to
     assert list(given_to) == ["share_mib", "ssh", "domains"]
     assert given_to["domains"][0]["partition"] == "domu1"
-    assert from_notebook(given_to) == LAB
+    assert from_notebook(given_to).domains == LAB.domains
 
 
 def test_a_chapter_that_installs_nothing_needs_no_gentoo_names() -> None:
-    """Its cell does not declare the software, whose default is Debian's."""
+    """Its cell does not declare the software."""
     assert from_notebook({"platform": "gentoo"}).platform == "gentoo"
     with pytest.raises(BadInput, match="category/name, not 'tree'"):
         from_notebook({"platform": "gentoo", "software": ["tree"]})
@@ -639,7 +735,7 @@ def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, senten
     ],
 )
 def test_unusual_values_that_are_legal(values: dict[str, Any]) -> None:
-    site = validate(values, "site.yaml")
+    site = validate(BARE | values, "site.yaml")
     assert validate(site.model_dump(), "again") == site
 
 
@@ -668,7 +764,7 @@ def test_no_text_passes_with_a_control_character(
         inner = inner[step]
     inner[place[-1]] = inner[place[-1]] + text if keep else text
     try:
-        site = validate(values, "site.yaml")
+        site = validate(BARE | values, "site.yaml")
     except BadInput as error:
         sentences = error.message.splitlines()[1:] or [error.message]
         assert all(re.fullmatch(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", s) for s in sentences)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.sites import lab_site
 
 from xenlab import quoting
 from xenlab.chapters import disk, guests, network, shared_filesystems
@@ -32,7 +33,7 @@ from xenlab.platform.xl import Disk, DomainSpec, Vif, Xl, xl_config
 from xenlab.resources.files import File
 from xenlab.resources.nfs import NfsMount
 from xenlab.resources.xen import DomainAddition
-from xenlab.site.schema import Parameters, validate
+from xenlab.site.schema import Parameters
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "lib" / "xenlab" / "templates"
@@ -148,7 +149,7 @@ def test_settings_that_a_shell_sources(tmp_path: Path, text: str) -> None:
 
 
 def test_settings_are_lines() -> None:
-    site = Parameters().model_copy(update={"uplink": "eth0\nBRIDGE=x", "lan_bridge": "a\nb"})
+    site = lab_site().model_copy(update={"uplink": "eth0\nBRIDGE=x", "lan_bridge": "a\nb"})
     for written in (bridge_program, network.written):
         with pytest.raises(BadInput, match="cannot stand in a line of a file"):
             written(site)
@@ -255,7 +256,7 @@ def sites(draw: st.DrawFn) -> Parameters:
         "dom0_options": draw(WORDS),
         "domu_options": draw(WORDS),
     }
-    return validate(values, "an odd site")
+    return lab_site(**values)
 
 
 def texts(*resources: Any) -> dict[str, str]:

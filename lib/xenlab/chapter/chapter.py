@@ -48,7 +48,7 @@ from xenlab.journal import Journal
 from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Difference, Resource, Waiting
 from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
-from xenlab.site.rules import device
+from xenlab.site.rules import dom0_device
 from xenlab.site.schema import Parameters, from_notebook
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
@@ -276,7 +276,8 @@ class Chapter(PlatformAnswers):
         """End what earlier attempts have left running, on this machine and in guests that run."""
         if not attempts:
             return []
-        names = [guest.name for guest in self.site.lan_guests]
+        # a chapter that does not know them has run nothing in them
+        names = [g.name for g in self.site.lan_guests] if self.site.knows("lan_guests") else []
         there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
         guests = [self.guest(name) for name in there]
         try:
@@ -413,10 +414,10 @@ class Chapter(PlatformAnswers):
     @property
     def _consents(self) -> Consents:
         site = self.site
-        return Consents(
-            (*site.may_wipe, *self.consents),
-            (*site.may_destroy, *self.consents, *self._destroy),
-        )
+        # what a chapter does not declare allows nothing
+        disks = site.may_wipe if site.knows("may_wipe") else ()
+        made = site.may_destroy if site.knows("may_destroy") else ()
+        return Consents((*disks, *self.consents), (*made, *self.consents, *self._destroy))
 
     def _note_consent(self, status: str, what: str) -> None:
         self.journal.append(chapter=self.name, phase="consent", status=status, message=what)
@@ -506,7 +507,7 @@ class Chapter(PlatformAnswers):
         boot_id = self.host.boot_id()
         if boot_id != self._boot_id:
             self._boot_id = boot_id
-            self.root = installed_root(self.host, device(self.site, ROOT_PARTITION))
+            self.root = installed_root(self.host, dom0_device(self.site, ROOT_PARTITION))
         self._connections = self._ssh.connections
 
 

@@ -25,7 +25,7 @@ from xenlab.resources.disk import (
 )
 from xenlab.resources.files import File
 from xenlab.resources.nfs import BIND, Mount, SwapFile
-from xenlab.site.rules import Kind, device, partitions
+from xenlab.site.rules import Kind, device, dom0_device, partitions
 from xenlab.site.schema import Domain, Parameters
 
 # The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.
@@ -81,18 +81,14 @@ def swap_files(site: Parameters, root: str) -> dict[str, Resource]:
 
 def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
     """The installed system's file systems, mounted at and below its root."""
-    places = {
-        "dom0root": "/",
-        "boot": "/boot",
-        "share": site.share,
-        "domuswap": SWAP_FOLDER,
-    }
-    return _mounts(site, root, places)
+    swap = Mount(device(site, "domuswap"), below(root, SWAP_FOLDER), options="noatime")
+    return (*_own_mounts(site, root), swap)
 
 
-def _mounts(site: Parameters, root: str, places: Mapping[str, str]) -> tuple[Mount, ...]:
+def _own_mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
+    places = {"dom0root": "/", "boot": "/boot", "share": site.share}
     return tuple(
-        Mount(device(site, name), below(root, place), options="noatime")
+        Mount(dom0_device(site, name), below(root, place), options="noatime")
         for name, place in places.items()
     )
 
@@ -113,9 +109,8 @@ def mounted_again(chapter: Chapter) -> list[Resource]:
     if chapter.root == "/":
         return []
     site, root = chapter.site, chapter.root
-    places = {"dom0root": "/", "boot": "/boot", "share": site.share}
-    parts = (*_mounts(site, root, places), *kernel_mounts(root))
-    return [MountedAgain(device(site, "dom0root"), All(parts))]
+    parts = (*_own_mounts(site, root), *kernel_mounts(root))
+    return [MountedAgain(dom0_device(site, "dom0root"), All(parts))]
 
 
 @dataclass(frozen=True)

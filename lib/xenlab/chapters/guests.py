@@ -24,7 +24,7 @@ from xenlab.resources.guest import RECORDS, GuestConfigured
 from xenlab.resources.image import Image, ImageProof, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import wait_for_toolstack
-from xenlab.site.rules import device
+from xenlab.site.rules import device, dom0_device
 from xenlab.site.schema import Domain, Parameters
 
 # Chapter 06: the image that every guest is made from.
@@ -40,8 +40,8 @@ def image_taken(chapter: Chapter) -> Resource:
     taken = Image(site.image, base(site), without=tuple(site.image_exclude))
     if site.imaging == "bind":
         return taken
-    resting = replace(taken, device=device(site, "dom0root"))
-    away = Away(site.image, device(site, "share"), site.share)
+    resting = replace(taken, device=dom0_device(site, "dom0root"))
+    away = Away(site.image, dom0_device(site, "share"), site.share)
     return ImageAtRest(taken, resting, away, chapter.power, chapter.controller)
 
 
@@ -50,7 +50,7 @@ def disk_booted_again(chapter: Chapter) -> list[Resource]:
     if chapter.root == "/":
         return []
     site = chapter.site
-    away = Away(site.image, device(site, "share"), site.share)
+    away = Away(site.image, dom0_device(site, "share"), site.share)
     return [DiskBootedAgain(away, chapter.power, chapter.controller)]
 
 

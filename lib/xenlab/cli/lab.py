@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 DOM0 = "dom0"
 
+ANY_LAB = {
+    "site": "lab",
+    "power": "lab",
+    "lab": "lab",
+    "stage": "~/.cache/xenlab/stage/stage.tar.zst",
+    "build_on": "controller",
+}
+"""What starting a lab asks a site for, where no file was given."""
+
 
 def _renamed(word: str) -> str:
     """``--name`` is what ``--lab`` was called before."""
@@ -308,7 +317,7 @@ def _site_of_lab(file: Path | None) -> tuple[Parameters, bool]:
         site = parameters.load(found)
         if file or site.power == "lab":
             return site, True
-    return parameters.Parameters(), False
+    return parameters.part(ANY_LAB, "the lab"), False
 
 
 def _addresses(site: Parameters) -> dict[str, str]:

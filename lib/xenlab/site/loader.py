@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -190,13 +190,30 @@ _KINDS: tuple[tuple[type, str], ...] = (
 def format_validation_errors(
     error: ValidationError, model: type[BaseModel], origins: Mapping[Place, Origin]
 ) -> list[str]:
-    """One sentence for each problem, with its line where known; in the order of the file."""
-    found: list[tuple[int, str]] = []
-    for detail in error.errors(include_url=False):
+    """One sentence for each problem, with its line where known; in the order of the file.
+
+    The keys that a file must state and does not have one sentence together.
+    """
+    details = error.errors(include_url=False)
+    absent = [str(each["loc"][0]) for each in details if _is_absent(each)]
+    found: list[tuple[int, str]] = [(0, _absent(absent))] if absent else []
+    for detail in details:
+        if _is_absent(detail):
+            continue
         line = _line(detail["loc"], origins)
         for text in _put(detail, detail["loc"], model, origins):
             found.append((line, f"line {line}: {text}" if line else text))
     return [text for _, text in sorted(found, key=lambda one: one[0])]
+
+
+def _is_absent(detail: Any) -> bool:
+    return detail["type"] == "missing" and len(detail["loc"]) == 1
+
+
+def _absent(keys: Sequence[str]) -> str:
+    *others, last = keys
+    verb = "are missing: no default can know them" if others else "is missing: it has no default"
+    return f"{', '.join(others)}{' and ' if others else ''}{last} {verb}"
 
 
 def by_key(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
@@ -41,25 +41,39 @@ PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
 
 
+Rule = Callable[["Parameters"], Iterator[str]]
+
+_RULES: list[tuple[tuple[str, ...], Rule]] = []
+
+
+def _compares(*names: str) -> Callable[[Rule], Rule]:
+    """A rule about these parameters: it is applied where all of them are known."""
+
+    def added(rule: Rule) -> Rule:
+        _RULES.append((names, rule))
+        return rule
+
+    return added
+
+
 def cross_field_errors(site: Parameters) -> list[str]:
-    """A sentence for each pair of parameters that exclude each other."""
-    return [
-        *_twice(site),
-        *_network(site),
-        *_lan(site),
-        *_selections(site),
-        *_names(site),
-        *_sizes(site),
-    ]
+    """A sentence for each pair of parameters that exclude each other, of those that are known."""
+    return [each for names, rule in _RULES if site.knows(*names) for each in rule(site)]
 
 
+@_compares("domains")
 def _twice(site: Parameters) -> Iterator[str]:
     """Domains that share what each must have for itself."""
+    machines: dict[str, str] = {}
+    if site.knows("gateway"):
+        machines[site.gateway] = "the gateway"
+    if site.knows("address"):
+        machines[_bare(site.address)] = "dom0"
     taken: dict[str, dict[str, str]] = {
         "name": _reserved(site),
         "MAC": {},
         "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
-        "address": {site.gateway: "the gateway", _bare(site.address): "dom0"},
+        "address": machines,
     }
     for number, domain in enumerate(site.domains, start=1):
         own = {
@@ -75,27 +89,47 @@ def _twice(site: Parameters) -> Iterator[str]:
                 yield f"{owner} and {me} have the same {what}: {value}"
 
 
-def _network(site: Parameters) -> Iterator[str]:
-    """A gateway that cannot be reached, interfaces that cannot be told apart."""
-    gateway = ipaddress.IPv4Address(site.gateway)
-    machines = {"dom0": site.address} | {d.name: d.address for d in site.domains}
-    for name, address in machines.items():
-        if gateway not in ipaddress.IPv4Interface(address).network:
-            yield f"gateway {site.gateway} is not in the network of {name}: {address}"
+@_compares("gateway", "address")
+def _reached_by_dom0(site: Parameters) -> Iterator[str]:
+    """A gateway that dom0 cannot reach."""
+    yield from _outside(site.gateway, "dom0", site.address)
     if site.gateway == _bare(site.address):
         yield f"gateway and address are the same: {site.gateway}"
+
+
+@_compares("gateway", "domains")
+def _reached_by_guests(site: Parameters) -> Iterator[str]:
+    """A gateway that a guest cannot reach."""
+    for domain in site.domains:
+        yield from _outside(site.gateway, domain.name, domain.address)
+
+
+def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
+    if ipaddress.IPv4Address(gateway) not in ipaddress.IPv4Interface(address).network:
+        yield f"gateway {gateway} is not in the network of {name}: {address}"
+
+
+@_compares("uplink", "bridge")
+def _two_interfaces(site: Parameters) -> Iterator[str]:
+    """An uplink that is its own bridge."""
     if site.uplink == site.bridge:
         yield f"uplink and bridge are the same: {site.bridge}"
-    if not site.dom0_ip_on_bridge and len(site.uplink) > 14:
+
+
+@_compares("uplink", "bridge", "dom0_ip_on_bridge")
+def _renamed(site: Parameters) -> Iterator[str]:
+    """An uplink that cannot be renamed as the howto does it."""
+    if site.dom0_ip_on_bridge:
+        return
+    if len(site.uplink) > 14:
         yield f"uplink must be at most 14 characters, as it is renamed to p{site.uplink}"
-    if not site.dom0_ip_on_bridge and site.bridge == f"p{site.uplink}":
+    if site.bridge == f"p{site.uplink}":
         yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
 
 
-def _lan(site: Parameters) -> Iterator[str]:
-    """An internal LAN that is not one, or whose devices cannot be told apart from others."""
-    if not site.lan_guests:
-        return
+@_compares("lan_bridge", "lan_interface", "uplink", "bridge", "dom0_ip_on_bridge")
+def _lan_devices(site: Parameters) -> Iterator[str]:
+    """Devices of the internal LAN that cannot be told apart from others."""
     devices = [site.uplink, site.bridge, f"p{site.uplink}", site.lan_bridge, site.lan_interface]
     for name in (site.lan_bridge, site.lan_interface):
         if devices.count(name) > 1:
@@ -107,10 +141,21 @@ def _lan(site: Parameters) -> Iterator[str]:
             f"lan_interface must have another number than {site.uplink}: "
             f"the other ends are called vif0.{_number(site.uplink)}"
         )
+
+
+@_compares("lan_address", "address")
+def _lan_apart(site: Parameters) -> Iterator[str]:
+    """An internal LAN that is not one."""
     lan = ipaddress.IPv4Interface(site.lan_address).network
     outside = ipaddress.IPv4Interface(site.address).network
     if lan.overlaps(outside):
         yield f"the internal LAN {lan} must not overlap the network of dom0, {outside}"
+
+
+@_compares("lan_address", "lan_guests", "domains")
+def _lan_guests(site: Parameters) -> Iterator[str]:
+    """Guests of the internal LAN with an address or a MAC that is not theirs."""
+    lan = ipaddress.IPv4Interface(site.lan_address).network
     taken = {_bare(site.lan_address): "dom0"} | {d.mac.lower(): d.name for d in site.domains}
     for number, guest in enumerate(site.lan_guests, start=1):
         me = f"lan_guests {number} ({guest.name})"
@@ -122,26 +167,37 @@ def _lan(site: Parameters) -> Iterator[str]:
                 yield f"{owner} and {me} both have {value}"
 
 
+def _selected(site: Parameters, key: str) -> list[str]:
+    """The guests that a parameter names; none where nobody knows it."""
+    entries = getattr(site, key) if site.knows(key) else []
+    return [entry if isinstance(entry, str) else entry.name for entry in entries]
+
+
+@_compares("domains")
 def _selections(site: Parameters) -> Iterator[str]:
     """Guests that are selected for something and do not exist, or are named twice."""
     known = [d.name for d in site.domains]
-    selected = {
-        "autostart": site.autostart,
-        "lan_guests": [guest.name for guest in site.lan_guests],
-        "shared_usr": site.shared_usr,
-        "guest_exports": [export.name for export in site.guest_exports],
-    }
-    for key, names in selected.items():
-        for name, times in Counter(names).items():
+    for key in ("autostart", "lan_guests", "shared_usr", "guest_exports"):
+        for name, times in Counter(_selected(site, key)).items():
             if name not in known:
                 yield f"{key} names {name}, which is no domain; there are {cut(', '.join(known))}"
             if times > 1:
                 yield f"{key} names {name} twice"
+
+
+@_compares("shared_usr", "lan_guests")
+def _usr_over_the_lan(site: Parameters) -> Iterator[str]:
+    """Guests that cannot reach the /usr on the share."""
     for name in site.shared_usr:
-        if name not in selected["lan_guests"]:
+        if name not in _selected(site, "lan_guests"):
             yield f"shared_usr names {name}, which is not in the internal LAN (lan_guests)"
+
+
+@_compares("guest_exports", "lan_guests", "shared_usr", "share")
+def _exports(site: Parameters) -> Iterator[str]:
+    """Guests that cannot serve what they are to export."""
     for export in site.guest_exports:
-        if export.name not in selected["lan_guests"]:
+        if export.name not in _selected(site, "lan_guests"):
             yield f"guest_exports names {export.name}, which is not in lan_guests"
         if export.name in site.shared_usr:
             yield f"guest_exports names {export.name}, which installs nothing: shared_usr names it"
@@ -149,31 +205,44 @@ def _selections(site: Parameters) -> Iterator[str]:
             yield f"guest_exports: {cut(export.path)} is dom0's share, which only dom0 can export"
 
 
-def _names(site: Parameters) -> Iterator[str]:
-    """Names that depend on other parameters."""
+@_compares("platform")
+def _packages(site: Parameters) -> Iterator[str]:
+    """Packages whose names are not of the platform's form."""
     check = PACKAGE_NAMES[site.platform.partition("-")[0]]
     for key in PACKAGE_LISTS:
-        # a chapter that installs nothing does not declare them, and the defaults are Debian's
-        packages = getattr(site, key) if key in site.model_fields_set else ()
-        for number, package in enumerate(packages):
+        for number, package in enumerate(getattr(site, key) if site.knows(key) else ()):
             try:
                 check(package)
             except ValueError as error:
                 yield f"{key}[{number}] {error}"
-    for package in sorted({*site.unwanted} & {*site.software, *site.shared_packages}):
+
+
+@_compares("unwanted")
+def _unwanted(site: Parameters) -> Iterator[str]:
+    """Packages that are wanted and unwanted at once."""
+    wanted = [
+        p for key in ("software", "shared_packages") if site.knows(key) for p in getattr(site, key)
+    ]
+    for package in sorted({*site.unwanted} & {*wanted}):
         yield f"{cut(package)} is unwanted, and yet in software or shared_packages"
+
+
+@_compares("platform", "portage")
+def _no_portage(site: Parameters) -> Iterator[str]:
+    """Portage's settings where there is no Portage."""
     if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
 
 
+@_compares("platform")
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
         return
     for key, (least, reason) in LEAST.items():
-        if getattr(site, key) < least:
+        if site.knows(key) and getattr(site, key) < least:
             yield f"{key} must be at least {least}, not {getattr(site, key)}: {reason}"
-    for number, domain in enumerate(site.domains):
+    for number, domain in enumerate(site.domains if site.knows("domains") else ()):
         if domain.memory_mib < LEAST_MEMORY:
             yield (
                 f"domains[{number}].memory_mib must be at least {LEAST_MEMORY}, not "
@@ -183,9 +252,12 @@ def _sizes(site: Parameters) -> Iterator[str]:
 
 def _reserved(site: Parameters) -> dict[str, str]:
     """Names by which a guest's steps would act on another machine, and whose they are."""
-    own = dict.fromkeys((*DOM0_NAMES, site.hostname.lower()), "dom0")
-    loopback = dict.fromkeys(LOOPBACK_NAMES, "the loopback interface")
-    return {site.site.lower(): "the site", site.ssh.host.lower(): "the target"} | loopback | own
+    found = {site.site.lower(): "the site"} if site.knows("site") else {}
+    if site.knows("ssh"):
+        found[site.ssh.host.lower()] = "the target"
+    found |= dict.fromkeys(LOOPBACK_NAMES, "the loopback interface")
+    found |= dict.fromkeys(DOM0_NAMES, "dom0")
+    return found | ({site.hostname.lower(): "dom0"} if site.knows("hostname") else {})
 
 
 def _bare(address: str) -> str:
@@ -233,12 +305,18 @@ def partitions(site: Parameters) -> list[Partition]:
 
 def partition_names(site: Parameters) -> tuple[str, ...]:
     """The names of the site's partitions, in their order."""
-    return tuple(partition.name for partition in partitions(site))
+    *first, last = DOM0_PARTITIONS
+    return *first, *(domain.partition for domain in site.domains), last
 
 
 def device(site: Parameters, name: str) -> str:
     """The device of one of the site's partitions, on the site's own disk."""
     return partition_path(site.disk, partition_names(site).index(name) + 1)
+
+
+def dom0_device(site: Parameters, name: str) -> str:
+    """The same for one of dom0's before the guests', whom a chapter need not know then."""
+    return partition_path(site.disk, DOM0_PARTITIONS[:-1].index(name) + 1)
 
 
 def partition_path(disk: str, number: int) -> str:

@@ -6,11 +6,18 @@ import ast
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from xenlab.errors import BadInput
 from xenlab.site import loader
@@ -56,6 +63,9 @@ from xenlab.site.types import (
 
 MOST_PROBLEMS = 20
 """How many problems of a file are listed."""
+
+INJECTED = "# Parameters\n"
+"""How the cell begins that papermill puts behind a notebook's parameters cell."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -167,41 +177,43 @@ class GuestExport(BaseModel):
 
 
 class Parameters(BaseModel):
-    """A site as ``parameters/lab.yaml`` explains it key by key; the defaults are the lab's.
+    """A site as ``parameters/lab.yaml`` explains it key by key.
 
+    What is one site's own has no default: a file must state it. A chapter knows only what its
+    parameters cell declares (`part`); the use of anything else raises BadInput, which names it.
     Sizes are MiB. Paths and names keep the form in which they were written (``~`` included).
     """
 
     model_config = _STRICT
 
-    site: PlainName = "lab"
-    ssh: Ssh = Ssh(host="dom0", config="~/.cache/xenlab/labs/lab/ssh_config")
+    site: PlainName
+    ssh: Ssh
     secrets: list[SecretReference] = Field(
         [], examples=[[{"env": "MIRROR_LOGIN"}, {"file": "~/.config/castle/vault"}]]
     )
-    platform: Literal["debian", "gentoo", "gentoo-2006"] = "debian"
-    power: Literal["lab", "ipmi", "manual"] = "lab"
+    platform: Literal["debian", "gentoo", "gentoo-2006"]
+    power: Literal["lab", "ipmi", "manual"] = "manual"
     lab: LabName = "lab"
 
-    disk: DevicePath = "/dev/vda"
-    may_wipe: list[Given] = ["XENLAB-LAB"]
+    disk: DevicePath
+    may_wipe: list[Given] = []
     may_destroy: list[MadeThing] = Field(
         [], examples=[["domu1 2f0c1b9e-0d7e-4a3b-9f51-3f6f2f3c7a10"]]
     )
-    boot_mib: Mib = 512
-    dom0_swap_mib: Mib = 512
-    dom0_root_mib: Mib = 3072
-    share_mib: Mib = 4096
-    domu_root_mib: Mib = 1536
-    domu_swap_mib: Mib = 256
+    boot_mib: Mib
+    dom0_swap_mib: Mib
+    dom0_root_mib: Mib
+    share_mib: Mib
+    domu_root_mib: Mib
+    domu_swap_mib: Mib
 
-    stage: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst"
-    stage_checksums: ControllerPath = "~/.cache/xenlab/stage/stage.tar.zst.sha256"
+    stage: ControllerPath
+    stage_checksums: ControllerPath
     share: MountPath = "/mnt/share"
     package_proxy: PackageProxy = ""
     portage: Portage = Portage()
 
-    kernel_source: ControllerPath = "/usr/src/linux-source-6.1.tar.xz"
+    kernel_source: ControllerPath
     kernel_checksums: OptionalPath = Field("", examples=["~/linux-6.1.tar.xz.sha256"])
     checksum_keyring: OptionalPath = Field("", examples=["~/gentoo-release.gpg"])
     checksum_signers: list[Fingerprint] = Field(
@@ -210,56 +222,35 @@ class Parameters(BaseModel):
     build_on: Literal["controller", "target"] = "controller"
     kernel_options: list[KernelOption] = Field([], examples=[["CONFIG_E1000E=y"]])
 
-    dom0_mem_mib: Mib = 1024
+    dom0_mem_mib: Mib
     xen_options: CommandLine = ""
-    dom0_options: CommandLine = "console=hvc0 net.ifnames=0"
+    dom0_options: CommandLine = ""
 
-    hostname: HostName = "dom0"
-    domain: DnsDomain = "lab.internal"
-    software: list[Text] = [
-        "libpam-pwquality",
-        "cracklib-runtime",
-        "distcc",
-        "vim-tiny",
-        "screen",
-        "logrotate",
-        "cron",
-        "rsyslog",
-        "nmap",
-        "tcpdump",
-    ]
-    services: list[Service] = ["ssh", "cron", "rsyslog"]
+    hostname: HostName
+    domain: DnsDomain
+    software: list[Text]
+    services: list[Service]
     unwanted: list[Text] = Field([], examples=[["exim4-daemon-light"]])
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"
     image_exclude: list[TargetPath] = Field([], examples=[["/usr/lib/gcc"]])
 
-    uplink: Interface = "eth0"
+    uplink: Interface
     bridge: Interface = "xenbr0"
     dom0_ip_on_bridge: bool = False
-    address: IpWithPrefix = "10.0.2.15/24"
-    gateway: IpAddress = "10.0.2.2"
-    nameserver: IpAddress = "127.0.0.1"
+    address: IpWithPrefix
+    gateway: IpAddress
+    nameserver: IpAddress
     rollback_seconds: Seconds = 120
 
     guest_type: Literal["pv", "pvh"] = "pv"
     domu_options: CommandLine = ""
-    domains: list[Domain] = Field(
-        [
-            Domain(
-                name=f"domu{number}",
-                memory_mib=320,
-                mac=f"00:16:3e:66:01:0{number}",
-                address=f"10.0.2.2{number}/24",
-            )
-            for number in (1, 2, 3)
-        ],
-        min_length=1,
-    )
+    domains: list[Domain] = Field(min_length=1)
 
-    # What a site selects: nothing, where it does not say. Only the lab's file and cells do.
+    # What a site selects: nothing, where it does not say.
     autostart: list[DomainName] = []
+    # Names and a network of dom0's own: they leave the machine nowhere.
     lan_bridge: Interface = "xenbr1"
     lan_interface: Interface = "veth1"
     lan_address: IpWithPrefix = "10.66.0.1/24"
@@ -275,6 +266,47 @@ class Parameters(BaseModel):
             raise ValueError("\n".join(problems))
         return self
 
+    def knows(self, *names: str) -> bool:
+        """Whether all these parameters have a value here; a chapter has those it declares."""
+        return self.__dict__.keys() >= set(names)
+
+    if not TYPE_CHECKING:  # mypy would take any misspelt attribute for one of these
+
+        def __getattr__(self, name: str) -> object:
+            """Called for what has no value: refuse a parameter that a chapter does not declare."""
+            if name not in type(self).model_fields:
+                return super().__getattr__(name)
+            raise BadInput(
+                f"cannot use the parameter {name}: because this chapter does not declare it",
+                hint=f"add {name} to the chapter's parameters cell",
+            )
+
+
+def part(
+    values: Mapping[str, object], source: str, names: Iterable[str] | None = None
+) -> Parameters:
+    """A site of which only these parameters are known; the rules that compare others wait.
+
+    ``names`` says which, those of ``values`` otherwise: what has no value is the schema's default.
+    Raises BadInput.
+    """
+    known = Parameters.model_fields
+    wanted = [name for name in known if name in (values if names is None else {*values, *names})]
+    fields: dict[str, Any] = {name: (known[name].annotation, known[name]) for name in wanted}
+    model: type[BaseModel] = create_model("Part", __config__=_STRICT, **fields)
+    try:
+        given = model.model_validate(dict(values))
+    except ValidationError as error:
+        raise _refused(format_validation_errors(error, Parameters, {}), source) from None
+    site = Parameters.model_construct(given.model_fields_set, **dict(given))
+    for name in known.keys() - fields:
+        # model_construct gives it the default, which is not what the site says
+        site.__dict__.pop(name, None)
+    problems = cross_field_errors(site)
+    if problems:
+        raise _refused(problems, source)
+    return site
+
 
 def validate(
     values: Mapping[str, object],
@@ -288,13 +320,16 @@ def validate(
     try:
         return Parameters.model_validate(dict(values))
     except ValidationError as error:
-        problems = format_validation_errors(error, Parameters, origins or {})
+        raise _refused(format_validation_errors(error, Parameters, origins or {}), source) from None
+
+
+def _refused(problems: Sequence[str], source: str) -> BadInput:
     text = problems[0]
     if len(problems) > 1:
         head = f"{len(problems)} parameters cannot be accepted:"
         rest = ["…"] if len(problems) > MOST_PROBLEMS else []
         text = "\n  ".join([head, *problems[:MOST_PROBLEMS], *rest])
-    raise BadInput(text, where=source)
+    return BadInput(text, where=source)
 
 
 def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> Parameters:
@@ -308,13 +343,17 @@ def load(path: str | Path, overrides: Mapping[str, object] | None = None) -> Par
 def from_notebook(
     namespace: Mapping[str, object], source: str = "this notebook's parameters"
 ) -> Parameters:
-    """The parameters among a notebook's variables, the schema's defaults for all others.
+    """The parameters among a notebook's variables; all others have no value (`part`).
 
-    Variables of the person's own are ignored, unless one looks like a misspelt parameter.
-    Raises BadInput.
+    A site's file that papermill was given is that whole site: what it leaves out is the schema's
+    default, never what the cell says of the lab. Variables of the person's own are ignored, unless
+    one looks like a misspelt parameter. Raises BadInput.
     """
     known = Parameters.model_fields
-    values = {key: namespace[key] for key in known if key in namespace}
+    names = [name for name in known if name in namespace]
+    injected = _injected(namespace.get("In", ()))
+    given = [name for name in names if name in injected] if "site" in injected else names
+    values = {name: namespace[name] for name in given}
     for name, value in namespace.items():
         if name in known or name.startswith("_"):
             continue
@@ -322,7 +361,17 @@ def from_notebook(
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             if near:
                 values[name] = value
-    return validate(values, source)
+    return part(values, source, names)
+
+
+def _injected(cells: Any) -> set[str]:
+    """The names that papermill's own cell assigns, of the cells that a notebook has executed."""
+    for source in reversed(cells):
+        if source.startswith(INJECTED):
+            statements = ast.parse(source).body
+            targets = (each.targets[0] for each in statements if isinstance(each, ast.Assign))
+            return {target.id for target in targets if isinstance(target, ast.Name)}
+    return set()
 
 
 def declared(notebook: str | Path) -> list[str]:
