@@ -185,7 +185,7 @@ def _rules_of(key: Key) -> list[str]:
 
 def _default(info: FieldInfo) -> str:
     if info.is_required():
-        return "none: it must be given"
+        return "none: required"
     if info.default_factory is not None:
         return "that of `name`"
     value = info.default

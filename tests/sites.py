@@ -10,6 +10,15 @@ from xenlab.site.schema import Parameters, validate
 FOLDER = Path(__file__).parents[1] / "parameters"
 LAB_VALUES = read(FOLDER / "lab.yaml").values
 
+# a site that selects nothing, for what is about a few keys each
+BARE = LAB_VALUES | {
+    "autostart": [],
+    "guest_exports": [],
+    "lan_guests": [],
+    "shared_packages": [],
+    "shared_usr": [],
+}
+
 
 def lab_site(**changes: object) -> Parameters:
     """What ``parameters/lab.yaml`` holds, with some keys changed."""
@@ -17,5 +26,5 @@ def lab_site(**changes: object) -> Parameters:
 
 
 def lab_text(**changes: object) -> str:
-    """The text of a site's file that says what the lab's does, with some keys changed."""
-    return yaml.safe_dump(LAB_VALUES | changes, sort_keys=False)
+    """The text of a site's file: the lab's without its selections, with some keys changed."""
+    return yaml.safe_dump(BARE | changes, sort_keys=False)

@@ -115,7 +115,8 @@ class Site:
     ) -> None:
         parameters = (
             'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []\n'
-            'disk: str = "/dev/vda"  # the disk that is partitioned'
+            'disk: str = "/dev/vda"  # the disk that is partitioned\n'
+            "may_wipe: list = []  # serials of the disks that may be wiped"
         )
         first = new_code_cell(parameters)
         first.metadata["tags"] = ["parameters"]

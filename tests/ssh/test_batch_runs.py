@@ -265,6 +265,29 @@ def test_a_run_is_taken_up_only_with_the_parameters_it_began_with(site: Site) ->
     assert site.xenlab("run", "--resume", "last").returncode == 0
 
 
+def test_a_consent_that_was_added_to_the_file_is_taken_and_on_record(site: Site) -> None:
+    """A step stops where nobody agreed to wipe the disk, and says what to add."""
+    site.chapter(
+        "01_first",
+        "from xenlab.resources.base import Condition\n"
+        'names = Command.argv("test", " ".join(chapter._consents.disks), "=", "QM001")\n'
+        'chapter.check("01.1 May wipe", Condition(names, "may not"), on=chapter.host)',
+    )
+    site.write(may_wipe=[])
+    first = site.xenlab("run", "-f", "site.yaml")
+    assert first.returncode == 1
+    again = f"take it up again: xenlab run --resume {site.run_folders()[-1].name}"
+    assert again in one_line(first.stderr)
+    site.write(may_wipe=["QM001"], hostname="other")
+    refused = one_line(site.xenlab("run", "--resume", "last").stderr)
+    assert "began with: hostname differ" in refused
+    assert "only may_wipe and may_destroy may change" in refused
+    site.write(may_wipe=["QM001"])
+    assert site.xenlab("run", "--resume", "last").returncode == 0
+    given = [r["message"] for r in site.journal().records() if r["phase"] == "consent"]
+    assert given == ["QM001"]
+
+
 def test_what_a_run_may_destroy_is_its_own_and_on_record(site: Site) -> None:
     site.chapter(
         "01_first",

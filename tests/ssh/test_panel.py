@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from tests.ssh.conftest import wait_until
@@ -228,10 +227,6 @@ def test_nothing_starts_unless_form_file_and_panel_are_one(site: Site, panel: Ch
 def test_after_saving_every_part_works_from_the_new_site(site: Site, panel: ChapterPanel) -> None:
     disk = "from pathlib import Path\nPath('disk').write_text(' '.join((chapter.site.site, disk)))"
     site.chapter("01_first", site.made("01.1"), f"{site.made('01.2')}\n{disk}")
-    place = site.folder / "notebooks" / "01_first.ipynb"
-    notebook = nbformat.read(place, 4)
-    notebook.cells[1].source += "\ndisk: str = '/dev/vda'"
-    nbformat.write(notebook, place)
     whole = Panel(site.file, site.folder / "notebooks")
     chapters, form, domains = whole.chapters, whole.form, whole.domains
     chapters.next.click()

@@ -236,11 +236,49 @@ def test_each_answer_is_the_site_s() -> None:
     assert isinstance(power(lab_site(power="manual")), Manual)
 
 
-def test_ipmi_says_what_it_needs_and_never_shows_the_password() -> None:
+IPMI = {"IPMI_HOST": "bmc.example.org", "IPMI_USER": "operator", "IPMI_PASSWORD": "s3cret"}
+
+
+def test_ipmi_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="IPMI_USER, IPMI_PASSWORD"):
         Ipmi.from_environment({"IPMI_HOST": "bmc"})
-    ipmi = Ipmi.from_environment({"IPMI_HOST": "bmc", "IPMI_USER": "u", "IPMI_PASSWORD": "s3cret"})
-    assert "s3cret" not in repr(vars(ipmi))
+    for name in ("sh", "bash", "env", "setsid", "timeout"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        BadInput, match="ipmitool, which is not on the controller\nTry: apt-get inst"
+    ):
+        Ipmi().ready(Host(Local()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "device"),
+    [
+        ({}, "pxe"),
+        ({"ipmi_boot": "cdrom", "ipmi_efiboot": True}, "cdrom options=efiboot"),
+        ({"ipmi_boot": "usb"}, "floppy"),
+    ],
+)
+def test_ipmi_boots_what_the_site_says_and_no_command_holds_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], device: str
+) -> None:
+    """The program is a stand-in that notes its words: what is tried is how it is called."""
+    (program := tmp_path / "ipmitool").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    program.chmod(0o755)
+    for name, value in {**IPMI, "PATH": f"{tmp_path}:/usr/bin:/bin"}.items():
+        monkeypatch.setenv(name, value)
+    own, said = power(lab_site(power="ipmi", **changes)), list[str]()
+    assert isinstance(own, Ipmi)
+    controller = Host(Local())
+    own.ready(controller)
+    own.boot("rescue", controller, lambda what, done=None: said.append(what))
+    login = "-I lanplus -H bmc.example.org -U operator -E chassis"
+    assert (tmp_path / "called").read_text().splitlines() == [
+        f"{login} bootdev {device}",
+        f"{login} power cycle",
+    ]
+    recorded = "\n".join([*said, *(command.text for command in own.commands("rescue"))])
+    assert [value for value in IPMI.values() if value in recorded] == []
 
 
 class Booting(Local):

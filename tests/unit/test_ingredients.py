@@ -164,6 +164,25 @@ class TestTables:
         with pytest.raises(BadInput, match="wrong checksum"):
             Brought(site).probe(HOST)
 
+    def test_without_a_stage_it_says_how_to_get_one(self, tmp_path: Path) -> None:
+        site = brought(tmp_path)
+        (tmp_path / "stage.tar").unlink()
+        with pytest.raises(
+            BadInput, match=r"no stage .*/stage\.tar on the .*\n.*`xenlab lab stage`"
+        ):
+            Brought(site).probe(HOST)
+        (tmp_path / "sums").unlink()
+        with pytest.raises(BadInput, match=r"no stage .*/sums on the .*\nTry: fetch a stage3"):
+            controller_software(site.model_copy(update={"platform": "gentoo"}), HOST)
+
+    def test_without_a_way_to_boot_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site = brought(tmp_path).model_copy(update={"power": "ipmi"})
+        monkeypatch.delenv("IPMI_HOST", raising=False)
+        with pytest.raises(BadInput, match="power: ipmi needs IPMI_HOST"):
+            Brought(site).probe(HOST)
+
     def test_without_a_kernel_source(self, tmp_path: Path) -> None:
         site = brought(tmp_path)
         (tmp_path / "linux.tar").unlink()

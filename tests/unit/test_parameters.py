@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sites import LAB_VALUES, lab_site
+from tests.sites import BARE, lab_site
 
 from xenlab.errors import BadInput
 from xenlab.site.rules import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
@@ -26,14 +26,6 @@ from xenlab.site.schema import (
 )
 
 FILES = Path(__file__).parents[2] / "parameters"
-# a site that selects nothing: the rules are about a few keys each
-BARE = LAB_VALUES | {
-    "autostart": [],
-    "guest_exports": [],
-    "lan_guests": [],
-    "shared_packages": [],
-    "shared_usr": [],
-}
 LAB = validate(BARE, "lab.yaml")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
-from xenlab.errors import StepFailed
+from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
 from xenlab.resources.base import All, Condition, Difference, Report, Resource
@@ -160,8 +160,22 @@ def stage(site: Parameters, root: str) -> Archive:
     return Archive(site.stage, stage_checksum(site), root, store=below(root, f"{site.share}/stage"))
 
 
+def absent_stage(site: Parameters, file: str) -> BadInput:
+    """The error that a file of the stage is not there, with where to get one."""
+    hints = {
+        "debian": "`xenlab lab stage` builds Debian's, with its checksum file, and says where",
+        "gentoo": "fetch a stage3 (amd64, openrc) with the .sha256 or DIGESTS file beside it: "
+        "https://www.gentoo.org/downloads",
+    }
+    return BadInput(
+        f"there is no stage {file} on the controller", hint=hints.get(site.platform, "")
+    )
+
+
 def stage_checksum(site: Parameters) -> str:
     """The checksum that the site's stage must have; raises BadInput where it cannot be told."""
+    if not Path(site.stage_checksums).expanduser().exists():
+        raise absent_stage(site, site.stage_checksums)
     return read_checksum(
         site.stage_checksums, site.stage, site.checksum_keyring, site.checksum_signers
     )

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from xenlab.chapters.disk import kernel_checksum, stage_checksum
+from xenlab.chapters.disk import absent_stage, kernel_checksum, stage_checksum
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.platform.boot import Ipmi, power
 from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
@@ -282,18 +283,26 @@ class Fits(Check):
 
 @dataclass(frozen=True)
 class Brought(Check):
-    """The controller has what the site names: a stage that is whole, and the kernel source."""
+    """The controller has what the site names: a whole stage, the kernel source, a way to boot."""
 
     site: Parameters
 
     def probe(self, host: Host) -> Difference | None:
-        """None if both are there; raises BadInput for what is missing or has a wrong checksum."""
+        """None if all is there; raises BadInput for what is missing or has a wrong checksum."""
         site = self.site
+        by = power(site)
+        if isinstance(by, Ipmi):
+            by.ready(host)
         wanted = stage_checksum(site)
+        if not host.test(Command.argv("test", "-f", _own(site.stage))):
+            raise absent_stage(site, site.stage)
         if not has_checksum(host, _own(site.stage), wanted):
             # read once more, for the reason
             require_checksum(Path(_own(site.stage)), wanted)
         if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
-            raise BadInput(f"there is no kernel source {site.kernel_source} on the controller")
+            raise BadInput(
+                f"there is no kernel source {site.kernel_source} on the controller",
+                hint="apt-get install linux-source, or name another one in kernel_source",
+            )
         require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
         return None

@@ -227,6 +227,16 @@ def kernels(file: File = None) -> None:
 
 
 @app.command()
+def stage() -> None:
+    """Build Debian's root as a tarball for a site's `stage`; start no machine."""
+    from xenlab_lab.stage import stage as debian
+
+    with _reporting() as report:
+        tarball, checksums = debian(report)
+    print(f"stage: {tarball}\nstage_checksums: {checksums}")
+
+
+@app.command()
 def boot(source: Literal["disk", "rescue"], name: Name = "lab") -> None:
     """Restart the machine from its disk or from the rescue system."""
     with _reporting() as report:

@@ -305,7 +305,7 @@ def power(site: Parameters) -> Power:
     if site.power == "lab":
         return Lab(site.lab)
     if site.power == "ipmi":
-        return Ipmi.from_environment(os.environ)
+        return Ipmi.from_environment(os.environ, site.ipmi_boot, efi=site.ipmi_efiboot)
     return Manual()
 
 
@@ -357,34 +357,46 @@ class Lab:
 class Ipmi:
     """A server's management controller, over the network (ipmitool(1)).
 
-    The password goes by the environment, where ipmitool itself looks for it (-E).
+    Which one it is, and the login, the shell reads from the environment, as ipmitool does with the
+    password (-E): no value of them stands in a command, and so none in a record.
     """
 
     seconds = BOOT_SECONDS
     variables = ("IPMI_HOST", "IPMI_USER", "IPMI_PASSWORD")
+    devices: Mapping[str, str] = {"pxe": "pxe", "cdrom": "cdrom", "usb": "floppy"}
+    """What ipmitool calls the rescue system's place; "floppy" is any removable medium."""
 
-    def __init__(self, address: str, user: str) -> None:
-        self.address = address
-        self.user = user
+    def __init__(self, rescue: str = "pxe", *, efi: bool = False) -> None:
+        self.rescue = rescue
+        self.efi = efi
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Ipmi:
-        """The controller that ``$IPMI_HOST`` and ``$IPMI_USER`` name. Raises BadInput."""
+    def from_environment(
+        cls, environment: Mapping[str, str], rescue: str = "pxe", *, efi: bool = False
+    ) -> Ipmi:
+        """The controller that the environment names. Raises BadInput where it does not."""
         missing = [name for name in cls.variables if not environment.get(name)]
         if missing:
             raise BadInput(
                 f"power: ipmi needs {', '.join(missing)} in the environment",
                 hint="export IPMI_HOST, IPMI_USER and IPMI_PASSWORD, or use power: manual",
             )
-        return cls(environment["IPMI_HOST"], environment["IPMI_USER"])
+        return cls(rescue, efi=efi)
 
     def commands(self, medium: Medium) -> tuple[Command, ...]:
-        """The device of the next boot, then a reset; the rescue system comes over the network."""
-        base = ("ipmitool", "-I", "lanplus", "-H", self.address, "-U", self.user, "-E", "chassis")
-        return (
-            Command.argv(*base, "bootdev", "disk" if medium == "disk" else "pxe"),
-            Command.argv(*base, "power", "cycle"),
-        )
+        """The device of the next boot, then a reset."""
+        base = 'ipmitool -I lanplus -H "$IPMI_HOST" -U "$IPMI_USER" -E chassis'
+        device = "disk" if medium == "disk" else self.devices[self.rescue]
+        options = " options=efiboot" if self.efi else ""
+        return Command(f"{base} bootdev {device}{options}"), Command(f"{base} power cycle")
+
+    def ready(self, controller: Host) -> None:
+        """Raise BadInput unless the controller has the program."""
+        if not controller.test(Command("command -v ipmitool")):
+            raise BadInput(
+                "power: ipmi needs the program ipmitool, which is not on the controller",
+                hint="apt-get install ipmitool, or use power: manual",
+            )
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Set the device of the next boot, then reset."""

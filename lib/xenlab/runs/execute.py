@@ -38,13 +38,17 @@ CHAPTER_BYTES = 2 * 1024 * 1024
 
 MODES = ("apply", "plan")
 
+CONSENTS = ("may_wipe", "may_destroy")
+"""What may be added to a site's file while a run waits to be taken up: a step asks for it."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
     """A run that was found to be in order and can start: nothing has been touched yet.
 
     ``folder`` is None for a new run. ``notebooks`` are all chapters, ``todo`` those left to do.
-    ``destroy`` names what this run may destroy of what xenlab made, until it ends or stops.
+    ``destroy`` names what this run may destroy of what xenlab made, until it ends or stops;
+    ``consents`` are those that the site's file has beside what the run began with.
     """
 
     site: Parameters
@@ -56,6 +60,7 @@ class RunPlan:
     overrides: Mapping[str, object]
     folder: Path | None = None
     destroy: tuple[str, ...] = ()
+    consents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,19 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
     """Check everything before a run is taken up again: its chapters that are not done are left.
 
     ``file`` is where the run's parameters came from unless given. Raises BadInput where it
-    differs from what the run began with.
+    differs from what the run began with in more than CONSENTS.
     """
     record = runs.read(folder)
     site = parameters.validate(record["parameters"], str(folder / "run.json"))
     declared_secrets(site.secrets)
     given = file or Path(record["file"])
+    consents: tuple[str, ...] = ()
     if file is not None or given.exists():
         now = parameters.load(given, record["overrides"])
         _refuse_changes(site, now, given, folder)
+        old = {*site.may_wipe, *site.may_destroy}
+        consents = tuple(each for each in (*now.may_wipe, *now.may_destroy) if each not in old)
+        site = now
     known = _notebooks(notebooks)
     paths = tuple(known[_chapter(name, known)] for name in record["chapters"])
     seen = runs.Chapters(folder)
@@ -118,7 +127,15 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
     values = {path.stem: _values(path, site) for path in paths}
     mode = str(record["mode"])
     return RunPlan(
-        site, mode, paths, todo, values, str(given), record["overrides"], folder.absolute()
+        site,
+        mode,
+        paths,
+        todo,
+        values,
+        str(given),
+        record["overrides"],
+        folder.absolute(),
+        consents=consents,
     )
 
 
@@ -166,7 +183,7 @@ def execute_plan(plan: RunPlan, runs_folder: Path, shown: Shown) -> Outcome:
             if plan.folder is not None:
                 audit.keep_files(folder)
             runs.begin(folder)
-            for name in plan.destroy:
+            for name in (*plan.consents, *plan.destroy):
                 Journal(folder).append(phase="consent", status="given", message=name)
             problem = _chapters(plan, folder, lock, shown, seen, begun)
             status = FAILED if problem else 0
@@ -338,11 +355,11 @@ def _values(path: Path, site: Parameters) -> dict[str, Any]:
 
 def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path) -> None:
     old, new = began.model_dump(mode="json"), now.model_dump(mode="json")
-    changed = [key for key in old if old[key] != new[key]]
+    changed = [key for key in old if old[key] != new[key] and key not in CONSENTS]
     if changed:
         raise BadInput(
             f"{file} is not what the run {folder.name} began with: {', '.join(changed)} differ",
-            hint="start a new run, or put the file back",
+            hint=f"start a new run, or put the file back: only {' and '.join(CONSENTS)} may change",
         )
 
 

@@ -194,6 +194,8 @@ class Parameters(BaseModel):
     platform: Literal["debian", "gentoo", "gentoo-2006"]
     power: Literal["lab", "ipmi", "manual"] = "manual"
     lab: LabName = "lab"
+    ipmi_boot: Literal["pxe", "cdrom", "usb"] = "pxe"
+    ipmi_efiboot: bool = False
 
     disk: DevicePath
     may_wipe: list[Given] = []
