@@ -314,7 +314,7 @@ def test_a_shell_completes_commands(xenlab: Run, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "_XENLAB_COMPLETE": "complete_bash",
-        "COMP_WORDS": "xenlab lab st",
+        "COMP_WORDS": "xenlab lab stat",
         "COMP_CWORD": "2",
     }
     done = subprocess.run(

@@ -11,6 +11,7 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
+from xenlab.platform.choice import where_stages_come_from
 from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
 from xenlab.resources.base import All, Condition, Difference, Report, Resource
 from xenlab.resources.disk import (
@@ -162,14 +163,8 @@ def stage(site: Parameters, root: str) -> Archive:
 
 def absent_stage(site: Parameters, file: str) -> BadInput:
     """The error that a file of the stage is not there, with where to get one."""
-    hints = {
-        "debian": "`xenlab lab stage` builds Debian's, with its checksum file, and says where",
-        "gentoo": "fetch a stage3 (amd64, openrc) with the .sha256 or DIGESTS file beside it: "
-        "https://www.gentoo.org/downloads",
-    }
-    return BadInput(
-        f"there is no stage {file} on the controller", hint=hints.get(site.platform, "")
-    )
+    hint = where_stages_come_from(site.platform)
+    return BadInput(f"there is no stage {file} on the controller", hint=hint)
 
 
 def stage_checksum(site: Parameters) -> str:

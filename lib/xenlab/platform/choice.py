@@ -90,6 +90,15 @@ def packages(site: Parameters) -> Packages:
     )
 
 
+def where_stages_come_from(platform: str) -> str:
+    """How a person gets the root tarball that becomes a platform's base system."""
+    return {
+        "debian": "`xenlab lab stage` builds Debian's, with its checksum file, and says where",
+        "gentoo": "fetch a stage3 (amd64, openrc) with the .sha256 or DIGESTS file beside it: "
+        "https://www.gentoo.org/downloads",
+    }.get(platform, "")
+
+
 # Services: between a chapter that wants a daemon and the init system that has it.
 #
 # Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“.
