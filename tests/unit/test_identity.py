@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.sites import lab_site
 
 from xenlab.chapter.step import refusal, require_consent
+from xenlab.chapters import ingredients
 from xenlab.errors import BadInput, ConsentNeeded, StepFailed
 from xenlab.host import Host
 from xenlab.resources.blockdevices import Identified, identified, parse, parse_identity
@@ -208,6 +209,22 @@ class TestDestroying:
         again = require_consent(HOST, loop, (guid,))
         table.consented(again).apply(HOST, quiet)
         assert require_consent(HOST, loop, (guid,)), "it is known by its GUID as before"
+
+    def test_a_disk_that_is_named_by_its_id(self, loop: str, tmp_path: Path) -> None:
+        """A link, as below /dev/disk/by-id: the kernel's lists know only where it leads."""
+        (by_id := tmp_path / "ata-EXAMPLE").symlink_to(loop)
+        disk = str(by_id)
+        assert ingredients.look(HOST, disk).disk_mib == 64
+        identity = require_consent(HOST, disk, (f"{loop} {64 << 20}",))
+        table = PartitionTable(disk, (Partition("one", 8), Partition("two", 0)))
+        table.consented(identity).apply(HOST, quiet)
+        assert table.probe(HOST) is None
+        HOST.run(f"wipefs --quiet --all {loop}")
+        (part := tmp_path / "ata-EXAMPLE-part1").symlink_to(loop)
+        identity = require_consent(HOST, str(part), (f"{loop} {64 << 20}",))
+        file_system = Filesystem(str(part), "one")
+        file_system.consented(identity).apply(HOST, quiet)
+        assert file_system.probe(HOST) is None
 
     def test_a_disk_in_use_needs_no_second_look(self, loop: str, tmp_path: Path) -> None:
         file_system = Filesystem(loop, "one")
