@@ -1,4 +1,4 @@
-"""A machine of one's own that answers: all chapters are planned for it, from the page's own file."""
+"""A machine of one's own that answers: all chapters are planned for it, from the page's file."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.sites import lab_text
 
+from xenlab.cli import lab as cli_lab
 from xenlab.cli.cli import main
 from xenlab.errors import BadInput
 from xenlab.journal import Journal
@@ -200,3 +201,18 @@ def test_kernels_are_not_compiled_where_the_target_compiles(xenlab: Run, tmp_pat
     refused(
         xenlab("lab", "kernels", "-f", str(file)), "build_on: target: this machine is not the one"
     )
+
+
+def test_a_lab_that_is_started_without_a_file_needs_no_other_site_s_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the site then, how long it takes included, all labs have alike."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XENLAB_BEGAN", "1")
+    monkeypatch.delenv("XENLAB_SITE", raising=False)
+    (tmp_path / "notebooks").symlink_to(Path(__file__).parents[2] / "notebooks")
+    site, known = cli_lab._site_of_lab(None)
+    assert (site.lab, known) == ("lab", False)
+    assert site.stage == f"{tmp_path}/cache/stage/stage.tar.zst"
+    assert "15_shared_usr" in cli_lab._whole(site, "lab").parts
