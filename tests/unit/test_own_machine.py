@@ -74,8 +74,19 @@ def test_nothing_that_is_right_for_the_lab_alone_is_in_the_site(castle: Path) ->
 
 
 @pytest.mark.parametrize("distribution", ["debian"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [["-f", "castle.yaml", "in.ipynb", "out.ipynb"]],
+        # a copy that is stepped through later
+        [
+            ["-f", "castle.yaml", "in.ipynb", "my.ipynb", "--prepare-only"],
+            ["my.ipynb", "out.ipynb"],
+        ],
+    ],
+)
 def test_papermill_with_the_site_s_file_mixes_nothing_of_the_lab_in(
-    castle: Path, tmp_path: Path
+    castle: Path, tmp_path: Path, ways: list[list[str]]
 ) -> None:
     """All chapters' parameters in one cell; the file leaves some out that the lab's have."""
     cells = [nbformat.read(path, 4).cells for path in CHAPTERS]
@@ -90,13 +101,14 @@ def test_papermill_with_the_site_s_file_mixes_nothing_of_the_lab_in(
     )
     kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
     nbformat.write(new_notebook(cells=[first, told], metadata=kernel), tmp_path / "in.ipynb")
-    subprocess.run(
-        [sys.executable, "-m", "papermill", "-f", str(castle), "in.ipynb", "out.ipynb"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    for words in ways:
+        subprocess.run(
+            [sys.executable, "-m", "papermill", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
     site = load(castle).model_dump(mode="json")
     told_of: dict[str, Any] = yaml.safe_load((tmp_path / "told").read_text())
     assert "package_proxy" not in yaml.safe_load(castle.read_text())
