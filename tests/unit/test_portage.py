@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sites import lab_site
 
 from xenlab.errors import BadInput
 from xenlab.host import Host
@@ -166,7 +167,7 @@ def test_what_is_to_go_and_is_not_there_is_not_looked_for() -> None:
 )
 def test_what_is_unwanted_and_wanted_is_refused(site: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        parameters.validate(site, "site.yaml")
+        lab_site(**site)
 
 
 def texts(site: parameters.Portage) -> dict[str, str]:
@@ -217,9 +218,9 @@ def test_settings_that_portage_could_misread_are_refused(
     key: str, value: object, message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
-        parameters.validate({"portage": {key: value}}, "site.yaml")
+        lab_site(portage={key: value})
 
 
 def test_flags_mean_nothing_to_debian() -> None:
     with pytest.raises(BadInput, match="only its cflags can be given on platform debian"):
-        parameters.validate({"portage": {"use": ["pcre"]}}, "site.yaml")
+        lab_site(portage={"use": ["pcre"]})
