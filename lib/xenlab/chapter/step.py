@@ -36,6 +36,10 @@ STOP = "_xenlab_stop"
 """The variable that holds what stops them once it is set (a `threading.Event`)."""
 
 
+RUNBOOK = "_xenlab_runbook"
+"""The variable that holds what a chapter's cells get where no chapter is opened, only written."""
+
+
 class StepView(Protocol):
     """Where one step appears."""
 
@@ -426,7 +430,7 @@ class Step:
 def _typed(resources: Sequence[Resource]) -> str:
     """The commands of several resources as shell text; one that follows itself stands once."""
     found = (one.by_hand() for each in resources for one in each.commands())
-    return "\n".join(text for text, _ in groupby(found))
+    return "\n".join(text for text, _ in groupby(found) if text)
 
 
 def _said(error: BaseException) -> str:

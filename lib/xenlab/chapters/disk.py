@@ -172,9 +172,12 @@ def stage_checksum(site: Parameters) -> str:
     )
 
 
-def kernel_source(site: Parameters) -> Upload:
-    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`."""
-    return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site))
+def kernel_source(site: Parameters, root: str = "/") -> Upload:
+    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`.
+
+    ``root`` is the installed root as the machine sees it.
+    """
+    return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site), root)
 
 
 def kernel_checksum(site: Parameters) -> str:

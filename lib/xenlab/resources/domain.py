@@ -163,7 +163,13 @@ class ConsoleAnswers(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Open the console; Ctrl-] leaves it."""
-        return (Command.sh("xl console {name}  # leave with Ctrl-]", name=self.name),)
+        text = "xl console {name}  # leave with Ctrl-]"
+        keys = """
+            { sleep 5; printf '\\r'; sleep 5; printf '\\035'; } \\
+                | script -qec {console} /dev/null
+        """
+        command = Command.sh(text, name=self.name)
+        return (command.scripted_as(keys, console=Command.argv("xl", "console", self.name).text),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Visit the console; what it showed is the step's output."""
@@ -271,8 +277,11 @@ class DomainRunning(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Create it; with ``console``, watch it boot."""
-        text = "xl create {config} -c" if self.console else "xl create {config}"
-        return (Command.sh(text, config=self.config),)
+        if not self.console:
+            return (Command.argv("xl", "create", self.config),)
+        text = "xl create {config}\nuntil grep -aqF {prompt} {log}; do sleep 2; done"
+        values = {"config": self.config, "log": log_path(self.name), "prompt": LOGIN}
+        return (Command.sh("xl create {config} -c", **values).scripted_as(text, **values),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Create it, or let it go on; the console's text is the step's output."""
@@ -306,8 +315,13 @@ class DomainsRunning(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Create each, paused; let all go."""
-        creations = (Command.argv("xl", "create", "-p", config) for _, config in self.configs)
-        return (*creations, *(Command.argv("xl", "unpause", name) for name, _ in self.configs))
+        create = "xl create -p {config}"
+        again = f"xl domid {{name}} > /dev/null 2>&1 || {create}"
+        parts = [{"name": name, "config": config} for name, config in self.configs]
+        return (
+            *(Command.sh(create, **each).scripted_as(again, **each) for each in parts),
+            *(Command.sh("xl unpause {name}", **each) for each in parts),
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Create those that do not run, let all go, and watch them boot at the same time.
@@ -474,7 +488,14 @@ class DomainRebooted(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Reboot it, and see its new number."""
-        return Command.argv("xl", "reboot", self.name), Command.argv("xl", "domid", self.name)
+        values = {"name": self.name, "log": log_path(self.name), "prompt": LOGIN}
+        text = """
+            seen=$(grep -acF {prompt} {log})
+            xl reboot {name}
+            until [ "$(grep -acF {prompt} {log})" -gt "$seen" ]; do sleep 2; done
+        """
+        reboot = Command.argv("xl", "reboot", self.name).scripted_as(text, **values)
+        return reboot, Command.argv("xl", "domid", self.name)
 
     def apply(self, host: Host, report: Report) -> None:
         """Reboot; the console's text is the step's output."""
