@@ -28,10 +28,10 @@ The howto's statements in its own order, in German and in English, each with the
 out today. Their numbers, S01 to S60, count them through the howto: the cells of the chapters are
 tagged with them, and the files and commands of 2006 below are captioned with them.
 
-`xenlab render gentoo-2006 --output DIR` writes them out. Commands are typed line by line, what follows a
-chroot inside it. Where a text comes from stands above it: *howto*, its own lines; *handbook*, what
-Gentoo's handbook had one do there; *Xen 3.0.1*, its example files; *reconstruction*, what the howto
-speaks of and does not show.
+`xenlab render gentoo-2006 --output DIR` writes them out. Commands are typed line by line, what
+follows a chroot inside it. Where a text comes from stands above it: *howto*, its own lines;
+*handbook*, what Gentoo's handbook had one do there; *Xen 3.0.1*, its example files;
+*reconstruction*, what the howto speaks of and does not show.
 """
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +108,33 @@ def test_a_statement_is_shown(number: str, scripts: dict[str, dict[str, str]]) -
     commands = scripts[told.get("site", "lab")]
     seen = "\n".join(cell + "\n" + commands[title] for title, cell in STEPS[number])
     assert [words for words in told["shows"] if words not in seen] == [], seen
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_reader_meets_a_bare_number(path: Path) -> None:
+    """They are tags; the page "From 2006 to today" says what each stands for."""
+    prose = "\n".join(cell.source for cell in cells(path) if cell.kind == "markdown")
+    assert re.findall(r"\bS\d\d\b", prose) == []
+
+
+UNTRANSLATED = re.compile(r"„[^“]*“(?!\s\(“)")
+"""A German quotation that its English does not follow: „Neustart“ (“restart”)."""
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_german_quotation_has_its_english_beside_it(path: Path) -> None:
+    """The howto's heading stands beside the chapter's title already."""
+    title, *others = [cell.source for cell in cells(path) if cell.kind == "markdown"]
+    prose = [re.sub(r"^\*Howto: .*", "", title, flags=re.MULTILINE), *others]
+    assert UNTRANSLATED.findall("\n".join(prose)) == []
+    quoting = [text for text in prose if re.search(r"^> ", text, re.MULTILINE)]
+    assert [text for text in quoting if "\n> *In English:* " not in text] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_translates_what_it_quotes(path: Path) -> None:
+    """2006.md is made of the notebooks' titles and of statements that have both languages."""
+    text = re.sub(r"^\*Howto: .*", "", path.read_text(), flags=re.MULTILINE)
+    assert UNTRANSLATED.findall(text) == []
