@@ -283,6 +283,10 @@ FIRST_LOGICAL = 5
 
 _FOLDER = f"data/{PLATFORM}"
 
+_CONTENTS_HEAD = """\
+# FILE  (where its text comes from; the howto's statements in it, S01 to S60 in the howto's order)
+"""
+
 
 @dataclass(frozen=True)
 class Artefact:
@@ -332,7 +336,8 @@ def write_files(site: Parameters, folder: Path) -> list[Artefact]:
         place = folder / artefact.chapter / artefact.path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(artefact.text)
-    lines = [f"{a.chapter}/{a.path}  ({a.origin}; {', '.join(a.statements)})\n" for a in artefacts]
+    lines = [_CONTENTS_HEAD]
+    lines += [f"{a.chapter}/{a.path}  ({a.origin}; {', '.join(a.statements)})\n" for a in artefacts]
     (folder / "CONTENTS").write_text("".join(lines))
     return artefacts
 
