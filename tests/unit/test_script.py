@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
+from tests.site_files import with_files
 from tests.ssh.conftest import Sshd, make_sshd, sshd
 
 from xenlab.chapters.kernel import release_by_hand
@@ -17,7 +17,6 @@ from xenlab.resources.base import Once, Resource
 from xenlab.resources.files import File, Line
 from xenlab.runs import execute, script
 from xenlab.runs.script import Runbook, write
-from xenlab.site.schema import load
 
 __all__ = ["make_sshd", "sshd"]
 
@@ -25,30 +24,9 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(?:filled|on \S+ \S+) <<'(\w+)'.*?\n(.*?)\n\1\n", re.DOTALL | re.MULTILINE)
 
 
-def site_with_lab(folder: Path, name: str) -> Path:
-    """A committed site, its ssh_config a file that is there, as after `xenlab lab up`."""
-    committed = ROOT / "parameters" / f"{name}.yaml"
-    values, site = yaml.safe_load(committed.read_text()), load(committed)
-    config = folder / "ssh_config"
-    names = [site.ssh.host, *(domain.name for domain in site.domains)]
-    hosts = (f"Host {name}\n  HostName 192.0.2.{n}\n" for n, name in enumerate(names, start=1))
-    config.write_text("".join(hosts) + f"Host *\n  UserKnownHostsFile {folder}/known_hosts\n")
-    stage, kernel = folder / "stage.tar.zst", folder / "linux-6.1.tar.xz"
-    for file in (stage, kernel):
-        file.write_bytes(b"whatever")
-        digest = subprocess.check_output(["sha256sum", file.name], cwd=folder, text=True)
-        Path(f"{file}.sha256").write_text(digest)
-    values["ssh"]["config"] = str(config)
-    values |= {"stage": str(stage), "stage_checksums": f"{stage}.sha256"}
-    values |= {"kernel_source": str(kernel), "kernel_checksums": f"{kernel}.sha256"}
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
-
-
 @pytest.mark.parametrize("name", ["lab", "lab-gentoo", "debian", "gentoo"])
 def test_a_shell_can_read_every_chapter_of_every_site(tmp_path: Path, name: str) -> None:
-    file = site_with_lab(tmp_path, name)
+    file = with_files(tmp_path, name)
     plan = execute.prepare(ROOT / "notebooks", (), file, mode="plan")
     known = {"RELEASE": release_by_hand(plan.site)}
     files = write(plan, tmp_path / "runbook", known)
@@ -69,7 +47,7 @@ def test_a_shell_can_read_every_chapter_of_every_site(tmp_path: Path, name: str)
 def test_the_command_line_writes_the_chapters_that_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, folder = site_with_lab(tmp_path, "lab"), tmp_path / "runbook"
+    file, folder = with_files(tmp_path, "lab"), tmp_path / "runbook"
     words = ["script", "-f", str(file), "--notebooks", str(ROOT / "notebooks")]
     with pytest.raises(SystemExit) as ended:
         main([*words, "-o", str(folder), "01", "11"])
@@ -92,7 +70,7 @@ def run(runbook: Runbook, folder: Path, **known: Command) -> subprocess.Complete
 @pytest.fixture
 def runbook(sshd: Sshd, tmp_path: Path) -> Runbook:
     """A chapter of a site whose machine is a real sshd's."""
-    plan = execute.prepare(ROOT / "notebooks", (), site_with_lab(tmp_path, "lab"), mode="plan")
+    plan = execute.prepare(ROOT / "notebooks", (), with_files(tmp_path, "lab"), mode="plan")
     ssh = plan.site.ssh.model_copy(update={"host": sshd.alias, "config": str(sshd.config)})
     return Runbook("05_base_configuration", plan.site.model_copy(update={"ssh": ssh}))
 
@@ -153,7 +131,7 @@ def test_words_that_only_a_build_knows_are_asked_for(runbook: Runbook, tmp_path:
 def test_what_needs_a_look_at_the_machine_ends_the_script_with_a_word(
     runbook: Runbook, tmp_path: Path
 ) -> None:
-    runbook.ensure("05.1 Look", lambda: File("/x", runbook.host.read("/y") or ""))
+    runbook.ensure("05.1 Look", lambda: File("/x", runbook.host.run("cat /y").stdout))
     done = run(runbook, tmp_path)
     assert done.returncode == 1
-    assert "because a script is written without it" in (tmp_path / "chapter.sh").read_text()
+    assert "a script is written without a look" in (tmp_path / "chapter.sh").read_text()

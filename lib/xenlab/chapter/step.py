@@ -323,7 +323,7 @@ class Step:
 
     def names(self, parts: Mapping[str, Sequence[Resource]], where: str) -> None:
         """Note and show what brings the step's state about, as shell text; ``where`` it runs."""
-        texts = {label: _typed(resources) for label, resources in parts.items()}
+        texts = {label: typed(resources) for label, resources in parts.items()}
         several = sum(map(bool, texts.values())) > 1
         lines = [f"# {k}\n{text}" if several else text for k, text in texts.items() if text]
         self.script = self._masked("\n".join(lines))
@@ -427,7 +427,7 @@ class Step:
         return self.journal.append(**fields)
 
 
-def _typed(resources: Sequence[Resource]) -> str:
+def typed(resources: Sequence[Resource]) -> str:
     """The commands of several resources as shell text; one that follows itself stands once."""
     found = (one.by_hand() for each in resources for one in each.commands())
     return "\n".join(text for text, _ in groupby(found) if text)

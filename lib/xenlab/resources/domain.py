@@ -277,16 +277,30 @@ class DomainRunning(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Create it; with ``console``, watch it boot."""
+        create = Command.argv("xl", "create", self.config)
+        once = f"xl domid {Command.argv(self.name).text} > /dev/null 2>&1 || "
         if not self.console:
-            return (Command.argv("xl", "create", self.config),)
-        text = "xl create {config}\nuntil grep -aqF {prompt} {log}; do sleep 2; done"
-        values = {"config": self.config, "log": log_path(self.name), "prompt": LOGIN}
-        return (Command.sh("xl create {config} -c", **values).scripted_as(text, **values),)
+            return (create.scripted_as(once + create.text),)
+        typed = Command.sh("xl create {config} -c", config=self.config)
+        return (_up_to_the_prompt(typed, create, self.name, once),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Create it, or let it go on; the console's text is the step's output."""
         if _brought_up(host, self.name, self.config, report) and self.console:
             _watch(host, self.name, self.seconds, report)
+
+
+def _up_to_the_prompt(typed: Command, scripted: Command, name: str, unless: str = "") -> Command:
+    """What is typed; a script has the other command and waits for a new prompt on the console."""
+    text = f"""
+        prompts() {{ cat {{log}} 2> /dev/null | grep -acF {{prompt}} || :; }}
+        seen=$(prompts)
+        {unless}{{
+            {scripted.text}
+            until [ "$(prompts)" -gt "$seen" ]; do sleep 2; done
+        }}
+    """
+    return typed.scripted_as(text, log=log_path(name), prompt=LOGIN)
 
 
 @dataclass(frozen=True)
@@ -423,7 +437,9 @@ class DomainStopped(Resource):
             f"look at its console; xl destroy {self.name} ends it the hard way",
         )
         command = Command.argv("timeout", self.seconds, "xl", "shutdown", "-ww", self.name)
+        again = "! xl domid {name} > /dev/null 2>&1 || xl shutdown -w {name}"
         typed = command.typed_as("xl shutdown -w {name}", name=self.name)
+        typed = typed.scripted_as(again, name=self.name)
         return (typed.refusing({124: late}).within(self.seconds + 60),)
 
     def apply(self, host: Host, report: Report) -> None:
@@ -488,14 +504,9 @@ class DomainRebooted(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Reboot it, and see its new number."""
-        values = {"name": self.name, "log": log_path(self.name), "prompt": LOGIN}
-        text = """
-            seen=$(grep -acF {prompt} {log})
-            xl reboot {name}
-            until [ "$(grep -acF {prompt} {log})" -gt "$seen" ]; do sleep 2; done
-        """
-        reboot = Command.argv("xl", "reboot", self.name).scripted_as(text, **values)
-        return reboot, Command.argv("xl", "domid", self.name)
+        reboot = Command.argv("xl", "reboot", self.name)
+        again = _up_to_the_prompt(reboot, reboot, self.name)
+        return again, Command.argv("xl", "domid", self.name)
 
     def apply(self, host: Host, report: Report) -> None:
         """Reboot; the console's text is the step's output."""

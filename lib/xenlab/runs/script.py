@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from xenlab.chapter.chapter import Wanted, made
 from xenlab.chapter.step import RUNBOOK
 from xenlab.command import CONTROLLER, MACHINE, Command
-from xenlab.errors import NoConnection, Unreachable
+from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host, Transport
 from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Resource
@@ -65,32 +66,49 @@ _KNOWN = """\
 
 
 class _Nobody:
-    """A machine that cannot be asked: a script is written without it."""
+    """A machine that is not asked, as if there were no root yet: a script is written without it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def connect(self, *_: object, **__: object) -> None:
-        """Raise Unreachable."""
-        raise Unreachable(f"cannot ask {self.name}: because a script is written without it")
-
-    upload = download = execute = connect
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to do."""
 
+    def execute(self, *_: object, **__: object) -> tuple[int, bytes, bytes]:
+        """Fail as a look does that finds nothing."""
+        return 44, b"", b"a script is written without a look at the machine"
+
 
 @dataclass(frozen=True)
-class Typed:
-    """A step's commands of one place: where (`Command.place`, or a root of dom0's), and the text.
+class Written:
+    """A step that is written down: its title, where its commands run, and its resources.
 
-    ``recorded`` tells what xenlab's later looks go by from what brings the state about.
+    ``place`` is `CONTROLLER` or a root of dom0's; ``unknown`` says why nobody can tell what there
+    is to do before the machine is asked.
     """
 
-    step: str
+    title: str
     place: str
-    text: str
-    recorded: bool = False
+    resources: tuple[Resource, ...] = ()
+    unknown: str = ""
+
+    def blocks(self) -> Iterator[tuple[str, str]]:
+        """Where commands run and their text, what xenlab's later looks go by at the end."""
+        if self.unknown:
+            yield CONTROLLER, indent(self.unknown, "# ") + "\nexit 1"
+        done = [one for each in self.resources for one in each.commands()]
+        kept = [one for each in self.resources for one in each.recorded()]
+        for note, commands in (("", done), ("# what xenlab check goes by\n", kept)):
+            placed = ((self._place(one), one.in_script()) for one in commands)
+            for place, same in groupby(placed, lambda each: each[0]):
+                texts = [text for (_, text), _ in groupby(same) if text]
+                yield place, note + "\n".join(texts)
+
+    def _place(self, command: Command) -> str:
+        return "/" if command.place == MACHINE else command.place or self.place
 
 
 class Runbook(PlatformAnswers):
@@ -104,7 +122,7 @@ class Runbook(PlatformAnswers):
         self.controller = Host(Local())
         self.host = self._host(site.ssh.host)
         self.target = self.host.inside(self.root)
-        self.typed: list[Typed] = []
+        self.steps: list[Written] = []
 
     def guest(self, name: str) -> Host:
         """A guest."""
@@ -140,21 +158,23 @@ class Runbook(PlatformAnswers):
         host = on or self.target
         place = CONTROLLER if host == self.controller else host.root
         try:
-            wanted = tuple(resources())
-            commands = [(one, False) for each in wanted for one in each.commands()]
-            commands += [(one, True) for each in wanted for one in each.recorded()]
-        except NoConnection as error:
-            self.typed.append(Typed(title, CONTROLLER, f"# {error.message}\nexit 1"))
-            return
-        for command, recorded in commands:
-            if text := command.in_script():
-                where = "/" if command.place == MACHINE else command.place or place
-                self.typed.append(Typed(title, where, text, recorded))
+            self.steps.append(Written(title, place, tuple(resources())))
+        except (CommandFailed, StepFailed) as error:
+            self.steps.append(Written(title, place, unknown=error.message))
 
     def _host(self, name: str) -> Host:
         nobody: Any = _Nobody(name)
         transport: Transport = nobody
         return Host(transport)
+
+
+def runbook(plan: RunPlan, notebook: Path) -> Runbook:
+    """A chapter of a plan, its cells run with nobody to be asked."""
+    written = Runbook(notebook.stem, plan.site)
+    namespace: dict[str, Any] = {**plan.values[notebook.stem], RUNBOOK: written}
+    for code in code_cells(notebook):
+        exec(compile(code, str(notebook), "exec"), namespace)
+    return written
 
 
 def write(plan: RunPlan, folder: Path, known: Mapping[str, Command]) -> list[Path]:
@@ -166,20 +186,17 @@ def write(plan: RunPlan, folder: Path, known: Mapping[str, Command]) -> list[Pat
     folder.mkdir(parents=True)
     written = []
     for notebook in plan.notebooks:
-        runbook = Runbook(notebook.stem, plan.site)
-        namespace: dict[str, Any] = {**plan.values[notebook.stem], RUNBOOK: runbook}
-        for code in code_cells(notebook):
-            exec(compile(code, str(notebook), "exec"), namespace)
-        if runbook.typed:
+        chapter = runbook(plan, notebook)
+        if chapter.steps:
             path = folder / f"{notebook.stem}.sh"
-            path.write_text(as_text(notebook, runbook, known), encoding="utf-8")
+            path.write_text(as_text(notebook, chapter, known), encoding="utf-8")
             written.append(path)
     return written
 
 
-def as_text(notebook: Path, runbook: Runbook, known: Mapping[str, Command]) -> str:
+def as_text(notebook: Path, chapter: Runbook, known: Mapping[str, Command]) -> str:
     """A chapter's file: how to reach the machine, then each step's commands."""
-    site = runbook.site
+    site = chapter.site
     asked = "".join(_KNOWN.format(word=k, command=c.in_script()) for k, c in known.items())
     head = _HEAD.format(
         chapter=heading(notebook),
@@ -191,14 +208,9 @@ def as_text(notebook: Path, runbook: Runbook, known: Mapping[str, Command]) -> s
         known=asked,
     )
     parts = [head]
-    for step, of_step in groupby(runbook.typed, lambda typed: typed.step):
-        parts.append(f"echo {Command.argv(step).text}")
-        for (place, recorded), same in groupby(
-            of_step, lambda typed: (typed.place, typed.recorded)
-        ):
-            texts = [text for text, _ in groupby(typed.text for typed in same)]
-            note = "# what xenlab check goes by\n" if recorded else ""
-            parts.append(note + _block(site, place, "\n".join(texts), known))
+    for step in chapter.steps:
+        blocks = [_block(site, place, text, known) for place, text in step.blocks()]
+        parts += [f"echo {Command.argv(step.title).text}", *blocks] if blocks else []
     return "\n".join(parts)
 
 
