@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from xenlab.runs.script import Runbook, write
 __all__ = ["make_sshd", "sshd"]
 
 ROOT = Path(__file__).parents[2]
+BOOT = "11111111-1111-4111-8111-111111111111"
 BLOCK = re.compile(r"^(?:filled|on \S+ \S+) <<'(\w+)'.*?\n(.*?)\n\1\n", re.DOTALL | re.MULTILINE)
 
 
@@ -126,6 +128,30 @@ def test_words_that_only_a_build_knows_are_asked_for(runbook: Runbook, tmp_path:
     for path in (far, near):
         assert Path(str(path).replace("RELEASE", "6.1.2-xen0")).exists()
     assert (tmp_path / "outside").exists()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[str]:
+    """A block device with two partitions that have names."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    table = 'label: gpt\nname="boot", size=1MiB, uuid={1}\nname="boot2", uuid={2}\n'
+    table = table.replace("{1}", BOOT).replace("{2}", BOOT.replace("1", "2"))
+    subprocess.run(["sfdisk", "-q", image], input=table, text=True, check=True)
+    words = ["losetup", "--find", "--show", str(image)]
+    name = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    yield name
+    subprocess.run(["losetup", "--detach", name], check=True)
+
+
+def test_a_partition_s_uuid_is_asked_for(runbook: Runbook, tmp_path: Path, disk: str) -> None:
+    runbook.site = runbook.site.model_copy(update={"disk": disk})
+    file = tmp_path / "fstab"
+    runbook.ensure("05.1 Write", File(str(file), "UUID-of-boot2 UUID-of-boot UUID-of-none\n"))
+    done = run(runbook, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert file.read_text() == f"{BOOT.replace('1', '2')} {BOOT} UUID-of-none\n"
 
 
 def test_what_needs_a_look_at_the_machine_ends_the_script_with_a_word(

@@ -375,9 +375,15 @@ class KernelBuilt(Resource):
         return Difference(f"compile the {self.build.flavour} kernel on {host.name}")
 
     def commands(self) -> tuple[Command, ...]:
-        """Compile it."""
+        """Compile it: the same sources, options and compiler give the same image, bit by bit."""
         tree, out = self.build.by_hand
-        return (Command.sh('cd {tree}\nmake O={out} -j"$(nproc)" bzImage', out=out, tree=tree),)
+        text = """
+            cd {tree}
+            export LC_ALL=C KBUILD_BUILD_USER=xenlab KBUILD_BUILD_HOST=xenlab KBUILD_BUILD_VERSION=1
+            export KBUILD_BUILD_TIMESTAMP="$(date -u -r Makefile)"
+            make O={out} -j"$(nproc)" bzImage
+        """
+        return (Command.sh(text, out=out, tree=tree),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Compile it detached from the connection; a build that runs already is followed.

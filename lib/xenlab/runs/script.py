@@ -54,8 +54,9 @@ on() {{
 
 # what only the machine can tell stands in capitals until it is asked
 filled() {{
-    ssh {host} lsblk -rno PARTLABEL,PARTUUID {disk} < /dev/null \\
-        | sed -n 's|^\\([^ ]*\\) \\([^ ]*\\)$|s/UUID-of-\\1\\\\b/\\2/g|p' > "$scratch/sed"
+    ssh {host} sfdisk --dump {disk} < /dev/null \\
+        | sed -n 's|.* uuid=\\([^,]*\\), name="\\([^"]*\\)".*|s/UUID-of-\\2\\\\b/\\L\\1/g|p' \\
+        > "$scratch/sed"
 {known}    sed -f "$scratch/sed"
 }}
 """
