@@ -1,13 +1,15 @@
 """The page "From 2006 to today": each statement of the howto, then and now.
 
-Then is what `xenlab render gentoo-2006` writes, now are the steps that name the statement.
+Then is what `xenlab render gentoo-2006` writes, now are the steps whose heading carries the
+statement's number as a cell tag.
 """
 
 from __future__ import annotations
 
-import re
+import html
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -22,17 +24,24 @@ SITE = HERE.parent / "parameters" / "gentoo-2006.yaml"
 INTRODUCTION = """\
 # From 2006 to today
 
-The howto's statements in its own order, each with the step that carries it out today; and the
-files and commands of 2006, as `xenlab render gentoo-2006 --output DIR` writes them out. Commands
-are typed line by line, what follows a chroot inside it. Where a text comes from stands above it:
-*howto*, its own lines; *handbook*, what Gentoo's handbook had one do there; *Xen 3.0.1*, its
-example files; *reconstruction*, what the howto speaks of and does not show.
+The howto's statements in its own order, in German and in English, each with the steps that carry it
+out today. Their numbers, S01 to S60, count them through the howto: the cells of the chapters are
+tagged with them, and the files and commands of 2006 below are captioned with them.
+
+`xenlab render gentoo-2006 --output DIR` writes them out. Commands are typed line by line, what
+follows a chroot inside it. Where a text comes from stands above it: *howto*, its own lines;
+*handbook*, what Gentoo's handbook had one do there; *Xen 3.0.1*, its example files;
+*reconstruction*, what the howto speaks of and does not show.
 """
+
+
+Statements = dict[str, dict[str, Any]]
+"""By its number, what statements.yaml says of a statement."""
 
 
 def page() -> str:
     """The page as MyST markdown."""
-    statements: dict[str, str] = yaml.safe_load((HERE / "statements.yaml").read_text())
+    statements: Statements = yaml.safe_load((HERE / "statements.yaml").read_text())
     then: dict[str, list[Artefact]] = defaultdict(list)
     for artefact in render_files(parameters.load(SITE)):
         then[artefact.chapter].append(artefact)
@@ -42,14 +51,14 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _chapter(place: Path, statements: dict[str, str], then: list[Artefact]) -> str:
+def _chapter(place: Path, statements: Statements, then: list[Artefact]) -> str:
     title, german, steps = _notebook(place)
     lines = [f"## {title}", "", f"{german} {{doc}}`The chapter <chapters/{place.stem}>`", ""]
-    rows = [(number, found) for number, found in steps.items() if number in statements]
-    if rows:
-        lines += ["| the howto | today |", "|---|---|"]
-        for number, found in sorted(rows):
-            lines.append(f"| {statements[number]} ({number}) | {'<br>'.join(found)} |")
+    if steps:
+        lines += ["| | the howto | today |", "|---|---|---|"]
+        for number, found in sorted(steps.items()):
+            german, english = (html.escape(statements[number][k]) for k in ("german", "english"))
+            lines.append(f"| {number} | „{german}“ (“{english}”) | {'<br>'.join(found)} |")
     for artefact in then:
         caption = f"{artefact.path} ({artefact.origin}; {', '.join(artefact.statements)})"
         lines += ["", f"```{{code-block}} text\n:caption: {caption}", "", artefact.text + "```"]
@@ -67,7 +76,6 @@ def _notebook(place: Path) -> tuple[str, str, dict[str, list[str]]]:
         if heading.startswith("# "):
             title = heading.removeprefix("# ")
             german = next(line for line in text.splitlines() if line.startswith("*Howto"))
-        name = heading.lstrip("# ")
-        for number in dict.fromkeys(re.findall(r"\bS\d\d\b", text)):
-            steps[number].append(name)
+        for number in cell.metadata.get("tags", ()):
+            steps[number].append(heading.lstrip("# "))
     return title, german, steps

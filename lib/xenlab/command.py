@@ -13,12 +13,17 @@ from xenlab.masking import Secret, mask
 
 Value = str | Path | int | Secret
 
+CONTROLLER, MACHINE = "controller", "machine"
+"""Where a command is typed: on this machine, or on the one that becomes dom0, in its own root."""
+
 
 @dataclass(frozen=True)
 class Command:
     """POSIX shell text in which every value is quoted; ``str()`` gives its masked form.
 
-    ``typed`` is what a person would type to the same end, where that is shorter; ``input`` goes
+    ``typed`` is what a person would type to the same end, where that is shorter, and ``place``
+    where: "" is the root that the step works in, else ``CONTROLLER``, ``MACHINE`` or a guest's
+    alias. ``scripted`` is what a script has in the place of what takes a terminal. ``input`` goes
     into it; ``seconds`` is its deadline, None for that of a look; ``refusals`` are what its own
     exit statuses mean: a message and what to try.
     """
@@ -26,6 +31,8 @@ class Command:
     text: str
     secrets: tuple[Secret, ...] = ()
     typed: str = field(default="", compare=False, repr=False)
+    place: str = field(default="", compare=False)
+    scripted: str | None = field(default=None, compare=False, repr=False)
     input: bytes = field(default=b"", compare=False, repr=False)
     seconds: float | None = field(default=None, compare=False)
     refusals: Mapping[int, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
@@ -74,8 +81,28 @@ class Command:
         return cls("\n".join(lines))
 
     def by_hand(self) -> str:
-        """What a person would type, masked."""
-        return mask(self.typed or self.text, self.secrets).strip("\n")
+        """What a person would type, masked; in a guest over SSH."""
+        text = (self.typed or self.text).strip("\n")
+        if self.place == CONTROLLER and text:
+            text = (
+                f"# on the controller\n{text}" if "\n" in text else f"{text}  # on the controller"
+            )
+        elif self.place not in ("", CONTROLLER, MACHINE):
+            text = f"ssh {_quote(self.place)} {_quote(text)}"
+        return mask(text, self.secrets)
+
+    def in_script(self) -> str:
+        """What stands in a script that runs where the command belongs, masked."""
+        text = (self.typed or self.text) if self.scripted is None else self.scripted
+        return mask(text, self.secrets).strip("\n")
+
+    def at(self, place: str) -> Command:
+        """The same, typed at another place than in the step's root."""
+        return replace(self, place=place)
+
+    def scripted_as(self, text: str, **values: Value | Sequence[Value]) -> Command:
+        """The same; a script has this text, its values as in `sh`, "" for nothing."""
+        return replace(self, scripted=Command.sh(text, **values).text)
 
     def typed_as(self, text: str, **values: Value | Sequence[Value]) -> Command:
         """The same; what a person would type is this text, its values as in `sh`."""

@@ -56,12 +56,6 @@ def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:
     assert now == {name: target for name, target in then.items() if target != "none"}
 
 
-def test_the_tls_problem_does_not_arise_on_a_64_bit_system() -> None:
-    tls = disk.tls_settled()
-    assert tls.probe(HOST) is None
-    assert tls.probe(HOST.inside("/nowhere")) is not None
-
-
 def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
     sums = tmp_path / "sums"
     site = lab_site(stage="/a/stage.tar.zst", stage_checksums=str(sums))

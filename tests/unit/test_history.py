@@ -8,7 +8,7 @@ import pandas as pd
 
 from xenlab.journal import Journal
 from xenlab.runs import folder as runs
-from xenlab.runs import history
+from xenlab.runs import report
 
 
 def make_run(folder: Path, *, weight: int, seconds: float, status: str = "changed") -> Path:
@@ -36,8 +36,8 @@ def make_run(folder: Path, *, weight: int, seconds: float, status: str = "change
 def test_all_runs(tmp_path: Path) -> None:
     make_run(tmp_path / "2-lab", weight=1, seconds=2)
     make_run(tmp_path / "1-lab", weight=1, seconds=2)
-    table = history.runs(tmp_path)
-    assert list(table.columns) == history.RUNS
+    table = report.runs(tmp_path)
+    assert list(table.columns) == report.RUNS
     assert list(table["run"]) == ["1-lab", "2-lab"]
     assert list(table["state"]) == ["not run", "not run"]
     assert (table["done"].iloc[0], table["chapters"].iloc[0]) == (1, 2)
@@ -45,14 +45,14 @@ def test_all_runs(tmp_path: Path) -> None:
 
 
 def test_no_runs(tmp_path: Path) -> None:
-    assert list(history.runs(tmp_path).columns) == history.RUNS
-    assert history.steps(tmp_path).empty
+    assert list(report.runs(tmp_path).columns) == report.RUNS
+    assert report.steps(tmp_path).empty
 
 
 def test_all_steps(tmp_path: Path) -> None:
     make_run(tmp_path / "1-lab", weight=1, seconds=2)
-    table = history.steps(tmp_path)
-    assert list(table.columns) == history.STEPS
+    table = report.steps(tmp_path)
+    assert list(table.columns) == report.STEPS
     assert list(table["step"]) == ["01.2", "01.1"]
     assert list(table["seconds"]) == [1.0, 2.0]
 
@@ -64,9 +64,9 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     Journal(second).append(
         chapter="02_y", step="02.1", title="02.1 New", phase="final", status="ok", seconds=3
     )
-    changes = history.parameter_changes(first, second)
+    changes = report.parameter_changes(first, second)
     assert changes.to_dict("records") == [{"parameter": "swap.weight", "first": "1", "second": "9"}]
-    pairs = history.step_pairs(first, second)
+    pairs = report.step_pairs(first, second)
     assert list(pairs["title"]) == ["01.2 Title", "01.1 Title", "02.1 New"]
     assert list(pairs["first"]) == ["ok", "changed", ""]
     assert list(pairs["second"]) == ["ok", "failed", "ok"]

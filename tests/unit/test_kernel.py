@@ -88,7 +88,7 @@ def test_an_option_that_kconfig_dropped_is_seen() -> None:
     lost = [row for row in honoured(options("dom0"), config) if row["ok"] == "no"]
     assert lost == [
         {
-            "howto": "Support für Ethernet Bridging",
+            "howto": "„Support für Ethernet Bridging“ (“support for Ethernet bridging”)",
             "symbol": "BRIDGE",
             "wanted": "y",
             "found": "n",

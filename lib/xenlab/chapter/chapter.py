@@ -161,7 +161,7 @@ class Chapter(PlatformAnswers):
         return Difference.of_all(list(step.differences.values()))
 
     def _done_again(self, step: Step, again: Wanted) -> bool:
-        todo = [one for one in _made((again,)) if self._probe(one, self.host) is not None]
+        todo = [one for one in made((again,)) if self._probe(one, self.host) is not None]
         if not todo:
             return False
         step.names({"": todo}, self.host.name)
@@ -178,7 +178,7 @@ class Chapter(PlatformAnswers):
         """See to it that states hold: probe, show, ask, apply, verify, record."""
         host = on or self.target
         with self._step(title, host) as step:
-            states = _made(resources)
+            states = made(resources)
             step.names({"": states}, host.name)
             todo = self._differing(step, host, states)
             if self._may_go_on(step, host, todo):
@@ -189,7 +189,7 @@ class Chapter(PlatformAnswers):
         """Carry out actions: applied each time, whatever the machine's state is."""
         host = on or self.target
         with self._step(title, host) as step:
-            actions = _made(resources)
+            actions = made(resources)
             step.names({"": actions}, host.name)
             self._differing(step, host, actions)
             if self.mode == "plan":
@@ -357,7 +357,7 @@ class Chapter(PlatformAnswers):
 
     def _differing(self, step: Step, host: Host, wanted: Sequence[Wanted]) -> list[Resource]:
         """What differs of these; each difference is noted, under a number if there are several."""
-        resources = _made(wanted)
+        resources = made(wanted)
         if not resources:
             step.message = NOTHING
         todo: list[Resource] = []
@@ -511,7 +511,8 @@ class Chapter(PlatformAnswers):
         self._connections = self._ssh.connections
 
 
-def _made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
+def made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
+    """The resources that are wanted, those that take a look made now."""
     found: list[Resource] = []
     for each in wanted:
         made = each if isinstance(each, Resource) else each()

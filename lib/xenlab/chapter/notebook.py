@@ -21,7 +21,7 @@ from xenlab.chapter.card import Card, PaintedStep, duration, environment
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.chapter import open_chapter as open_in_view
 from xenlab.chapter.recorder import Phase
-from xenlab.chapter.step import STOP, VIEW, WOULD_CHANGE, StepView, View
+from xenlab.chapter.step import RUNBOOK, STOP, VIEW, WOULD_CHANGE, StepView, View
 from xenlab.errors import ConsentNeeded, XenlabError
 from xenlab.masking import clean
 from xenlab.resources.base import Asked, Difference, Waiting
@@ -175,6 +175,9 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
     In a notebook its steps appear as HTML, anywhere else as lines of text. Raises BadInput before
     anything is touched, NoConnection if the host cannot be reached.
     """
+    if RUNBOOK in namespace:
+        runbook: Chapter = namespace[RUNBOOK]
+        return runbook
     if VIEW in namespace:
         return open_in_view(name, namespace, namespace[VIEW], namespace.get(STOP))
     if not in_notebook():

@@ -36,6 +36,10 @@ STOP = "_xenlab_stop"
 """The variable that holds what stops them once it is set (a `threading.Event`)."""
 
 
+RUNBOOK = "_xenlab_runbook"
+"""The variable that holds what a chapter's cells get where no chapter is opened, only written."""
+
+
 class StepView(Protocol):
     """Where one step appears."""
 
@@ -319,7 +323,7 @@ class Step:
 
     def names(self, parts: Mapping[str, Sequence[Resource]], where: str) -> None:
         """Note and show what brings the step's state about, as shell text; ``where`` it runs."""
-        texts = {label: _typed(resources) for label, resources in parts.items()}
+        texts = {label: typed(resources) for label, resources in parts.items()}
         several = sum(map(bool, texts.values())) > 1
         lines = [f"# {k}\n{text}" if several else text for k, text in texts.items() if text]
         self.script = self._masked("\n".join(lines))
@@ -423,10 +427,10 @@ class Step:
         return self.journal.append(**fields)
 
 
-def _typed(resources: Sequence[Resource]) -> str:
+def typed(resources: Sequence[Resource]) -> str:
     """The commands of several resources as shell text; one that follows itself stands once."""
     found = (one.by_hand() for each in resources for one in each.commands())
-    return "\n".join(text for text, _ in groupby(found))
+    return "\n".join(text for text, _ in groupby(found) if text)
 
 
 def _said(error: BaseException) -> str:

@@ -11,11 +11,11 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.platform.boot import Power, reboot
+from xenlab.platform.boot import Power, booted, reboot
 from xenlab.platform.choice import Services
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import Difference, Once, OnHost, PathsExist, Report, Resource, Until
-from xenlab.resources.xen import FOLDER, RUNNING, wait_for_toolstack
+from xenlab.resources.xen import FOLDER, RUNNING, toolstack_answers, wait_for_toolstack
 
 # Chapter 11: domains are created, visited, rebooted, shut down, destroyed, and left running.
 #
@@ -106,7 +106,8 @@ class PowerCycled(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Guests down, power off and on; the last line waits until the last guest is created."""
         stop, start = self.services.stop("xendomains"), self.services.start("xendomains")
-        return (stop, Command("sync"), *self.power.commands("disk"), start, Command("xl list"))
+        boot = (*booted(self.power, "disk"), toolstack_answers())
+        return (stop, Command("sync"), *boot, start, Command("xl list"))
 
     def apply(self, host: Host, report: Report) -> None:
         """Restart the machine and wait until the last of the guests was created."""

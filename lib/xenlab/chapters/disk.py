@@ -13,7 +13,7 @@ from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.choice import where_stages_come_from
 from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
-from xenlab.resources.base import All, Condition, Difference, Report, Resource
+from xenlab.resources.base import All, Difference, Report, Resource
 from xenlab.resources.disk import (
     BIOS_BOOT,
     LINUX_BOOT,
@@ -176,9 +176,12 @@ def stage_checksum(site: Parameters) -> str:
     )
 
 
-def kernel_source(site: Parameters) -> Upload:
-    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`."""
-    return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site))
+def kernel_source(site: Parameters, root: str = "/") -> Upload:
+    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`.
+
+    ``root`` is the installed root as the machine sees it.
+    """
+    return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site), root)
 
 
 def kernel_checksum(site: Parameters) -> str:
@@ -226,22 +229,4 @@ def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
     )
     return File(
         "/etc/fstab", "# written by xenlab, chapter 02; see fstab(5)\n" + "\n".join(lines) + "\n"
-    )
-
-
-def tls_settled() -> Resource:
-    """The howto's TLS problem does not arise: kernel and C library are 64 bit.
-
-    A 32 bit Xen cut the segments that a 32 bit C library reaches its thread-local storage through
-    with negative offsets, and every access was emulated. 64 bit code goes by the base of %fs, which
-    has no limit that Xen would need: no flag, no other glibc.
-    """
-    script = """
-        [ "$(getconf LONG_BIT)" = 64 ]
-        # byte 4 of an ELF file is its class: 2 is 64 bit
-        [ "$(od -An -tx1 -j4 -N1 "$(readlink -f /sbin/init)" | tr -d ' ')" = 02 ]
-    """
-    return Condition(
-        Command.script(script),
-        "the installed system is not 64 bit: it would need the howto's flags",
     )

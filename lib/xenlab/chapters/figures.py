@@ -208,7 +208,7 @@ def _order(name: str) -> tuple[int, int, str]:
     return (int(port[1]), int(port[2]), name) if port else (1 << 30, 0, name)
 
 
-# Runs as pictures, drawn from the tables of `xenlab.runs.history`.
+# Runs as pictures, drawn from the tables of `xenlab.runs.report`.
 
 LAST_RUNS = 12
 """How many runs a picture shows, the newest ones."""
@@ -229,7 +229,7 @@ class Picture(Figure):
 
 
 def chapter_times(steps: pd.DataFrame) -> Picture:
-    """The minutes of each chapter, run by run; ``steps`` of `xenlab.runs.history.steps`."""
+    """The minutes of each chapter, run by run; ``steps`` of `xenlab.runs.report.steps`."""
     minutes = steps.pivot_table(
         index="run", columns="chapter", values="seconds", aggfunc="sum", fill_value=0.0
     ).tail(LAST_RUNS)

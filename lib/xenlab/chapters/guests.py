@@ -14,7 +14,7 @@ from xenlab.chapters.disk import swap_file
 from xenlab.command import Command
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
-from xenlab.platform.boot import Power, reboot
+from xenlab.platform.boot import Power, booted, reboot
 from xenlab.platform.choice import packages
 from xenlab.platform.interfaces import GuestSettings, guest_system
 from xenlab.platform.xl import Disk, DomainSpec, Vif
@@ -23,7 +23,7 @@ from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.guest import RECORDS, GuestConfigured
 from xenlab.resources.image import Image, ImageProof, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
-from xenlab.resources.xen import wait_for_toolstack
+from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
 from xenlab.site.rules import device, dom0_device
 from xenlab.site.schema import Domain, Parameters
 
@@ -154,7 +154,7 @@ class DiskBootedAgain(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Boot the disk."""
-        return self.power.commands("disk")
+        return (*booted(self.power, "disk"), toolstack_answers())
 
     def apply(self, host: Host, report: Report) -> None:
         """Boot the disk; raises StepFailed where no run had left it for the image."""
@@ -191,12 +191,17 @@ class ImageAtRest(Resource):
         """Boot the rescue system, mount the share, take the image, boot the disk."""
         values = {"device": self.away.device, "share": self.away.share}
         return (
-            *self.power.commands("rescue"),
+            *booted(self.power, "rescue"),
             Command.sh("mkdir -p {share}\nmount {device} {share}", **values),
             *self.resting.commands(),
             Command.argv("umount", self.away.share),
-            *self.power.commands("disk"),
+            *booted(self.power, "disk"),
+            toolstack_answers(),
         )
+
+    def recorded(self) -> tuple[Command, ...]:
+        """That of the image."""
+        return self.resting.recorded()
 
     def apply(self, host: Host, report: Report) -> None:
         """Boot the rescue system, take the image onto the share, boot the disk."""

@@ -13,7 +13,7 @@ from xenlab.chapters.disk import kernel_checksum, kernel_source, kernel_tarball
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
-from xenlab.platform.boot import Power, XenEntry, reboot
+from xenlab.platform.boot import Power, XenEntry, booted, reboot
 from xenlab.resources.base import Condition, Difference, Programs, Report, Resource
 from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import refuse_twins
@@ -21,6 +21,7 @@ from xenlab.resources.files import File
 from xenlab.resources.kernel import (
     DOM0,
     GUEST_KERNELS,
+    RELEASE,
     KernelBuild,
     KernelBuilt,
     KernelConfigured,
@@ -29,7 +30,7 @@ from xenlab.resources.kernel import (
     honoured,
     parse_config,
 )
-from xenlab.resources.xen import compare, wait_for_toolstack, xen_state
+from xenlab.resources.xen import compare, toolstack_answers, wait_for_toolstack, xen_state
 from xenlab.site.schema import Parameters
 
 # Chapters 03 and 08: dom0's kernel and the guests', from one source tree.
@@ -83,7 +84,7 @@ def tools(chapter: Chapter) -> tuple[Resource, ...]:
     packages = chapter.packages.compiler
     return (
         *((chapter.packages.installed(*packages),) if packages else ()),
-        kernel_source(chapter.site),
+        kernel_source(chapter.site, chapter.root),
     )
 
 
@@ -101,7 +102,7 @@ def option_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
 
 def installed(chapter: Chapter, flavour: str) -> KernelInstalled:
     """The kernel where it is booted from."""
-    return KernelInstalled(kernel_build(chapter.site, flavour), builder(chapter))
+    return KernelInstalled(kernel_build(chapter.site, flavour), builder(chapter), chapter.root)
 
 
 def kernel_installed(chapter: Chapter) -> Resource:
@@ -149,8 +150,16 @@ def release(chapter: Chapter, flavour: str = DOM0) -> str:
     if manifest is not None:
         return manifest["release"]
     if chapter.mode == "plan":
-        return "RELEASE-OF-CHAPTER-03"
+        return RELEASE
     raise StepFailed(f"the {flavour} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
+
+
+def release_by_hand(site: Parameters) -> Command:
+    """What asks for the release of dom0's kernel where a person has compiled it."""
+    _, out = kernel_build(site, DOM0).by_hand
+    file = f"{out}/include/config/kernel.release"
+    where = () if site.build_on == "controller" else ("ssh", site.ssh.host)
+    return Command.argv(*where, "cat", file)
 
 
 def no_guest_kernel_in_boot() -> Resource:
@@ -264,7 +273,7 @@ class Running(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Unmount the installed system, boot the disk, see what came up."""
         away = (Command.argv("umount", "-R", self.root),) if self.root != "/" else ()
-        return (*away, *self.power.commands("disk"), Command("xl info"))
+        return (*away, *booted(self.power, "disk"), toolstack_answers())
 
     def apply(self, host: Host, report: Report) -> None:
         """Unmount the installed system, boot the disk, wait for Xen's services."""

@@ -30,7 +30,7 @@ from xenlab.resources.shared_usr import (
     own_usr_mib,
 )
 from xenlab.site.rules import device
-from xenlab.site.schema import GuestExport, LanGuest
+from xenlab.site.schema import GuestExport, LanGuest, Parameters
 
 # Chapter 15: a guest that runs from the share's /usr, and what that takes.
 #
@@ -77,6 +77,15 @@ def methods(chapter: Chapter) -> Callable[[], pd.DataFrame]:
         )
 
     return table
+
+
+GENERATION = "GENERATION"
+"""What stands for an image's name on the share, which nobody knows before it is taken."""
+
+
+def generation_by_hand(site: Parameters) -> Command:
+    """What asks dom0 for it."""
+    return Command.argv("ssh", site.ssh.host, "cut", "-c", "1-12", f"{site.image}.sha256")
 
 
 def late(chapter: Chapter) -> dict[str, Resource]:
@@ -202,7 +211,7 @@ def _linked(chapter: Chapter, name: str) -> Resource:
 
 
 def _folder(chapter: Chapter) -> str:
-    name = generation(chapter.target, chapter.site.image) or "GENERATION"
+    name = generation(chapter.target, chapter.site.image) or GENERATION
     return f"{chapter.site.share}/{FOLDER}/{name}"
 
 

@@ -234,6 +234,31 @@ def check(
 
 
 @app.command()
+def script(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")
+    ],
+    chapters: Chapters = None,
+    file: cli_lab.File = None,
+    notebooks: Notebooks = None,
+) -> None:
+    """Write the chapters as plain shell scripts, which need no xenlab; nothing is run."""
+    from xenlab.chapters.kernel import release_by_hand
+    from xenlab.chapters.shared_usr import GENERATION, generation_by_hand
+    from xenlab.resources.kernel import RELEASE
+    from xenlab.runs import execute, script
+
+    if output.exists():
+        raise BadInput(f"{output} is there already", hint="name another folder")
+    plan = execute.prepare(
+        notebooks or kept_notebooks(), chapters or [], site_file(file), mode="plan"
+    )
+    known = {RELEASE: release_by_hand(plan.site), GENERATION: generation_by_hand(plan.site)}
+    for path in script.write(plan, output, known):
+        Terminal(soft_wrap=True, highlight=False).print(Text(str(path)))
+
+
+@app.command()
 def render(
     site: Annotated[str, typer.Argument(help="A site by its name, gentoo-2006, or its file.")],
     output: Annotated[

@@ -37,9 +37,9 @@ OtherRun = Annotated[str, typer.Argument(metavar="RUN", help="Run to compare wit
 @app.command("runs")
 def list_runs(runs: Runs = None, as_json: Json = False) -> None:
     """List the runs, oldest first."""
-    from xenlab.runs import history
+    from xenlab.runs import report as tables
 
-    found = history.runs(runs_folder(runs))
+    found = tables.runs(runs_folder(runs))
     if as_json:
         print_json(_records(found))
         return
@@ -100,12 +100,12 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show how two runs differ: parameters, steps, states and times."""
-    from xenlab.runs import history
+    from xenlab.runs import report as tables
 
     first, second = find(run, runs), find(other, runs)
     console = Terminal()
-    changes = history.parameter_changes(first, second)
-    pairs = history.step_pairs(first, second)
+    changes = tables.parameter_changes(first, second)
+    pairs = tables.step_pairs(first, second)
     differing = pairs[pairs["first"] != pairs["second"]]
     steps = pairs if every else differing
     if as_json:

@@ -253,10 +253,10 @@ class AptPackages(Resource):
         answers = "\n".join(self.answers)
         tools = _TOOLS + _GENUINE + _QUIETLY
         command = Command.script(tools + script, _POLICY, answers, self.store, *self.names)
-        typed = "apt-get install --no-install-recommends {names}"
+        typed = "apt-get install -y --no-install-recommends {names}"
         if self.store:
             copy = f"cp {{store}}/*.deb {ARCHIVES}"
-            typed = f"{copy}\napt-get install --no-download --no-install-recommends {{names}}"
+            typed = f"{copy}\napt-get install -y --no-download --no-install-recommends {{names}}"
         if self.answers:
             typed = f"echo {{answers}} | debconf-set-selections\n{typed}"
         values = {"names": self.names, "store": self.store, "answers": answers}
@@ -321,7 +321,7 @@ class AptStored(Resource):
             }
             fetch "$@" || { update; fetch "$@"; }
         """
-        typed = "apt-get install --reinstall --download-only --no-install-recommends {names}"
+        typed = "apt-get install -y --reinstall --download-only --no-install-recommends {names}"
         command = Command.script(_TOOLS + _GENUINE + script, *self.names)
         return (command.typed_as(typed, names=self.names),)
 
@@ -356,7 +356,7 @@ class AptRemoved(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Remove them."""
-        return (Command.argv("apt-get", "remove", *self.names),) if self.names else ()
+        return (Command.argv("apt-get", "remove", "-y", *self.names),) if self.names else ()
 
     def apply(self, host: Host, report: Report) -> None:
         """Remove them. Raises StepFailed where something else would go with them, or come."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from xenlab.command import Command
+from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.quoting import grub
@@ -331,6 +331,15 @@ def reboot(power: Power, medium: Medium, host: Host, controller: Host, report: R
     return after
 
 
+def booted(power: Power, medium: Medium) -> tuple[Command, ...]:
+    """What boots a medium, and waits until the machine that answers is one that booted since."""
+    ask = "ssh dom0 cat /proc/sys/kernel/random/boot_id"
+    noted = Command("").scripted_as(f"before=$({ask})").at(CONTROLLER)
+    waited = Command("until ssh dom0 true; do sleep 5; done").at(CONTROLLER)
+    text = f'until now=$({ask}) && [ "$now" != "$before" ]; do sleep 5; done'
+    return noted, *power.commands(medium), waited.scripted_as(text)
+
+
 class Lab:
     """The embedded lab: its own command line restarts QEMU (`xenlab lab boot`)."""
 
@@ -343,7 +352,7 @@ class Lab:
         """QEMU starts again."""
         words = ("lab", "boot", medium, "--lab", self.name)
         command = Command.argv(sys.executable, "-m", "xenlab", *words)
-        return (command.typed_as("xenlab {words}  # on the controller", words=words),)
+        return (command.typed_as("xenlab {words}", words=words).at(CONTROLLER),)
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Have QEMU start again from a medium."""
@@ -388,7 +397,8 @@ class Ipmi:
         base = 'ipmitool -I lanplus -H "$IPMI_HOST" -U "$IPMI_USER" -E chassis'
         device = "disk" if medium == "disk" else self.devices[self.rescue]
         options = " options=efiboot" if self.efi else ""
-        return Command(f"{base} bootdev {device}{options}"), Command(f"{base} power cycle")
+        texts = (f"{base} bootdev {device}{options}", f"{base} power cycle")
+        return tuple(Command(text).at(CONTROLLER) for text in texts)
 
     def ready(self, controller: Host) -> None:
         """Raise BadInput unless the controller has the program."""
@@ -412,7 +422,10 @@ class Manual:
 
     def commands(self, medium: Medium) -> tuple[Command, ...]:
         """None: hands do it."""
-        return (Command(f"# boot the machine from its {_called(medium)}"),)
+        asked = Command(f"# boot the machine from its {_called(medium)}").at(CONTROLLER)
+        return (
+            asked.scripted_as("echo {asked}", asked=f"boot the machine from its {_called(medium)}"),
+        )
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Ask for it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from xenlab.command import Command
+from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
@@ -246,6 +246,7 @@ class Upload(Resource):
     local: str
     remote: str
     checksum: str = ""
+    root: str = "/"
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the copy is missing, or its size or record differ. Raises BadInput, see apply."""
@@ -259,8 +260,13 @@ class Upload(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Copy it, from this machine."""
-        text = "scp {local} dom0:{remote}  # on the controller"
-        return (Command.sh(text, local=self.local, remote=self.remote),)
+        remote = f"{self.root.rstrip('/')}{self.remote}"
+        copy = Command.sh("scp {local} dom0:{remote}", local=self._path(), remote=remote)
+        return (copy.at(CONTROLLER),)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """Its checksum, beside it."""
+        return (Command.file(f"{self.remote}.checksum", f"{self._checksum()}\n"),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Upload it; raises BadInput unless the controller's file is there and right."""
@@ -312,7 +318,7 @@ class Archive(Resource):
         """Bring it where that is needed, compare its checksum, unpack it."""
         name = PurePosixPath(self.source).name
         tarball = f"{self.store}/{name}" if self.store else self.source
-        copy = Command.sh("scp {a} dom0:{b}  # on the controller", a=self.source, b=tarball)
+        copy = Command.sh("scp {a} dom0:{b}", a=self._local(), b=tarball).at(CONTROLLER)
         check = Command.sh(
             f"echo {{line}} | {program_of(self.checksum)}sum --check",
             line=f"{self.checksum}  {tarball}",
@@ -320,7 +326,14 @@ class Archive(Resource):
         # without --xattrs-include file capabilities would be lost silently (tar(1))
         text = "tar -C {into} --numeric-owner --acls --xattrs --xattrs-include='*' -xpf {tarball}"
         unpack = Command.sh(text, into=self.into, tarball=tarball)
-        return (copy, check, unpack) if self.store else (check, unpack)
+        folder = Command.argv("mkdir", "-p", self.store)
+        return (folder, copy, check, unpack) if self.store else (check, unpack)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """That it is complete, in the root."""
+        path = f"{self.into.rstrip('/')}/{RECORD}"
+        folder = Command.argv("mkdir", "-p", path.rpartition("/")[0])
+        return folder, Command.file(path, f"complete {self.checksum}\n")
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack it with owners, ACLs and file capabilities.

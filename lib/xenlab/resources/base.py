@@ -131,6 +131,10 @@ class Resource(ABC):
         """
         return ()
 
+    def recorded(self) -> tuple[Command, ...]:
+        """What `apply` leaves on record for later looks, as a script writes it."""
+        return ()
+
     def apply(self, host: Host, report: Report) -> None:
         """Bring the machine into the desired state; raises StepFailed, CommandFailed."""
         for command in self.commands():
@@ -241,6 +245,10 @@ class All(Resource):
         """Those of all parts."""
         return tuple(command for part in self.parts for command in part.commands())
 
+    def recorded(self) -> tuple[Command, ...]:
+        """What all parts record."""
+        return tuple(command for part in self.parts for command in part.recorded())
+
     def apply(self, host: Host, report: Report) -> None:
         """Apply each part that differs."""
         for part in self.parts:
@@ -320,6 +328,10 @@ class Until(Resource):
         """Those of all parts."""
         return All(self.parts).commands()
 
+    def recorded(self) -> tuple[Command, ...]:
+        """What all parts record."""
+        return All(self.parts).recorded()
+
     def apply(self, host: Host, report: Report) -> None:
         """Apply each part that differs."""
         All(self.parts).apply(host, report)
@@ -350,8 +362,7 @@ class OnHost(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Those of the resource, as typed each over SSH."""
         return tuple(
-            replace(each, typed=Command.argv("ssh", self.name, each.typed or each.text).text)
-            for each in self.resource.commands()
+            each if each.place else each.at(self.name) for each in self.resource.commands()
         )
 
     def apply(self, host: Host, report: Report) -> None:
@@ -361,6 +372,10 @@ class OnHost(Resource):
         """
         self.host.transport.connect(host.stop, seconds=self.seconds)
         self.resource.apply(self.host, report)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """What the resource records there."""
+        return tuple(each.at(self.name) for each in self.resource.recorded())
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless the state holds there."""
@@ -401,6 +416,11 @@ class Once(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Carry the action out."""
         self.action.apply(host, report)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """The record, and those of the action."""
+        folder = Command.argv("mkdir", "-p", self.records)
+        return (*self.action.recorded(), folder, Command.file(self._path, f"{self._key}\n"))
 
     def verify(self, host: Host) -> None:
         """Put on record that the action's own verification holds."""

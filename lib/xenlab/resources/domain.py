@@ -163,7 +163,13 @@ class ConsoleAnswers(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Open the console; Ctrl-] leaves it."""
-        return (Command.sh("xl console {name}  # leave with Ctrl-]", name=self.name),)
+        text = "xl console {name}  # leave with Ctrl-]"
+        keys = """
+            { sleep 5; printf '\\r'; sleep 5; printf '\\035'; } \\
+                | script -qec {console} /dev/null
+        """
+        command = Command.sh(text, name=self.name)
+        return (command.scripted_as(keys, console=Command.argv("xl", "console", self.name).text),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Visit the console; what it showed is the step's output."""
@@ -271,13 +277,30 @@ class DomainRunning(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Create it; with ``console``, watch it boot."""
-        text = "xl create {config} -c" if self.console else "xl create {config}"
-        return (Command.sh(text, config=self.config),)
+        create = Command.argv("xl", "create", self.config)
+        once = f"xl domid {Command.argv(self.name).text} > /dev/null 2>&1 || "
+        if not self.console:
+            return (create.scripted_as(once + create.text),)
+        typed = Command.sh("xl create {config} -c", config=self.config)
+        return (_up_to_the_prompt(typed, create, self.name, once),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Create it, or let it go on; the console's text is the step's output."""
         if _brought_up(host, self.name, self.config, report) and self.console:
             _watch(host, self.name, self.seconds, report)
+
+
+def _up_to_the_prompt(typed: Command, scripted: Command, name: str, unless: str = "") -> Command:
+    """What is typed; a script has the other command and waits for a new prompt on the console."""
+    text = f"""
+        prompts() {{ cat {{log}} 2> /dev/null | grep -acF {{prompt}} || :; }}
+        seen=$(prompts)
+        {unless}{{
+            {scripted.text}
+            until [ "$(prompts)" -gt "$seen" ]; do sleep 2; done
+        }}
+    """
+    return typed.scripted_as(text, log=log_path(name), prompt=LOGIN)
 
 
 @dataclass(frozen=True)
@@ -306,8 +329,13 @@ class DomainsRunning(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Create each, paused; let all go."""
-        creations = (Command.argv("xl", "create", "-p", config) for _, config in self.configs)
-        return (*creations, *(Command.argv("xl", "unpause", name) for name, _ in self.configs))
+        create = "xl create -p {config}"
+        again = f"xl domid {{name}} > /dev/null 2>&1 || {create}"
+        parts = [{"name": name, "config": config} for name, config in self.configs]
+        return (
+            *(Command.sh(create, **each).scripted_as(again, **each) for each in parts),
+            *(Command.sh("xl unpause {name}", **each) for each in parts),
+        )
 
     def apply(self, host: Host, report: Report) -> None:
         """Create those that do not run, let all go, and watch them boot at the same time.
@@ -409,7 +437,9 @@ class DomainStopped(Resource):
             f"look at its console; xl destroy {self.name} ends it the hard way",
         )
         command = Command.argv("timeout", self.seconds, "xl", "shutdown", "-ww", self.name)
+        again = "! xl domid {name} > /dev/null 2>&1 || xl shutdown -w {name}"
         typed = command.typed_as("xl shutdown -w {name}", name=self.name)
+        typed = typed.scripted_as(again, name=self.name)
         return (typed.refusing({124: late}).within(self.seconds + 60),)
 
     def apply(self, host: Host, report: Report) -> None:
@@ -474,7 +504,9 @@ class DomainRebooted(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Reboot it, and see its new number."""
-        return Command.argv("xl", "reboot", self.name), Command.argv("xl", "domid", self.name)
+        reboot = Command.argv("xl", "reboot", self.name)
+        again = _up_to_the_prompt(reboot, reboot, self.name)
+        return again, Command.argv("xl", "domid", self.name)
 
     def apply(self, host: Host, report: Report) -> None:
         """Reboot; the console's text is the step's output."""

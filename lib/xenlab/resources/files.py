@@ -167,9 +167,10 @@ class Line(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Take out the lines that begin alike, put this one at the end."""
-        alike = f"/^{basic_expression(self.key)}/d"
+        values = {"alike": f"/^{basic_expression(self.key)}/d", "path": self.path}
+        out = Command.sh("sed -i {alike} {path}", **values)
         return (
-            Command.argv("sed", "-i", alike, self.path),
+            out.scripted_as(f"[ ! -e {{path}} ] || {out.text}", **values),
             Command.sh("echo {line} >> {path}", line=self.line, path=self.path),
         )
 

@@ -413,6 +413,16 @@ class GuestRoot(Resource):
         unpack = Command.sh(text, root=root, image=self.image)
         return (make, *while_mounted(self.name, self.device, unpack))
 
+    def recorded(self) -> tuple[Command, ...]:
+        """Which image it was made from, and in which file system it lies."""
+        text = """
+            mkdir -p {records}
+            uuid=$(blkid -p -s UUID -o value {device})
+            echo "$(cut -c 1-64 {image}.sha256) $uuid" > {records}/root
+        """
+        records = f"{self.records}/{self.name}"
+        return (Command.sh(text, records=records, image=self.image, device=self.device),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Unpack the image; the record is written last.
 
@@ -528,11 +538,26 @@ class GuestConfigured(Resource):
         text = """
             ssh-keygen -t ed25519 -N '' -C root@{name} -f {root}/etc/ssh/ssh_host_ed25519_key
             tr -d - < /proc/sys/kernel/random/uuid > {root}/etc/machine-id
+            mkdir -p {records}
+            cp {root}/etc/ssh/ssh_host_ed25519_key.pub {records}/host_key.pub
         """
         root = f"/mnt/{self.name}"
         files = (file.in_root(root) for file in sorted(self.files, key=lambda file: file.path))
-        own = Command.sh(text, name=self.name, root=root)
+        records = f"{self.records}/{self.name}"
+        own = Command.sh(text, name=self.name, root=root, records=records)
         return while_mounted(self.name, self.device, *files, own)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """What was written, and in which file system it lies."""
+        path = f"{self.records}/{self.name}/configuration"
+        text = """
+            uuid=$(blkid -p -s UUID -o value {device})
+            echo "$uuid" > {identity}
+            sed -i "1i # file system $uuid" {path}
+        """
+        identity = f"{self.records}/{self.name}/identity"
+        stamped = Command.sh(text, device=self.device, path=path, identity=identity)
+        return Command.file(path, manifest(self.files)), stamped
 
     def apply(self, host: Host, report: Report) -> None:
         """Write everything while the root is mounted once; the record is written last."""

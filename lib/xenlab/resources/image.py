@@ -71,16 +71,48 @@ class Image(Resource):
         wanted = [line for line in patterns.splitlines() if line and not line.startswith("#")]
         leave_out = "".join(f"{line}\n" for line in (*wanted, *(f".{p}" for p in self.without)))
         text = f"""
-            mkdir -p /run/image
+            rm -rf /run/own
+            mkdir -p /run/image /run/own/etc /run/own/dev {{folder}}
             mount {what} /run/image
-            tar -C /run/image -I 'zstd -1 -T0' --one-file-system --sparse --numeric-owner \\
-                --acls --xattrs --xattrs-include='*' --anchored --exclude-from /run/leave-out \\
-                -cf {{path}} .
+            cd /run/image
+            find ./var/log -xdev ! -type d >> /run/leave-out
+            grep -rlsI -e '-----BEGIN [A-Z ]*PRIVATE KEY' \\
+                ./etc ./home ./opt ./root ./srv ./usr/local ./var/lib >> /run/leave-out || :
+            # what every machine has with content of its own, and accounts with nobody's password
+            : > /run/own/etc/machine-id
+            printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost\\n' > /run/own/etc/hosts
+            for file in passwd group shadow gshadow; do
+                cp -p etc/$file /run/own/etc
+                awk -F: -v OFS=: '$2 != "x" {{ $2 = $2 ~ /^!/ ? "!" : "*" }} {{ print }}' \\
+                    etc/$file > /run/own/etc/$file
+            done
+            [ -c dev/console ] || mknod -m 600 /run/own/dev/console c 5 1
+            [ -c dev/null ] || mknod -m 666 /run/own/dev/null c 1 3
+            # status 1 says that a file changed while it was read
+            tar -cf {{path}} -I 'zstd -1 -T0' --format=posix --one-file-system --sparse \\
+                --numeric-owner --acls --xattrs --xattrs-include='*' \\
+                --transform='flags=rSH;s,^\\(etc\\|dev\\)/,./\\1/,' \\
+                --anchored --exclude-from /run/leave-out . \\
+                -C /run/own $(cd /run/own && find etc dev ! -type d) || [ $? = 1 ]
+            cd /
             umount /run/image
             sha256sum {{path}} > {{path}}.sha256
         """
         values = {"device": self.device, "source": self.source, "path": self.path}
+        values["folder"] = self.path.rpartition("/")[0]
         return Command.file("/run/leave-out", leave_out), Command.sh(text, **values)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """What it was made of, its checksum, its size and time."""
+        text = """
+            {
+                printf 'base=%s\\nstage=%s\\n' {base} "$(cat {stage} 2> /dev/null)"
+                sed -n 's/^\\([0-9a-f]*\\) .*/sha256=\\1/p' {path}.sha256
+                stat --printf 'bytes=%s\\nmodified=%.9Y\\n' {path}
+            } > {path}.info
+        """
+        stage = f"{self.source.rstrip('/')}/{RECORD}"
+        return (Command.sh(text, base=self.base, stage=stage, path=self.path),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Archive the root and write checksum and record; raises StepFailed with the reason."""
@@ -235,6 +267,12 @@ class ImageProof(Resource):
             sha256sum --check {image}.sha256
             tar -I zstd --xattrs --xattrs-include='*' -tvvf {image}
         """
+        command = Command.sh(text, image=self.image)
+        return (command.scripted_as("sha256sum --check {image}.sha256", image=self.image),)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """The checksum of the image that was proven."""
+        text = "sed -n 's/^\\([0-9a-f]*\\) .*/sha256=\\1/p' {image}.sha256 > {image}.proof"
         return (Command.sh(text, image=self.image),)
 
     def apply(self, host: Host, report: Report) -> None:

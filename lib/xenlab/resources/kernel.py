@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 
-from xenlab.command import Command
+from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import program_of
@@ -172,35 +172,19 @@ class KernelBuild:
     store: str
     own_options: tuple[str, ...] = ()
 
+    @property
+    def by_hand(self) -> tuple[str, str]:
+        """The folder of the sources and the output folder of a person who types the commands."""
+        name = PurePosixPath(self.archive).name.partition(".tar")[0]
+        return f"{self.trees}/{name}", f"{self.store}/{self.flavour}"
+
     def options(self) -> list[Option]:
         """The options that are asked for."""
         return options(self.flavour, self.own_options)
 
     def facts(self, builder: Host) -> BuilderFacts | None:
         """What is on the builder, in one command; None where the sources' archive is not there."""
-        command = Command.script(
-            r"""
-            [ -f "$1" ] || exit 44
-            # read once, when it is unpacked; again as soon as anybody has touched it
-            noted=
-            { read -r digest noted < "$2/source/.digest" || :; } 2> /dev/null
-            if [ "$noted" = "$(stat -L -c '%d %i %s %.9Y %.9Z' -- "$1")" ]; then
-                printf '%s\n' "$digest"
-            else
-                sha256sum < "$1" | cut -c 1-64
-            fi
-            gcc --version 2> /dev/null | head -n 1 || :
-            echo
-            for manifest in "$2"/*/manifest; do
-                [ -e "$manifest" ] || continue
-                folder=${manifest%/manifest}
-                printf 'key %s\n' "${folder##*/}"
-                cat -- "$manifest"
-            done
-            """,
-            self.archive,
-            self.store,
-        )
+        command = Command.script(script("facts"), self.archive, self.store)
         result = builder.run(command, check=False, timeout=READ_SECONDS)
         if result.status in _NOTHING_THERE:
             return None
@@ -269,8 +253,11 @@ class Sources(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Unpack the archive."""
-        archive, trees = self.build.archive, self.build.trees
-        return (Command.sh("tar -C {trees} -xf {archive}", trees=trees, archive=archive),)
+        text = "mkdir -p {trees}\ntar -C {trees} -xf {archive}"
+        values = {"trees": self.build.trees, "archive": self.build.archive}
+        values["tree"], _ = self.build.by_hand
+        command = Command.sh(text, **values)
+        return (command.scripted_as(f"[ -d {{tree}} ] || {{\n{text}\n}}", **values),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack it beside its place and move it there, if what was read is what is wanted.
@@ -318,15 +305,16 @@ class KernelConfigured(Resource):
         )
 
     def commands(self) -> tuple[Command, ...]:
-        """From nothing but what is asked for, in the folder of the sources."""
+        """From nothing but what is asked for."""
         text = """
+            cd {tree}
             make O={out} tinyconfig
             scripts/kconfig/merge_config.sh -m -O {out} {out}/.config {out}/fragment
             make O={out} olddefconfig
         """
-        out = f"{self.build.store}/{self.build.flavour}"
+        tree, out = self.build.by_hand
         file = Command.file(f"{out}/fragment", fragment(self.build.options()))
-        return file, Command.sh(text, out=out)
+        return Command.argv("mkdir", "-p", out), file, Command.sh(text, out=out, tree=tree)
 
     def apply(self, host: Host, report: Report) -> None:
         """Run tinyconfig, merge_config.sh and olddefconfig of the sources."""
@@ -387,9 +375,15 @@ class KernelBuilt(Resource):
         return Difference(f"compile the {self.build.flavour} kernel on {host.name}")
 
     def commands(self) -> tuple[Command, ...]:
-        """Compile it, in the folder of the sources."""
-        out = f"{self.build.store}/{self.build.flavour}"
-        return (Command.sh('make O={out} -j"$(nproc)" bzImage', out=out),)
+        """Compile it: the same sources, options and compiler give the same image, bit by bit."""
+        tree, out = self.build.by_hand
+        text = """
+            cd {tree}
+            export LC_ALL=C KBUILD_BUILD_USER=xenlab KBUILD_BUILD_HOST=xenlab KBUILD_BUILD_VERSION=1
+            export KBUILD_BUILD_TIMESTAMP="$(date -u -r Makefile)"
+            make O={out} -j"$(nproc)" bzImage
+        """
+        return (Command.sh(text, out=out, tree=tree),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Compile it detached from the connection; a build that runs already is followed.
@@ -476,6 +470,9 @@ def _reconnect(host: Host) -> None:
 GUEST_KERNELS = "/xenboot"
 """Never /boot: GRUB's scripts would take a vmlinuz-domU there for the newest native kernel."""
 
+RELEASE = "RELEASE"
+"""What stands for a kernel's release (``uname -r``) that nobody knows before it is built."""
+
 MODULE_LISTS = ("modules.builtin", "modules.builtin.modinfo")
 
 _NO_ROOT = (125, 126, 127)
@@ -492,6 +489,7 @@ class KernelInstalled(Resource):
 
     build: KernelBuild
     builder: Host
+    root: str = "/"
 
     def paths(self, release: str) -> tuple[str, str]:
         """Where kernel and config of a release go."""
@@ -530,14 +528,19 @@ class KernelInstalled(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Copy kernel and config to where they are booted from."""
-        out = f"{self.build.store}/{self.build.flavour}"
-        kernel, config = self.paths("RELEASE")
-        copy, to = ("scp", "dom0:") if self.builder.name == "controller" else ("cp", "")
-        text = f"{copy} {{out}}/arch/x86/boot/bzImage {to}{{kernel}}\n"
-        text += f"{copy} {{out}}/.config {to}{{config}}"
-        if self.build.flavour == DOM0:
-            text += f"\n{copy} {{out}}/modules.builtin* {to}/lib/modules/RELEASE\ndepmod RELEASE"
-        return (Command.sh(text, out=out, kernel=kernel, config=config),)
+        _, out = self.build.by_hand
+        far = self.builder.name == CONTROLLER
+        copy, to = ("scp {files}", "dom0:" + self.root.rstrip("/")) if far else ("cp {files}", "")
+        kernel, config = self.paths(RELEASE)
+        modules = f"/lib/modules/{RELEASE}"
+        files = [(f"{out}/arch/x86/boot/bzImage", to + kernel), (f"{out}/.config", to + config)]
+        files += [(f"{out}/{name}", to + modules) for name in MODULE_LISTS]
+        text = ": > {modules}/modules.order\ndepmod {release}"
+        last = [Command.sh(text, modules=modules, release=RELEASE)]
+        if self.build.flavour != DOM0:
+            modules, files, last = GUEST_KERNELS, files[:2], []
+        copies = (Command.sh(copy, files=pair).at(CONTROLLER if far else "") for pair in files)
+        return (Command.argv("mkdir", "-p", modules), *copies, *last)
 
     def apply(self, host: Host, report: Report) -> None:
         """Copy, compare the checksums, and only then put the new files in place.
@@ -557,23 +560,8 @@ class KernelInstalled(Resource):
             copies |= {name: f"/lib/modules/{release}/{name}" for name in MODULE_LISTS}
         self._copy(host, self.build.result(facts), copies)
         keep_old = "" if self.build.flavour == DOM0 else "yes"
-        command = Command.script(
-            """
-            printf '%s  %s\\n' "$1" "$2.new" "$3" "$4.new" | sha256sum --check --quiet
-            for file in "$2" "$4"; do
-                chmod 644 -- "$file.new"
-                if [ -n "$5" ] && [ -e "$file" ] && ! cmp -s -- "$file" "$file.new"; then
-                    cp -p -- "$file" "$file.old"
-                fi
-            done
-            # one after the other: whoever finds the config finds its kernel already
-            mv -f -- "$2.new" "$2"
-            mv -f -- "$4.new" "$4"
-            sync
-            [ -n "$5" ] || { : > "/lib/modules/$6/modules.order"; depmod -- "$6"; }
-            """,
-            *(manifest["vmlinuz"], kernel, manifest["config"], config, keep_old, release),
-        )
+        values = (manifest["vmlinuz"], kernel, manifest["config"], config, keep_old, release)
+        command = Command.script(script("install"), *values)
         host.run(command, timeout=600)
         if self.build.flavour != DOM0 and _boot_kernels(host) != others:
             raise StepFailed("a kernel in /boot changed while the guests' kernel was installed")

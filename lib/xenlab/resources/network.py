@@ -111,18 +111,18 @@ class Bridge(Resource):
                 ip link set dev {uplink} up
                 ip route add default via {gateway}
             """
-        return (
-            Command.sh(
-                text,
-                bridge=self.bridge,
-                uplink=self.uplink,
-                physical=physical(self.uplink),
-                vif=vif(self.uplink),
-                dumb=DUMB_MAC,
-                address=self.address,
-                gateway=self.gateway,
-            ),
+        command = Command.sh(
+            text,
+            bridge=self.bridge,
+            uplink=self.uplink,
+            physical=physical(self.uplink),
+            vif=vif(self.uplink),
+            dumb=DUMB_MAC,
+            address=self.address,
+            gateway=self.gateway,
         )
+        again = {"program": self.program, "settings": self.settings}
+        return (command.scripted_as("{program} start {settings}", **again),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Switch over, connect anew, confirm; raises StepFailed when the former network is back."""
@@ -392,8 +392,9 @@ class VifAttached(Resource):
         """Attach it."""
         # the hotplug scripts never get their lock without a standard input
         text = "xl network-attach {name} mac={mac} bridge={bridge} < /dev/null"
-        command = Command.sh(text, name=self.name, mac=self.mac, bridge=self.bridge)
-        return (command.within(ATTACH_SECONDS),)
+        values = {"name": self.name, "mac": self.mac, "bridge": self.bridge}
+        again = f"xl network-list {{name}} | grep -qiF {{mac}} || {text}"
+        return (Command.sh(text, **values).scripted_as(again, **values).within(ATTACH_SECONDS),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Attach it, or put its port into the bridge."""
@@ -447,6 +448,8 @@ class InterfaceUp(Resource):
         """
         wait = Command.script(script, self.name).within(UP_SECONDS)
         typed = wait.typed_as("ip link show dev {name}", name=self.name)
+        until = "until ip link show dev {name}; do sleep 1; done"
+        typed = typed.scripted_as(until, name=self.name)
         return typed, self.up.within(UP_SECONDS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from textwrap import indent
 from typing import NamedTuple
 
 from xenlab.command import Command
@@ -67,6 +68,7 @@ class Mount(Resource):
         values = {"source": self.source, "target": self.target}
         values |= {"kind": self.kind, "options": self.options}
         typed = f"mkdir -p {{target}}\n{mount}"
+        again = f"if ! mountpoint -q {{target}}; then\n{indent(typed, '    ')}\nfi"
         command = Command.sh(
             f"! mountpoint -q {{target}} || exit {_OTHER_MOUNTED}\n{typed}", **values
         )
@@ -74,7 +76,8 @@ class Mount(Resource):
             f"something else than {self.source} is mounted on {self.target}",
             f"look with findmnt {self.target}, and unmount it",
         )
-        return (command.typed_as(typed, **values).refusing({_OTHER_MOUNTED: other}),)
+        command = command.typed_as(typed, **values).scripted_as(again, **values)
+        return (command.refusing({_OTHER_MOUNTED: other}),)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
+from textwrap import indent
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
@@ -144,6 +145,11 @@ class UsrOnShare(Resource):
         """
         return (Command.sh(text, image=self.image, folder=self.folder),)
 
+    def recorded(self) -> tuple[Command, ...]:
+        """That it is complete."""
+        text = ': > {folder}/"$(cut -c 1-12 {image}.sha256)".complete'
+        return (Command.sh(text, folder=self.folder, image=self.image),)
+
     def apply(self, host: Host, report: Report) -> None:
         """Unpack it beside its place and move it there (the howto's rsync, from the image)."""
         name = generation(host, self.image)
@@ -194,7 +200,10 @@ class UsrSwapped(Resource):
         root = f"/mnt/{self.name}"
         if not self.shared:
             text = "rmdir {r}/usr\nmv {r}/usr.old {r}/usr\nrm -r {r}/.xenlab {r}/etc/init"
-            return while_mounted(self.name, self.device, Command.sh(text, r=root))
+            back = Command.sh(text, r=root).scripted_as(
+                f"if [ -d {{r}}/usr.old ]; then\n{indent(text, '    ')}\nfi", r=root
+            )
+            return while_mounted(self.name, self.device, back)
         return while_mounted(
             *(self.name, self.device),
             Command.sh("mkdir {r}/.xenlab\ncp {b} {r}/.xenlab/busybox", b=self.busybox, r=root),
@@ -202,6 +211,14 @@ class UsrSwapped(Resource):
             Command.sh("ln -s /.xenlab/init {r}/etc/init", r=root),
             Command.sh("mv {r}/usr {r}/usr.old\nmkdir {r}/usr", r=root),
         )
+
+    def recorded(self) -> tuple[Command, ...]:
+        """In which file system the guest's own /usr was set aside."""
+        path = f"{self.records}/{self.name}/usr"
+        if not self.shared:
+            return (Command.argv("rm", "-f", path),)
+        text = 'echo "usr.old $(blkid -p -s UUID -o value {device})" > {path}'
+        return (Command.sh(text, device=self.device, path=path),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Swap it while the guest is down; can be cut off anywhere and done again."""

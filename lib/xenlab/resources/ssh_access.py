@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from xenlab.command import Command
+from xenlab.command import CONTROLLER, MACHINE, Command
 from xenlab.errors import CommandFailed, ConnectionLost, NoConnection, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.base import Check, Difference, Report, Resource
@@ -56,7 +56,10 @@ class SshHostKeys(Resource):
         """
         key = PUBLIC_KEY.removesuffix(".pub")
         command = Command.script(script, PUBLIC_KEY)
-        return (command.typed_as("ssh-keygen -t ed25519 -N '' -f {key}", key=key),)
+        typed = command.typed_as("ssh-keygen -t ed25519 -N '' -f {key}", key=key)
+        return (
+            typed.scripted_as("[ -s {key} ] || ssh-keygen -q -t ed25519 -N '' -f {key}", key=key),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class AuthorizedKeys(Resource):
         installed = f"{self.root.rstrip('/')}{AUTHORIZED}"
         folder = installed.rpartition("/")[0]
         text = "mkdir -p -m 700 {folder}\ncat {keys} >> {installed}"
-        return (Command.sh(text, folder=folder, keys=AUTHORIZED, installed=installed),)
+        command = Command.sh(text, folder=folder, keys=AUTHORIZED, installed=installed)
+        return (command.at(MACHINE),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the keys; those that are there stay. Raises StepFailed where there is none."""
@@ -119,10 +123,12 @@ class OwnKeyPinned(Resource):
     """A system's own host key is among those pinned on this machine for the way to it.
 
     ``target`` is that way. The key is read over the connection there is, which is authenticated;
-    keys that are pinned already (the rescue system's) stay.
+    keys that are pinned already (the rescue system's) stay. ``root`` is the system's root as the
+    machine sees it.
     """
 
     target: Target
+    root: str = "/"
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the key is not pinned yet."""
@@ -141,7 +147,7 @@ class OwnKeyPinned(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Read it where it is known to be the machine's own; ssh asks for it by the name."""
-        return (Command.argv("cat", PUBLIC_KEY), _pinning(self.target))
+        return (_pinning(self.target, f"{self.root.rstrip('/')}{PUBLIC_KEY}"),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the key to the known_hosts file that the ssh_config names."""
@@ -152,11 +158,12 @@ class OwnKeyPinned(Resource):
         hostkeys.pin(file, name, port, key)
 
 
-def _pinning(target: Target) -> Command:
-    """Where a key goes that was read before, as a person writes it there."""
+def _pinning(target: Target, key: str) -> Command:
+    """How a person pins the key in a file of dom0's."""
     file, name, port = hostkeys.place(target)
-    entry = f"{hostkeys.host_name(name, port)} ssh-ed25519 …"
-    return Command.sh("echo {entry} >> {file}  # on the controller", entry=entry, file=file)
+    text = "ssh dom0 cat {key} | sed {named} >> {file}"
+    named = f"s|^|{hostkeys.host_name(name, port)} |"
+    return Command.sh(text, key=key, named=named, file=file).at(CONTROLLER)
 
 
 # sshd's settings: in a file that it was asked about before, and read by the daemon that runs.
@@ -356,8 +363,7 @@ class HostKeyPinned(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Read it where dom0 has it, and pin it."""
-        record = f"{self.records}/{self.name}/host_key.pub"
-        return Command.argv("cat", record), _pinning(self.target)
+        return (_pinning(self.target, f"{self.records}/{self.name}/host_key.pub"),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Pin the guest's key in the place of what was pinned for it before."""
@@ -416,7 +422,8 @@ class GuestAnswers(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Ask it which kernel it runs."""
-        return (Command.argv("ssh", self.name, "uname", "-r"),)
+        ask = Command.argv("ssh", self.name, "uname", "-r").at(CONTROLLER)
+        return (ask.scripted_as("until ssh {name} uname -r; do sleep 5; done", name=self.name),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Try to connect until the guest answers.

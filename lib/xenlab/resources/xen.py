@@ -166,6 +166,11 @@ def compare(
     return Difference("boot the disk again: what runs is not what is asked for", rows=tuple(rows))
 
 
+def toolstack_answers() -> Command:
+    """What a person types to see that Xen's services answer; a script waits until they do."""
+    return Command("xl info").scripted_as("until xl info; do sleep 2; done")
+
+
 def wait_for_toolstack(host: Host) -> None:
     """Wait until Xen's services answer after a boot.
 

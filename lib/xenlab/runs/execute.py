@@ -397,23 +397,33 @@ class StepCell:
 
 def step_cells(notebook: Path) -> list[StepCell]:
     """The cells of a chapter's steps, in their order."""
-    return [StepCell(title, code) for code, tree in _code(notebook) for title in _titles(tree)]
+    return [StepCell(title, code) for code, tree in _trees(notebook) for title in _titles(tree)]
 
 
 def opening_code(notebook: Path) -> str:
     """The code of the cell that opens the chapter, "" where there is none."""
-    for code, tree in _code(notebook):
+    for code, tree in _trees(notebook):
         names = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
         if "open_chapter" in names:
             return code
     return ""
 
 
-def _code(notebook: Path) -> Iterator[tuple[str, ast.Module]]:
+def heading(notebook: Path) -> str:
+    """The title of a chapter, as its first cell has it."""
+    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return first.partition("\n")[0].lstrip("# ")
+
+
+def code_cells(notebook: Path) -> Iterator[str]:
+    """The code of a chapter's cells after its parameters, in their order."""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        code = "".join(cell["source"])
+        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
+            yield "".join(cell["source"])
+
+
+def _trees(notebook: Path) -> Iterator[tuple[str, ast.Module]]:
+    for code in code_cells(notebook):
         try:
             yield code, ast.parse(code)
         except SyntaxError:

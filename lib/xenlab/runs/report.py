@@ -1,27 +1,28 @@
-"""What a run or a site leaves to read: its report as one page, the files of a machine of 2006."""
+"""What runs and sites leave to read: a run as one page, runs as tables, files of 2006."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from jinja2 import PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from xenlab import durable
 from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
-from xenlab.durable import kept_file, locked_folder
+from xenlab.durable import kept_file, locked_folder, runs_folder
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import CLOSING, FIRST, Journal, digest, output_of, read_chain
 from xenlab.quoting import environment as quoting_environment
 from xenlab.resources.base import Difference
 from xenlab.runs import audit
-from xenlab.runs import folder as runs
+from xenlab.runs import folder as folders
 from xenlab.runs.folder import StepState
 from xenlab.site.schema import Parameters
 
@@ -78,7 +79,7 @@ def render(folder: Path) -> str:
     facts = _facts(folder)
     chapters = [
         (chapter, [Markup(_card(folder, step).html()) for step in chapter.steps])
-        for chapter in runs.states(folder)
+        for chapter in folders.states(folder)
     ]
     return (
         environment()
@@ -101,7 +102,7 @@ def render(folder: Path) -> str:
 def _facts(folder: Path) -> dict[str, str]:
     facts: dict[str, str] = {}
     if (folder / "run.json").exists():
-        record = runs.read(folder)
+        record = folders.read(folder)
         facts = {key: str(record[key]) for key in FACTS}
         versions = record["versions"]
         facts["xenlab"] = versions["xenlab"]
@@ -153,9 +154,6 @@ def _attach(card: Card, path: Path) -> None:
     if path.suffix == ".png":
         card.add_picture(path.read_bytes())
     elif path.suffix == ".csv" and path.stat().st_size:
-        # most runs hold no table, and what renders files needs none
-        import pandas as pd
-
         card.add_table(pd.read_csv(path, dtype=str, keep_default_na=False))
     elif path.stat().st_size <= SHOWN_BYTES:
         card.add_output(path.read_bytes().decode("utf-8", "replace"))
@@ -168,10 +166,106 @@ def _difference(record: Mapping[str, Any]) -> Difference:
 
 def _colours() -> dict[str, str]:
     return COLOURS | {
-        runs.DONE: COLOURS["changed"],
-        runs.UNFINISHED: COLOURS["unknown"],
-        runs.NOT_RUN: COLOURS["ok"],
+        folders.DONE: COLOURS["changed"],
+        folders.UNFINISHED: COLOURS["unknown"],
+        folders.NOT_RUN: COLOURS["ok"],
     }
+
+
+# Runs as tables: what was run, how each step went, and how two runs differ.
+
+RUNS = ["run", "site", "mode", "started", "chapters", "done", "state", "seconds"]
+STEPS = ["run", "ended", "chapter", "step", "title", "status", "seconds"]
+PARAMETERS = ["parameter", "first", "second"]
+STEP_PAIRS = [
+    "chapter", "title", "first", "second", "first seconds", "second seconds",
+]  # fmt: skip
+
+
+def runs(folder: Path | None = None) -> pd.DataFrame:
+    """All runs, oldest first, with the columns of `RUNS`; ``seconds`` is in seconds."""
+    rows = []
+    for run in folders.every(folder or runs_folder()):
+        record = folders.read(run) if (run / "run.json").exists() else {}
+        states = folders.states(run)
+        left = [state.status for state in states if state.status != folders.DONE]
+        rows.append(
+            {
+                "run": run.name,
+                "site": record.get("site", ""),
+                "mode": record.get("mode", ""),
+                "started": record.get("started", ""),
+                "chapters": len(states),
+                "done": len(states) - len(left),
+                "state": left[0] if left else folders.DONE,
+                "seconds": sum(state.seconds for state in states),
+            }
+        )
+    table = pd.DataFrame(rows, columns=RUNS)
+    return table.assign(started=pd.to_datetime(table["started"], utc=True))
+
+
+def steps(folder: Path | None = None) -> pd.DataFrame:
+    """The last state of each step of each run, with the columns of `STEPS`."""
+    rows = [
+        {
+            "run": run.name,
+            "ended": step.record["time"],
+            "chapter": chapter.name,
+            "step": step.number,
+            "title": step.title,
+            "status": step.status,
+            "seconds": step.seconds,
+        }
+        for run in folders.every(folder or runs_folder())
+        for chapter in folders.states(run)
+        for step in chapter.steps
+    ]
+    table = pd.DataFrame(rows, columns=STEPS)
+    return table.assign(ended=pd.to_datetime(table["ended"], utc=True))
+
+
+def parameter_changes(first: Path, second: Path) -> pd.DataFrame:
+    """What differs in the parameters of two runs, with the columns of `PARAMETERS`."""
+    old, new = (dict(_flat("", folders.read(run)["parameters"])) for run in (first, second))
+    rows = [
+        {"parameter": key, "first": old.get(key, ""), "second": new.get(key, "")}
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    return pd.DataFrame(rows, columns=PARAMETERS)
+
+
+def step_pairs(first: Path, second: Path) -> pd.DataFrame:
+    """The steps of two runs side by side, with the columns of `STEP_PAIRS`."""
+    tables = [
+        pd.DataFrame(
+            [
+                (chapter.name, step.title, step.status, step.seconds)
+                for chapter in folders.states(run)
+                for step in chapter.steps
+            ],
+            columns=["chapter", "title", name, f"{name} seconds"],
+        )
+        for run, name in ((first, "first"), (second, "second"))
+    ]
+    sides = [table.set_index(["chapter", "title"]) for table in tables]
+    # an outer merge would sort 04.10 before 04.2
+    pairs = pd.concat(sides, axis="columns", sort=False).reset_index()
+    pairs[["first", "second"]] = pairs[["first", "second"]].fillna("")
+    return pairs.reindex(columns=STEP_PAIRS)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Each single value of a nested structure, with its place."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
+        for number, inner in enumerate(value, start=1):
+            yield from _flat(f"{prefix}[{number}]", inner)
+    else:
+        yield prefix, str(value)
 
 
 # A machine that is only written down: every file and command of the howto, as it was in 2006.
@@ -188,6 +282,10 @@ FIRST_LOGICAL = 5
 """The first logical partition of a DOS label: four primary ones come before it."""
 
 _FOLDER = f"data/{PLATFORM}"
+
+_CONTENTS_HEAD = """\
+# FILE  (where its text comes from; the howto's statements in it, S01 to S60 in the howto's order)
+"""
 
 
 @dataclass(frozen=True)
@@ -238,7 +336,8 @@ def write_files(site: Parameters, folder: Path) -> list[Artefact]:
         place = folder / artefact.chapter / artefact.path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(artefact.text)
-    lines = [f"{a.chapter}/{a.path}  ({a.origin}; {', '.join(a.statements)})\n" for a in artefacts]
+    lines = [_CONTENTS_HEAD]
+    lines += [f"{a.chapter}/{a.path}  ({a.origin}; {', '.join(a.statements)})\n" for a in artefacts]
     (folder / "CONTENTS").write_text("".join(lines))
     return artefacts
 
