@@ -38,7 +38,7 @@ def bare(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
 @pytest.fixture(scope="module")
 def compiled(bare: Site) -> Iterator[None]:
     """The folders of a person who compiles by hand are those where it was compiled before."""
-    links = []
+    links: list[tuple[str, str]] = []
     for flavour in ("dom0", "domU"):
         build = kernel_build(load(bare.parameters), flavour)
         facts = build.require(Machine(Local()))
