@@ -43,25 +43,7 @@ PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 
 Rule = Callable[["Parameters"], Iterator[str]]
 
-_RULES: list[tuple[tuple[str, ...], Rule]] = []
 
-
-def _compares(*names: str) -> Callable[[Rule], Rule]:
-    """A rule about these parameters: it is applied where all of them are known."""
-
-    def added(rule: Rule) -> Rule:
-        _RULES.append((names, rule))
-        return rule
-
-    return added
-
-
-def cross_field_errors(site: Parameters) -> list[str]:
-    """A sentence for each pair of parameters that exclude each other, of those that are known."""
-    return [each for names, rule in _RULES if site.knows(*names) for each in rule(site)]
-
-
-@_compares("domains")
 def _twice(site: Parameters) -> Iterator[str]:
     """Domains that share what each must have for itself."""
     machines: dict[str, str] = {}
@@ -89,7 +71,6 @@ def _twice(site: Parameters) -> Iterator[str]:
                 yield f"{owner} and {me} have the same {what}: {value}"
 
 
-@_compares("gateway", "address")
 def _reached_by_dom0(site: Parameters) -> Iterator[str]:
     """A gateway that dom0 cannot reach."""
     yield from _outside(site.gateway, "dom0", site.address)
@@ -97,7 +78,6 @@ def _reached_by_dom0(site: Parameters) -> Iterator[str]:
         yield f"gateway and address are the same: {site.gateway}"
 
 
-@_compares("gateway", "domains")
 def _reached_by_guests(site: Parameters) -> Iterator[str]:
     """A gateway that a guest cannot reach."""
     for domain in site.domains:
@@ -109,14 +89,12 @@ def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
         yield f"gateway {gateway} is not in the network of {name}: {address}"
 
 
-@_compares("uplink", "bridge")
 def _two_interfaces(site: Parameters) -> Iterator[str]:
     """An uplink that is its own bridge."""
     if site.uplink == site.bridge:
         yield f"uplink and bridge are the same: {site.bridge}"
 
 
-@_compares("uplink", "bridge", "dom0_ip_on_bridge")
 def _renamed(site: Parameters) -> Iterator[str]:
     """An uplink that cannot be renamed as the howto does it."""
     if site.dom0_ip_on_bridge:
@@ -127,7 +105,6 @@ def _renamed(site: Parameters) -> Iterator[str]:
         yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
 
 
-@_compares("lan_bridge", "lan_interface", "uplink", "bridge", "dom0_ip_on_bridge")
 def _lan_devices(site: Parameters) -> Iterator[str]:
     """Devices of the internal LAN that cannot be told apart from others."""
     devices = [site.uplink, site.bridge, f"p{site.uplink}", site.lan_bridge, site.lan_interface]
@@ -143,7 +120,6 @@ def _lan_devices(site: Parameters) -> Iterator[str]:
         )
 
 
-@_compares("lan_address", "address")
 def _lan_apart(site: Parameters) -> Iterator[str]:
     """An internal LAN that is not one."""
     lan = ipaddress.IPv4Interface(site.lan_address).network
@@ -152,7 +128,6 @@ def _lan_apart(site: Parameters) -> Iterator[str]:
         yield f"the internal LAN {lan} must not overlap the network of dom0, {outside}"
 
 
-@_compares("lan_address", "lan_guests", "domains")
 def _lan_guests(site: Parameters) -> Iterator[str]:
     """Guests of the internal LAN with an address or a MAC that is not theirs."""
     lan = ipaddress.IPv4Interface(site.lan_address).network
@@ -173,7 +148,6 @@ def _selected(site: Parameters, key: str) -> list[str]:
     return [entry if isinstance(entry, str) else entry.name for entry in entries]
 
 
-@_compares("domains")
 def _selections(site: Parameters) -> Iterator[str]:
     """Guests that are selected for something and do not exist, or are named twice."""
     known = [d.name for d in site.domains]
@@ -185,7 +159,6 @@ def _selections(site: Parameters) -> Iterator[str]:
                 yield f"{key} names {name} twice"
 
 
-@_compares("shared_usr", "lan_guests")
 def _usr_over_the_lan(site: Parameters) -> Iterator[str]:
     """Guests that cannot reach the /usr on the share."""
     for name in site.shared_usr:
@@ -193,7 +166,6 @@ def _usr_over_the_lan(site: Parameters) -> Iterator[str]:
             yield f"shared_usr names {name}, which is not in the internal LAN (lan_guests)"
 
 
-@_compares("guest_exports", "lan_guests", "shared_usr", "share")
 def _exports(site: Parameters) -> Iterator[str]:
     """Guests that cannot serve what they are to export."""
     for export in site.guest_exports:
@@ -205,7 +177,6 @@ def _exports(site: Parameters) -> Iterator[str]:
             yield f"guest_exports: {cut(export.path)} is dom0's share, which only dom0 can export"
 
 
-@_compares("platform")
 def _packages(site: Parameters) -> Iterator[str]:
     """Packages whose names are not of the platform's form."""
     check = PACKAGE_NAMES[site.platform.partition("-")[0]]
@@ -217,7 +188,6 @@ def _packages(site: Parameters) -> Iterator[str]:
                 yield f"{key}[{number}] {error}"
 
 
-@_compares("unwanted")
 def _unwanted(site: Parameters) -> Iterator[str]:
     """Packages that are wanted and unwanted at once."""
     wanted = [
@@ -227,14 +197,12 @@ def _unwanted(site: Parameters) -> Iterator[str]:
         yield f"{cut(package)} is unwanted, and yet in software or shared_packages"
 
 
-@_compares("platform", "portage")
 def _no_portage(site: Parameters) -> Iterator[str]:
     """Portage's settings where there is no Portage."""
     if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
 
 
-@_compares("platform")
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
@@ -248,6 +216,31 @@ def _sizes(site: Parameters) -> Iterator[str]:
                 f"domains[{number}].memory_mib must be at least {LEAST_MEMORY}, not "
                 f"{domain.memory_mib}: kernel and init do not start with less"
             )
+
+
+RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("domains",), _twice),
+    (("gateway", "address"), _reached_by_dom0),
+    (("gateway", "domains"), _reached_by_guests),
+    (("uplink", "bridge"), _two_interfaces),
+    (("uplink", "bridge", "dom0_ip_on_bridge"), _renamed),
+    (("lan_bridge", "lan_interface", "uplink", "bridge", "dom0_ip_on_bridge"), _lan_devices),
+    (("lan_address", "address"), _lan_apart),
+    (("lan_address", "lan_guests", "domains"), _lan_guests),
+    (("domains",), _selections),
+    (("shared_usr", "lan_guests"), _usr_over_the_lan),
+    (("guest_exports", "lan_guests", "shared_usr", "share"), _exports),
+    (("platform",), _packages),
+    (("unwanted",), _unwanted),
+    (("platform", "portage"), _no_portage),
+    (("platform",), _sizes),
+)
+"""Each rule with the parameters that it compares."""
+
+
+def cross_field_errors(site: Parameters) -> list[str]:
+    """A sentence for each pair of parameters that exclude each other, of those that are known."""
+    return [each for names, rule in RULES if site.knows(*names) for each in rule(site)]
 
 
 def _reserved(site: Parameters) -> dict[str, str]:
