@@ -216,3 +216,27 @@ def test_a_lab_that_is_started_without_a_file_needs_no_other_site_s_values(
     assert (site.lab, known) == ("lab", False)
     assert site.stage == f"{tmp_path}/cache/stage/stage.tar.zst"
     assert "15_shared_usr" in cli_lab._whole(site, "lab").parts
+
+
+def test_what_is_left_here_is_listed_with_what_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, runs = tmp_path / "a cache", tmp_path / "runs"
+    runs.mkdir()
+    cache.mkdir()
+    (cache / "packages").write_text("bison\nflex\nbison\n")
+    monkeypatch.setenv("XENLAB_CACHE", str(cache))
+    with pytest.raises(SystemExit) as ended:
+        main(["uninstall", "--list", "--runs", str(runs)])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for words in (f"rm -rf '{cache}'", f"rm -rf {runs}", "apt-get remove bison flex\n"):
+        assert words in said
+    assert cache.is_dir() and runs.is_dir()
+
+
+def test_nothing_is_removed_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["uninstall"])
+    assert ended.value.code == 2
+    assert "xenlab uninstall --list" in capsys.readouterr().err

@@ -279,6 +279,22 @@ def render(
     console.print(f"{len(written)} files in {chapters} chapters; {output / 'CONTENTS'} lists them")
 
 
+@app.command()
+def uninstall(
+    listed: Annotated[bool, typer.Option("--list", help="List it; nothing is removed.")] = False,
+    runs: Runs = None,
+) -> None:
+    """List what xenlab has left on this machine, and what removes each."""
+    if not listed:
+        raise BadInput(
+            "cannot remove it all: because some is yours", hint="xenlab uninstall --list"
+        )
+    console = Terminal(soft_wrap=True, highlight=False)
+    console.print(Text(f"{'what':36}  {'size':>11}  removed by", style="dim"))
+    for what, size, command in cli_lab.left_here(cli_runs.runs_folder(runs)):
+        console.print(Text(f"{what:36}  {size:>11}  {command}"))
+
+
 def main(words: list[str] | None = None) -> None:
     """Run the command line; an error of xenlab is one message on stderr, no traceback."""
     words = sys.argv[1:] if words is None else words

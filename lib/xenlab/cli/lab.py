@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typer.core import TyperCommand
 from xenlab import durable
 from xenlab.cli.runs import Json
 from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_json, site_file
+from xenlab.command import Command
 from xenlab.durable import free_place, kept_file
 from xenlab.errors import BadInput, XenlabError
 
@@ -294,6 +296,35 @@ def _lab(name: str, report: Report | None = None) -> Lab:
     from xenlab_lab.lab import Lab
 
     return Lab(name, report=report) if report else Lab(name)
+
+
+def left_here(runs: Path) -> Iterator[tuple[str, str, str]]:
+    """What xenlab has left on this machine: what, its size where that can be told, what removes it.
+
+    ``runs`` is the folder of the run folders.
+    """
+    from xenlab.cache import cache_root
+    from xenlab.durable import mib
+
+    for lab in _labs():
+        yield f"the lab {lab['name']}", mib(lab["disk_bytes"]), f"xenlab lab remove {lab['name']}"
+    root, environment = cache_root(), Path(sys.prefix)
+    folders = {
+        "kernels, stage, rescue system, labs": root,
+        "run folders": runs,
+        "Python packages": environment,
+    }
+    for what, folder in folders.items():
+        if folder.is_dir() and (folder != environment or sys.prefix != sys.base_prefix):
+            taken = sum(p.lstat().st_blocks for p in folder.rglob("*")) * 512
+            yield what, mib(taken), Command.argv("rm", "-rf", folder.absolute()).text
+    packages = root / "packages"
+    if packages.exists():
+        names = dict.fromkeys(packages.read_text().split())
+        yield "Debian packages", "", Command.argv("apt-get", "remove", *names).text
+    if Path("/etc/systemd/system/ssh.service").is_symlink():
+        yield "ssh.service, masked", "", "systemctl unmask ssh.service ssh.socket"
+    yield "keys pinned for a machine of your own", "", "ssh-keygen -R HOST -f FILE"
 
 
 def _labs() -> list[dict[str, Any]]:

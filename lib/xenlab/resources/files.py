@@ -234,7 +234,8 @@ class KernelSetting(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Tell the kernel."""
-        return (Command.sh("echo {value} > {path}", value=self.value, path=self.path),)
+        unless = "" if self.required else "[ ! -e {path} ] || "
+        return (Command.sh(f"{unless}echo {{value}} > {{path}}", value=self.value, path=self.path),)
 
 
 # A word among others in a variable of a file that a shell reads (conf.d, /etc/default).
