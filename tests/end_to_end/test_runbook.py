@@ -93,7 +93,7 @@ def test_an_independent_judge_finds_a_xen_host(judged: Host) -> None:
     assert judged.service("xendomains").is_enabled
     assert not judged.service("distcc").is_running
     assert judged.package("xen-system-amd64").is_installed
-    assert judged.interface("eth0").addresses == ["10.0.2.15"]
+    assert "10.0.2.15" in judged.interface("eth0").addresses
     assert judged.interface("xenbr0").addresses == []
     assert judged.check_output("systemctl --failed --no-legend") == ""
 
@@ -104,6 +104,6 @@ def test_an_independent_judge_finds_its_guest(bare: Site, judged: Host) -> None:
     guest = testinfra.get_host(f"ssh://{GUEST}", ssh_config=str(bare.ssh_config))
     assert guest.check_output("uname -r").endswith("-domU")
     assert guest.check_output("hostname") == GUEST
-    assert guest.mount_point("/").device == "/dev/xvda1"
+    assert guest.mount_point("/").filesystem == "ext4"
     link = judged.file(f"/etc/xen/auto/0010-{GUEST}.cfg")
     assert link.is_symlink and link.linked_to == f"/etc/xen/{GUEST}.cfg"
