@@ -180,8 +180,10 @@ class OutAndIn(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Stop it, see that nobody answers, start it again, see that all do."""
-        pings = tuple(Command.argv("ping", "-c", 1, one) for one in self.reached.addresses)
-        return (self.services.stop(BUGFIX), *pings, self.services.start(BUGFIX), *pings)
+        pings = [Command.argv("ping", "-c", 1, one) for one in self.reached.addresses]
+        silent = (Command(f"! {ping.text}") for ping in pings)
+        answers = (p.scripted_as(f"until {p.text}; do sleep 1; done") for p in pings)
+        return self.services.stop(BUGFIX), *silent, self.services.start(BUGFIX), *answers
 
     def apply(self, host: Host, report: Report) -> None:
         """Stop it, see dom0 alone; whatever is seen, start it again."""
