@@ -255,7 +255,7 @@ class AptPackages(Resource):
         command = Command.script(tools + script, _POLICY, answers, self.store, *self.names)
         typed = "apt-get install -y --no-install-recommends {names}"
         if self.store:
-            copy = f"cp {{store}}/*.deb {ARCHIVES}"
+            copy = f"mkdir -p {ARCHIVES}/partial\ncp {{store}}/*.deb {ARCHIVES}"
             typed = f"{copy}\napt-get install -y --no-download --no-install-recommends {{names}}"
         if self.answers:
             typed = f"echo {{answers}} | debconf-set-selections\n{typed}"
