@@ -167,3 +167,11 @@ def test_without_ovmf_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(media, "OVMF", tmp_path)
     with pytest.raises(LabError, match=r"no .*OVMF_CODE_4M\.fd\nTry: apt-get install ovmf"):
         media.firmware_words("uefi", tmp_path)
+
+
+def test_a_lab_of_before_is_a_bios_machine(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    file.write_text('{"boot": "disk", "network": "open", "port": 2222}')
+    assert lab.load_state(file).firmware == "bios"
+    lab.save_state(file, lab.State(firmware="uefi"))
+    assert lab.load_state(file).firmware == "uefi"

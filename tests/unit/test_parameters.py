@@ -358,6 +358,10 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(partition="esp")]},
         "dom0 and domain 1 (web) have the same partition: esp",
     ),
+    (
+        {"firmware": "uefi", "platform": "gentoo-2006", "software": [], "shared_packages": []},
+        "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI",
+    ),
     ({"firmware": "efi"}, "firmware must be 'bios' or 'uefi', not 'efi' (text)"),
 ]
 

@@ -11,6 +11,7 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
+from xenlab.platform.boot import EFI_FOLDER
 from xenlab.platform.choice import where_stages_come_from
 from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
 from xenlab.resources.base import All, Difference, Report, Resource
@@ -33,9 +34,6 @@ from xenlab.site.schema import Domain, Parameters
 # The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.
 #
 # Howto: „Partitionen“.
-
-EFI_FOLDER = "/boot/efi"
-"""Where dom0 has the EFI system partition of a UEFI machine."""
 
 SWAP_FOLDER = "/mnt/domuswap"
 """Where dom0 has the partition with the guests' swap files."""

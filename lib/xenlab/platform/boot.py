@@ -26,8 +26,6 @@ ENTRY = "xenlab"
 MKCONFIG_SECONDS = 900.0
 INSTALL_SECONDS = 600.0
 
-_EFI_OPTIONS = "--target=x86_64-efi --efi-directory=/boot/efi"
-
 _NO_ROOT = (125, 126, 127)
 _WRONG_DISK = 45
 
@@ -148,6 +146,8 @@ class GrubOnDisk(Resource):
 
 EFI_FOLDER = "/boot/efi"
 """Where the EFI system partition is mounted."""
+
+_EFI_OPTIONS = f"--target=x86_64-efi --efi-directory={EFI_FOLDER}"
 
 EFI_PROGRAMS = ("EFI/BOOT/BOOTX64.EFI", "EFI/xenlab/grubx64.efi")
 """Where GRUB lies there: what any firmware looks for, and what an entry in its menu names."""

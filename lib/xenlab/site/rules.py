@@ -209,6 +209,12 @@ def _no_portage(site: Parameters) -> Iterator[str]:
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
 
 
+def _no_uefi(site: Parameters) -> Iterator[str]:
+    """UEFI in 2006."""
+    if site.firmware == "uefi" and site.platform == "gentoo-2006":
+        yield "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI"
+
+
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
@@ -239,6 +245,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _packages),
     (("unwanted",), _unwanted),
     (("platform", "portage"), _no_portage),
+    (("platform", "firmware"), _no_uefi),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""
