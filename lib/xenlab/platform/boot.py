@@ -162,7 +162,8 @@ class GrubOnEfi(Resource):
     def probe(self, host: Host) -> Difference | None:
         """Whether both programs are the core that was made for this very /boot.
 
-        That names the file system of /boot by its UUID, and finds its modules and the menu there.
+        That names /boot by its partition's number, or its file system's UUID, and finds its
+        modules and the menu there.
         """
         script = """
             folder=$1; shift
@@ -170,7 +171,8 @@ class GrubOnEfi(Resource):
             [ -s "$core" ] && [ -s /boot/grub/x86_64-efi/normal.mod ] || exit 44
             mountpoint -q -- "$folder" || exit 44
             uuid=$(grub-probe --target=fs_uuid /boot)
-            grep -qaF -- "$uuid" "$core" || exit 44
+            drive=$(grub-probe --target=drive /boot)
+            grep -qaF -e "$uuid" -e "(,${drive##*,}/grub" "$core" || exit 44
             for file do cmp -s -- "$folder/$file" "$core" || exit 44; done
         """
         result = host.run(Command.script(script, EFI_FOLDER, *EFI_PROGRAMS), check=False)
