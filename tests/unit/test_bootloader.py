@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.sites import lab_site
 
+from xenlab.chapters.kernel import UEFI_OPTIONS, kernel_build
 from xenlab.command import Command
 from xenlab.errors import BadInput, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
@@ -200,6 +201,14 @@ def test_packages_are_for_the_firmware() -> None:
     for answer, name in ((debian, "grub-efi-amd64"), (gentoo, "sys-boot/grub")):
         with pytest.raises(BadInput):
             answer.removed(name)
+
+
+def test_dom0s_kernel_mounts_the_system_partition_and_no_guests_does() -> None:
+    uefi = lab_site(firmware="uefi", kernel_options=["CONFIG_E1000E=y"])
+    assert kernel_build(uefi, "dom0").own_options == (*UEFI_OPTIONS, "CONFIG_E1000E=y")
+    assert "CONFIG_VFAT_FS=y" in UEFI_OPTIONS
+    assert kernel_build(uefi, "domU") == kernel_build(lab_site(), "domU")
+    assert kernel_build(lab_site(), "dom0").own_options == ()
 
 
 # -- the hypervisor's names
