@@ -108,7 +108,7 @@ def fresh(parameters: str, name: str, folder: Path, **keys: Any) -> Iterator[Sit
     assert second_disk.digest(second) == before, "a step wrote to another disk"
 
 
-def with_one_guest(name: str, guest: str, folder: Path) -> Iterator[Site]:
+def with_one_guest(name: str, guest: str, folder: Path, **keys: Any) -> Iterator[Site]:
     """A lab called ``name`` as in `fresh`: the committed site with one of its guests alone."""
     lab = yaml.safe_load((ROOT / "parameters" / "lab.yaml").read_text())
     alone = {
@@ -118,7 +118,7 @@ def with_one_guest(name: str, guest: str, folder: Path) -> Iterator[Site]:
         "shared_usr": [],
         "guest_exports": [],
     }
-    yield from fresh("lab", name, folder, **alone)
+    yield from fresh("lab", name, folder, **alone, **keys)
 
 
 def statuses(run: Path) -> dict[str, str]:

@@ -10,7 +10,10 @@ _PLACES = {
     "chapter.notebook": ("open_chapter",),
     "chapters.action": ("configurations_written", "found_domains"),
     "chapters.configuration": ("bridge_made", "interfaces"),
-    "chapters.disk": ("file_systems", "kernel_mounts", "mounts", "partitioned", "swap_files"),
+    "chapters.disk": (
+        *("file_systems", "first_partition", "kernel_mounts", "mounts", "partitioned"),
+        "swap_files",
+    ),
     "chapters.figures": ("nic_layouts",),
     "chapters.ingredients": ("Fits",),
     "chapters.kernel": ("kernel_build",),

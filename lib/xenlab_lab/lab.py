@@ -36,6 +36,7 @@ class State(BaseModel):
 
     boot: Boot = "rescue"
     network: Network = "restricted"
+    firmware: media.Firmware = "bios"
     port: int | None = None
     accel: Literal["kvm", "tcg"] = "tcg"
     guests: dict[str, str] = Field(default_factory=dict)
@@ -138,25 +139,26 @@ class Lab:
         *,
         made: Made = stage.stage,
         network: Network | None = None,
+        firmware: media.Firmware | None = None,
         seconds: float = UP_SECONDS,
     ) -> Status:
         """Create what is missing, start the machine and wait until ssh lets us in.
 
         `boot` defaults to what was booted last, a new lab's rescue system at first; `made` makes
         the stage that is unpacked from there. `network` is remembered as well, "restricted" at
-        first: the domains reach the controller's package mirrors and nothing else. Interrupted or
-        failed, it leaves no process of its own behind.
+        first: the domains reach the controller's package mirrors and nothing else. So is
+        `firmware`, "bios" at first. Interrupted or failed, it leaves no process of its own behind.
         """
         with self._alone():
             remembered = load_state(self._state_file)
             source: Boot = boot or remembered.boot
             way: Network = network or remembered.network
-            if self.machine.pid() is not None and (
-                remembered.boot != source or remembered.network != way
-            ):
+            what = firmware or remembered.firmware
+            now = (remembered.boot, remembered.network, remembered.firmware)
+            if self.machine.pid() is not None and now != (source, way, what):
                 self._stop()
-            if remembered.network != way:
-                remembered.network = way
+            if now[1:] != (way, what):
+                remembered.network, remembered.firmware = way, what
                 save_state(self._state_file, remembered)
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
@@ -190,6 +192,7 @@ class Lab:
                 # a damaged state is one of the reasons to reset
                 port = None
             self.machine.disk.unlink(missing_ok=True)
+            (self.folder / media.VARIABLES).unlink(missing_ok=True)
             self.machine.console_log.unlink(missing_ok=True)
             self.access.forget_hosts()
             save_state(self._state_file, State(port=port))
@@ -303,14 +306,15 @@ class Lab:
 
     def _start(self, source: Boot, *, paused: bool = False) -> None:
         self.access.create_keys()
+        now = load_state(self._state_file)
+        firmware = media.firmware_words(now.firmware, self.folder)
         direct = None
         if source == "rescue":
-            kernel, image = media.rescue(self._report)
+            kernel, image = media.rescue(self._report, now.firmware)
             initrd = self.folder / "rescue.img"
             self.access.key_archive(initrd, image)
             direct = Direct(kernel, initrd)
         self.machine.create_disk()
-        now = load_state(self._state_file)
         now.accel = "kvm" if kvm_usable(self._report) else "tcg"
         self._report(f"starting the machine: from {source}, {now.accel}", None)
         now.port = self.machine.start(
@@ -319,6 +323,7 @@ class Lab:
             port=now.port,
             paused=paused,
             open_network=now.network == "open",
+            firmware=firmware,
         )
         now.boot = source
         self.access.pin(now.port)

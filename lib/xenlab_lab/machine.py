@@ -269,12 +269,13 @@ class Machine:
         port: int | None = None,
         paused: bool = False,
         open_network: bool = False,
+        firmware: Sequence[str] = (),
     ) -> int:
         """Start QEMU, from `direct` or else from the disk; returns the loopback port of sshd.
 
         `port` is taken if it is free. Without `open_network` the relay is all that the domains
-        reach. Raises LabError if the machine already runs, or QEMU ends at once; QEMU's own words
-        are in the message.
+        reach; `firmware` is QEMU's words for another one than its BIOS. Raises LabError if the
+        machine already runs, or QEMU ends at once; QEMU's own words are in the message.
         """
         if self.pid() is not None:
             raise LabError(f"the machine of lab {self.name!r} is already running")
@@ -283,7 +284,8 @@ class Machine:
         for _ in range(_PORT_TRIES):
             chosen = _free_port(wanted)
             network = self._network(chosen, everything=open_network)
-            refusal = self._launch(self._arguments(direct, accel, network, paused=paused))
+            words = self._arguments(direct, accel, network, paused=paused)
+            refusal = self._launch([*words, *firmware])
             if refusal is None:
                 return chosen
             if _PORT_TAKEN not in refusal.lower():

@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from xenlab import cache
 from xenlab.cache import cached
+from xenlab.errors import LabError
 from xenlab_lab import tools
 from xenlab_lab.mirrors import SUITE, debian_sources, mmdebstrap, without_login
 
@@ -124,19 +125,33 @@ _RESCUE_SKIP = (
 )  # fmt: skip
 
 
-def rescue(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
+# What a UEFI machine's takes beside that: for its system partition and its firmware's variables.
+_UEFI_PACKAGES = ("dosfstools",)
+_UEFI_MODULES = b"vfat\nnls_cp437\nnls_ascii\nefivarfs\n"
+_UEFI_MOUNT = b"mount -t efivarfs efivarfs /sys/firmware/efi/efivars\n"
+_AFTER_MODULES = b"ip link set lo up\n"
+
+
+def rescue(report: tools.Report = tools.quiet, firmware: Firmware = "bios") -> tuple[Path, Path]:
     """The rescue system's kernel and initramfs, built if they are not in the cache.
 
     Holds no key and no secret. Raises LabError.
     """
+    uefi = firmware == "uefi"
     entries = debian_sources()
+    packages = (*RESCUE_PACKAGES, *(_UEFI_PACKAGES if uefi else ()))
+    init, modules_list = _data("init"), _data("modules")
+    if uefi:
+        init = init.replace(_AFTER_MODULES, _UEFI_MOUNT + _AFTER_MODULES)
+        modules_list += _UEFI_MODULES
+    files = {name: _data(name) for name in _RESCUE_FILES} | {"init": init, "modules": modules_list}
     inputs = {
         "recipe": RECIPE,
         "suite": SUITE,
         "sources": [without_login(entry) for entry in entries],
-        "packages": RESCUE_PACKAGES,
+        "packages": packages,
         "skip": _RESCUE_SKIP,
-        "files": {name: _data(name).decode() for name in _RESCUE_FILES},
+        "files": {name: data.decode() for name, data in files.items()},
     }
 
     @cache.phase_recorded(cache.RESCUE)
@@ -146,18 +161,18 @@ def rescue(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
             Path(scratch).chmod(0o755)
             hook, modules = Path(scratch, "hook"), Path(scratch, "modules")
             hook.write_bytes(_data("kernel-hook"))
-            modules.write_bytes(_data("modules"))
+            modules.write_bytes(modules_list)
             tree = folder / "rescue.tar"
             mmdebstrap(
                 tree,
-                RESCUE_PACKAGES,
+                packages,
                 entries,
                 ["--variant=essential", f'--customize-hook=sh {hook} "$1" {modules}'],
                 report,
                 "building the rescue system",
             )
         report("packing the rescue system", None)
-        _pack_rescue(tree, folder)
+        _pack_rescue(tree, folder, init)
         tree.unlink()
 
     folder = cached("rescue", inputs, build)
@@ -167,7 +182,7 @@ def rescue(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
 _RESCUE_FILES = ("init", "dhcp", "sshd_config", "power", "modules", "kernel-hook")
 
 
-def _pack_rescue(tree: Path, folder: Path) -> None:
+def _pack_rescue(tree: Path, folder: Path, init: bytes) -> None:
     plain = folder / "rescue.cpio"
     with tarfile.open(tree) as tar, plain.open("wb") as out:
         kernel = tar.extractfile("./boot/vmlinuz")
@@ -178,7 +193,7 @@ def _pack_rescue(tree: Path, folder: Path) -> None:
         archive.tar(tar, lambda member: not _below(member.name, _RESCUE_SKIP))
         for name in ("boot", "dev", "etc/ssh", "var/cache", "mnt"):
             archive.folder(name)
-        archive.file("init", _data("init"), mode=0o755)
+        archive.file("init", init, mode=0o755)
         archive.file("etc/xenlab-dhcp", _data("dhcp"), mode=0o755)
         archive.file("etc/xenlab-rescue", b"xenlab rescue system\n")
         archive.file("etc/motd", b"xenlab rescue system: everything here is in memory only\n")
@@ -199,3 +214,32 @@ def _below(name: str, folders: Sequence[str]) -> bool:
 
 def _data(name: str) -> bytes:
     return resources.files("xenlab_lab").joinpath("rescue", name).read_bytes()
+
+
+# What boots the machine: QEMU's own BIOS, or OVMF, which is UEFI.
+
+Firmware = Literal["bios", "uefi"]
+
+OVMF = Path("/usr/share/OVMF")
+VARIABLES = "uefi-variables.fd"
+"""Where a lab keeps what its firmware remembers, such as boot entries."""
+
+
+def firmware_words(firmware: Firmware, folder: Path) -> tuple[str, ...]:
+    """QEMU's words for a lab's firmware; UEFI's variables are the lab's own. Raises LabError."""
+    if firmware == "bios":
+        return ()
+    code, variables = OVMF / "OVMF_CODE_4M.fd", OVMF / "OVMF_VARS_4M.fd"
+    for file in (code, variables):
+        if not file.exists():
+            raise LabError(
+                f"cannot start a UEFI machine: because there is no {file}",
+                hint="apt-get install ovmf",
+            )
+    own = folder / VARIABLES
+    if not own.exists():
+        unfinished = own.with_suffix(".new")
+        shutil.copyfile(variables, unfinished)
+        unfinished.rename(own)
+    flash = "if=pflash,format=raw,file"
+    return ("-drive", f"{flash}={code},readonly=on", "-drive", f"{flash}={own.name}")

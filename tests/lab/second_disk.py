@@ -28,7 +28,8 @@ def make(path: Path, site: Parameters) -> str:
         handle.truncate((len(small) * OTHER_MIB + 8) << 20)
     table = type(wanted)(str(path), small).script()
     _run("sfdisk", "--quiet", "--", str(path), input=table)
-    made = {f.label: f.kind for f in file_systems(site)}
+    # an EFI system partition is there by its name alone: FAT is nothing that a controller makes
+    made = {f.label: f.kind for f in file_systems(site) if f.kind != "vfat"}
     for part in json.loads(_run("sfdisk", "--json", "--", str(path)))["partitiontable"][
         "partitions"
     ]:

@@ -11,7 +11,7 @@ import pytest
 from tests.notebooks.chapters import NOTEBOOKS, cells, code_cells, parameters_cell, read
 
 import xenlab.resources.disk
-from xenlab.chapters.disk import partition_table
+from xenlab.chapters.disk import first_partition, partition_table
 from xenlab.site.schema import Parameters, load
 
 CHAPTERS = [
@@ -201,10 +201,14 @@ def test_what_it_imports_is_there(path: Path) -> None:
                 exec(ast.unparse(node), {})
 
 
-def test_the_partitions_of_chapter_01_are_those_that_the_site_is_reckoned_by() -> None:
-    site = load(NOTEBOOKS[0].parents[1] / "parameters/lab.yaml")
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_the_partitions_of_chapter_01_are_those_that_the_site_is_reckoned_by(
+    firmware: str,
+) -> None:
+    site = load(NOTEBOOKS[0].parents[1] / "parameters/lab.yaml", {"firmware": firmware})
     cell = next(c for c in code_cells(NOTEBOOKS[1]) if (c.step() or "").startswith("01.2 "))
     (call,) = cell.chapter_calls()
-    names = vars(xenlab.resources.disk) | {"chapter": SimpleNamespace(site=site)}
+    own = {"chapter": SimpleNamespace(site=site), "first_partition": first_partition}
+    names = vars(xenlab.resources.disk) | own
     table = eval(compile(ast.Expression(call.args[1]), cell.id, "eval"), names)
     assert table == partition_table(site)

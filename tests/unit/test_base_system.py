@@ -15,7 +15,7 @@ from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
-NAMES = ("dom0root", "boot", "dom0swap", "share", "domuswap")
+NAMES = ("dom0root", "boot", "esp", "dom0swap", "share", "domuswap")
 
 
 def fstab(folder: Path, site: Parameters) -> dict[str, dict[str, str]]:
@@ -37,6 +37,14 @@ def test_fstab_names_partitions(tmp_path: Path) -> None:
         "PARTUUID=uuid-of-domuswap": "/mnt/domuswap",
     }
     assert rows["PARTUUID=uuid-of-share"]["options"] == "noatime"
+
+
+def test_fstab_of_a_uefi_machine(tmp_path: Path) -> None:
+    bios = fstab(tmp_path, lab_site())
+    rows = fstab(tmp_path, lab_site(firmware="uefi"))
+    esp = rows.pop("PARTUUID=uuid-of-esp")
+    assert (esp["target"], esp["fstype"], esp["options"]) == ("/boot/efi", "vfat", "umask=0077")
+    assert rows == bios
 
 
 @pytest.mark.parametrize("share", ["/srv/all of it", "/srv/back\\slash", "/srv/a#b"])

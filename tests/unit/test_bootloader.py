@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.sites import lab_site
 
+from xenlab.chapters.kernel import UEFI_OPTIONS, kernel_build
 from xenlab.command import Command
 from xenlab.errors import BadInput, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
+from xenlab.platform.apt import Apt
 from xenlab.platform.boot import (
     Grub2,
     GrubMenu,
+    GrubOnEfi,
     Ipmi,
     Lab,
     Manual,
@@ -27,6 +30,7 @@ from xenlab.platform.boot import (
     reboot,
     serial_command,
 )
+from xenlab.platform.portage import Portage
 from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Report
 from xenlab.resources.files import File
@@ -155,6 +159,56 @@ def test_a_real_menu_of_other_options_is_not_it() -> None:
     menu = Grub2().menu(XenEntry("6.1.192-xen0", 2048, SITE.xen_options, SITE.dom0_options))
     assert isinstance(menu, GrubMenu)
     assert [line for line in menu.lines() if line not in text] == [menu.lines()[1]]
+
+
+# -- GRUB's own code
+
+
+def test_grub_goes_where_the_firmware_looks() -> None:
+    (bios,) = Grub2().installed("/dev/vda").commands()
+    assert bios.by_hand() == "grub-install --target=i386-pc /dev/vda"
+    uefi = Grub2().installed("/dev/vda", "uefi")
+    assert isinstance(uefi, GrubOnEfi)
+    (command,) = uefi.commands()
+    options = "--target=x86_64-efi --efi-directory=/boot/efi"
+    assert command.by_hand().splitlines() == [
+        f"grub-install {options} --removable",
+        f"grub-install {options} --bootloader-id=xenlab",
+    ]
+    assert "--no-nvram" in command.in_script()
+    for text in (command.text, command.in_script()):
+        subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+
+
+def test_a_machine_without_it_gets_grub_for_uefi() -> None:
+    difference = GrubOnEfi("/dev/vda").probe(Host(Local()))
+    assert difference is not None
+    assert difference.summary == "install GRUB for UEFI on /dev/vda"
+
+
+def test_packages_are_for_the_firmware() -> None:
+    debian = Apt()
+    assert debian.hypervisor() == debian.hypervisor("bios")
+    (command, *_) = debian.hypervisor("bios").commands()
+    assert "grub-pc" in command.text
+    text = "".join(command.text for command in debian.hypervisor("uefi").commands())
+    assert "grub-pc" not in text
+    assert {"grub-efi-amd64", "efibootmgr", "dosfstools"} <= set(text.replace("'", " ").split())
+    gentoo = Portage(SITE.portage)
+    assert gentoo.hypervisor() == gentoo.hypervisor("bios")
+    text = "".join(command.text for command in gentoo.hypervisor("uefi").commands())
+    assert "sys-boot/efibootmgr" in text and "xenlab-uefi" in text
+    for answer, name in ((debian, "grub-efi-amd64"), (gentoo, "sys-boot/grub")):
+        with pytest.raises(BadInput):
+            answer.removed(name)
+
+
+def test_dom0s_kernel_mounts_the_system_partition_and_no_guests_does() -> None:
+    uefi = lab_site(firmware="uefi", kernel_options=["CONFIG_E1000E=y"])
+    assert kernel_build(uefi, "dom0").own_options == (*UEFI_OPTIONS, "CONFIG_E1000E=y")
+    assert "CONFIG_VFAT_FS=y" in UEFI_OPTIONS
+    assert kernel_build(uefi, "domU") == kernel_build(lab_site(), "domU")
+    assert kernel_build(lab_site(), "dom0").own_options == ()
 
 
 # -- the hypervisor's names

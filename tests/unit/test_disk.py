@@ -16,9 +16,16 @@ from tests.sites import lab_site
 from xenlab.chapters.disk import file_systems, mounts, partition_table
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
+from xenlab.resources.base import made_on
 from xenlab.resources.blockdevices import parse
-from xenlab.resources.disk import LINUX_DATA, Filesystem, Partition, PartitionTable
-from xenlab.resources.nfs import SwapFile
+from xenlab.resources.disk import (
+    EFI_SYSTEM,
+    LINUX_DATA,
+    Filesystem,
+    Partition,
+    PartitionTable,
+)
+from xenlab.resources.nfs import Mount, SwapFile
 from xenlab.site.rules import needed_mib, partitions
 from xenlab.site.schema import Domain
 from xenlab.transport.local import Local
@@ -239,6 +246,28 @@ class TestRecipe:
             "domu3": "ext4",
             "domuswap": "ext4",
         }
+
+    def test_a_uefi_machine_has_a_system_partition_instead_of_grubs(self) -> None:
+        bios, uefi = lab_site(), lab_site(firmware="uefi")
+        first, *rest = partition_table(uefi).partitions
+        assert (first.name, first.size_mib, first.kind) == ("esp", 260, EFI_SYSTEM)
+        assert (*rest,) == partition_table(bios).partitions[1:]
+        assert file_systems(uefi) == (Filesystem("/dev/vda1", "esp", "vfat"), *file_systems(bios))
+        root, boot, esp, *others = mounts(uefi, "/mnt/dom0")
+        assert (root, boot, *others) == mounts(bios, "/mnt/dom0")
+        assert esp == Mount("/dev/vda1", "/mnt/dom0/boot/efi", "vfat", "umask=0077")
+        (made,) = file_systems(uefi)[0].commands()
+        assert made.by_hand() == "mkfs.vfat -F 32 -n esp /dev/vda1"
+        assert file_systems(uefi)[0].compare("LABEL=esp\nTYPE=vfat\n") is None
+
+    def test_the_system_partition_is_dom0s(self) -> None:
+        text = (RECORDED / "disks-lab.txt").read_text()
+        space = " " * 15
+        head = f'"label": null,\n{space}"partlabel": '
+        was = f'"fstype": null,\n{space}{head}"biosboot"'
+        assert was in text
+        esp = parse(text.replace(was, f'"fstype": "vfat",\n{space}{head}"esp"'))
+        assert [made.name for made in made_on(replace(esp, path="/dev/vda1"))] == ["dom0"]
 
     @pytest.mark.parametrize("root", ["/", "/mnt/dom0"])
     def test_mounts_begin_with_the_root(self, root: str) -> None:

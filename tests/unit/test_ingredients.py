@@ -12,6 +12,7 @@ from tests.sites import lab_site
 from xenlab.chapters.figures import disk_parts, memory_parts, plan_figure
 from xenlab.chapters.ingredients import (
     TOOLS,
+    UEFI_TOOLS,
     Brought,
     Machine,
     check_fit,
@@ -30,6 +31,7 @@ from xenlab.transport.local import Local
 RECORDED = Path(__file__).parent.parent / "recorded"
 HOST = Host(Local())
 SITE = lab_site(may_wipe=["XENLAB-DISKS"])
+UEFI = lab_site(may_wipe=["XENLAB-DISKS"], firmware="uefi")
 
 XEN = """
 ==> xl <==
@@ -87,11 +89,25 @@ class TestMachine:
         text = rescue().replace("==> missing <==\n", "==> missing <==\nsfdisk\nzstd\n")
         assert parse(text).missing_tools == ("sfdisk", "zstd")
 
+    @pytest.mark.parametrize(
+        ("said", "found"),
+        [
+            ("", ("bios", False)),
+            ("uefi\n", ("uefi", False)),
+            ("uefi\n    0\n", ("uefi", False)),
+            ("uefi\n    1\n", ("uefi", True)),
+        ],
+    )
+    def test_its_firmware(self, said: str, found: tuple[str, bool]) -> None:
+        text = rescue().replace("==> missing <==\n", f"==> firmware <==\n{said}\n==> missing <==\n")
+        machine = parse(text)
+        assert (machine.firmware, machine.secure_boot) == found
+
     def test_this_machine(self) -> None:
         machine = look(HOST, "/dev/no'where; $(exit 1)")
         assert machine.memory_mib > 0
         assert machine.disk_mib == 0
-        assert set(machine.missing_tools) <= set(TOOLS)
+        assert set(machine.missing_tools) <= {*TOOLS, *UEFI_TOOLS}
 
 
 def refused(site: Parameters, machine: Machine) -> str:
@@ -131,6 +147,24 @@ class TestFits:
     def test_what_else_is_wrong(self, changes: dict[str, Any], message: str) -> None:
         assert message in refused(SITE, lab(**changes))
 
+    def test_another_firmware_than_the_sites(self) -> None:
+        """The disk would be wiped, and would not boot."""
+        error = refused(SITE, lab(firmware="uefi"))
+        assert error.startswith("the machine was booted by UEFI, and the site says firmware: bios")
+        assert "Try: set firmware: uefi, or boot the rescue system by BIOS" in error
+        error = refused(UEFI, lab())
+        assert error.startswith("the machine was booted by BIOS, and the site says firmware: uefi")
+        check_fit(UEFI, lab(firmware="uefi"))
+
+    def test_secure_boot(self) -> None:
+        error = refused(UEFI, lab(firmware="uefi", secure_boot=True))
+        assert error.startswith("Secure Boot is on") and "Try: switch Secure Boot off" in error
+
+    def test_what_only_a_uefi_machine_needs(self) -> None:
+        check_fit(SITE, lab(missing_tools=UEFI_TOOLS))
+        error = refused(UEFI, lab(firmware="uefi", missing_tools=UEFI_TOOLS))
+        assert "lacks mkfs.vfat" in error
+
     def test_pvh_guests_need_the_processors_help(self) -> None:
         site = lab_site(guest_type="pvh")
         assert "VMX or SVM" in refused(site, lab(virtualisation="none"))
@@ -143,6 +177,21 @@ class TestTables:
         frame = compare(SITE, lab())
         assert list(frame.columns) == ["what", "wanted", "found", "fits"]
         assert set(frame["fits"]) == {"yes"}
+
+    def test_the_firmware(self) -> None:
+        rows = [
+            tuple(compare(site, machine).set_index("what").loc["firmware"])
+            for site in (SITE, UEFI)
+            for machine in (lab(), lab(firmware="uefi"), lab(firmware="uefi", secure_boot=True))
+        ]
+        assert rows == [
+            ("bios", "bios", "yes"),
+            ("bios", "uefi", "no"),
+            ("bios", "uefi with Secure Boot", "no"),
+            ("uefi", "bios", "no"),
+            ("uefi", "uefi", "yes"),
+            ("uefi", "uefi with Secure Boot", "no"),
+        ]
 
     def test_another_disk_with_the_same_names_is_named(self) -> None:
         frame = compare(SITE, lab()).set_index("what")

@@ -11,7 +11,7 @@ import paramiko
 import pytest
 
 from xenlab.errors import LabError
-from xenlab_lab import access, lab, machine
+from xenlab_lab import access, lab, machine, media
 from xenlab_lab.media import CpioWriter
 from xenlab_lab.mirrors import FORGET_LOGIN, sources_from, without_login
 
@@ -146,3 +146,32 @@ def test_serial_is_derived_and_bounded() -> None:
 def test_no_kvm_device_means_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "KVM_DEVICE", tmp_path / "kvm")
     assert machine.kvm_usable() is False
+
+
+# -- the firmware
+
+
+def test_a_uefi_lab_keeps_its_firmwares_variables(tmp_path: Path) -> None:
+    assert media.firmware_words("bios", tmp_path) == ()
+    assert list(tmp_path.iterdir()) == []
+    words = media.firmware_words("uefi", tmp_path)
+    (own,) = tmp_path.iterdir()
+    assert words[1].endswith("OVMF_CODE_4M.fd,readonly=on")
+    assert words[3] == f"if=pflash,format=raw,file={own.name}"
+    own.write_bytes(b"an entry")
+    assert media.firmware_words("uefi", tmp_path) == words
+    assert own.read_bytes() == b"an entry"
+
+
+def test_without_ovmf_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "OVMF", tmp_path)
+    with pytest.raises(LabError, match=r"no .*OVMF_CODE_4M\.fd\nTry: apt-get install ovmf"):
+        media.firmware_words("uefi", tmp_path)
+
+
+def test_a_lab_of_before_is_a_bios_machine(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    file.write_text('{"boot": "disk", "network": "open", "port": 2222}')
+    assert lab.load_state(file).firmware == "bios"
+    lab.save_state(file, lab.State(firmware="uefi"))
+    assert lab.load_state(file).firmware == "uefi"

@@ -354,6 +354,15 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(partition="share")]},
         "dom0 and domain 1 (web) have the same partition: share",
     ),
+    (
+        {"domains": [guest(partition="esp")]},
+        "dom0 and domain 1 (web) have the same partition: esp",
+    ),
+    (
+        {"firmware": "uefi", "platform": "gentoo-2006", "software": [], "shared_packages": []},
+        "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI",
+    ),
+    ({"firmware": "efi"}, "firmware must be 'bios' or 'uefi', not 'efi' (text)"),
 ]
 
 
@@ -803,6 +812,12 @@ def test_the_disk_plan_has_the_howto_s_six_kinds_in_its_order() -> None:
         ("domu3", 1536, "linux"),
         ("domuswap", 847, "linux"),
     ]
+
+
+def test_a_uefi_machine_has_a_system_partition_of_fat_first() -> None:
+    first, *rest = partitions(LAB.model_copy(update={"firmware": "uefi"}))
+    assert (first.name, first.mib, first.kind) == ("esp", 260, "esp")
+    assert rest == partitions(LAB)[1:]
 
 
 def test_no_domain_can_take_the_name_of_a_partition_of_dom0() -> None:

@@ -46,6 +46,23 @@ def test_a_shell_can_read_every_chapter_of_every_site(tmp_path: Path, name: str)
     assert "sfdisk --wipe always" in first and "mkfs.ext4" in first
 
 
+def test_a_uefi_machine_has_its_own_commands_in_the_runbook(tmp_path: Path) -> None:
+    file = with_files(tmp_path, "lab")
+    file.write_text(f"{file.read_text()}firmware: uefi\n".replace("firmware: bios\n", ""))
+    plan = execute.prepare(ROOT / "notebooks", ("01", "02", "04"), file, mode="plan")
+    known = {"RELEASE": release_by_hand(plan.site)}
+    first, second, fourth = write(plan, tmp_path / "runbook", known)
+    assert "mkfs.vfat -F 32 -n esp /dev/vda1" in first.read_text()
+    assert "mount -t vfat -o umask=0077 /dev/vda1 /mnt/dom0/boot/efi" in first.read_text()
+    assert "grub-efi-amd64 efibootmgr dosfstools" in second.read_text()
+    for option in ("--removable", "--bootloader-id=xenlab"):
+        wanted = f"grub-install --target=x86_64-efi --efi-directory=/boot/efi {option}"
+        assert wanted in fourth.read_text()
+    for path in (first, second, fourth):
+        subprocess.run(["sh", "-n", path], check=True)
+        assert "biosboot" not in path.read_text() and "grub-pc" not in path.read_text()
+
+
 def test_the_command_line_writes_the_chapters_that_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

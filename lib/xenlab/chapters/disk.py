@@ -11,11 +11,13 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
+from xenlab.platform.boot import EFI_FOLDER
 from xenlab.platform.choice import where_stages_come_from
 from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
 from xenlab.resources.base import All, Difference, Report, Resource
 from xenlab.resources.disk import (
     BIOS_BOOT,
+    EFI_SYSTEM,
     LINUX_BOOT,
     LINUX_DATA,
     LINUX_SWAP,
@@ -26,7 +28,7 @@ from xenlab.resources.disk import (
 )
 from xenlab.resources.files import File
 from xenlab.resources.nfs import BIND, Mount, SwapFile
-from xenlab.site.rules import Kind, device, dom0_device, partitions
+from xenlab.site.rules import ESP, Kind, boot_partition, device, dom0_device, partitions
 from xenlab.site.schema import Domain, Parameters
 
 # The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.
@@ -38,31 +40,37 @@ SWAP_FOLDER = "/mnt/domuswap"
 
 _TYPES: dict[Kind, str] = {
     "biosboot": BIOS_BOOT,
+    "esp": EFI_SYSTEM,
     "boot": LINUX_BOOT,
     "swap": LINUX_SWAP,
     "linux": LINUX_DATA,
 }
+_SYSTEMS: dict[Kind, str] = {"swap": "swap", "esp": "vfat"}
 # a few large files: hardly any inodes, and no share kept back for root
 _FOR_SWAP_FILES = ("-m", "0", "-T", "largefile4")
 
 
+def first_partition(site: Parameters) -> Partition:
+    """What the firmware boots from: GRUB's core for a BIOS, the system partition for UEFI."""
+    first = boot_partition(site)
+    return Partition(first.name, first.mib, _TYPES[first.kind])
+
+
 def partition_table(site: Parameters) -> PartitionTable:
     """The six kinds of partition on the site's disk; the swap files' takes what is left."""
-    planned = partitions(site)
+    _, *planned = partitions(site)
     last = planned[-1]
-    return PartitionTable(
-        site.disk,
-        tuple(Partition(p.name, 0 if p is last else p.mib, _TYPES[p.kind]) for p in planned),
-    )
+    rest = (Partition(p.name, 0 if p is last else p.mib, _TYPES[p.kind]) for p in planned)
+    return PartitionTable(site.disk, (first_partition(site), *rest))
 
 
 def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
-    """A file system or swap on every partition but GRUB's own; each is labelled with its name."""
+    """A file system or swap on every partition but biosboot; each is labelled with its name."""
     return tuple(
         Filesystem(
             device(site, p.name),
             p.name,
-            "swap" if p.kind == "swap" else "ext4",
+            _SYSTEMS.get(p.kind, "ext4"),
             _FOR_SWAP_FILES if p.name == "domuswap" else (),
         )
         for p in partitions(site)
@@ -87,11 +95,20 @@ def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
 
 
 def _own_mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
-    places = {"dom0root": "/", "boot": "/boot", "share": site.share}
     return tuple(
-        Mount(dom0_device(site, name), below(root, place), options="noatime")
-        for name, place in places.items()
+        Mount(dom0_device(site, name), below(root, place), kind, options)
+        for name, place, kind, options in (
+            ("dom0root", "/", "ext4", "noatime"),
+            ("boot", "/boot", "ext4", "noatime"),
+            *_esp_mounted(site),
+            ("share", site.share, "ext4", "noatime"),
+        )
     )
+
+
+def _esp_mounted(site: Parameters) -> tuple[tuple[str, str, str, str], ...]:
+    """Where and how the EFI system partition is mounted, if there is one; only root reads it."""
+    return ((ESP, EFI_FOLDER, "vfat", "umask=0077"),) if site.firmware == "uefi" else ()
 
 
 def kernel_mounts(root: str) -> tuple[Mount, ...]:
@@ -205,7 +222,7 @@ def fstab(site: Parameters) -> Resource:
     """What is mounted at boot, by the UUIDs of the partitions on the site's own disk."""
     return OnPartitions(
         site.disk,
-        ("dom0root", "boot", "dom0swap", "share", "domuswap"),
+        tuple(name for name, *_ in _fstab_rows(site)),
         lambda uuids: fstab_file(site, uuids),
         "write /etc/fstab",
     )
@@ -216,17 +233,22 @@ def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
 
     The share has no "nofail": the guests live on it.
     """
-    rows = (
-        ("dom0root", "/", "ext4", "noatime", "0", "1"),
-        ("boot", "/boot", "ext4", "noatime", "0", "2"),
-        ("dom0swap", "none", "swap", "sw", "0", "0"),
-        ("share", site.share, "ext4", "noatime", "0", "2"),
-        ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
-    )
     lines = (
         "  ".join([f"PARTUUID={uuids[name]}", *(quoting.fstab(field) for field in fields)])
-        for name, *fields in rows
+        for name, *fields in _fstab_rows(site)
     )
     return File(
         "/etc/fstab", "# written by xenlab, chapter 02; see fstab(5)\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _fstab_rows(site: Parameters) -> tuple[tuple[str, ...], ...]:
+    """What fstab says of each partition, by its name."""
+    return (
+        ("dom0root", "/", "ext4", "noatime", "0", "1"),
+        ("boot", "/boot", "ext4", "noatime", "0", "2"),
+        *((*how, "0", "2") for how in _esp_mounted(site)),
+        ("dom0swap", "none", "swap", "sw", "0", "0"),
+        ("share", site.share, "ext4", "noatime", "0", "2"),
+        ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
     )

@@ -39,6 +39,9 @@ TOOLS = (
 )  # fmt: skip
 """What the chapters call on the machine as it runs now."""
 
+UEFI_TOOLS = ("mkfs.vfat",)
+"""What they call on a UEFI machine beside that."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -57,6 +60,8 @@ class Machine:
     kernel: str
     under_xen: bool
     missing_tools: tuple[str, ...]
+    firmware: str = "bios"
+    secure_boot: bool = False
 
     @property
     def disk_mib(self) -> int:
@@ -77,6 +82,12 @@ _LOOK = f"""
     case $(cat /proc/xen/capabilities 2>/dev/null || :) in
         *control_d*) printf '\\n==> xl <==\\n'; xl info ;;
     esac
+    printf '\\n==> firmware <==\\n'
+    [ ! -d /sys/firmware/efi ] || echo uefi
+    # four bytes of attributes, then the value (Linux' Documentation/filesystems/efivarfs)
+    for file in /sys/firmware/efi/efivars/SecureBoot-*; do
+        [ ! -r "$file" ] || od -An -tu1 -j4 -N1 "$file"
+    done
     disk=$1
     shift
     printf '\\n==> missing <==\\n'
@@ -90,7 +101,7 @@ _LOOK = f"""
 
 def look(host: Host, disk: str) -> Machine:
     """What a machine has; one command."""
-    result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS))
+    result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS, *UEFI_TOOLS))
     return parse(result.stdout)
 
 
@@ -103,6 +114,7 @@ def parse(text: str) -> Machine:
     system = _pairs(sections.get("/etc/os-release", ""), "=")
     xen = _pairs(sections.get("xl", ""), ":")
     flags = processor.get("flags", "").split()
+    firmware, *secure = sections.get("firmware", "").split() or ["bios"]
     hardware = " ".join(flag for flag in ("vmx", "svm") if flag in flags)
     return Machine(
         processor=processor.get("model name", "unknown"),
@@ -117,6 +129,8 @@ def parse(text: str) -> Machine:
         kernel=sections["/proc/sys/kernel/osrelease"].strip(),
         under_xen=bool(xen),
         missing_tools=tuple(sections["missing"].split()),
+        firmware=firmware,
+        secure_boot="1" in secure,
     )
 
 
@@ -140,10 +154,16 @@ def needed_memory_mib(site: Parameters) -> int:
     return sum(size for _, size in memory_plan(site))
 
 
+def tools(site: Parameters) -> tuple[str, ...]:
+    """The programs that the site's chapters call on the machine as it runs now."""
+    return (*TOOLS, *UEFI_TOOLS) if site.firmware == "uefi" else TOOLS
+
+
 def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
     """What the site wants and what the machine has, side by side."""
     memory, disk = needed_memory_mib(site), needed_mib(site)
     known_by = machine.disk.known_by
+    missing = [tool for tool in machine.missing_tools if tool in tools(site)]
     allowed = any(value in site.may_wipe for _, value in known_by)
     rows: list[Row] = [
         ("processor", "x86-64", f"{machine.processors} × {machine.processor}", machine.long_mode),
@@ -152,6 +172,12 @@ def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
             "VMX or SVM" if site.guest_type == "pvh" else "not needed (pv guests)",
             machine.virtualisation,
             machine.hvm or site.guest_type == "pv",
+        ),
+        (
+            "firmware",
+            site.firmware,
+            f"{machine.firmware}{' with Secure Boot' * machine.secure_boot}",
+            machine.firmware == site.firmware and not machine.secure_boot,
         ),
         ("memory", f"{memory} MiB", f"{machine.memory_mib} MiB", memory <= machine.memory_mib),
         ("disk", f"{disk} MiB on {site.disk}", f"{machine.disk_mib} MiB", disk <= machine.disk_mib),
@@ -170,9 +196,9 @@ def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
         ),
         (
             "tools",
-            f"{len(TOOLS)} programs",
-            f"without {', '.join(machine.missing_tools)}" if machine.missing_tools else "all there",
-            not machine.missing_tools,
+            f"{len(tools(site))} programs",
+            f"without {', '.join(missing)}" if missing else "all there",
+            not missing,
         ),
     ]
     return _table(rows)
@@ -246,6 +272,7 @@ def check_fit(site: Parameters, machine: Machine) -> None:
             "pvh guests need a processor with VMX or SVM, and this machine shows neither",
             hint="switch it on in the firmware, or use guest_type: pv",
         )
+    _check_firmware(site, machine)
     if not machine.disk_mib:
         raise BadInput(
             f"there is no disk {site.disk}",
@@ -262,10 +289,29 @@ def check_fit(site: Parameters, machine: Machine) -> None:
             f"{needed} MiB: {parts}",
             hint="lower dom0_mem_mib or memory_mib of domains, or take fewer domains",
         )
-    if machine.missing_tools:
+    missing = [tool for tool in machine.missing_tools if tool in tools(site)]
+    if missing:
         raise BadInput(
-            f"the running system lacks {', '.join(machine.missing_tools)}",
+            f"the running system lacks {', '.join(missing)}",
             hint="install them there, or boot another rescue system",
+        )
+
+
+def _check_firmware(site: Parameters, machine: Machine) -> None:
+    """Raise BadInput where the machine's firmware would not boot the disk."""
+    if machine.firmware != site.firmware:
+        ways = {"bios": "BIOS", "uefi": "UEFI"}
+        raise BadInput(
+            f"the machine was booted by {ways[machine.firmware]}, and the site says firmware: "
+            f"{site.firmware}: the installed disk would not boot",
+            hint=f"set firmware: {machine.firmware}, or boot the rescue system by "
+            f"{ways[site.firmware]}, as the disk will be",
+        )
+    if machine.secure_boot:
+        raise BadInput(
+            "Secure Boot is on, and neither GRUB nor the kernel of this site is signed",
+            hint="switch Secure Boot off in the machine's firmware, then boot the rescue system "
+            "again",
         )
 
 

@@ -44,6 +44,13 @@ COMPILER = (
 """What compiling a kernel takes: programs and one header (Linux' Documentation/process/changes)."""
 
 
+UEFI_OPTIONS = (
+    *("CONFIG_EFI=y", "CONFIG_EFI_STUB=y", "CONFIG_EFIVAR_FS=y"),
+    *("CONFIG_VFAT_FS=y", "CONFIG_NLS_CODEPAGE_437=y", "CONFIG_NLS_ISO8859_1=y"),
+)
+"""What dom0's kernel takes on a UEFI machine: its services, and its system partition."""
+
+
 def builder(chapter: Chapter) -> Host:
     """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
     return chapter.controller if chapter.site.build_on == "controller" else chapter.target
@@ -181,8 +188,10 @@ def _sources(site: Parameters, build: KernelBuild) -> Sources:
 
 
 def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
-    """Options for hardware are dom0's: no guest ever sees it."""
-    return tuple(site.kernel_options) if flavour == DOM0 else ()
+    """Options for hardware and firmware are dom0's: no guest ever sees them."""
+    if flavour != DOM0:
+        return ()
+    return (*(UEFI_OPTIONS if site.firmware == "uefi" else ()), *site.kernel_options)
 
 
 def _cache() -> Path:

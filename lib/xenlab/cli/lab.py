@@ -105,7 +105,8 @@ def up(
         network: Network | None = None
         if open_network is not None:
             network = "open" if open_network else "restricted"
-        status = lab.up(made=maker(site.stage), network=network)
+        firmware = site.firmware if known else None
+        status = lab.up(made=maker(site.stage), network=network, firmware=firmware)
         if guests and guests != status.guests:
             lab.set_guests(guests)
             status = lab.status()

@@ -32,7 +32,11 @@ _TOOLS = f"""
 
 UPDATE = f"{_TOOLS} update"
 
-HYPERVISOR = ("xen-system-amd64", "grub-pc")
+HYPERVISOR = {
+    "bios": ("xen-system-amd64", "grub-pc"),
+    "uefi": ("xen-system-amd64", "grub-efi-amd64", "efibootmgr", "dosfstools"),
+}
+"""Xen, and GRUB with its tools for the machine's firmware."""
 
 _NEEDED = 45
 _NOT_STORED, _NOT_GENUINE = 44, 47
@@ -115,7 +119,8 @@ class Apt:
     def removed(self, *names: str) -> Resource:
         """``apt-get remove``: what another package needs is refused, or what the chapters need."""
         kept = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
-        require_unneeded(names, (*kept, *self.compiler, *HYPERVISOR, "openssh-server"))
+        xen = (*HYPERVISOR["bios"], "grub-efi-amd64")
+        require_unneeded(names, (*kept, *self.compiler, *xen, "openssh-server"))
         return AptRemoved(names)
 
     def stored(self, *names: str) -> Resource:
@@ -126,10 +131,10 @@ class Apt:
         """``apt-get --no-download``, of copies that are what the index says."""
         return AptPackages(names, store=f"{self.share}/{self.store_folder}/archives")
 
-    def hypervisor(self) -> Resource:
-        """xen-system-amd64 and GRUB for BIOS machines, which is not put on a disk yet."""
+    def hypervisor(self, firmware: str = "bios") -> Resource:
+        """xen-system-amd64 and GRUB for the machine's firmware, not put on a disk yet."""
         answers = ("grub-pc grub-pc/install_devices_empty boolean true",)
-        return AptPackages(HYPERVISOR, answers)
+        return AptPackages(HYPERVISOR[firmware], answers if firmware == "bios" else ())
 
     def store(self, share: str) -> tuple[Resource, ...]:
         """The folders of fetched packages and of the index lie on the share, linked back."""

@@ -144,6 +144,80 @@ class GrubOnDisk(Resource):
         return (typed.within(INSTALL_SECONDS),)
 
 
+EFI_FOLDER = "/boot/efi"
+"""Where the EFI system partition is mounted."""
+
+_EFI_OPTIONS = f"--target=x86_64-efi --efi-directory={EFI_FOLDER}"
+
+EFI_PROGRAMS = ("EFI/BOOT/BOOTX64.EFI", "EFI/xenlab/grubx64.efi")
+"""Where GRUB lies there: what any firmware looks for, and what an entry in its menu names."""
+
+
+@dataclass(frozen=True)
+class GrubOnEfi(Resource):
+    """GRUB for UEFI on a disk: two programs on its system partition, its modules in /boot/grub."""
+
+    disk: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether both programs are the core that was made for this very /boot.
+
+        That names /boot by its partition's number, or its file system's UUID, and finds its
+        modules and the menu there.
+        """
+        script = """
+            folder=$1; shift
+            core=/boot/grub/x86_64-efi/core.efi
+            [ -s "$core" ] && [ -s /boot/grub/x86_64-efi/normal.mod ] || exit 44
+            mountpoint -q -- "$folder" || exit 44
+            uuid=$(grub-probe --target=fs_uuid /boot)
+            drive=$(grub-probe --target=drive /boot)
+            grep -qaF -e "$uuid" -e "(,${drive##*,}/grub" "$core" || exit 44
+            for file do cmp -s -- "$folder/$file" "$core" || exit 44; done
+        """
+        result = host.run(Command.script(script, EFI_FOLDER, *EFI_PROGRAMS), check=False)
+        if result.ok:
+            return None
+        if result.status not in (1, 2, 44, *_NO_ROOT):
+            raise CommandFailed(result)
+        return Difference(f"install GRUB for UEFI on {self.disk}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Run grub-install for each place; refused if the disk is not this installation's.
+
+        The firmware forgets an entry of its menu, or never gets one where the running system does
+        not show its variables: then it starts what lies at the place that it looks for by itself.
+        """
+        script = f"""
+            disk=$(readlink -f -- "$1")
+            for place in /boot {EFI_FOLDER}; do
+                mounted=$(mountpoint -d "$place")
+                lsblk -n -r -o MAJ:MIN -- "$disk" | grep -qxF -- "$mounted" || exit {_WRONG_DISK}
+            done
+            install() {{ LC_ALL=C grub-install {_EFI_OPTIONS} "$@"; }}
+            install --removable
+            if [ -n "$(ls /sys/firmware/efi/efivars 2> /dev/null)" ]; then
+                install --bootloader-id=xenlab
+            else
+                install --bootloader-id=xenlab --no-nvram
+            fi
+            sync
+        """
+        wrong = (
+            f"/boot and {EFI_FOLDER} do not both lie on {self.disk}; GRUB is not installed there",
+            "mount the installed system's /boot (chapter 02), or correct disk",
+        )
+        typed = (
+            f"grub-install {_EFI_OPTIONS} --removable\n"
+            f"grub-install {_EFI_OPTIONS} --bootloader-id=xenlab"
+        )
+        variables = "$(ls /sys/firmware/efi/efivars 2> /dev/null)"
+        scripted = f'{typed} $([ -n "{variables}" ] || echo --no-nvram)'
+        command = Command.script(script, self.disk).refusing({_WRONG_DISK: wrong})
+        command = command.typed_as(typed).scripted_as(scripted)
+        return (command.within(2 * INSTALL_SECONDS),)
+
+
 # The boot loader: between a chapter that wants Xen booted and what boots it.
 #
 # Howto: „Grub-Konfiguration für Xen“.
@@ -242,12 +316,13 @@ class Grub2:
         """The menu itself, made from its sources: /boot/grub/grub.cfg."""
         return GrubMenu(entry.release, grub(entry.xen_words), grub(entry.dom0_words))
 
-    def installed(self, disk: str) -> Resource:
-        """The boot loader's own code on a disk.
+    def installed(self, disk: str, firmware: str = "bios") -> Resource:
+        """The boot loader's own code on a disk, where the machine's firmware looks for it.
 
-        GRUB's first stage in the disk's first sector, its core in the BIOS boot partition.
+        For a BIOS GRUB's first stage in the disk's first sector, its core in the BIOS boot
+        partition; for UEFI a program on the EFI system partition.
         """
-        return GrubOnDisk(disk)
+        return GrubOnEfi(disk) if firmware == "uefi" else GrubOnDisk(disk)
 
 
 def serial_lines(xen_words: list[str]) -> list[tuple[int, int]]:

@@ -71,8 +71,8 @@ class Packages(Protocol):
         Nothing is written to the store, and what is taken from it is checked once it was read.
         """
 
-    def hypervisor(self) -> Resource:
-        """Xen, its tools and the boot loader are installed."""
+    def hypervisor(self, firmware: str = "bios") -> Resource:
+        """Xen, its tools and the boot loader for this firmware are installed."""
 
     def store(self, share: str) -> tuple[Resource, ...]:
         """What was fetched or built, packages and index, is kept on the share for every domain."""

@@ -277,6 +277,9 @@ def _lines(listing: str) -> Iterator[tuple[str, list[str]]]:
 TREES = "/var/db/repos"
 HYPERVISOR = ("app-emulation/xen", "app-emulation/xen-tools", "sys-boot/grub")
 
+UEFI_TOOLS = ("sys-boot/efibootmgr", "sys-fs/dosfstools")
+UEFI_USE = "# written by xenlab, chapter 02\nsys-boot/grub GRUB_PLATFORMS: efi-64\n"
+
 SYNC = f"{TOOLS} emerge --color n --nospinner --quiet --sync"
 
 
@@ -347,9 +350,13 @@ class Portage:
         """``emerge --usepkgonly``: a binary that was built with another USE is refused."""
         return PortagePackages(names, self.flags(names), build=False)
 
-    def hypervisor(self) -> Resource:
-        """app-emulation/xen, its tools, and GRUB."""
-        return self.installed(*HYPERVISOR)
+    def hypervisor(self, firmware: str = "bios") -> Resource:
+        """app-emulation/xen, its tools, and GRUB for the machine's firmware."""
+        if firmware != "uefi":
+            return self.installed(*HYPERVISOR)
+        # a file of its own: guests, who have the same make.conf, boot without GRUB
+        platform = File("/etc/portage/package.use/xenlab-uefi", UEFI_USE)
+        return All((platform, self.installed(*HYPERVISOR, *UEFI_TOOLS)))
 
     def store(self, share: str) -> tuple[Resource, ...]:
         """Trees, sources and binary packages lie on the share, linked back."""

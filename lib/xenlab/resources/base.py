@@ -19,7 +19,7 @@ from xenlab.errors import (
 )
 from xenlab.host import READ_SECONDS, Host
 from xenlab.resources.blockdevices import Devices
-from xenlab.site.rules import DOM0_PARTITIONS
+from xenlab.site.rules import DOM0_PARTITIONS, ESP
 
 # What xenlab made on a disk, as the disk itself tells it to whichever system looks.
 #
@@ -58,7 +58,7 @@ def made_on(found: Devices) -> tuple[Made, ...]:
     things: dict[str, Made] = {}
     for part in found.device.all() if found.device else ():
         if part.name and part.system:
-            name = DOM0 if part.name in DOM0_PARTITIONS else part.name
+            name = DOM0 if part.name in (*DOM0_PARTITIONS, ESP) else part.name
             what = f"{part.path}, {part.system}, {part.mib} MiB"
             things.setdefault(name, Made(name, part.system_uuid, what))
     return tuple(things.values())

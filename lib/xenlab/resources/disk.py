@@ -130,6 +130,7 @@ class OnPartitions(Resource):
 
 # Partition types of the UEFI specification and of the Discoverable Partitions Specification; a root
 # is plain Linux data on purpose: systemd-gpt-auto-generator picks "root" types by itself.
+EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
 LINUX_BOOT = "BC13C2FF-59E6-4262-A352-B275FD6F7172"
 LINUX_SWAP = "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
@@ -138,7 +139,12 @@ LINUX_DATA = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 REST = 0
 """The size of the partition that takes what is left."""
 
-_MAKERS = {"ext4": ("mkfs.ext4", "-q"), "swap": ("mkswap",)}
+_MAKERS = {
+    "ext4": ("mkfs.ext4", "-q", "-L"),
+    "swap": ("mkswap", "-L"),
+    "vfat": ("mkfs.vfat", "-F", "32", "-n"),
+}
+"""What makes a file system; the last word is the option for its label."""
 _MAKE_SECONDS = 1800.0
 
 
@@ -289,7 +295,7 @@ class PartitionTable(Resource):
 
 @dataclass(frozen=True)
 class Filesystem(Resource):
-    """A file system of this kind (ext4, swap) with this label. Applying it wipes the device.
+    """A file system of this kind (ext4, swap, vfat) with this label. Applying it wipes the device.
 
     ``identity`` is that of the disk on which somebody has consented to it.
     """
@@ -349,7 +355,8 @@ class Filesystem(Resource):
             shift 2
             "$@" -- "$device"
         """
-        maker = (*_MAKERS[self.kind], *self.options, "-L", self.label)
+        *maker, labelled = _MAKERS[self.kind]
+        maker += [*self.options, labelled, self.label]
         command = Command.script(script, self.device, self.identity, *maker).within(_MAKE_SECONDS)
         refusals = {
             NO_DEVICE: (f"there is no device {self.device}", ""),

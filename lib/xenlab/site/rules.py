@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from xenlab.site.schema import Parameters
 
 DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswap")
-"""The partitions that are there whatever the domains are called; no domain's may be one of them."""
+"""The partitions that are there whatever the domains are called; no domain's may be one of them.
+
+On a UEFI machine the first of them is `ESP`.
+"""
+
+ESP = "esp"
+"""The EFI system partition: it has the number of BIOS machines' biosboot."""
 
 DOM0_NAMES = ("dom0", "domain-0", "domain0")
 """What the lab, Xen's tools and people call dom0."""
@@ -54,7 +60,7 @@ def _twice(site: Parameters) -> Iterator[str]:
     taken: dict[str, dict[str, str]] = {
         "name": _reserved(site),
         "MAC": {},
-        "partition": dict.fromkeys(DOM0_PARTITIONS, "dom0"),
+        "partition": dict.fromkeys((*DOM0_PARTITIONS, ESP), "dom0"),
         "address": machines,
     }
     for number, domain in enumerate(site.domains, start=1):
@@ -203,6 +209,12 @@ def _no_portage(site: Parameters) -> Iterator[str]:
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
 
 
+def _no_uefi(site: Parameters) -> Iterator[str]:
+    """UEFI in 2006."""
+    if site.firmware == "uefi" and site.platform == "gentoo-2006":
+        yield "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI"
+
+
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
@@ -233,6 +245,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _packages),
     (("unwanted",), _unwanted),
     (("platform", "portage"), _no_portage),
+    (("platform", "firmware"), _no_uefi),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""
@@ -266,10 +279,12 @@ def _number(interface: str) -> int:
 #
 # Howto: „Partitionen“.
 
-Kind = Literal["biosboot", "boot", "swap", "linux"]
+Kind = Literal["biosboot", "esp", "boot", "swap", "linux"]
 
 BIOSBOOT_MIB = 1
 """GRUB's core image on a GPT disk; no file system is ever made on it."""
+ESP_MIB = 260
+"""The least size at which FAT32 has the clusters that it must have on a disk of 4 KiB sectors."""
 TABLES_MIB = 2
 """What the table at each end of a GPT disk takes, partitions beginning at whole MiB."""
 
@@ -283,10 +298,17 @@ class Partition:
     kind: Kind
 
 
+def boot_partition(site: Parameters) -> Partition:
+    """The first partition, which the machine's firmware asks for."""
+    if site.firmware == "uefi":
+        return Partition(ESP, ESP_MIB, "esp")
+    return Partition("biosboot", BIOSBOOT_MIB, "biosboot")
+
+
 def partitions(site: Parameters) -> list[Partition]:
     """The partitions of a site in their order; the last may take what the disk has left."""
     return [
-        Partition("biosboot", BIOSBOOT_MIB, "biosboot"),
+        boot_partition(site),
         Partition("boot", site.boot_mib, "boot"),
         Partition("dom0swap", site.dom0_swap_mib, "swap"),
         Partition("dom0root", site.dom0_root_mib, "linux"),
@@ -297,19 +319,24 @@ def partitions(site: Parameters) -> list[Partition]:
 
 
 def partition_names(site: Parameters) -> tuple[str, ...]:
-    """The names of the site's partitions, in their order."""
+    """The names of the site's partitions, in their order, as a BIOS machine has them."""
     *first, last = DOM0_PARTITIONS
     return *first, *(domain.partition for domain in site.domains), last
 
 
 def device(site: Parameters, name: str) -> str:
     """The device of one of the site's partitions, on the site's own disk."""
-    return partition_path(site.disk, partition_names(site).index(name) + 1)
+    return _device(site, name, partition_names(site))
 
 
 def dom0_device(site: Parameters, name: str) -> str:
     """The same for one of dom0's before the guests', whom a chapter need not know then."""
-    return partition_path(site.disk, DOM0_PARTITIONS[:-1].index(name) + 1)
+    return _device(site, name, DOM0_PARTITIONS[:-1])
+
+
+def _device(site: Parameters, name: str, names: tuple[str, ...]) -> str:
+    # a chapter that asks for a guest's root need not know the firmware
+    return partition_path(site.disk, 1 if name == ESP else names.index(name) + 1)
 
 
 def partition_path(disk: str, number: int) -> str:

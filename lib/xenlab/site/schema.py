@@ -196,6 +196,7 @@ class Parameters(BaseModel):
     lab: LabName = "lab"
     ipmi_boot: Literal["pxe", "cdrom", "usb"] = "pxe"
     ipmi_efiboot: bool = False
+    firmware: Literal["bios", "uefi"] = "bios"
 
     disk: DevicePath
     may_wipe: list[Given] = []
