@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,26 @@ class TestFilesystem:
 
 
 class TestSwapFile:
+    def test_is_there_after_a_power_cut(self, tmp_path: Path) -> None:
+        """What a copy of the disk holds at that moment is what a machine finds that lost power."""
+        disk, seen, place = tmp_path / "disk", tmp_path / "seen", tmp_path / "place"
+        with disk.open("wb") as file:
+            file.truncate(256 * 1024**2)
+        place.mkdir()
+        subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+        subprocess.run(["mount", "-o", "loop", disk, place], check=True)
+        try:
+            swap = SwapFile(str(place / "a.swap"), 8)
+            swap.apply(HOST, quiet)
+            shutil.copyfile(disk, seen)
+        finally:
+            subprocess.run(["umount", place], check=True)
+        subprocess.run(["mount", "-o", "loop", seen, place], check=True)
+        try:
+            assert swap.probe(HOST) is None
+        finally:
+            subprocess.run(["umount", place], check=True)
+
     def test_made_once_and_anew_for_another_size(self, tmp_path: Path) -> None:
         path = tmp_path / "guest one.swap"
         SwapFile(str(path), 4).apply(HOST, quiet)

@@ -251,6 +251,8 @@ def test_a_kill_while_a_root_is_unpacked_needs_no_consent_to_go_on(
             changed.setenv("PATH", f"{programs}:{os.environ['PATH']}")
             with pytest.raises(XenlabError):
                 guest[0].consented(identity).apply(HOST, silent)
+        # what the killed shell had started ends a moment later, and holds the lock until then
+        run("flock", "--timeout", "60", f"/run/xenlab-guest-{guest[0].name}.lock", "true")
         assert guest[0].destroys(HOST) == ()
     make((guest[0].consented(identity), guest[1]))
 

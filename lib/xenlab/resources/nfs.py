@@ -119,7 +119,10 @@ class SwapFile(Resource):
             fallocate -l "$2MiB" -- "$1.new"
             chmod 600 -- "$1.new"
             mkswap -- "$1.new"
+            sync -- "$1.new"
             mv -f -- "$1.new" "$1"
+            # chapter 01 is not looked at again by a run that goes on
+            sync -- "${1%/*}/"
         """
         typed = """
             fallocate -l {size}MiB {path}
