@@ -167,13 +167,31 @@ def test_output_is_kept_whole_with_its_digest(
 ) -> None:
     chapter.run("05.1 Talk", Made(tmp_path / "x", 'seq 5000 | tee -- "$1"; echo oops >&2'))
     final = journal.records()[-1]
-    look, lock, change, verify = final["commands"]
+    look, lock, change, verify, _ = final["commands"]
     assert lock["output"] == "taken\n"
-    assert [c["phase"] for c in final["commands"]] == ["look", "look", "change", "verify"]
+    phases = [c["phase"] for c in final["commands"]]
+    assert phases == ["look", "look", "change", "verify", "verify"]
     text = (journal.folder / change["output"]["path"]).read_text()
     assert "\n4999\n5000\n" in text and "oops" in text
     assert change["command"].startswith("set -eu") and change["status"] == 0
     assert (look["status"], verify["status"]) == (1, 0)
+
+
+def test_what_a_step_has_changed_is_on_disk_before_its_record_says_so(
+    chapter: Chapter, journal: Journal, tmp_path: Path
+) -> None:
+    chapter.ensure("05.1 Change", Made(tmp_path / "x"))
+    chapter.ensure("05.2 Look", Made(tmp_path / "x"))
+    chapter.each("05.3 Side by side", {"one": Made(tmp_path / "1"), "two": Made(tmp_path / "2")})
+    finals = [record for record in journal.records() if record.get("phase") == "final"]
+    changed, looked, both = (record for record in finals if record["step"] > "05.0")
+    written = [
+        [(c["phase"], c.get("label", "")) for c in record["commands"] if c["command"] == "sync"]
+        for record in (changed, looked, both)
+    ]
+    assert written[:2] == [[("verify", "")], []]
+    assert sorted(written[2]) == [("verify", "one"), ("verify", "two")]
+    assert changed["commands"][-1]["command"] == "sync"
 
 
 def test_a_failure_names_step_command_status_and_last_lines(
@@ -320,6 +338,8 @@ def left_running(sshd: Sshd, journal: Journal, chapter: str, status: str) -> lis
     host = Host(SSH(sshd.target)).marked(attempt["mark"])
     host.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 &")
     host.transport.close()
+    # one that was just forked is found once it is the program
+    wait_until(lambda: len(processes_with("XENLAB_STEP=run/05.1/abc")) == 2)
     return processes_with("XENLAB_STEP=run/05.1/abc")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -310,20 +311,19 @@ def test_without_colour_a_terminal_gets_no_escape_sequence(
     assert ("\x1b" not in screen) is plain, screen
 
 
-def test_a_shell_completes_commands(xenlab: Run, tmp_path: Path) -> None:
+def test_a_shell_completes_commands(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "_XENLAB_COMPLETE": "complete_bash",
         "COMP_WORDS": "xenlab lab stat",
         "COMP_CWORD": "2",
     }
+    xenlab = [sys.executable, "-m", "xenlab"]
     done = subprocess.run(
-        [sys.executable, "-m", "xenlab"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        xenlab, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.split() == ["status"], done.stderr
-    assert "_XENLAB_COMPLETE=complete_bash" in xenlab("--show-completion", "bash").stdout
+    # which shell that is, is seen by the parent
+    shell = ["bash", "-c", f"{shlex.join(xenlab)} --show-completion; exit"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "_XENLAB_COMPLETE=complete_bash" in done.stdout, done.stderr

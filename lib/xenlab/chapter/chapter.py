@@ -61,6 +61,9 @@ RECONNECT_SECONDS = 600.0
 """How long a lost host may take to answer again, and a lost command to end, before we give up."""
 
 
+SYNC_SECONDS = 600.0
+"""How long a machine may take to write to its disks what a step has changed."""
+
 NOTHING = "not needed: the site asks for none of it"
 
 Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
@@ -464,6 +467,9 @@ class Chapter(PlatformAnswers):
                     resource.verify(host)
         with self.recorder.during("verify", label):
             self._boot_changed()
+            if host.transport is not self.controller.transport:
+                # a power cut takes nothing back of what is on record as changed
+                host.inside("/").run("sync", timeout=SYNC_SECONDS)
 
     def _after_loss(self, step: Step, host: Host, lost: ConnectionLost) -> None:
         """Connect again and wait until what was running there has ended; nothing is run twice."""

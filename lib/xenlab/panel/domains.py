@@ -78,7 +78,7 @@ class DomainPanel:
     def _draw(self) -> None:
         """A row for each of the site's guests, of which nothing is known yet."""
         names = [domain.name for domain in self._file.site.domains]
-        self.rows = {name: _Row(name, self._asked) for name in names}
+        self.rows = {name: self.rows.get(name) or _Row(name, self._asked) for name in names}
         self._table.children = [self.dom0, *(row.widget for row in self.rows.values())]
         # a browser shows what is chosen where that changes after the options
         self.console.options = [NO_CONSOLE, *names]

@@ -238,6 +238,8 @@ class ParametersForm:
         self.save = widgets.Button(description="Save", icon="save", button_style="primary")
         self.again = widgets.Button(description="Read again", icon="refresh")
         self.answer = widgets.HTML()
+        self.answer.add_class("xenlab-answer")
+        self._lines: dict[str, Any] = {}
         self._rows = widgets.VBox()
         self.save.on_click(lambda _: self._save())
         self.again.on_click(lambda _: self._read_again())
@@ -277,16 +279,18 @@ class ParametersForm:
             return None
 
     def _draw(self) -> None:
-        """A field for each of the site's values."""
-        values = self._file.site.model_dump(mode="json")
-        self.fields = {key: _field(value) for key, value in values.items()}
-        self.errors = {key: widgets.HTML() for key in self.fields}
-        for field in self.fields.values():
+        """A field for each of the site's values; one that is there already takes its value."""
+        for key, value in self._file.site.model_dump(mode="json").items():
+            text, lines = _as_yaml(value)
+            field = self.fields.get(key)
+            if field is not None and (lines > 1) == isinstance(field, widgets.Textarea):
+                field.value = text
+                continue
+            self.fields[key], self.errors[key] = field, error = _field(text, lines), widgets.HTML()
             field.observe(lambda _: self._check(), names="value")
-        self._rows.children = [
-            widgets.HBox([_label(key), field, self.errors[key]])
-            for key, field in self.fields.items()
-        ]
+            self._lines[key] = widgets.HBox([_label(key), field, error])
+        self._rows.children = list(self._lines.values())
+        self._check()
 
     def _check(self) -> dict[str, str]:
         problems = self.problems()
@@ -320,18 +324,21 @@ class ParametersForm:
         self.answer.value = _coloured(GOOD, text)
 
 
-def _field(value: object) -> Any:
+def _as_yaml(value: object) -> tuple[str, int]:
+    """A value as YAML, and over how many lines; on a single line where it is short."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     text = text.removesuffix("...\n").rstrip("\n")
     if len(text) <= LONG:
-        return widgets.Text(text, continuous_update=False, layout=widgets.Layout(width="32em"))
+        return text, 1
     text = yaml.safe_dump(value, default_flow_style=None, sort_keys=False, width=10_000)
-    lines = text.count("\n") + 1
+    return text.rstrip("\n"), max(2, min(12, text.count("\n") + 1))
+
+
+def _field(text: str, lines: int) -> Any:
+    if lines == 1:
+        return widgets.Text(text, continuous_update=False, layout=widgets.Layout(width="32em"))
     return widgets.Textarea(
-        text.rstrip("\n"),
-        rows=min(12, lines),
-        continuous_update=False,
-        layout=widgets.Layout(width="48em"),
+        text, rows=lines, continuous_update=False, layout=widgets.Layout(width="48em")
     )
 
 

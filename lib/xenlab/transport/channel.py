@@ -22,6 +22,9 @@ from xenlab.transport.connection import FAILURES, Connection, Entry
 POLL_SECONDS = 0.2
 """How often a stop request and the deadline are looked at while nothing moves."""
 
+SHORT_SECONDS = 0.01
+"""How long nothing but a command's end is waited for."""
+
 QUIET_SECONDS = 1.0
 LINGER_SECONDS = 15.0
 """After the exit status: how long output may be silent, and how long it may last at most.
@@ -67,8 +70,7 @@ def communicate(
     Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
     """
     channel.settimeout(0.0)
-    poller = select.poll()
-    poller.register(channel.fileno(), select.POLLIN)
+    poller: select.poll | None = None
     out: list[bytes] = []
     err: list[bytes] = []
     feeder = _Feeder(channel, data, writable)
@@ -111,6 +113,11 @@ def communicate(
             if channel.eof_received:
                 # The channel's descriptor stays readable from now on and would spin.
                 channel.status_event.wait(wait)
+            elif poller is None:
+                # Most commands are over at once: that is one event, their output several.
+                channel.status_event.wait(min(wait, SHORT_SECONDS))
+                poller = select.poll()
+                poller.register(channel.fileno(), select.POLLIN)
             else:
                 poller.poll(wait * 1000)
     return b"".join(out), b"".join(err)
