@@ -3,7 +3,7 @@ SHELL := /bin/bash
 bin := .venv/bin
 root := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-fast lint check clean bootstrap bootstrap-docs bootstrap-test
+.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-faults test-machines test-fast lint check clean bootstrap bootstrap-docs bootstrap-test
 
 help:
 	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
@@ -13,6 +13,8 @@ help:
 	@echo 'make test       lint, types, all tests up to the main job: an empty disk becomes a Xen host'
 	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
 	@echo 'make test-gentoo  the whole lab with Portage and OpenRC'
+	@echo 'make test-faults  the power fails at random moments of the main job'
+	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI'
 	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff fixes what it can, reports the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
@@ -46,6 +48,12 @@ lint: bootstrap-test
 
 test-gentoo: bootstrap-test
 	@$(bin)/pytest --timeout 5400 tests/gentoo
+
+test-faults: bootstrap-test
+	@$(bin)/pytest tests/faults
+
+test-machines: bootstrap-test
+	@$(bin)/pytest --timeout 5400 tests/machines
 
 check: bootstrap-test
 	@$(bin)/ruff format --check .
