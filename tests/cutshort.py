@@ -24,6 +24,7 @@ class CutShort(Local):
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Like `Local`, with less input."""
         return super().execute(

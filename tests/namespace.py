@@ -38,6 +38,7 @@ class Namespace(Local):
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Like `Local`, inside."""
         enter = Command.argv(

@@ -16,6 +16,7 @@ class Watching:
     stop: threading.Event = field(default_factory=threading.Event)
     secrets: tuple[Secret, ...] = ()
     mark: str = ""
+    looks: bool = True
     commands: list[str] = field(default_factory=list)
     pieces: list[bytes] = field(default_factory=list)
     statuses: list[int | None] = field(default_factory=list)

@@ -107,18 +107,30 @@ _NO_ROOT = (125, 126, 127)
 READ_SECONDS = 60.0
 """Deadline of a command that only looks; what changes something names its own."""
 
-FIND_MARKED = """
+KEPT_SHELL = "XENLAB_SHELL"
+"""Stands among the words of a shell that stays for the looks of a connection."""
+
+_MARKED = """
 marked() {
     # each is one word: as a word of its own it would find this grep
     seeds=$(LC_ALL=C grep -lz "-e^XENLAB_STEP=$mark\\$" "-e^XENLAB_STEP=$mark/" \\
         /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null \\
         | tr -dc '0-9\\n' | tr '\\n' ' ') || :
     [ -n "$seeds" ] || return 0
-    cat /proc/[0-9]*/stat 2>/dev/null | awk -v seeds="$seeds" '
+    # a look runs in subshells of a shell that stays: only the marks of their children betray them
+    shells=$(LC_ALL=C grep -lz "$kept_shell" /proc/[0-9]*/cmdline 2>/dev/null \\
+        | tr -dc '0-9\\n' | tr '\\n' ' ') || :
+    cat /proc/[0-9]*/stat 2>/dev/null | awk -v seeds="$seeds" -v shells="$shells" '
         { id = $1; sub(/.*\\) /, ""); if ($1 != "Z") parent[id] = $2 }
         END {
+            n = split(shells, each, " ")
+            for (; n; n--) shell[each[n]]
             n = split(seeds, seed, " ")
-            for (; n; n--) if (seed[n] in parent) doomed[seed[n]]
+            for (; n; n--) if (seed[n] in parent) {
+                doomed[seed[n]]
+                for (up = parent[seed[n]]; up in shell && parent[up] in shell; up = parent[up])
+                    doomed[up]
+            }
             do {
                 more = 0
                 for (id in parent)
@@ -129,6 +141,8 @@ marked() {
 }
 mark=$1
 """
+
+FIND_MARKED = f"kept_shell='^{KEPT_SHELL}$'\n{_MARKED}"
 """Shell function that prints every process with the mark "$1" or one below it, and all that they
 started; "$1" is a basic regular expression (`_exactly`).
 """
@@ -157,6 +171,10 @@ class Watcher(Protocol):
     def mark(self) -> str:
         """The mark that processes of these commands carry."""
 
+    @property
+    def looks(self) -> bool:
+        """Whether these commands only look, and leave nothing running."""
+
     def started(self, host: str, command: Command, input: bytes) -> Call:
         """A command is about to run; raises where none may run now."""
 
@@ -175,9 +193,11 @@ class Transport(Protocol):
         on_output: Output | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Run text under /bin/sh, umask 022 and ``XENLAB_STEP=mark`` in its environment.
 
+        One that only looks (``look``) leaves nothing running, so that others may share its shell.
         Returns the exit status (128 + n for signal n), stdout, stderr.
         Raises Overdue past ``timeout`` seconds, KeyboardInterrupt when ``stop`` is set,
         ConnectionLost when the connection broke.
@@ -282,6 +302,7 @@ class Host:
                     on_output=call.hear,
                     stop=self.stop,
                     mark=own,
+                    look=watcher is not None and watcher.looks,
                 )
             except Overdue as late:
                 printed = (late.out, late.err)

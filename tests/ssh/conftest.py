@@ -266,6 +266,20 @@ def ssh(sshd: Sshd) -> Iterator[SSH]:
 
 
 @pytest.fixture
+def opened() -> Iterator[Callable[..., SSH]]:
+    """Transports that are closed at the end."""
+    transports: list[SSH] = []
+
+    def make(target: Target, **settings: float) -> SSH:
+        transports.append(SSH(target, **settings))  # type: ignore[arg-type]
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
 def site(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A site whose host is that server, in an empty working folder; it leaves no process."""
     from tests.ssh.small import Site

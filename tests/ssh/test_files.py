@@ -302,6 +302,7 @@ class Cut(SSH):
         on_output: Output | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """As SSH does, until then."""
         pieces = [input[: self._arrive], input[self._arrive :]]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.ssh.conftest import Sshd, processes_with
+from tests.watching import Watching
 
 from xenlab.command import Command
 from xenlab.errors import CommandTimeout, ConnectionRefused
@@ -35,6 +36,7 @@ here $# !x 'y' \\$z `echo tick`
 END
 """
 SAID = b"[a\tb][two\nlines][it's][!!][back\\slash]here 5 !x 'y' $z tick\n"
+LOOK = pytest.mark.parametrize("look", [False, True], ids=["its own", "a shell that stays"])
 BYTES = st.text(alphabet=st.characters(exclude_characters="\0", codec="utf-8"), max_size=60)
 
 
@@ -74,19 +76,25 @@ def host(request: pytest.FixtureRequest, hosts: dict[str, Host]) -> Host:
     return hosts[request.param]
 
 
-def test_a_command_runs_under_sh_and_only_its_own_output_counts(host: Host) -> None:
+@LOOK
+def test_a_command_runs_under_sh_and_only_its_own_output_counts(host: Host, look: bool) -> None:
     seen: list[tuple[str, bytes]] = []
     status, out, err = host.transport.execute(
-        SCRIPT + "echo err >&2\nexit 3", timeout=60, on_output=lambda *piece: seen.append(piece)
+        SCRIPT + "echo err >&2\nexit 3",
+        timeout=60,
+        on_output=lambda *piece: seen.append(piece),
+        look=look,
     )
     assert (status, out, err) == (3, SAID, b"err\n")
     assert b"".join(piece for stream, piece in seen if stream == "stdout") == SAID
     assert b"".join(piece for stream, piece in seen if stream == "stderr") == b"err\n"
 
 
-def test_it_begins_as_a_shell_of_its_own_would(host: Host) -> None:
+@LOOK
+def test_it_begins_as_a_shell_of_its_own_would(host: Host, look: bool) -> None:
     script = """printf '%s|' "$#" "$0" "${i-}" "$IFS"; umask; case $- in *e*) echo e; esac"""
-    assert host.run(script).out == b"0|/bin/sh|| \t\n|0022\n"
+    said = host.transport.execute(script, timeout=60, look=look)
+    assert said == (0, b"0|/bin/sh|| \t\n|0022\n", b"")
 
 
 def test_input_and_output_are_any_bytes(host: Host) -> None:
@@ -105,7 +113,8 @@ def test_input_and_output_are_any_bytes(host: Host) -> None:
 @example(value="x" * 4000)
 def test_any_value_arrives_through_any_shell(value: str, name: str, hosts: dict[str, Host]) -> None:
     wanted = value.encode("utf-8", "surrogateescape")
-    assert hosts[name].run(Command.script('printf %s "$1"', value)).out == wanted
+    for machine in (hosts[name], hosts[name].watched(Watching())):
+        assert machine.run(Command.script('printf %s "$1"', value)).out == wanted
 
 
 def test_copies_past_a_shell_that_prints(host: Host, tmp_path: Path) -> None:
@@ -127,21 +136,25 @@ def test_what_it_left_running_is_found_and_ended(host: Host) -> None:
     assert host.end_marked("step'1 of !2") == 1
 
 
-def test_a_shell_that_shows_what_it_runs(sshd: Sshd, ssh: SSH) -> None:
+@LOOK
+def test_a_shell_that_shows_what_it_runs(sshd: Sshd, ssh: SSH, look: bool) -> None:
     (sshd.folder / ".bashrc").write_text("set -xv\n")
-    assert ssh.execute("echo on; echo err >&2", timeout=60) == (0, b"on\n", b"err\n")
+    assert ssh.execute("echo on; echo err >&2", timeout=60, look=look) == (0, b"on\n", b"err\n")
 
 
-def test_a_shell_that_joins_the_streams(sshd: Sshd, ssh: SSH) -> None:
+@LOOK
+def test_a_shell_that_joins_the_streams(sshd: Sshd, ssh: SSH, look: bool) -> None:
     (sshd.folder / ".bashrc").write_text("exec 2>&1\necho noise\n")
-    assert ssh.execute("echo on", timeout=60) == (0, b"on\n", b"")
+    assert ssh.execute("echo on", timeout=60, look=look) == (0, b"on\n", b"")
 
 
-def test_a_shell_that_prints_for_long(sshd: Sshd, ssh: SSH) -> None:
+@LOOK
+def test_a_shell_that_prints_for_long(sshd: Sshd, ssh: SSH, look: bool) -> None:
     (sshd.folder / ".bashrc").write_text("seq 200000; seq 200000 >&2\n")
-    assert ssh.execute("echo on", timeout=60) == (0, b"on\n", b"")
+    assert ssh.execute("echo on", timeout=60, look=look) == (0, b"on\n", b"")
 
 
+@LOOK
 @pytest.mark.parametrize(
     ("program", "said"),
     [
@@ -151,11 +164,11 @@ def test_a_shell_that_prints_for_long(sshd: Sshd, ssh: SSH) -> None:
     ],
 )
 def test_who_runs_no_commands_says_so_in_one_sentence(
-    make_sshd: Callable[..., Sshd], program: str, said: str
+    make_sshd: Callable[..., Sshd], program: str, said: str, look: bool
 ) -> None:
     ssh = SSH(make_sshd(f"ForceCommand {program}").target)
     with pytest.raises(ConnectionRefused) as refused:
-        ssh.execute("echo on", timeout=60)
+        ssh.execute("echo on", timeout=60, look=look)
     assert str(refused.value) == (
         "box: the server runs no commands for this user: its login shell or a forced command "
         f"{said}\nTry: give the user a shell there (usermod -s /bin/sh), or look at ForceCommand "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import stat
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.ssh.conftest import Sshd, kill, wait_until
+from tests.ssh.conftest import Sshd, kill, processes_with, wait_until
 
 from xenlab.chapter.machine_lock import Hold, MachineLock
 from xenlab.chapter.recorder import CommandLog, Recorder
@@ -142,6 +143,20 @@ def test_it_is_kept_for_the_next_chapter_of_the_run_for_a_while(of_run: Take) ->
     short.release(for_next=True)
     assert not free(other)
     wait_until(lambda: free(other))
+
+
+def test_the_next_chapter_of_a_run_looks_for_no_strays_again(of_run: Take) -> None:
+    other, first, following, later = (of_run(run) for run in ("other", "one", "one", "two"))
+    other.take()
+    other.release()
+    left = {**os.environ, "XENLAB_STEP": "other/05.1/1/change/2"}
+    with subprocess.Popen(["sleep", "600"], env=left) as stray:
+        wait_until(lambda: processes_with("XENLAB_STEP=other/05.1/1/change"))
+        for lock in (first, following, later):
+            lock.take()
+            lock.release(for_next=lock is first)
+        stray.kill()
+    assert [len(lock.strays) for lock in (first, following, later)] == [1, 0, 1]
 
 
 def test_a_controller_that_is_not_heard_any_more_has_lost_it(of_run: Take) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,20 +21,6 @@ from xenlab.transport.ssh_config import Target
 
 MakeSshd = Callable[..., Sshd]
 MIB = 1 << 20
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[..., SSH]]:
-    """Transports that are closed at the end."""
-    transports: list[SSH] = []
-
-    def make(target: Target, **settings: float) -> SSH:
-        transports.append(SSH(target, **settings))  # type: ignore[arg-type]
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
 
 
 def refusal(target: Target, **settings: float) -> str:

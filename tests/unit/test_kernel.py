@@ -360,6 +360,7 @@ def test_a_lost_connection_finds_its_build_again(archive: Path) -> None:
             on_output: Output | None = None,
             stop: threading.Event | None = None,
             mark: str = "",
+            look: bool = False,
         ) -> tuple[int, bytes, bytes]:
             def seen(stream: str, piece: bytes) -> None:
                 if on_output is not None:

@@ -63,6 +63,7 @@ class CutOff(Local):
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Like `Local`, until then."""
         cut = text.replace("guest() { ", self._guest)

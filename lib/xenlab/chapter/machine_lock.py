@@ -176,6 +176,8 @@ for entry in "$folder"/*; do
     if flock -n "$entry" true; then
         left=$((${until:-0} - now))
         if [ "$other" = "$run" ] || [ "$left" -le 0 ]; then
+            # a chapter that leaves it to this one has looked for what others left at work
+            [ "$other" != "$run" ] || [ "$left" -le 0 ] || change=
             rm -f -- "$entry"
             continue
         fi

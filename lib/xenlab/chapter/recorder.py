@@ -339,6 +339,11 @@ class Recorder:
         return f"{self._mark}/{CHANGE}" if self._phase == CHANGE else self._mark
 
     @property
+    def looks(self) -> bool:
+        """Whether this thread changes nothing now."""
+        return self._phase != CHANGE
+
+    @property
     def _phase(self) -> Phase:
         found: Phase = getattr(self._thread, "phase", "look")
         return found

@@ -24,6 +24,7 @@ class Unrecorded:
 
     secrets: tuple[Secret, ...] = ()
     mark = ""
+    looks = True
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import select
+import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from xenlab.command import Command, Result
 from xenlab.errors import BadInput, CommandFailed, Overdue
-from xenlab.host import FOLLOW, PLACE
+from xenlab.host import FOLLOW, KEPT_SHELL, PLACE
 from xenlab.transport.connection import FAILURES, Connection, Entry
 
 # Pump: both directions of one remote command at once, without threads and without deadlock.
@@ -237,6 +239,147 @@ class Conversation:
             self._channel.close()
         except FAILURES:
             return
+
+
+# Shell: a /bin/sh that stays, so that a look costs neither a channel nor the start of two shells.
+
+SHELL = f"exec /bin/sh -s {KEPT_SHELL}"
+"""What starts it; its subshells have these words too, by which `xenlab.host` finds them."""
+
+
+class NoShell(Exception):
+    """There is no shell that could stay, so nothing was run."""
+
+
+class Shell:
+    """Runs commands one after another, each in a subshell of its own that gets no input.
+
+    A command must leave nothing running: what that prints would stand in the next one's output.
+    Raises NoShell where none is reached within ``timeout`` seconds, or one that has joined its
+    streams: their ends could not be told apart.
+    """
+
+    def __init__(self, connection: Connection, channel: Any, timeout: float) -> None:
+        self.connection = connection
+        self._channel = channel
+        self._entry = Entry()
+        connection.start(channel, self._entry.text(SHELL))
+        channel.settimeout(None)
+        self._poller = select.poll()
+        self._poller.register(channel.fileno(), select.POLLIN)
+        deadline = time.monotonic() + timeout
+        while not self._entry.passed:
+            gone = not self.alive
+            pieces = list(self._arrived())
+            if not pieces and (gone or time.monotonic() > deadline):
+                self.close()
+                raise NoShell
+            if not pieces:
+                self._poller.poll(POLL_SECONDS * 1000)
+        if self._entry.joined:
+            self.close()
+            raise NoShell
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still waits for commands, as far as anybody knows."""
+        channel = self._channel
+        return self.connection.alive and not (channel.closed or channel.eof_received)
+
+    def execute(
+        self,
+        text: str,
+        *,
+        timeout: float,
+        on_output: Output | None = None,
+        stop: threading.Event | None = None,
+        mark: str = "",
+    ) -> tuple[int, bytes, bytes]:
+        """Run shell text as `xenlab.transport.ssh.SSH.execute` does.
+
+        After an error the shell is of no use. Raises EOFError where it has gone, Overdue past
+        ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
+        """
+        token = secrets.token_hex(8)
+        marked = f"export XENLAB_STEP={shlex.quote(mark)};" if mark else ""
+        line = (
+            f"(set --;{marked}eval {shlex.quote(text)}) </dev/null;"
+            f'echo "{token} $?";echo {token} >&2\n'
+        )
+        self._channel.sendall(line.encode("utf-8", "surrogateescape"))
+        streams = {name: _UpTo(token.encode()) for name in ("stdout", "stderr")}
+        collected: dict[str, list[bytes]] = {name: [] for name in streams}
+        deadline = time.monotonic() + timeout
+        while not all(stream.ended for stream in streams.values()):
+            gone = not self.alive
+            moved = False
+            for name, arrived in self._arrived():
+                moved = True
+                piece = streams[name].take(arrived)
+                if piece:
+                    collected[name].append(piece)
+                    if on_output is not None:
+                        on_output(name, piece)
+            if moved:
+                continue
+            if gone:
+                raise EOFError("the shell has gone")
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            left = deadline - time.monotonic()
+            if left < 0:
+                raise Overdue(timeout, *(b"".join(pieces) for pieces in collected.values()))
+            self._poller.poll(min(POLL_SECONDS, left + 0.001) * 1000)
+        out, err = (b"".join(pieces) for pieces in collected.values())
+        return int(streams["stdout"].rest), out, err
+
+    def _arrived(self) -> Iterator[tuple[str, bytes]]:
+        """What has come of its own on both streams, without waiting."""
+        for name, ready, receive in (
+            ("stdout", self._channel.recv_ready, self._channel.recv),
+            ("stderr", self._channel.recv_stderr_ready, self._channel.recv_stderr),
+        ):
+            if ready():
+                yield name, self._entry.own(name, receive(RECEIVE))
+
+    def close(self, timeout: float = 0.0) -> None:
+        """End its input, wait for its end for so long; what it still runs is left to the caller."""
+        with suppress(*FAILURES):
+            self._channel.shutdown_write()
+            self._channel.status_event.wait(timeout)
+            self._channel.close()
+
+
+class _UpTo:
+    """What comes of a stream before a token; ``rest`` is what follows in the token's line."""
+
+    def __init__(self, token: bytes) -> None:
+        self._token = token
+        self._held = b""
+        self._found = False
+        self.rest = b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the token's whole line has come."""
+        return self.rest.endswith(b"\n")
+
+    def take(self, piece: bytes) -> bytes:
+        """What of a piece, and of what was held back before it, stands before the token."""
+        if self._found:
+            self.rest += piece
+            return b""
+        before, found, after = (self._held + piece).partition(self._token)
+        if found:
+            self._found, self.rest = True, after
+            return before
+        kept = next(
+            size
+            for size in range(min(len(self._token) - 1, len(before)), -1, -1)
+            if before.endswith(self._token[:size])
+        )
+        self._held = before[len(before) - kept :]
+        return before[: len(before) - kept]
 
 
 # Copying: a file to or from a machine as one stream through ``cat``, whole or not at all.

@@ -182,7 +182,10 @@ _ENTER = (
 
 
 class Entry:
-    """One command's way through the login shell."""
+    """One command's way through the login shell.
+
+    ``joined`` says that the login shell has put both streams into one.
+    """
 
     def __init__(self) -> None:
         token = secrets.token_hex(8)
@@ -190,6 +193,7 @@ class Entry:
         # A shell that shows what it runs prints the token too, but no end of the line after it.
         self._ends = {"stdout": f"{token}\n".encode(), "stderr": f"{token}.\n".encode()}
         self._held = {"stdout": b"", "stderr": b""}
+        self.joined = False
 
     def text(self, command: str, mark: str = "") -> str:
         """What has /bin/sh run the command, under umask 022, whichever shell reads this."""
@@ -204,10 +208,11 @@ class Entry:
         if stream not in self._held:
             return piece
         held = self._held[stream] + piece
-        _, found, rest = held.partition(self._ends[stream])
+        before, found, rest = held.partition(self._ends[stream])
         if not found:
             self._held[stream] = held[-_HELD:]
             return b""
+        self.joined = self.joined or (stream == "stdout" and self._ends["stderr"] in before)
         del self._held[stream]
         return rest
 

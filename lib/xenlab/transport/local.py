@@ -47,6 +47,7 @@ class Local:
         on_output: Callable[[str, bytes], None] | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, Overdue, 
 from xenlab.transport.channel import (
     POLL_SECONDS,
     Conversation,
+    NoShell,
+    Shell,
     Source,
     communicate,
     download,
@@ -96,6 +99,15 @@ SESSIONS = 8
 LONGEST_COMMAND = 120_000
 """Bytes; the kernel takes 128 KiB for one argument, and sshd passes the command as one."""
 
+SHELL_END_SECONDS = 10.0
+"""How long the shell that stays for looks may take to end, where its session is wanted."""
+
+LONGEST_LOOK = 30_000
+"""Characters of a command that a shell is given by its input, without waiting until it takes it."""
+
+_OWN_SHELL = re.compile(r"(?<![&<>|])&(?![&>])|\$\$|PPID")
+"""What may leave something running, or means the shell itself: it has a shell of its own."""
+
 MAX_HOPS = 8
 
 Output = Callable[[str, bytes], None]
@@ -144,6 +156,9 @@ class SSH:
         }
         self._lock = threading.RLock()
         self._connection: Connection | None = None
+        self._shell: Shell | None = None
+        self._shell_use = threading.Lock()
+        self._refuses_shell: Connection | None = None
         self._slots = threading.BoundedSemaphore(SESSIONS)
         self._busy = 0
 
@@ -163,6 +178,7 @@ class SSH:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            self._shell = None
             if self._jump is not None:
                 self._jump.close()
                 self._jump = None
@@ -176,18 +192,25 @@ class SSH:
         on_output: Output | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
+        look: bool = False,
     ) -> tuple[int, bytes, bytes]:
         """Run POSIX shell text; return exit status (128 + n for signal n), stdout, stderr.
 
         /bin/sh runs it, under umask 022, whatever the account's login shell is; what that prints
         by itself is left out. Its processes carry ``XENLAB_STEP=mark`` in their environment or,
-        the first, among its words.
+        the first, among its words. What only looks runs in a shell that stays for that, where it
+        gets no input and puts nothing into the background.
 
         ``timeout`` seconds count from the moment when a session was free, without those in which
         nobody answered. Raises Overdue past them and KeyboardInterrupt when ``stop`` is set,
         both leaving the remote processes to the caller; ConnectionLost when the connection broke
         after the command was sent; NoConnection when it could not be sent.
         """
+        if look and not input and len(text) <= LONGEST_LOOK and not _OWN_SHELL.search(text):
+            with suppress(NoShell), self._kept_shell(timeout, stop) as shell:
+                return shell.execute(
+                    text, timeout=timeout, on_output=on_output, stop=stop, mark=mark
+                )
         return self._execute(text, input, timeout, on_output, stop, mark=mark)
 
     def converse(
@@ -260,6 +283,49 @@ class SSH:
                 with suppress(*FAILURES):
                     channel.close()
 
+    @contextmanager
+    def _kept_shell(self, timeout: float, stop: threading.Event | None) -> Iterator[Shell]:
+        """The connection's shell for looks; raises NoShell where it is in use, or there is none."""
+        if not self._shell_use.acquire(blocking=False):
+            raise NoShell
+        try:
+            connection = self._wait.until_answered(self.name, self._connected, stop)
+            self._tell(connection)
+            shell = self._shell
+            if shell is None or shell.connection is not connection or not shell.alive:
+                shell = self._shell = self._fresh_shell(connection, timeout)
+            try:
+                yield shell
+            except BaseException as error:
+                self._shell = None
+                shell.close()
+                lost = isinstance(error, FAILURES) and not connection.alive
+                if lost or isinstance(error, EOFError):
+                    raise self._lost(connection) from error
+                raise
+        finally:
+            self._shell_use.release()
+
+    def _fresh_shell(self, connection: Connection, timeout: float) -> Shell:
+        if self._refuses_shell is connection:
+            raise NoShell
+        try:
+            return Shell(connection, connection.session(timeout), timeout)
+        except (NoShell, SessionRefused, *FAILURES) as error:
+            self._refuses_shell = connection
+            raise NoShell from error
+
+    def _shell_ended(self, connection: Connection) -> bool:
+        """Give up a connection's shell for looks: its session is wanted; False if there is none."""
+        if self._shell is None or self._refuses_shell is connection:
+            return False
+        with self._shell_use:
+            self._refuses_shell = connection
+            if self._shell is not None:
+                self._shell.close(SHELL_END_SECONDS)
+                self._shell = None
+        return True
+
     def _status(self, connection: Connection, channel: Any) -> int:
         status = int(channel.exit_status)
         if status >= 0 and (channel.eof_received or not channel.closed):
@@ -320,7 +386,7 @@ class SSH:
             except TimeoutError as error:
                 raise Overdue(timeout) from error
             except SessionRefused as error:
-                if self._busy > 1:
+                if self._busy > 1 or self._shell_ended(connection):
                     time.sleep(POLL_SECONDS / 2)
                     continue
                 reason = str(error)
