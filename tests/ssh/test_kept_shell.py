@@ -130,6 +130,18 @@ def test_a_look_that_is_ended_leaves_nothing_running(ssh: SSH, how: str, tmp_pat
     assert not again.exists()
 
 
+def test_a_stop_is_heard_while_the_login_shell_starts(sshd: Sshd, ssh: SSH) -> None:
+    (sshd.folder / ".bashrc").write_text("sleep 600\n")
+    stop = threading.Event()
+    ssh.connect()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(look, ssh, "echo on", timeout=500, stop=stop)
+        time.sleep(0.5)
+        stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            running.result(60)
+
+
 def test_a_look_whose_connection_breaks_is_lost_and_the_next_one_connects(
     ssh: SSH, sshd: Sshd
 ) -> None:

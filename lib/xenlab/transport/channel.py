@@ -256,10 +256,16 @@ class Shell:
 
     A command must leave nothing running: what that prints would stand in the next one's output.
     Raises NoShell where none is reached within ``timeout`` seconds, or one that has joined its
-    streams: their ends could not be told apart.
+    streams: their ends could not be told apart. Raises KeyboardInterrupt when ``stop`` is set.
     """
 
-    def __init__(self, connection: Connection, channel: Any, timeout: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Any,
+        timeout: float,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.connection = connection
         self._channel = channel
         self._entry = Entry()
@@ -271,9 +277,10 @@ class Shell:
         while not self._entry.passed:
             gone = not self.alive
             pieces = list(self._arrived())
-            if not pieces and (gone or time.monotonic() > deadline):
+            stopped = stop is not None and stop.is_set()
+            if not pieces and (gone or stopped or time.monotonic() > deadline):
                 self.close()
-                raise NoShell
+                raise KeyboardInterrupt if stopped else NoShell
             if not pieces:
                 self._poller.poll(POLL_SECONDS * 1000)
         if self._entry.joined:

@@ -293,7 +293,7 @@ class SSH:
             self._tell(connection)
             shell = self._shell
             if shell is None or shell.connection is not connection or not shell.alive:
-                shell = self._shell = self._fresh_shell(connection, timeout)
+                shell = self._shell = self._fresh_shell(connection, timeout, stop)
             try:
                 yield shell
             except BaseException as error:
@@ -306,11 +306,13 @@ class SSH:
         finally:
             self._shell_use.release()
 
-    def _fresh_shell(self, connection: Connection, timeout: float) -> Shell:
+    def _fresh_shell(
+        self, connection: Connection, timeout: float, stop: threading.Event | None
+    ) -> Shell:
         if self._refuses_shell is connection:
             raise NoShell
         try:
-            return Shell(connection, connection.session(timeout), timeout)
+            return Shell(connection, connection.session(timeout), timeout, stop)
         except (NoShell, SessionRefused, *FAILURES) as error:
             self._refuses_shell = connection
             raise NoShell from error
