@@ -15,7 +15,7 @@ help:
 	@echo 'make test-gentoo  the whole lab with Portage and OpenRC'
 	@echo 'make test-faults  the power fails at random moments of the main job'
 	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI'
-	@echo 'make test-fast  what needs no lab: ruff, mypy, unit, ssh and notebook tests'
+	@echo 'make test-fast  what takes no whole run: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff fixes what it can, reports the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.runs.test_batch_runs import on_a_terminal
 from tests.ssh.small import Site, one_line
-from tests.ssh.test_batch_runs import on_a_terminal
 
 TYPED = """
 from dataclasses import dataclass
