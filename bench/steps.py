@@ -115,13 +115,15 @@ def xenlab_step(sshd: Sshd, folder: Path) -> Way:
         chapter.close()
         verify(journal.path)
 
-    return Way("xenlab, step", "probe, journal hashed, on disk within a second", timed(act), close)
+    note = "a look in the shell that stays, journal hashed"
+    return Way("xenlab, step", note, timed(act), close)
 
 
 def xenlab_command(sshd: Sshd) -> Way:
     host = Host(SSH(sshd.target))
     host.transport.connect()
-    return Way("xenlab, Host.run", "", timed(lambda _: host.run(PROBE)), host.transport.close)
+    note = "a shell of its own, as a change has"
+    return Way("xenlab, Host.run", note, timed(lambda _: host.run(PROBE)), host.transport.close)
 
 
 def disk(folder: Path) -> Way:
