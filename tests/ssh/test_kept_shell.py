@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -188,6 +189,30 @@ def test_the_shell_gives_way_where_its_session_is_wanted(
     assert look(ssh, "echo on")[1] == b"on\n"
     assert not has_shell(ssh)
     stays.close()
+
+
+LIAR = """\
+import os, re, sys
+token = re.search(r"echo (\\w{16});umask", os.environ["SSH_ORIGINAL_COMMAND"])[1]
+print(token + ".", file=sys.stderr, flush=True)
+print(token, flush=True)
+for line in sys.stdin:
+    token = re.search(r"echo (\\w{16}) >&2", line)
+    if token:
+        print(token[1], "whatever", flush=True)
+        print(token[1], file=sys.stderr, flush=True)
+"""
+"""In the place of a login shell: gives no exit status."""
+
+
+def test_a_machine_that_answers_what_no_shell_does_is_lost(
+    make_sshd: Callable[..., Sshd], opened: Callable[..., SSH], tmp_path: Path
+) -> None:
+    program = tmp_path / "liar.py"
+    program.write_text(LIAR)
+    ssh = opened(make_sshd(f"ForceCommand {sys.executable} {program}").target)
+    with pytest.raises(ConnectionLost):
+        look(ssh, "echo on")
 
 
 @given(data=st.binary(max_size=60), sizes=st.lists(st.integers(1, 9)), rest=st.binary(max_size=5))

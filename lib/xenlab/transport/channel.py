@@ -338,7 +338,10 @@ class Shell:
                 raise Overdue(timeout, *(b"".join(pieces) for pieces in collected.values()))
             self._poller.poll(min(POLL_SECONDS, left + 0.001) * 1000)
         out, err = (b"".join(pieces) for pieces in collected.values())
-        return int(streams["stdout"].rest), out, err
+        status = streams["stdout"].rest.strip()
+        if not status.isdigit():
+            raise EOFError("it answered what no shell does")
+        return int(status), out, err
 
     def _arrived(self) -> Iterator[tuple[str, bytes]]:
         """What has come of its own on both streams, without waiting."""
