@@ -191,6 +191,24 @@ def test_the_shell_gives_way_where_its_session_is_wanted(
     stays.close()
 
 
+def test_a_stop_is_heard_while_a_long_look_has_the_session(
+    make_sshd: Callable[..., Sshd], opened: Callable[..., SSH]
+) -> None:
+    ssh = opened(make_sshd("MaxSessions 1").target)
+    stop, ends = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(look, ssh, "sleep 600", timeout=500, stop=ends, mark="long/1")
+        wait_until(lambda: processes_with("XENLAB_STEP=long/1"))
+        waits = pool.submit(ssh.execute, "echo changed", timeout=500, stop=stop)
+        stop.set()
+        with pytest.raises(KeyboardInterrupt):
+            waits.result(60)
+        ends.set()
+        with pytest.raises(KeyboardInterrupt):
+            long.result(60)
+    assert Host(ssh).end_marked("long/1") >= 1
+
+
 LIAR = """\
 import os, re, sys
 token = re.search(r"echo (\\w{16});umask", os.environ["SSH_ORIGINAL_COMMAND"])[1]

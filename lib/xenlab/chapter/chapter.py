@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 RECONNECT_SECONDS = 600.0
 """How long a lost host may take to answer again, and a lost command to end, before we give up."""
 
-
 SYNC_SECONDS = 600.0
 """How long a machine may take to write to its disks what a step has changed."""
 
@@ -468,7 +467,8 @@ class Chapter(PlatformAnswers):
         with self.recorder.during("verify", label):
             self._boot_changed()
             if host.transport is not self.controller.transport:
-                # a power cut takes nothing back of what is on record as changed
+                # a power cut takes nothing back of what is on record as changed; on the controller
+                # each file is put on disk by itself (xenlab.durable)
                 host.inside("/").run("sync", timeout=SYNC_SECONDS)
 
     def _after_loss(self, step: Step, host: Host, lost: ConnectionLost) -> None:

@@ -19,13 +19,10 @@ from xenlab.errors import BadInput, CommandFailed, Overdue
 from xenlab.host import FOLLOW, KEPT_SHELL, PLACE
 from xenlab.transport.connection import FAILURES, Connection, Entry
 
-# Pump: both directions of one remote command at once, without threads and without deadlock.
+# Both directions of one remote command at once, without threads and without deadlock.
 
 POLL_SECONDS = 0.2
 """How often a stop request and the deadline are looked at while nothing moves."""
-
-SHORT_SECONDS = 0.01
-"""How long nothing but a command's end is waited for."""
 
 QUIET_SECONDS = 1.0
 LINGER_SECONDS = 15.0
@@ -72,7 +69,8 @@ def communicate(
     Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
     """
     channel.settimeout(0.0)
-    poller: select.poll | None = None
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
     out: list[bytes] = []
     err: list[bytes] = []
     feeder = _Feeder(channel, data, writable)
@@ -83,19 +81,17 @@ def communicate(
         closed = bool(channel.closed)
         status = channel.status_event.is_set()
         moved = feeder.feed()
-        for name, ready, receive, pieces in (
-            ("stdout", channel.recv_ready, channel.recv, out),
-            ("stderr", channel.recv_stderr_ready, channel.recv_stderr, err),
-        ):
-            if ready():
-                moved = True
-                piece = own(name, receive(RECEIVE))
-                if not piece:
-                    continue
-                if keep or name == "stderr":
-                    pieces.append(piece)
-                if on_output is not None:
-                    on_output(name, piece)
+        for name, arrived in _arrived(channel):
+            moved = True
+            piece = own(name, arrived)
+            if not piece:
+                continue
+            if name == "stderr":
+                err.append(piece)
+            elif keep:
+                out.append(piece)
+            if on_output is not None:
+                on_output(name, piece)
         now = time.monotonic()
         if moved:
             moved_at = now
@@ -115,14 +111,19 @@ def communicate(
             if channel.eof_received:
                 # The channel's descriptor stays readable from now on and would spin.
                 channel.status_event.wait(wait)
-            elif poller is None:
-                # Most commands are over at once: that is one event, their output several.
-                channel.status_event.wait(min(wait, SHORT_SECONDS))
-                poller = select.poll()
-                poller.register(channel.fileno(), select.POLLIN)
             else:
                 poller.poll(wait * 1000)
     return b"".join(out), b"".join(err)
+
+
+def _arrived(channel: Any) -> Iterator[tuple[str, bytes]]:
+    """What has come on both streams, without waiting."""
+    for name, ready, receive in (
+        ("stdout", channel.recv_ready, channel.recv),
+        ("stderr", channel.recv_stderr_ready, channel.recv_stderr),
+    ):
+        if ready():
+            yield name, receive(RECEIVE)
 
 
 class _Feeder:
@@ -170,8 +171,6 @@ class _Feeder:
 
 # Conversation: a command that stays, spoken to over a channel of its own, and gone with it.
 
-HEARD_PIECE = 4096
-
 
 class Conversation:
     """A remote command whose input stays open: it sees the end of it once the connection is gone.
@@ -205,12 +204,9 @@ class Conversation:
         channel, deadline = self._channel, time.monotonic() + timeout
         while b"\n" not in self._heard["stdout"]:
             ended = channel.closed or channel.eof_received
-            for name, ready, receive in (
-                ("stdout", channel.recv_ready, channel.recv),
-                ("stderr", channel.recv_stderr_ready, channel.recv_stderr),
-            ):
-                while ready():
-                    self._heard[name] += self._entry.own(name, receive(HEARD_PIECE))
+            while pieces := list(_arrived(channel)):
+                for name, piece in pieces:
+                    self._heard[name] += self._entry.own(name, piece)
             if b"\n" in self._heard["stdout"]:
                 break
             if not self._connection.alive:
@@ -276,7 +272,7 @@ class Shell:
         deadline = time.monotonic() + timeout
         while not self._entry.passed:
             gone = not self.alive
-            pieces = list(self._arrived())
+            pieces = [self._entry.own(*piece) for piece in _arrived(channel)]
             stopped = stop is not None and stop.is_set()
             if not pieces and (gone or stopped or time.monotonic() > deadline):
                 self.close()
@@ -320,9 +316,9 @@ class Shell:
         while not all(stream.ended for stream in streams.values()):
             gone = not self.alive
             moved = False
-            for name, arrived in self._arrived():
+            for name, arrived in _arrived(self._channel):
                 moved = True
-                piece = streams[name].take(arrived)
+                piece = streams[name].take(self._entry.own(name, arrived))
                 if piece:
                     collected[name].append(piece)
                     if on_output is not None:
@@ -342,15 +338,6 @@ class Shell:
         if not status.isdigit():
             raise EOFError("it answered what no shell does")
         return int(status), out, err
-
-    def _arrived(self) -> Iterator[tuple[str, bytes]]:
-        """What has come of its own on both streams, without waiting."""
-        for name, ready, receive in (
-            ("stdout", self._channel.recv_ready, self._channel.recv),
-            ("stderr", self._channel.recv_stderr_ready, self._channel.recv_stderr),
-        ):
-            if ready():
-                yield name, self._entry.own(name, receive(RECEIVE))
 
     def close(self, timeout: float = 0.0) -> None:
         """End its input, wait for its end for so long; what it still runs is left to the caller."""

@@ -318,14 +318,20 @@ class SSH:
             raise NoShell from error
 
     def _shell_ended(self, connection: Connection) -> bool:
-        """Give up a connection's shell for looks: its session is wanted; False if there is none."""
-        if self._shell is None or self._refuses_shell is connection:
+        """Give up a connection's shell for looks: its session is wanted; False if there is none.
+
+        One that is in use is given up later: who asks tries again.
+        """
+        if self._shell is None or self._shell.connection is not connection:
             return False
-        with self._shell_use:
-            self._refuses_shell = connection
-            if self._shell is not None:
-                self._shell.close(SHELL_END_SECONDS)
-                self._shell = None
+        if self._shell_use.acquire(blocking=False):
+            try:
+                self._refuses_shell = connection
+                shell, self._shell = self._shell, None
+                if shell is not None:
+                    shell.close(SHELL_END_SECONDS)
+            finally:
+                self._shell_use.release()
         return True
 
     def _status(self, connection: Connection, channel: Any) -> int:
