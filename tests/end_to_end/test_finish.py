@@ -14,17 +14,23 @@ import shutil
 import socket
 import struct
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import yaml
 from tests.end_to_end.conftest import NAME
-from tests.whole_lab import HOUR, Site, power_cycled, statuses, wait_until, without_record
+from tests.whole_lab import HOUR, Site, killed, power_cycled, statuses, wait_until, without_record
 
+from xenlab.errors import ConnectionLost
+from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.runs import folder as runs
+from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh_config import Target
 from xenlab_lab.lab import Lab
 from xenlab_lab.machine import qmp_execute
 from xenlab_lab.mirrors import SUITE
@@ -33,6 +39,7 @@ LAN = bytes((10, 66, 0))
 LAN_MACS = tuple(bytes.fromhex(f"00163e66020{number}") for number in (1, 2, 3))
 AUTOSTARTED = ("domu1", "domu2")
 SHARING = "domu2"
+SOURCE_OF_USR = ("findmnt", "-rn", "-o", "SOURCE", "-T", "/usr/.")
 SERVING = "domu3"
 CHAPTERS = 16
 
@@ -340,18 +347,53 @@ def test_a_guest_is_created_again_where_libxl_gave_a_script_up(site: Site) -> No
     assert "because of timeout" in shown.stdout, shown.stdout + shown.stderr
 
 
+TRAPS = "rm -rf /.xenlab && mkdir /.xenlab && cd /.xenlab && ln -s /etc/shadow busybox"
+TRAPS += " && ln -s /sbin/init init && ln -s ../../../etc/cron.d/evil evil"
+
+
 def test_links_that_a_guest_planted_in_its_root_reach_nothing_of_dom0(site: Site) -> None:
-    """It gets its own /usr back and loses it again; both times its root is full of traps."""
-    plant = "rm -rf /.xenlab && mkdir /.xenlab && cd /.xenlab && ln -s /etc/shadow busybox"
-    plant += " && ln -s /sbin/init init && ln -s ../../../etc/cron.d/evil evil"
-    for sharing, source in (([], "/dev/xvda1"), ([SHARING], "10.66.0.1:")):
-        site.ssh(SHARING, plant)
-        before = of_dom0(site)
-        done = site.xenlab("run", "15", "-f", str(site.changed(shared_usr=sharing)))
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert of_dom0(site) == before
-        now = site.ssh(SHARING, "findmnt", "-rn", "-o", "SOURCE", "-T", "/usr/.")
-        assert now.startswith(source)
+    """It gets its own /usr back, and its root is full of traps."""
+    site.ssh(SHARING, TRAPS)
+    before = of_dom0(site)
+    done = site.xenlab("run", "15", "-f", str(site.changed(shared_usr=[])))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert of_dom0(site) == before
+    assert site.ssh(SHARING, *SOURCE_OF_USR).startswith("/dev/xvda1")
+
+
+def test_a_run_killed_while_its_guest_is_down_is_made_up_for_by_the_next(site: Site) -> None:
+    """It loses its own /usr again, with new traps in its root; nobody waits for its sshd."""
+    site.ssh(SHARING, TRAPS)
+    before = of_dom0(site)
+    killed(site, "15.6", "15")
+    site.ssh("", f"xl domid {SHARING} && xl shutdown -w {SHARING} || :")
+    began = time.monotonic()
+    done = site.xenlab("run", "15", "-f", str(site.parameters))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert time.monotonic() - began < 7 * 60
+    assert of_dom0(site) == before
+    assert site.ssh(SHARING, *SOURCE_OF_USR).startswith("10.66.0.1:")
+
+
+# In dom0: a session ends as soon as some of a file that it brings is there.
+ENDED = (
+    """until [ -n "$(find /root -maxdepth 1 -name ".xenlab-*" -size +99k)" ]; do :; done; kill -9"""
+)
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_file_leaves_the_old_one(site: Site) -> None:
+    host = Host(SSH(Target("dom0", str(site.ssh_config))))
+    try:
+        host.write("/root/precious", "as it was\n")
+        session = host.run("echo $PPID").stdout.strip()
+        site.ssh("", detached(f"{ENDED} {session}"))
+        with pytest.raises(ConnectionLost):
+            host.write("/root/precious", bytes(64 << 20))
+    finally:
+        host.transport.close()
+    rest = partial(site.ssh, "", "find /root -maxdepth 1 -name '.xenlab-*'")
+    wait_until(lambda: rest() == "", seconds=600, what="what had arrived is gone")
+    assert site.ssh("", "cat", "/root/precious") == "as it was\n"
 
 
 def of_dom0(site: Site) -> str:
