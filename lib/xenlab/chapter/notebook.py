@@ -103,8 +103,10 @@ class NotebookView:
 
     def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
         """A line that says where the chapter works and where its records go."""
-        self._kept = f"{run}/output"
-        facts = {"chapter": name, "site": site, "host": host, "mode": mode, "run": str(run)}
+        # a page names no path of the machine that it was made on
+        place = f"{run.parent.name}/{run.name}"
+        self._kept = f"{place}/output"
+        facts = {"chapter": name, "site": site, "host": host, "mode": mode, "run": place}
         page = environment().get_template("chapter.html.j2").render(facts=facts)
         text = " · ".join(f"{key} {value}" for key, value in facts.items())
         _display({"text/html": page, "text/plain": text}, raw=True)
