@@ -121,25 +121,7 @@ def built(
     def build(folder: Path) -> None:
         tree, file = folder / f"{name}.tar", f"{name}.tar.zst"
         with tempfile.TemporaryDirectory() as scratch:
-            Path(scratch).chmod(0o755)
-            apt, dpkg = Path(scratch, "apt"), Path(scratch, "dpkg")
-            apt.write_text(_APT_CONF)
-            excludes = "".join(f"path-exclude={pattern}\n" for pattern in NO_DOCUMENTS)
-            dpkg.write_text(f"force-unsafe-io\n{excludes}path-include={COPYRIGHTS}\n")
-            lines = [
-                f"upload {apt} /etc/apt/apt.conf.d/80xenlab",
-                f"upload {dpkg} /etc/dpkg/dpkg.cfg.d/xenlab",
-                'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/hostname "$1"/etc/resolv.conf',
-                'rm -f "$1"/var/lib/dbus/machine-id; : > "$1"/etc/machine-id',
-                *hooks(Path(scratch)),
-                # what was left out here is not left out of what is installed later
-                'rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
-            ]
-            if secure:
-                # a mirror behind a company's own authority is trusted inside as it is outside
-                lines.append(
-                    "upload /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt"
-                )
+            lines = _customized(Path(scratch), hooks(Path(scratch)), secure=secure)
             mmdebstrap(
                 tree,
                 packages,
@@ -169,6 +151,27 @@ def built(
         for link in names:
             _point(shelf / link, Path(folder.name, link))
     return shelf / names[0], shelf / names[1]
+
+
+def _customized(scratch: Path, hooks: Sequence[str], *, secure: bool) -> list[str]:
+    """What mmdebstrap does in the finished root; the files that this takes are in ``scratch``."""
+    scratch.chmod(0o755)
+    apt, dpkg = scratch / "apt", scratch / "dpkg"
+    apt.write_text(_APT_CONF)
+    excludes = "".join(f"path-exclude={pattern}\n" for pattern in NO_DOCUMENTS)
+    dpkg.write_text(f"force-unsafe-io\n{excludes}path-include={COPYRIGHTS}\n")
+    # a mirror behind a company's own authority is trusted inside as it is outside
+    authorities = "/etc/ssl/certs/ca-certificates.crt"
+    return [
+        f"upload {apt} /etc/apt/apt.conf.d/80xenlab",
+        f"upload {dpkg} /etc/dpkg/dpkg.cfg.d/xenlab",
+        'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/hostname "$1"/etc/resolv.conf',
+        'rm -f "$1"/var/lib/dbus/machine-id; : > "$1"/etc/machine-id',
+        *hooks,
+        # what was left out here is not left out of what is installed later
+        'rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
+        *([f"upload {authorities} {authorities}"] if secure else []),
+    ]
 
 
 def _point(link: Path, target: Path) -> None:

@@ -82,21 +82,18 @@ def resolve(target: Target) -> Route:
         tokens |= {"d": str(expanded("~")), "u": getpass.getuser()}
         return re.sub(r"%(.)", lambda found: tokens.get(found[1], found[0]), text)
 
-    def path(text: str) -> Path:
-        return expanded(expand(text))
-
     if target.identity:
         identities: tuple[Path, ...] = (_existing(target.identity, "identity file", target.host),)
     else:
         named = settings.get("identityfile", list(DEFAULT_KEYS))
-        identities = tuple(path(name) for name in named if name.lower() != "none")
+        identities = tuple(expanded(expand(name)) for name in named if name.lower() != "none")
     if target.known_hosts:
         known: tuple[Path, ...] = (_existing(target.known_hosts, "known_hosts file", target.host),)
     elif settings:
         lists = (one("userknownhostsfile"), one("globalknownhostsfile"))
-        known = tuple(path(name) for text in lists for name in _split_paths(text))
+        known = tuple(expanded(expand(name)) for text in lists for name in _split_paths(text))
     else:
-        known = tuple(path(name) for name in DEFAULT_KNOWN_HOSTS)
+        known = tuple(expanded(name) for name in DEFAULT_KNOWN_HOSTS)
     return Route(
         host=host,
         port=port,
