@@ -7,7 +7,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -288,6 +289,92 @@ def test_a_lost_connection_that_leaves_the_state_open_is_unknown(
         "; and then: verification failed after applying: make it"
         in journal.records()[-1]["message"]
     )
+
+
+@dataclass(frozen=True)
+class LongLook(Made):
+    """Made after a first look; one of its looks, the ``long``th, does not end."""
+
+    long: int = 0
+
+    def probe(self, host: Host) -> Difference | None:
+        script = """
+            echo look >> "$1.looks"
+            [ "$(wc -l < "$1.looks")" -ne "$2" ] || sleep 600
+        """
+        host.run(Command.script(script, self.path, self.long), timeout=300)
+        return super().probe(host)
+
+    @property
+    def looks(self) -> int:
+        """How many there were."""
+        counted = Path(f"{self.path}.looks")
+        return len(counted.read_text().splitlines()) if counted.exists() else 0
+
+
+@contextmanager
+def cut_once(sshd: Sshd, when: Callable[[], object]) -> Iterator[None]:
+    """Break each connection as soon as something holds."""
+
+    def cut() -> None:
+        wait_until(when)
+        for session in sshd.sessions():
+            os.kill(session, signal.SIGKILL)
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    yield
+    cutter.join()
+
+
+@pytest.mark.parametrize("long", [1, 2], ids=["before", "verification"])
+@pytest.mark.parametrize("verb", ["ensure", "each"])
+def test_a_look_that_was_lost_is_repeated(
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path, verb: str, long: int
+) -> None:
+    made = LongLook(tmp_path / "x", long=long)
+    with cut_once(sshd, lambda: made.looks == long):
+        if verb == "each":
+            chapter.each("05.1 Look", {"one": made})
+        else:
+            chapter.ensure("05.1 Look", made)
+    assert made.looks == 3
+    assert journal.records()[-1]["status"] == "changed"
+
+
+def test_what_is_made_by_a_look_that_was_lost_is_made_again(
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
+) -> None:
+    look = LongLook(tmp_path / "x", long=1)
+
+    def frame() -> pd.DataFrame:
+        return pd.DataFrame({"there": [look.probe(chapter.host) is None]})
+
+    with cut_once(sshd, lambda: look.looks == 1):
+        chapter.facts("05.1 A table", frame)
+    again = LongLook(tmp_path / "y", long=1)
+    with cut_once(sshd, lambda: again.looks == 1):
+        chapter.ensure("05.2 Made by a look", lambda: [again] if again.probe(chapter.host) else [])
+    assert again.path.exists()
+    assert journal.records()[-1]["status"] == "changed"
+
+
+def test_what_was_not_on_disk_yet_when_the_connection_broke_is_looked_at_again(
+    chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
+) -> None:
+    program, started = tmp_path / "bin" / "sync", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ -e "{started}" ] || {{ : > "{started}"; sleep 600; }}\n')
+    program.chmod(0o755)
+    (sshd.folder / ".bashrc").write_text(f'PATH="{program.parent}:$PATH"\n')
+    chapter.host.transport.close()
+    made = LongLook(tmp_path / "x")
+    with cut_once(sshd, started.exists):
+        chapter.ensure("05.1 Change", made)
+    assert made.looks == 3
+    final = journal.records()[-1]
+    assert final["status"] == "changed"
+    assert [c["status"] for c in final["commands"] if c["command"] == "sync"] == [None, 0]
 
 
 def test_another_host_key_after_a_lost_connection_ends_the_step_at_once(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import pandas as pd
 
@@ -64,6 +64,9 @@ SYNC_SECONDS = 600.0
 """How long a machine may take to write to its disks what a step has changed."""
 
 NOTHING = "not needed: the site asks for none of it"
+
+Found = TypeVar("Found")
+Given = TypeVarTuple("Given")
 
 Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
 """A resource, or what makes some: called inside the step where making them takes a look."""
@@ -163,7 +166,7 @@ class Chapter(PlatformAnswers):
         return Difference.of_all(list(step.differences.values()))
 
     def _done_again(self, step: Step, again: Wanted) -> bool:
-        todo = [one for one in made((again,)) if self._probe(one, self.host) is not None]
+        todo = [one for one in made((again,)) if looked(one.probe, self.host) is not None]
         if not todo:
             return False
         step.names({"": todo}, self.host.name)
@@ -210,7 +213,7 @@ class Chapter(PlatformAnswers):
         """Like `ensure`, for several labelled states side by side; all are tried, then judged."""
         host = on or self.target
         with self._step(title, host) as step:
-            parts = resources() if callable(resources) else resources
+            parts = looked(resources) if callable(resources) else resources
             with ThreadPoolExecutor(len(parts) or 1) as pool:
                 self._side_by_side(step, host, parts, pool)
 
@@ -220,13 +223,13 @@ class Chapter(PlatformAnswers):
         """Show and record a table; nothing is changed."""
         with self._step(title, self.host) as step:
             step.message = note
-            step.table(frame() if callable(frame) else frame)
+            step.table(looked(frame) if callable(frame) else frame)
 
     def picture(self, title: str, figure: Figure | Callable[[], Figure]) -> None:
         """Show and record a picture; nothing is changed."""
         with self._step(title, self.host) as step:
             data = io.BytesIO()
-            drawn = figure() if callable(figure) else figure
+            drawn = looked(figure) if callable(figure) else figure
             drawn.savefig(data, format="png", dpi=130, bbox_inches="tight")
             step.attach("picture", data.getvalue(), ".png")
             step.view.picture(data.getvalue())
@@ -258,7 +261,7 @@ class Chapter(PlatformAnswers):
 
     def _open(self) -> None:
         with self._step(f"{self._number}.0 Open the chapter", self.host) as step:
-            self._look_around()
+            looked(self._look_around)
             if self.mode == "apply":
                 self._machine.opened(self.recorder)
                 self._end_strays(step)
@@ -326,7 +329,7 @@ class Chapter(PlatformAnswers):
     ) -> None:
         def look(part: tuple[str, Resource]) -> Difference | None:
             with self.recorder.during("look", part[0]):
-                return part[1].probe(host)
+                return looked(part[1].probe, host)
 
         if not parts:
             step.message = NOTHING
@@ -364,19 +367,12 @@ class Chapter(PlatformAnswers):
             step.message = NOTHING
         todo: list[Resource] = []
         for resource in resources:
-            difference = self._probe(resource, host)
+            difference = looked(resource.probe, host)
             if difference is not None and not self._stays(step, host, resource, difference):
                 label = f"{len(todo) + 1}" if len(resources) > 1 else ""
                 step.differs(label, difference)
                 todo.append(resource)
         return todo
-
-    def _probe(self, resource: Resource, host: Host) -> Difference | None:
-        try:
-            return resource.probe(host)
-        except ConnectionLost:
-            host.transport.connect(self.stop)
-            return resource.probe(host)
 
     def _may_go_on(self, step: Step, host: Host, todo: list[Resource]) -> bool:
         """Whether there is something to do, in this mode, with consent; a RUNNING record then."""
@@ -391,7 +387,7 @@ class Chapter(PlatformAnswers):
 
     def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
         """Whether a difference may stay, and nobody agreed to lose what is there; it is said."""
-        if not difference.stays or not self._consents.without(resource.destroys(host)):
+        if not difference.stays or not self._consents.without(looked(resource.destroys, host)):
             return False
         step.note(difference.stays)
         return True
@@ -405,8 +401,8 @@ class Chapter(PlatformAnswers):
             step.status = WOULD_CHANGE
             step.message = f"unknown until {self._before}; compared with what is there now"
             return
-        refused = next(filter(None, (r.refusal(host) for r in todo)), "")
-        refused = refused or would_refuse(host, todo, self._consents)
+        refused = next(filter(None, (looked(r.refusal, host) for r in todo)), "")
+        refused = refused or looked(would_refuse, host, todo, self._consents)
         if refused:
             step.status = REFUSED
             step.note(f"would be refused: {refused}")
@@ -432,7 +428,7 @@ class Chapter(PlatformAnswers):
 
     def _consent(self, host: Host, todo: Sequence[Resource]) -> None:
         try:
-            self._agreed = require_consents(host, todo, self._consents)
+            self._agreed = looked(require_consents, host, todo, self._consents)
         except ConsentNeeded as needed:
             if needed.serial or needed.made:
                 self._view.consent(needed, self.consent)
@@ -456,20 +452,29 @@ class Chapter(PlatformAnswers):
                 with self.recorder.during("verify", label):
                     self._after_loss(step, host, error)
                     try:
-                        resource.verify(host)
+                        looked(resource.verify, host)
                     except XenlabError as still:
                         error.message += f"; and then: {still.message}"
                         raise error from still
                 step.note(f"the connection was lost ({error.message}); the verification holds")
             else:
                 with self.recorder.during("verify", label):
-                    resource.verify(host)
+                    looked(resource.verify, host)
         with self.recorder.during("verify", label):
-            self._boot_changed()
-            if host.transport is not self.controller.transport:
-                # a power cut takes nothing back of what is on record as changed; on the controller
-                # each file is put on disk by itself (xenlab.durable)
-                host.inside("/").run("sync", timeout=SYNC_SECONDS)
+            try:
+                self._put_on_disk(host)
+            except ConnectionLost:
+                # a power cut may have taken back what was not on disk
+                for resource in resources:
+                    looked(resource.verify, host)
+                self._put_on_disk(host)
+
+    def _put_on_disk(self, host: Host) -> None:
+        self._boot_changed()
+        if host.transport is not self.controller.transport:
+            # a power cut takes nothing back of what is on record as changed; on the controller
+            # each file is put on disk by itself (xenlab.durable)
+            host.inside("/").run("sync", timeout=SYNC_SECONDS)
 
     def _after_loss(self, step: Step, host: Host, lost: ConnectionLost) -> None:
         """Connect again and wait until what was running there has ended; nothing is run twice."""
@@ -512,16 +517,24 @@ class Chapter(PlatformAnswers):
         """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""
         boot_id = self.host.boot_id()
         if boot_id != self._boot_id:
-            self._boot_id = boot_id
             self.root = installed_root(self.host, dom0_device(self.site, ROOT_PARTITION))
+            self._boot_id = boot_id
         self._connections = self._ssh.connections
+
+
+def looked(look: Callable[[*Given], Found], *given: *Given) -> Found:
+    """What a look finds; it changes nothing, so one whose connection broke is repeated, once."""
+    try:
+        return look(*given)
+    except ConnectionLost:
+        return look(*given)
 
 
 def made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
     """The resources that are wanted, those that take a look made now."""
     found: list[Resource] = []
     for each in wanted:
-        made = each if isinstance(each, Resource) else each()
+        made = each if isinstance(each, Resource) else looked(each)
         found.extend((made,) if isinstance(made, Resource) else made)
     return tuple(found)
 
