@@ -132,6 +132,18 @@ class Sshd:
         """Every process that a session of this server started."""
         return processes_with(f"{MARK}={self.token}")
 
+    def hang_once(self, name: str) -> Path:
+        """Have a program hang where it is run first; returns the file that is there by then."""
+        program, hangs = self.folder / "bin" / name, self.folder / "hangs"
+        program.parent.mkdir()
+        program.write_text(
+            f'#!/bin/sh\n[ -e "{hangs}" ] || {{ : > "{hangs}"; sleep 600; }}\n'
+            f'exec {shutil.which(name)} "$@"\n'
+        )
+        program.chmod(0o755)
+        (self.folder / ".bashrc").write_text(f'PATH="{program.parent}:$PATH"\n')
+        return hangs
+
     def _write_settings(self) -> None:
         settings = (
             *self.extra,

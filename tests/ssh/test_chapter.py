@@ -362,14 +362,10 @@ def test_what_is_made_by_a_look_that_was_lost_is_made_again(
 def test_what_was_not_on_disk_yet_when_the_connection_broke_is_looked_at_again(
     chapter: Chapter, sshd: Sshd, journal: Journal, tmp_path: Path
 ) -> None:
-    program, started = tmp_path / "bin" / "sync", tmp_path / "started"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\n[ -e "{started}" ] || {{ : > "{started}"; sleep 600; }}\n')
-    program.chmod(0o755)
-    (sshd.folder / ".bashrc").write_text(f'PATH="{program.parent}:$PATH"\n')
+    hangs = sshd.hang_once("sync")
     chapter.host.transport.close()
     made = LongLook(tmp_path / "x")
-    with cut_once(sshd, started.exists):
+    with cut_once(sshd, hangs.exists):
         chapter.ensure("05.1 Change", made)
     assert made.looks == 3
     final = journal.records()[-1]

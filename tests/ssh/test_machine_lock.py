@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -254,3 +255,32 @@ def test_who_waits_to_be_told_whether_it_is_free_may_be_stopped(sshd: Sshd) -> N
         watcher.stop.set()
         with pytest.raises(KeyboardInterrupt):
             taking.result(30)
+
+
+def test_a_machine_that_has_gone_silent_is_asked_again(
+    sshd: Sshd, opened: Callable[..., SSH], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenlab.chapter.machine_lock.ANSWER_SECONDS", 3.0)
+    ssh = opened(sshd.target, keepalive=0.2, patience=4.0)
+    ssh.execute("true", timeout=60)
+    frozen = sshd.sessions()
+    for session in frozen:
+        os.kill(session, signal.SIGSTOP)
+    lock = MachineLock(ssh, Path("/runs/one"))
+    lock.take()
+    assert lock.held and ssh.connections == 2
+    for session in frozen:
+        kill(session)
+    lock.release()
+
+
+def test_what_was_lost_before_its_answer_is_asked_again(sshd: Sshd, of_run: Take) -> None:
+    hangs = sshd.hang_once("flock")
+    lock = of_run("one")
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(lock.take)
+        wait_until(hangs.exists)
+        for session in sshd.sessions():
+            kill(session)
+        taking.result(60)
+    assert lock.held

@@ -277,10 +277,16 @@ class MachineLock:
         """Take the lock, unless it is held; one that was lost with its connection is taken again.
 
         ``watcher`` is told of the command. Raises MachineBusy, which names who has it, StepFailed
-        where the machine cannot lock, KeyboardInterrupt when the watcher's ``stop`` is set.
+        where the machine cannot lock, ConnectionLost where it was asked twice in vain,
+        KeyboardInterrupt when the watcher's ``stop`` is set.
         """
         with self._lock:
-            if not self.held:
+            if self.held:
+                return
+            try:
+                self._take(watcher)
+            except ConnectionLost:
+                # what did not answer holds nothing
                 self._take(watcher)
 
     def release(self, *, for_next: bool = False) -> None:
@@ -318,19 +324,20 @@ class MachineLock:
         threading.Thread(target=_beat, args=(held, self._over), daemon=True).start()
 
     def _ask(self, command: Command, stop: threading.Event | None) -> tuple[Conversation, str]:
-        held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS, stop=stop)
         try:
-            answer = held.answer(ANSWER_SECONDS, stop)
-            if not answer and not held.complaint:
-                raise EOFError("it ended the session")
+            held = self._ssh.converse(command.text, timeout=ANSWER_SECONDS, stop=stop)
+            try:
+                answer = held.answer(ANSWER_SECONDS, stop)
+                if not answer and not held.complaint:
+                    raise EOFError("it ended the session")
+            except BaseException:
+                held.close()
+                raise
         except (TimeoutError, EOFError) as error:
-            held.close()
+            why = str(error) if isinstance(error, EOFError) else "no answer in time"
             raise ConnectionLost(
-                f"the machine did not say whether it is free: {error}", where=self._ssh.name
+                f"the machine did not say whether it is free: {why}", where=self._ssh.name
             ) from error
-        except KeyboardInterrupt:
-            held.close()
-            raise
         return held, answer
 
     def _refuse(self, answer: str, complaint: str) -> None:
