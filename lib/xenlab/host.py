@@ -206,9 +206,6 @@ class Transport(Protocol):
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a file to the machine."""
 
-    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
-        """Copy a file from the machine."""
-
     def connect(self, stop: threading.Event | None = None, *, seconds: float | None = None) -> None:
         """Connect if not connected; raises NoConnection, KeyboardInterrupt for a set ``stop``.
 
@@ -391,21 +388,11 @@ class Host:
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a local file to a path inside the root; links, mode and owner as in `write`."""
         place = self.followed(remote)
-        with self._told(self._copy(local, place)) as told:
+        # as a person would type it
+        typed = Command.argv("scp", "--", local, f"{self.transport.name}:{place}")
+        with self._told(typed) as told:
             self.transport.upload(local, place, progress)
             told.status = 0
-
-    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
-        """Copy a file inside the root to this machine."""
-        place = self.followed(remote)
-        with self._told(self._copy(local, place, back=True)) as told:
-            self.transport.download(place, local, progress)
-            told.status = 0
-
-    def _copy(self, local: Path, place: str, *, back: bool = False) -> Command:
-        """The copying that the transport does, as a person would type it."""
-        words = (str(local), f"{self.transport.name}:{place}")
-        return Command.argv("scp", "--", *(reversed(words) if back else words))
 
     def followed(self, path: str) -> str:
         """A path inside the root as the machine itself names it, its links followed inside it."""

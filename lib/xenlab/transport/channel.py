@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
 import shlex
@@ -57,15 +56,13 @@ def communicate(
     on_output: Output | None = None,
     stop: threading.Event | None = None,
     writable: Callable[[], bool] = lambda: True,
-    keep: bool = True,
     own: Callable[[str, bytes], bytes] = lambda _, piece: piece,
 ) -> tuple[bytes, bytes]:
     """Feed a command's input and collect its output until it has ended.
 
     ``channel`` is a paramiko Channel on which the command was started. Returns when the exit
     status is known and the output has come in, or when the channel was closed: the caller looks
-    at ``channel.exit_status``. ``own`` picks from each piece what counts as output; without
-    ``keep`` standard output goes to ``on_output`` only.
+    at ``channel.exit_status``. ``own`` picks from each piece what counts as output.
     Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
     """
     channel.settimeout(0.0)
@@ -86,10 +83,7 @@ def communicate(
             piece = own(name, arrived)
             if not piece:
                 continue
-            if name == "stderr":
-                err.append(piece)
-            elif keep:
-                out.append(piece)
+            (err if name == "stderr" else out).append(piece)
             if on_output is not None:
                 on_output(name, piece)
         now = time.monotonic()
@@ -379,14 +373,14 @@ class _UpTo:
         return before[: len(before) - kept]
 
 
-# Copying: a file to or from a machine as one stream through ``cat``, whole or not at all.
+# Copying: a file to a machine as one stream through ``cat``, whole or not at all.
 #
 # A stream costs half of SFTP's processor time, and a machine needs no SFTP server for it.
 
 Progress = Callable[[int, int], None]
 
-Stream = Callable[[str, Source | bytes, Output | None, float], tuple[int, bytes]]
-"""Runs shell text with an input, a taker of its output, a deadline in seconds: status, stderr."""
+Stream = Callable[[str, Source, float], tuple[int, bytes]]
+"""Runs shell text with an input and a deadline in seconds: status, stderr."""
 
 COPY_SECONDS = 600.0
 COPY_BYTES_PER_SECOND = 50_000
@@ -426,45 +420,13 @@ def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progr
     with source:
         reader = _Reader(source, size, progress)
         timeout = COPY_SECONDS + size / COPY_BYTES_PER_SECOND
-        _copy(stream, where, f"upload {local} to {remote}", command, reader, None, timeout)
-
-
-def download(
-    stream: Stream, where: str, remote: str, local: Path, progress: Progress | None
-) -> None:
-    """Copy a file from a machine; raises as `upload` does."""
-    temporary = local.with_name(f"{local.name}.xenlab-{secrets.token_hex(4)}")
-    try:
-        sink = temporary.open("xb")
-    except OSError as error:
-        raise BadInput(f"{local} cannot be written: {error.strerror}", where=where) from error
-    what = f"download {remote} to {local}"
-    command = Command.script('wc -c < "$1"; cat < "$1"', remote)
-    try:
-        with sink:
-            writer = _Writer(sink, progress)
-            _copy(stream, where, what, command, b"", writer.take, float("inf"))
-        os.replace(temporary, local)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _copy(
-    stream: Stream,
-    where: str,
-    what: str,
-    command: Command,
-    source: Source | bytes,
-    take: Output | None,
-    timeout: float,
-) -> None:
-    start = time.monotonic()
-    try:
-        status, err = stream(command.text, source, take, timeout)
-    except TimeoutError:
-        status, err = -1, f"timed out after {timeout:.0f} s".encode()
+        start = time.monotonic()
+        try:
+            status, err = stream(command.text, reader, timeout)
+        except TimeoutError:
+            status, err = -1, f"timed out after {timeout:.0f} s".encode()
     if status:
-        seconds = time.monotonic() - start
+        what, seconds = f"upload {local} to {remote}", time.monotonic() - start
         raise CommandFailed(Result(where, what, status, b"", err, seconds))
 
 
@@ -485,29 +447,3 @@ class _Reader:
         if self._progress is not None:
             self._progress(self._done, self._size)
         return piece
-
-
-class _Writer:
-    """A file that a download fills: the stream's first line is its size in bytes."""
-
-    def __init__(self, sink: BinaryIO, progress: Progress | None) -> None:
-        self._sink = sink
-        self._progress = progress
-        self._head = b""
-        self._size = -1
-        self._done = 0
-
-    def take(self, stream: str, piece: bytes) -> None:
-        """Take a piece of the remote command's output."""
-        if stream != "stdout":
-            return
-        if self._size < 0:
-            head, newline, piece = (self._head + piece).partition(b"\n")
-            if not newline:
-                self._head = head
-                return
-            self._size = int(head)
-        self._sink.write(piece)
-        self._done += len(piece)
-        if self._progress is not None:
-            self._progress(self._done, max(self._size, self._done))

@@ -134,12 +134,6 @@ class Local:
         if progress is not None:
             progress(size, size)
 
-    def download(
-        self, remote: str, local: Path, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        """Copy a file on this machine."""
-        self.upload(Path(remote), str(local), progress)
-
 
 def _feed(stdin: object, data: bytes) -> None:
     try:

@@ -19,7 +19,6 @@ from xenlab.transport.channel import (
     Shell,
     Source,
     communicate,
-    download,
     upload,
 )
 from xenlab.transport.connection import FAILURES, Connection, Entry, SessionRefused, connect
@@ -234,10 +233,6 @@ class SSH:
         """
         upload(self._stream, self.name, local, remote, progress)
 
-    def download(self, remote: str, local: Path, progress: Progress | None = None) -> None:
-        """Copy a file from the machine, whole or not at all; raises as `upload` does."""
-        download(self._stream, self.name, remote, local, progress)
-
     def _execute(
         self,
         text: str,
@@ -245,7 +240,6 @@ class SSH:
         timeout: float,
         on_output: Output | None,
         stop: threading.Event | None,
-        keep: bool = True,
         mark: str = "",
     ) -> tuple[int, bytes, bytes]:
         entry = Entry()
@@ -267,7 +261,6 @@ class SSH:
                     on_output=on_output,
                     stop=stop,
                     writable=connection.wire.writable,
-                    keep=keep,
                     own=entry.own,
                 )
                 status = self._status(connection, channel)
@@ -478,10 +471,8 @@ class SSH:
                 self._busy -= 1
             self._slots.release()
 
-    def _stream(
-        self, text: str, source: Source | bytes, take: Output | None, timeout: float
-    ) -> tuple[int, bytes]:
-        status, _, err = self._execute(text, source, timeout, take, None, keep=False)
+    def _stream(self, text: str, source: Source, timeout: float) -> tuple[int, bytes]:
+        status, _, err = self._execute(text, source, timeout, None, None)
         return status, err
 
 
