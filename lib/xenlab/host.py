@@ -15,6 +15,7 @@ from typing import Protocol
 
 from xenlab.command import Command, Result
 from xenlab.errors import (
+    CommandError,
     CommandFailed,
     CommandTimeout,
     ConnectionLost,
@@ -391,8 +392,14 @@ class Host:
         # as a person would type it
         typed = Command.argv("scp", "--", local, f"{self.transport.name}:{place}")
         with self._told(typed) as told:
-            self.transport.upload(local, place, progress)
-            told.status = 0
+            try:
+                self.transport.upload(local, place, progress)
+                told.status = 0
+            except CommandError as error:
+                told.hear("stderr", error.result.err)
+                if isinstance(error, CommandFailed):
+                    told.status = error.result.status
+                raise
 
     def followed(self, path: str) -> str:
         """A path inside the root as the machine itself names it, its links followed inside it."""

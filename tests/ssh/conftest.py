@@ -137,7 +137,7 @@ class Sshd:
         program, hangs = self.folder / "bin" / name, self.folder / "hangs"
         program.parent.mkdir()
         program.write_text(
-            f'#!/bin/sh\n[ -e "{hangs}" ] || {{ : > "{hangs}"; sleep 600; }}\n'
+            f'#!/bin/sh\n[ -e "{hangs}" ] || {{ : > "{hangs}"; echo hangs >&2; sleep 600; }}\n'
             f'exec {shutil.which(name)} "$@"\n'
         )
         program.chmod(0o755)

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.smalldisk import small_disk
 from tests.ssh.conftest import Sshd, kill, wait_until
+from tests.watching import Watching
 
-from xenlab.errors import BadInput, CommandFailed, ConnectionLost
+from xenlab.errors import BadInput, CommandFailed, CommandTimeout, ConnectionLost
 from xenlab.host import Host
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH
@@ -52,6 +54,30 @@ def test_what_the_machine_refuses(ssh: SSH, tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match="is a folder"):
         ssh.upload(here, str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "sshd0"]
+
+
+def test_why_a_copy_has_failed_is_told(host: Host, tmp_path: Path) -> None:
+    here, watching = tmp_path / "here", Watching()
+    here.write_bytes(bytes(MIB))
+    with small_disk(tmp_path / "small", 64) as small, pytest.raises(CommandFailed):
+        host.watched(watching).upload(here, str(small / "there"))
+    assert watching.statuses == [1]
+    assert b"No space left on device" in b"".join(watching.pieces)
+
+
+def test_what_a_copy_said_that_took_too_long_is_told(
+    host: Host, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("channel", "local"):
+        monkeypatch.setattr(f"xenlab.transport.{module}.COPY_SECONDS", 3.0)
+    here, watching = tmp_path / "here", Watching()
+    here.write_bytes(b"x")
+    hangs = sshd.hang_once("mv")
+    monkeypatch.setenv("PATH", str(hangs.parent / "bin"), prepend=os.pathsep)
+    with pytest.raises(CommandTimeout, match=r"timed out after 3 s: (upload|copy)"):
+        host.watched(watching).upload(here, str(tmp_path / "there"))
+    assert (watching.statuses, watching.pieces) == ([None], [b"hangs\n"])
+    assert hangs.exists() and not (tmp_path / "there").exists()
 
 
 def test_a_lost_connection_leaves_the_old_file(ssh: SSH, sshd: Sshd, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from xenlab.command import Command, Result
-from xenlab.errors import BadInput, CommandFailed, Overdue
+from xenlab.errors import BadInput, CommandFailed, CommandTimeout, Overdue
 from xenlab.host import FOLLOW, KEPT_SHELL, PLACE
 from xenlab.transport.connection import FAILURES, Connection, Entry
 
@@ -388,7 +388,7 @@ COPY_BYTES_PER_SECOND = 50_000
 
 
 def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progress | None) -> None:
-    """Copy a file to a machine; raises BadInput, CommandFailed and what ``stream`` raises."""
+    """Copy a file to a machine; raises BadInput, CommandError and what ``stream`` raises."""
     try:
         size = local.stat().st_size
         source = local.open("rb")
@@ -420,14 +420,14 @@ def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progr
     with source:
         reader = _Reader(source, size, progress)
         timeout = COPY_SECONDS + size / COPY_BYTES_PER_SECOND
-        start = time.monotonic()
+        what, start = f"upload {local} to {remote}", time.monotonic()
         try:
             status, err = stream(command.text, reader, timeout)
-        except TimeoutError:
-            status, err = -1, f"timed out after {timeout:.0f} s".encode()
+        except Overdue as late:
+            result = Result(where, what, -1, late.out, late.err, time.monotonic() - start)
+            raise CommandTimeout(result, timeout) from None
     if status:
-        what, seconds = f"upload {local} to {remote}", time.monotonic() - start
-        raise CommandFailed(Result(where, what, status, b"", err, seconds))
+        raise CommandFailed(Result(where, what, status, b"", err, time.monotonic() - start))
 
 
 class _Reader:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from xenlab.command import Command, Result
-from xenlab.errors import CommandFailed, Overdue
+from xenlab.errors import CommandFailed, CommandTimeout, Overdue
 from xenlab.host import FOLLOW, PLACE
 
 # This machine as a transport: what the controller itself builds runs through the same Host.
@@ -111,7 +111,7 @@ class Local:
     def upload(
         self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Copy a file on this machine, whole or not at all."""
+        """Copy a file on this machine, whole or not at all; raises CommandError."""
         size = local.stat().st_size
         command = Command.script(
             FOLLOW
@@ -126,10 +126,14 @@ class Local:
             local.absolute(),
             remote,
         )
-        start = time.monotonic()
-        status, out, err = self.execute(command.text, timeout=COPY_SECONDS)
+        what, start = f"copy {local} to {remote}", time.monotonic()
+        try:
+            status, out, err = self.execute(command.text, timeout=COPY_SECONDS)
+        except Overdue as late:
+            result = Result(self.name, what, -1, late.out, late.err, time.monotonic() - start)
+            raise CommandTimeout(result, COPY_SECONDS) from None
         if status:
-            what, seconds = f"copy {local} to {remote}", time.monotonic() - start
+            seconds = time.monotonic() - start
             raise CommandFailed(Result(self.name, what, status, out, err, seconds))
         if progress is not None:
             progress(size, size)

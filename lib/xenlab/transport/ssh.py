@@ -229,7 +229,8 @@ class SSH:
         """Copy a file to the machine, whole or not at all.
 
         Raises BadInput for a local file that cannot be read, CommandFailed where the machine
-        refuses the file, ConnectionLost when the connection broke; the old file then stays.
+        refuses the file, CommandTimeout past a deadline that goes by its size, ConnectionLost when
+        the connection broke; the old file then stays.
         """
         upload(self._stream, self.name, local, remote, progress)
 
