@@ -64,7 +64,7 @@ class ConnectionRefused(NoConnection):
 
 
 class Unreachable(NoConnection):
-    """The host lets nobody in, or there is no such host; waiting does not help."""
+    """The host lets nobody in or runs no commands, or there is none; waiting does not help."""
 
 
 class HostKeyRefused(NoConnection):

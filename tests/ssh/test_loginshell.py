@@ -14,7 +14,7 @@ from tests.ssh.conftest import Sshd, processes_with
 from tests.watching import Watching
 
 from xenlab.command import Command
-from xenlab.errors import CommandTimeout, ConnectionRefused
+from xenlab.errors import CommandTimeout, ConnectionRefused, Unreachable
 from xenlab.host import Host
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH
@@ -166,13 +166,22 @@ def test_who_runs_no_commands_says_so_in_one_sentence(
     make_sshd: Callable[..., Sshd], program: str, said: str, look: bool
 ) -> None:
     ssh = SSH(make_sshd(f"ForceCommand {program}").target)
-    with pytest.raises(ConnectionRefused) as refused:
+    with pytest.raises(Unreachable) as refused:
         ssh.execute("echo on", timeout=60, look=look)
     assert str(refused.value) == (
         "box: the server runs no commands for this user: its login shell or a forced command "
         f"{said}\nTry: give the user a shell there (usermod -s /bin/sh), or look at ForceCommand "
         "in sshd_config and at command= in authorized_keys"
     )
+    ssh.close()
+
+
+def test_a_login_shell_that_was_ended_by_a_signal_may_be_there_again_soon(
+    make_sshd: Callable[..., Sshd],
+) -> None:
+    ssh = SSH(make_sshd("ForceCommand kill -TERM $$").target)
+    with pytest.raises(ConnectionRefused, match="ended with exit status 143"):
+        ssh.execute("echo on", timeout=60)
     ssh.close()
 
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, Overdue, Unreachable
+from xenlab.errors import (
+    BadInput,
+    ConnectionLost,
+    ConnectionRefused,
+    NoConnection,
+    Overdue,
+    Unreachable,
+)
 from xenlab.transport.channel import (
     POLL_SECONDS,
     Conversation,
@@ -337,16 +344,18 @@ class SSH:
             if status >= 0:
                 return status
             if not connection.started(channel):
-                raise ConnectionRefused(
+                raise Unreachable(
                     "the server does not run commands for this user",
                     where=self.name,
                     hint="look at ForceCommand and the login shell",
                 )
         raise self._lost(connection)
 
-    def _no_shell(self, status: int, said: str) -> ConnectionRefused:
+    def _no_shell(self, status: int, said: str) -> NoConnection:
         answer = f"answered “{said[-200:]}”" if said else f"ended with exit status {status}"
-        return ConnectionRefused(
+        # a machine that shuts down ends its shells by a signal
+        kind = ConnectionRefused if status > 128 else Unreachable
+        return kind(
             "the server runs no commands for this user: its login shell or a forced command "
             + answer,
             where=self.name,
