@@ -30,6 +30,7 @@ from xenlab.errors import (
     ConnectionRefused,
     ConsentNeeded,
     HostKeyRefused,
+    MachineBusy,
     StepFailed,
 )
 from xenlab.host import Host
@@ -220,6 +221,22 @@ def test_nothing_is_wiped_without_consent(
         chapter.ensure("05.1 Wipe", made)
     assert not made.path.exists()
     assert ("running", "running") not in statuses(journal)
+
+
+def test_what_would_be_destroyed_is_looked_at_once_nobody_else_can_change_it(
+    chapter: Chapter, sshd: Sshd, tmp_path: Path
+) -> None:
+    root = os.popen("findmnt -no SOURCE /").read().strip()
+    made = Made(tmp_path / "x", device=root)
+    other = MachineLock(SSH(sshd.target), Path("/elsewhere/runs/other"))
+    other.take()
+    with pytest.raises(MachineBusy):
+        chapter.ensure("05.1 Wipe", made)
+    other.release()
+    with pytest.raises(ConsentNeeded, match="in use"):
+        chapter.ensure("05.1 Wipe", made)
+    other.take()
+    other.release()
 
 
 def test_guests_are_made_side_by_side(chapter: Chapter, journal: Journal, tmp_path: Path) -> None:

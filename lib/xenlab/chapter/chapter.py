@@ -170,7 +170,7 @@ class Chapter(PlatformAnswers):
         if not todo:
             return False
         step.names({"": todo}, self.host.name)
-        self._starts(step)
+        self._starts(step, self.host)
         try:
             self._apply(step, self.host, tuple(todo), "")
         except (StepFailed, CommandFailed) as error:
@@ -200,7 +200,7 @@ class Chapter(PlatformAnswers):
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
                 return
-            self._starts(step)
+            self._starts(step, host)
             self._apply(step, host, actions, "")
             step.status = CHANGED
 
@@ -381,8 +381,7 @@ class Chapter(PlatformAnswers):
             return False
         if not todo:
             return False
-        self._consent(host, todo)
-        self._starts(step)
+        self._starts(step, host, todo)
         return True
 
     def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
@@ -420,10 +419,12 @@ class Chapter(PlatformAnswers):
     def _note_consent(self, status: str, what: str) -> None:
         self.journal.append(chapter=self.name, phase="consent", status=status, message=what)
 
-    def _starts(self, step: Step) -> None:
+    def _starts(self, step: Step, host: Host, todo: Sequence[Resource] = ()) -> None:
         """Nobody else changes the machine from now on; a RUNNING record is on disk."""
         self._machine.take(self.recorder)
         self._end_strays(step)
+        # what another run has just made there is not lost by a consent to what was there before
+        self._consent(host, todo)
         step.running()
 
     def _consent(self, host: Host, todo: Sequence[Resource]) -> None:
