@@ -12,6 +12,7 @@ from xenlab.chapters.shared_filesystems import READ
 from xenlab.chapters.shared_usr import WRITE
 from xenlab.command import Command
 from xenlab.host import Host
+from xenlab.resources.base import Difference
 from xenlab.resources.nfs import Exported
 
 EXPORTFS = Path(__file__).parents[2] / ".venv/nfs-kernel-server/usr/sbin/exportfs"
@@ -68,6 +69,22 @@ def test_what_is_exported_counts_and_not_what_the_file_says(host: Host, share: s
     )
     wanted.apply(host, silent)
     wanted.verify(host)
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted"),
+    [("rw,no_subtree_check,no_root_squash", WRITE), (READ.replace(",mountpoint", ""), READ)],
+)
+def test_an_export_that_reaches_the_root_around_it_is_none(
+    host: Host, share: str, now: str, wanted: str
+) -> None:
+    host.write(FILE, f"{share} {LAN}({now})\n")
+    exported = Exported((share,), LAN, wanted)
+    exported.apply(host, silent)
+    assert exported.probe(host) == Difference(f"export {share} to {LAN} ({wanted})")
+    host.write(FILE, f"{share} {LAN}({wanted})\n")
+    exported.apply(host, silent)
+    exported.verify(host)
 
 
 def test_nobody_else_and_nothing_else_is_served(host: Host, share: str) -> None:

@@ -171,10 +171,10 @@ def test_a_guest_that_does_not_answer_is_a_difference_and_no_end_of_a_plan(tmp_p
 
 
 def test_exports_as_exportfs_says_them() -> None:
-    text = "/mnt/share  10.66.0.0/24(sync,wdelay,hide,ro)\n/srv/packages\t*(rw)\n"
+    text = "/mnt/share  10.66.0.0/24(sync,hide,no_subtree_check,ro)\n/srv/packages\t*(rw)\n"
     assert parse_exports(text.replace("\t", "  ")) == [
-        Export("/mnt/share", "10.66.0.0/24", frozenset({"sync", "wdelay", "hide", "ro"})),
-        Export("/srv/packages", "*", frozenset({"rw"})),
+        Export("/mnt/share", "10.66.0.0/24", frozenset({"sync", "hide", "no_subtree_check", "ro"})),
+        Export("/srv/packages", "*", frozenset({"rw", "subtree_check"})),
     ]
 
 

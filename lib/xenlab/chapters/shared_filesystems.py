@@ -22,7 +22,8 @@ from xenlab.resources.files import File
 from xenlab.resources.nfs import Exported, ListensOnlyOn, NfsMount, ServedOn, server_settings
 from xenlab.site.schema import LanGuest, Parameters
 
-READ = "ro,no_subtree_check,no_root_squash"
+# where the share is not mounted, its folder is one of dom0's root, which is not exported
+READ = "ro,no_subtree_check,no_root_squash,mountpoint"
 OPTIONS = "vers=4.2,_netdev,x-systemd.mount-timeout=120"
 
 

@@ -249,7 +249,10 @@ def parse_exports(text: str) -> list[Export]:
         path, _, rest = line.partition(" ")
         client, _, options = rest.strip().partition("(")
         if path and client:
-            found.append(Export(path, client, frozenset(options.rstrip(")").split(","))))
+            named = frozenset(options.rstrip(")").split(","))
+            # exportfs lists no_subtree_check alone, and where that is not, the other one holds
+            other = () if "no_subtree_check" in named else ("subtree_check",)
+            found.append(Export(path, client, named.union(other)))
     return found
 
 
