@@ -102,6 +102,21 @@ SECRETS = {
     "var/spool/cron/crontabs/root": "@daily curl -u me:secret host\n",
     "var/mail/root": "secret\n",
 }
+# by its path, what is there and what the image has of it
+LOGINS = {
+    "etc/apt/sources.list": (
+        "deb https://me:secret@mirror/debian stable main\ndeb http://mirror:80/x y z\n",
+        "deb https://mirror/debian stable main\ndeb http://mirror:80/x y z\n",
+    ),
+    "etc/apt/apt.conf.d/its [own]* \\tproxy": (
+        'Acquire::http::Proxy "http://me@home:p@secret@10.0.0.1:3128";\n',
+        'Acquire::http::Proxy "http://10.0.0.1:3128";\n',
+    ),
+    "etc/environment": (
+        "https_proxy=https://token-of-a-secret@proxy\nuser=ssh://git@host/\n",
+        "https_proxy=https://proxy\nuser=ssh://git@host/\n",
+    ),
+}
 ACCOUNTS = {
     "passwd": ("root:x:0:0:root:/root:/bin/sh\nold:secret:1:1::/:/bin/sh\nopen::2:2::/:/bin/sh\n"
                "+nis:::::\n"),
@@ -122,6 +137,7 @@ def fill(root: Path) -> None:
         "etc/ssh/sshd_config": "# here\n",
         "etc/xen/domu1.cfg": 'name = "domu1"\n',
         **SECRETS,
+        **{name: text for name, (text, _) in LOGINS.items()},
         "root/.ssh/id_ed25519": "secret\n",
         "root/.bash_history": "passwd\n",
         "var/log/apt/history.log": "apt\n",
@@ -138,6 +154,9 @@ def fill(root: Path) -> None:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    (root / "etc/apt/auth.conf.d/url.conf").write_text("machine http://me:secret@mirror\n")
+    os.chown(root / "etc/apt/sources.list", 0, 42)
+    os.chmod(root / "etc/apt/sources.list", 0o640)
     os.chown(root / "etc/shadow", 0, 42)
     os.chmod(root / "etc/shadow", 0o640)
     shutil.copy("/bin/true", root / "usr/bin/pinger")
@@ -189,6 +208,9 @@ def test_an_image_is_taken_proven_and_found_again(machine: Machine, tmp_path: Pa
 def test_nothing_that_is_secret_in_dom0_is_in_the_image(machine: Machine, tmp_path: Path) -> None:
     sh("tar", "-C", tmp_path, "--numeric-owner", "-xpf", taken(machine))
     assert [name for name in SECRETS if (tmp_path / name).exists()] == []
+    assert list((tmp_path / "etc/apt/auth.conf.d").iterdir()) == []
+    for name, (_, text) in LOGINS.items():
+        assert (tmp_path / name).read_text() == text
     for file in (tmp_path / "etc").rglob("*"):
         assert not file.is_file() or b"secret" not in file.read_bytes(), file
     etc = tmp_path / "etc"
@@ -199,17 +221,20 @@ def test_nothing_that_is_secret_in_dom0_is_in_the_image(machine: Machine, tmp_pa
     assert (etc / "passwd").read_text().splitlines()[1:] == [
         "old:*:1:1::/:/bin/sh", "open:*:2:2::/:/bin/sh", "+nis:::::",
     ]  # fmt: skip
-    state = (etc / "shadow").stat()
-    assert (state.st_gid, state.st_mode & 0o777) == (42, 0o640)
+    for name in ("shadow", "apt/sources.list"):
+        state = (etc / name).stat()
+        assert (state.st_gid, state.st_mode & 0o777) == (42, 0o640)
 
 
-def test_an_image_with_somebody_s_password_is_refused(machine: Machine) -> None:
+def test_an_image_with_somebody_s_password_or_login_is_refused(machine: Machine) -> None:
     path = taken(machine)
     sh("tar", "-C", machine.root, "-I", "zstd", "-cf", path, "--xattrs", "--exclude=./etc/ssh/*",
        "--exclude=./proc", "./etc", "./usr", "./dev")  # fmt: skip
     sh("sh", "-c", f"cd {path.parent} && sha256sum {path.name} > {path.name}.sha256")
-    with pytest.raises(StepFailed, match="nobody's password: [a-z ]*root"):
+    with pytest.raises(StepFailed, match="nobody's password: [a-z ]*root") as caught:
         machine.proof.apply(HERE, silent)
+    assert "no login in a URL: ./etc/" in caught.value.message
+    assert "secret@" not in caught.value.message
 
 
 @pytest.mark.parametrize("arrived", [0, 25, -1])

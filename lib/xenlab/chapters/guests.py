@@ -75,7 +75,7 @@ def base(site: Parameters) -> str:
         **({"unwanted": sorted(site.unwanted)} if site.unwanted else {}),
         "without": sorted(site.image_exclude),
         # an image that was taken before this was so is taken anew
-        "secrets of dom0": "left out",
+        "secrets of dom0": "left out, with the logins in URLs",
     }
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
 

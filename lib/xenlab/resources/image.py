@@ -19,6 +19,9 @@ from xenlab.resources.base import Difference, Report, Resource
 TAKE_SECONDS = 3600.0
 """Deadline of taking or reading an image, in seconds: an emulated host packs 10 MB a second."""
 
+_LOGIN = r"""://([^/"<>[:space:]]*:[^/"<>[:space:]]+|[^/:@"<>[:space:]]{16,})@"""
+"""A login in a URL, for grep -E and sed -E: a user alone where it is as long as a token."""
+
 _CAPABILITY = "security.capability"
 _REFUSED = {
     46: "the image would lie on the very file system it is taken of: the share is not mounted",
@@ -78,6 +81,11 @@ class Image(Resource):
             find ./var/log -xdev ! -type d >> /run/leave-out
             grep -rlsI -e '-----BEGIN [A-Z ]*PRIVATE KEY' \\
                 ./etc ./home ./opt ./root ./srv ./usr/local ./var/lib >> /run/leave-out || :
+            # a file with a login in a URL is replaced by a copy without it
+            grep -rlsIE {{login}} ./etc > /run/names || :
+            tar -cf - --anchored -X /run/leave-out -T /run/names | tar -xpf - -C /run/own
+            find /run/own/etc -type f -exec sed -Ei s#{{login}}#://#g {{}} +
+            cat /run/names >> /run/leave-out
             # what every machine has with content of its own, and accounts with nobody's password
             : > /run/own/etc/machine-id
             printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost\\n' > /run/own/etc/hosts
@@ -88,18 +96,19 @@ class Image(Resource):
             done
             [ -c dev/console ] || mknod -m 600 /run/own/dev/console c 5 1
             [ -c dev/null ] || mknod -m 666 /run/own/dev/null c 1 3
+            (cd /run/own && find etc dev ! -type d) > /run/names
             # status 1 says that a file changed while it was read
             tar -cf {{path}} -I 'zstd -1 -T0' --format=posix --one-file-system --sparse \\
                 --numeric-owner --acls --xattrs --xattrs-include='*' \\
                 --transform='flags=rSH;s,^\\(etc\\|dev\\)/,./\\1/,' \\
                 --anchored --exclude-from /run/leave-out . \\
-                -C /run/own $(cd /run/own && find etc dev ! -type d) || [ $? = 1 ]
+                -C /run/own --verbatim-files-from -T /run/names || [ $? = 1 ]
             cd /
             umount /run/image
             sha256sum {{path}} > {{path}}.sha256
         """
         values = {"device": self.device, "source": self.source, "path": self.path}
-        values["folder"] = self.path.rpartition("/")[0]
+        values |= {"folder": self.path.rpartition("/")[0], "login": _LOGIN}
         return Command.file("/run/leave-out", leave_out), Command.sh(text, **values)
 
     def recorded(self) -> tuple[Command, ...]:
@@ -131,6 +140,7 @@ class Image(Resource):
             self.base,
             *size_and_digest(patterns),
             RECORD,
+            _LOGIN,
         )
         result = host.run(command, input=patterns, check=False, timeout=TAKE_SECONDS)
         if result.status in _REFUSED:
@@ -203,7 +213,7 @@ _UNPROVEN = {
 }
 
 
-# The archive is unpacked once, and read twice: what it lists, and whose accounts have a password.
+# The archive is unpacked once, and read twice: what it lists, and what in its /etc is secret.
 _READ = """
     export LC_ALL=C
     cd -- "${1%/*}"
@@ -215,17 +225,18 @@ _READ = """
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
     mkfifo -- "$scratch/again"
-    # tar minds that one of them is missing
-    tar --extract --to-stdout --file "$scratch/again" \\
-        ./etc/passwd ./etc/group ./etc/shadow ./etc/gshadow \\
-        > "$scratch/accounts" 2> /dev/null &
+    tar --extract --directory "$scratch" --file "$scratch/again" ./etc &
     echo "archive:"
     zstd -qdc -- "$1" | tee -- "$scratch/again" \\
         | tar --list --verbose --verbose --xattrs --xattrs-include='*' --numeric-owner \\
             --quoting-style=escape --file -
-    wait
+    wait "$!"
+    cd -- "$scratch"
     echo "accounts:"
-    awk -F: '/^[^+-]/ && $2 !~ /^[x*!]+$/ { print $1 }' "$scratch/accounts"
+    cat etc/passwd etc/group etc/shadow etc/gshadow 2> /dev/null \\
+        | awk -F: '/^[^+-]/ && $2 !~ /^[x*!]+$/ { print $1 }'
+    echo "logins:"
+    grep -rlsIE -e "$3" ./etc || :
 """
 
 
@@ -280,7 +291,9 @@ class ImageProof(Resource):
         report("reading the image")
         quiet = replace(host, quiet=True)
         result = quiet.run(
-            Command.script(_READ, self.image, self.source), check=False, timeout=TAKE_SECONDS
+            Command.script(_READ, self.image, self.source, _LOGIN),
+            check=False,
+            timeout=TAKE_SECONDS,
         )
         if result.status == 44:
             raise StepFailed(f"{self.image} does not match its checksum file")
@@ -294,7 +307,9 @@ class ImageProof(Resource):
         members = parse_listing(listing)
         files = [re.split(r" (?=cap_|=)", line)[0] for line in capabilities.splitlines()]
         rows = statements(members, files, self.empty)
-        rows.append(_row("nobody's password", not accounts, accounts.replace("\n", " ") or "none"))
+        accounts, _, logins = accounts.partition("logins:\n")
+        for statement, found in ("nobody's password", accounts), ("no login in a URL", logins):
+            rows.append(_row(statement, not found, found.replace("\n", " ") or "none"))
         wrong = [row for row in rows if row["holds"] != "yes"]
         if wrong:
             what = "; ".join(f"{row['statement']}: {row['seen']}" for row in wrong)
