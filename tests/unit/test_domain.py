@@ -91,6 +91,23 @@ def test_follow_goes_on_in_the_new_log_after_a_rotation(tmp_path: Path) -> None:
     assert outcome == (0, "one\ntwo\ndomu1 login: ")
 
 
+def test_follow_keeps_little_of_what_a_guest_writes_without_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def flood() -> None:
+        for piece in ("x" * 400_000, "y" * 2000, "domu1 log", "in: "):
+            time.sleep(1.2)
+            with log.open("a") as out:
+                out.write(piece)
+
+    writer = threading.Thread(target=flood)
+    writer.start()
+    script = FOLLOW + 'follow "$1" 0 "$2" "$3" nobody 30 0.7 > /dev/null; echo "${#new}"\n'
+    kept = HOST.run(Command.script(script, log, LOGIN, PANIC)).stdout
+    writer.join()
+    assert int(kept) < 100_000
+
+
 def test_off_xen_there_is_something_to_do_and_no_certainty(tmp_path: Path) -> None:
     xl = Xl()
     difference = xl.running("domu1").probe(HOST)

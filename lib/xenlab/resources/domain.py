@@ -70,6 +70,8 @@ follow() {
             printf %s "$piece"
             new=$new$piece
             case $new in *"$wanted"*) return 0 ;; *"$panic"*) return 52 ;; esac
+            # a guest may write without end: what came before a long piece is not kept
+            [ "${#piece}" -lt 1000 ] || new=$piece
         fi
         uptime_seconds
         if [ "$now" -ge "$end" ]; then [ -e "$log" ] && return 51 || return 54; fi
