@@ -1,10 +1,11 @@
-"""A disk of this machine that is small enough to be filled: a tmpfs of its own."""
+"""Disks of this machine for a test alone: one that can be filled, and one that loses its power."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,3 +34,39 @@ def fill(folder: Path) -> Path:
         except OSError:
             return place
     return place
+
+
+@contextmanager
+def disk_that_loses_its_power(folder: Path) -> Iterator[Callable[[], Path]]:
+    """A disk that gets no content unless somebody waits for it; a call returns what a cut leaves.
+
+    The names are on it by then: a file that nobody waited for is empty.
+    """
+    root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    image, copy = folder.with_name(f"{folder.name}.img"), folder.with_name(f"{folder.name}.copy")
+    after = folder.with_name(f"{folder.name}.after")
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    owner = f"root_owner={os.geteuid()}:{os.getegid()}"
+    subprocess.run(["mkfs.ext4", "-q", "-E", owner, str(image)], check=True, timeout=60)
+    mounted = []
+
+    def mount(disk: Path, place: Path) -> None:
+        place.mkdir()
+        command = ["mount", "-o", "loop,commit=600", str(disk), str(place)]
+        subprocess.run([*root, *command], check=True, timeout=60)
+        mounted.append(place)
+
+    def cut() -> Path:
+        with (folder / "names").open("w") as file:
+            os.fsync(file)
+        shutil.copy(image, copy)
+        mount(copy, after)
+        return after
+
+    try:
+        mount(image, folder)
+        yield cut
+    finally:
+        for place in mounted:
+            subprocess.run([*root, "umount", "--lazy", str(place)], check=True, timeout=60)

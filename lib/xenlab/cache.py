@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xenlab import durable
 from xenlab.masking import mask
 
 # Built things on disk, keyed by what went into them.
@@ -61,8 +62,9 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
         unfinished.mkdir()
         try:
             build(unfinished)
-            _close(unfinished)
             write_atomic(unfinished / "inputs.json", mask(text, ()) + "\n")
+            _close(unfinished)
+            # who finds the folder takes it for whole, after a power cut as well
             unfinished.rename(folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -71,10 +73,11 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
 
 
 def _close(folder: Path) -> None:
-    """Leave what is below a folder to its owner alone."""
+    """Leave what is below a folder to its owner alone, and have it on disk."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & 0o700)
+            durable.sync(path)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
+from tests.smalldisk import disk_that_loses_its_power
 from tests.ssh.conftest import processes_with, wait_until
 from tests.unit.rootdir import root_with
 from tests.watching import Watching
@@ -169,7 +170,7 @@ bzImage:
 	echo 6.1.0-tiny > $(O)/include/config/kernel.release
 	gcc -nostdlib -static -Wl,-e,0 -o $(O)/vmlinux notes.S
 	{ date -d "$(KBUILD_BUILD_TIMESTAMP)" +%s; cat $(O)/.config; } > $(image)
-	touch $(O)/modules.builtin $(O)/modules.builtin.modinfo
+	echo kernel/a.ko > $(O)/modules.builtin; touch $(O)/modules.builtin.modinfo
 """
 MERGE = '#!/bin/sh\n[ "$1 $2" = "-m -O" ]\ncat "$5" >> "$4"\n'
 EXTRACT = '#!/bin/sh\ntail -n +2 "$1"\n'
@@ -284,6 +285,29 @@ def test_sources_with_another_checksum_are_not_unpacked(
     right = checksum_of(archive, "0" * digits)
     Sources(build, lambda: right).apply(host, silent)
     assert unpacked(build).probe(host) is None
+
+
+def test_sources_and_a_kernel_are_whole_after_a_power_cut(
+    archive: Path, host: Host, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    build = replace(kernel(archive), trees=f"{disk}/trees", store=f"{disk}/store")
+    with disk_that_loses_its_power(disk) as cut:
+        make(build, host)
+        after = cut()
+        facts = build.require(host)
+        for folder in (build.tree(facts), build.result(facts)):
+            here, left = content(Path(folder)), content(after / Path(folder).relative_to(disk))
+            assert here.keys() == left.keys()
+            assert here == left
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_another_option_is_another_kernel(archive: Path, host: Host) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.smalldisk import disk_that_loses_its_power
 
 from xenlab.cache import cache_root, cached, locked, write_atomic
 
@@ -54,6 +55,21 @@ def test_a_failed_build_leaves_nothing(root: Path, failure: type[BaseException])
     with pytest.raises(failure):
         cached("kind", {}, build)
     assert [path for path in (root / "kind").iterdir() if path.is_dir()] == []
+
+
+def test_what_was_built_is_whole_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(folder: Path) -> None:
+        (folder / "boot").mkdir()
+        (folder / "boot/vmlinuz").write_text("a kernel")
+
+    with disk_that_loses_its_power(tmp_path / "disk") as cut:
+        monkeypatch.setenv("XENLAB_CACHE", f"{tmp_path}/disk")
+        folder = cached("kind", {}, build)
+        after = cut() / "kind" / folder.name
+        assert (after / "boot/vmlinuz").read_text() == "a kernel"
+        assert (after / "inputs.json").read_text() == "{}\n"
 
 
 def test_what_a_killed_build_left_is_not_mixed_in(root: Path) -> None:

@@ -39,6 +39,6 @@ cp "$work/modules.builtin" "$work/modules.builtin.modinfo" "$result/"
     echo "notes $notes"
     echo "seconds $seconds"
 } > "$result/manifest.new"
-sync "$result/vmlinuz" "$result/manifest.new"
+sync "$result" "$result"/*
 # Whoever finds a manifest finds a whole kernel.
 mv "$result/manifest.new" "$result/manifest"

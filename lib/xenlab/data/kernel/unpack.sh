@@ -23,6 +23,9 @@ if [ ! -e "$tree/Makefile" ]; then
     case $tree in *-"$(printf %.8s "$digest")") ;; *) exit 45 ;; esac
     tar --strip-components=1 --no-same-owner -xf "$tree.new/archive" -C "$tree.new/tree"
     [ -e "$tree.new/tree/Kconfig" ]
+    # whoever finds the tree takes it for whole, after a power cut as well
+    rm "$tree.new/archive"
+    sync -f "$tree.new"
     rm -rf "$tree"
     mv "$tree.new/tree" "$tree"
     printf '%s %s\n' "$digest" "$state" > "$note.new"
