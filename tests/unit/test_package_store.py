@@ -10,13 +10,14 @@ from tests.namespace import Namespace
 from tests.system_copy import SYSTEM_COPY
 
 from xenlab.command import Command
-from xenlab.errors import StepFailed
+from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.apt import ARCHIVES, Apt
 
 SHARE = "/mnt/share"
 STORE = f"{SHARE}/apt/archives"
 SAMPLE = "sample_1%3a1_all.deb"
+CUT = 'DPkg::Post-Invoke { "truncate -s 0 /usr/share/xenlab-test/*; kill -9 0"; };'
 
 # `/evil.deb` has the name and, padded, the size of the package that `/archive` holds.
 COPY = (
@@ -112,6 +113,34 @@ def test_a_guest_installs_copies_from_a_store_that_it_cannot_write_to(host: Host
     assert what_it_holds(host) == "genuine"
     assert host.run(f"readlink -f {ARCHIVES}/{SAMPLE}").stdout.strip() == f"{ARCHIVES}/{SAMPLE}"
     assert not host.test(f"touch {STORE}/x")
+
+
+@pytest.mark.parametrize("share", ["", SHARE])
+def test_what_a_power_cut_left_without_its_files_is_installed_again(host: Host, share: str) -> None:
+    stored(host)
+    wanted = Apt(SHARE).from_store("sample") if share else Apt().installed("sample")
+    # dpkg's own files are on disk before it ends; all that is unpacked may be empty
+    host.write("/etc/apt/apt.conf.d/99cut", CUT)
+    with pytest.raises(XenlabError):
+        wanted.apply(host, silent)
+    assert host.run("dpkg-query -W -f '${db:Status-Abbrev}' sample needed").stdout == "ii ii "
+    found = wanted.probe(host)
+    assert found is not None and found.rows == ({"package": "sample", "found": "not on disk"},)
+    with pytest.raises(XenlabError):
+        wanted.apply(host, silent)
+    host.run("rm /etc/apt/apt.conf.d/99cut")
+    wanted.apply(host, silent)
+    wanted.verify(host)
+    assert what_it_holds(host) == "genuine"
+    assert host.run("cat /usr/share/xenlab-test/needed").stdout.strip() == "genuine"
+
+
+def test_what_failed_without_a_power_cut_is_not_installed_again(host: Host) -> None:
+    host.run("rm /archive/*.deb")
+    wanted = Apt().installed("sample")
+    with pytest.raises(XenlabError):
+        wanted.apply(host, silent)
+    assert Apt().installed("dpkg").probe(host) is None
 
 
 def test_a_guest_refuses_what_the_index_does_not_name(host: Host) -> None:

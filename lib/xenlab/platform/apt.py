@@ -42,6 +42,9 @@ _NEEDED = 45
 _NOT_STORED, _NOT_GENUINE = 44, 47
 
 ARCHIVES = "/var/cache/apt/archives"
+UNSYNCED = "/var/lib/dpkg/xenlab-unsynced"
+"""This file names packages that dpkg calls installed, although a power cut may take their files."""
+
 PROXY = "/etc/apt/apt.conf.d/90xenlab-proxy"
 
 # apt-get(8) takes a package that lies in its folder already by its size alone. So each is compared
@@ -193,8 +196,11 @@ class AptPackages(Resource):
         require_names(self.names, "debian")
 
     def probe(self, host: Host) -> Difference | None:
-        """A table of the packages that are missing, or were left half installed."""
-        return self.compare(listing(host, self.names))
+        """A table of the packages that are missing, or were left half installed.
+
+        What a power cut may have left without its files counts as missing.
+        """
+        return self.compare(listing(host, self.names, UNSYNCED))
 
     def compare(self, text: str) -> Difference | None:
         """The difference to what dpkg-query lists."""
@@ -208,6 +214,8 @@ class AptPackages(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Finish what an earlier attempt left half done, then install them all in one go.
 
+        What is unpacked is named in `UNSYNCED` until it is on disk; what a power cut left named
+        there is installed again.
         Configuration files that were changed on the host stay as they are. Daemons are installed,
         not started.
         """
@@ -218,7 +226,12 @@ class AptPackages(Resource):
             leave() {
                 [ -z "$ours" ] || rm -f -- "$policy"
                 [ ! -d /run/systemd/system ] || systemctl daemon-reload
+                # dpkg was told not to wait for the disk
+                sync
+                [ -n "$again" ] || rm -f -- "$unsynced"
             }
+            unsynced=$4 again=
+            [ ! -e "$unsynced" ] || again=$(cat -- "$unsynced")
             trap leave EXIT
             trap 'exit 143' TERM INT HUP
             if [ ! -e "$policy" ]; then
@@ -234,30 +247,35 @@ class AptPackages(Resource):
                 [ ! -L "$archives" ] || rm -- "$archives"
                 mkdir -p -- "$archives"
             fi
-            shift 3
+            shift 4
+            # a script without its text fails, until its package is installed again
             patiently quietly dpkg \\
-                --force-unsafe-io --force-confdef --force-confold --configure -a
+                --force-unsafe-io --force-confdef --force-confold --configure -a || [ -n "$again" ]
             install() {
-                files=$(listed install -- "$@") || return
+                files=$(listed $reinstall install -- "$@") || return
                 gathered "$store" $files
-                patiently quietly apt-get -q -y --no-install-recommends $option \\
+                for file in $files; do file=${file#*/}; echo "${file%%_*}"; done >> "$unsynced"
+                sync -- "$unsynced" "${unsynced%/*}" || return
+                patiently quietly apt-get -q -y --no-install-recommends $option $reinstall \\
                     -o Dpkg::Use-Pty=0 \\
                     -o Dpkg::Options::=--force-unsafe-io \\
                     -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
                     install -- "$@"
             }
-            if ! install "$@"; then
+            reinstall=${again:+--reinstall}
+            if ! install "$@" $again; then
                 # an index that is not quite new may name what the archive has replaced since
                 [ -z "$store" ]
                 update
-                install "$@"
+                install "$@" $again
             fi
-            # dpkg was told not to wait for the disk
-            sync
+            again=
         """
         answers = "\n".join(self.answers)
         tools = _TOOLS + _GENUINE + _QUIETLY
-        command = Command.script(tools + script, _POLICY, answers, self.store, *self.names)
+        command = Command.script(
+            tools + script, _POLICY, answers, self.store, UNSYNCED, *self.names
+        )
         typed = "apt-get install -y --no-install-recommends {names}"
         if self.store:
             copy = f"mkdir -p {ARCHIVES}/partial\ncp {{store}}/*.deb {ARCHIVES}"
@@ -391,10 +409,17 @@ class AptRemoved(Resource):
             raise CommandFailed(result)
 
 
-def listing(host: Host, names: tuple[str, ...]) -> str:
-    """What dpkg-query(1) says of these packages: name and state, separated by tabs."""
-    template = "${Package}\\t${db:Status-Abbrev}\\n"
-    result = host.run(Command.argv("dpkg-query", "-W", "-f", template, "--", *names), check=False)
+def listing(host: Host, names: tuple[str, ...], unsynced: str = "") -> str:
+    """What dpkg-query(1) says of these packages: name and state, separated by tabs.
+
+    Where there is a file ``unsynced``, its word does not count.
+    """
+    script = """
+        if [ -e "$1" ]; then shift; printf '%s\\tnot on disk\\n' "$@"; exit; fi
+        shift
+        dpkg-query -W -f '${Package}\\t${db:Status-Abbrev}\\n' -- "$@"
+    """
+    result = host.run(Command.script(script, unsynced, *names), check=False)
     if result.status not in (0, 1, *NO_ROOT):
         raise CommandFailed(result)
     return result.stdout
