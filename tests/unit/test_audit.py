@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal
 from xenlab.runs import audit
+from xenlab.runs import folder as runs
 
 
 def make_run(folder: Path) -> Path:
@@ -166,6 +167,31 @@ def test_a_signed_run_is_of_its_signer(run: Path, tmp_path: Path) -> None:
     assert found.problems == ()
     assert found.signed_by.startswith("anna@castle, ED25519 key SHA256:")
     assert "which nobody was asked about" in audit.inspect(run).signed_by
+
+
+@pytest.mark.parametrize("name", ["output/04.9.txt", "console/dom0.log", "run.json"])
+def test_nothing_is_added_to_a_signed_run_that_was_cut_short(tmp_path: Path, name: str) -> None:
+    run, key = tmp_path / "run", make_key(tmp_path / "anna")
+    journal = Journal(run)
+    journal.append(chapter="04_grub", phase="open", status="apply")
+    path, _ = journal.save_output("04.1", b"printed, but the kernel died before the record")
+    audit.sign(run, key)
+    found = audit.inspect(run, signers(tmp_path / "signers", key))
+    assert found.problems == () and found.signed_by.startswith("anna@castle")
+    assert found.cut == ("cut short in 04_grub: no record says that it ended",)
+    (run / path).write_text("it went well")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text("it went well")
+    said = {f"{path}: it was changed since it was recorded", f"{name}: no record names it"}
+    assert {*audit.inspect(run, tmp_path / "signers").problems} == said
+
+
+def test_a_run_that_goes_on_is_not_signed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
+    with runs.run_lock(run), pytest.raises(BadInput, match="another process works on the run"):
+        audit.sign(run, make_key(tmp_path / "anna"))
 
 
 def test_a_run_of_another_key_does_not_verify(run: Path, tmp_path: Path) -> None:

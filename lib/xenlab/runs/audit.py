@@ -14,6 +14,7 @@ from xenlab import durable
 from xenlab.durable import kept_file, locked_folder
 from xenlab.errors import BadInput, JournalDamaged, XenlabError
 from xenlab.journal import HEAD, RESERVE, Chain, Journal, read_chain
+from xenlab.runs.folder import run_lock
 
 NAMESPACE = "xenlab-run"
 """What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
@@ -104,18 +105,25 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
                 cut.append(f"{name}: cut short before the new one took its place")
             else:
                 problems.append(said)
-    for name in [name for name in _files(folder) if name not in named]:
-        shapes = (*LEFT, *(f"/{shape}" for shape in PARTIAL))
-        explained = cut and any(PurePath(f"/{name}").match(shape) for shape in shapes)
-        said = "no record names it yet" if explained else "no record names it"
-        (cut if explained else problems).append(f"{name}: {said}")
     try:
         signed_by, complaint = _signature(folder, _statement(folder, chain), signers)
     except JournalDamaged as error:
         signed_by, complaint = "", error.message
+    for name in [name for name in _files(folder) if name not in named]:
+        # all that a run had left was recorded before it was signed
+        explained = cut and not signed_by and _left(folder / name, name)
+        said = "no record names it yet" if explained else "no record names it"
+        (cut if explained else problems).append(f"{name}: {said}")
     problems += [complaint] if complaint else []
     count = len(chain.records)
     return Audit(count, len(named), chain.head, signed_by, tuple(problems), tuple(cut))
+
+
+def _left(place: Path, name: str) -> bool:
+    """Whether a file may be there because an interruption came before its record."""
+    shapes = (*LEFT, *(f"/{shape}" for shape in PARTIAL))
+    known = any(PurePath(f"/{name}").match(shape) for shape in shapes)
+    return known and stat.S_ISREG(place.lstat().st_mode)
 
 
 def _cut(chain: Chain) -> Iterator[str]:
@@ -153,6 +161,7 @@ def _cut(chain: Chain) -> Iterator[str]:
 def sign(folder: Path, key: Path) -> Path:
     """Sign a run as it is now with an SSH key (ssh-keygen(1), -Y sign); return the signature.
 
+    What an interruption left gets its record first: raises BadInput while the run goes on.
     ``key`` is the private key's file, or the public one's where an agent holds the private. What
     does not hold is not signed: raises JournalDamaged then, BadInput where the key cannot sign.
     """
@@ -161,6 +170,8 @@ def sign(folder: Path, key: Path) -> Path:
         raise JournalDamaged(
             found.problems[0], where=str(folder), hint="it is not signed like this"
         )
+    with run_lock(folder):
+        keep_files(folder)
     statement = folder / STATEMENT
     (folder / SIGNATURE).unlink(missing_ok=True)
     durable.replace(statement, _statement(folder, read_chain(folder / "journal.jsonl")).encode())
