@@ -162,8 +162,28 @@ def kept_file(folder: Path, name: str) -> Path:
     """A file of a run by its name, there or not yet.
 
     Raises JournalDamaged for one that is not inside the run's folder: who made the run may want a
-    file of this machine to be shown, or written over.
+    file of this machine to be shown, or written over; and for a pipe or a device, which may have
+    no end.
     """
+    place = _inside(folder, name)
+    if place.exists() and not place.is_file():
+        raise JournalDamaged(
+            f"{name} is no regular file",
+            where=str(folder),
+            hint="do not trust this run: ask who gave it to you",
+        )
+    return place
+
+
+def kept_folder(folder: Path, name: str) -> Path:
+    """A folder of a run by its name, made unless it is there; raises JournalDamaged, DiskFull."""
+    place = _inside(folder, name)
+    with space(folder):
+        place.mkdir(mode=0o700, exist_ok=True)
+    return place
+
+
+def _inside(folder: Path, name: str) -> Path:
     place = (folder / name).resolve()
     if not place.is_relative_to(folder.resolve()):
         raise JournalDamaged(

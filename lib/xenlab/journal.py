@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xenlab import durable
-from xenlab.durable import kept_file
+from xenlab.durable import kept_file, kept_folder
 from xenlab.errors import DiskFull, JournalDamaged
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Journal:
         for name in (self.path.name, HEAD, RESERVE):
             kept_file(folder, name)
         for name in ("output", "input"):
-            kept_file(folder, name).mkdir(mode=0o700, exist_ok=True)
+            kept_folder(folder, name)
 
     def append(self, **fields: Any) -> dict[str, Any]:
         """Write a record, on disk before this returns; returns the whole record.

@@ -222,6 +222,24 @@ def test_a_run_record_that_is_a_link_is_not_followed(
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [
+        *(("run.json", reader) for reader in READERS),
+        *(("journal.jsonl", reader) for reader in ("states", "report", "render")),
+        ("console/dom0.log", "render"),
+    ],
+)
+def test_a_pipe_in_a_run_is_not_waited_for(run: Path, name: str, reader: str) -> None:
+    (run / "report.html").unlink()
+    (run / name).unlink(missing_ok=True)
+    (run / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(run / name)
+    with pytest.raises(JournalDamaged, match=f"{name} is no regular file"):
+        READERS[reader](run)
+    assert any(said.startswith(f"{name}") for said in audit.inspect(run).problems)
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "journal": ("journal.jsonl", lambda run: Journal(run).append(phase="x")),
     "followed": ("journal.jsonl", lambda run: Reader(run / "journal.jsonl").fresh()),

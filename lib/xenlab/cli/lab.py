@@ -22,7 +22,7 @@ from xenlab import durable
 from xenlab.cli.runs import Json
 from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_json, site_file
 from xenlab.command import Command
-from xenlab.durable import free_place, kept_file
+from xenlab.durable import free_place, kept_folder
 from xenlab.errors import BadInput, XenlabError
 
 if TYPE_CHECKING:
@@ -286,9 +286,7 @@ def keep_console(site: Parameters, folder: Path) -> None:
     log = _lab(site.lab).status().console_log
     if not log.exists():
         return
-    shelf = kept_file(folder, "console")
-    with durable.space(folder):
-        shelf.mkdir(mode=0o700, exist_ok=True)
+    shelf = kept_folder(folder, "console")
     durable.create(free_place(shelf, "dom0", ".log"), log.read_bytes())
 
 
