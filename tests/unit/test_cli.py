@@ -195,6 +195,22 @@ def test_runs_are_listed_and_shown(xenlab: Run, tmp_path: Path) -> None:
     assert "no space left" in (tmp_path / page).read_text()
 
 
+def test_a_report_takes_the_place_of_a_file_alone(xenlab: Run, tmp_path: Path) -> None:
+    Journal(tmp_path / "kept" / "20260101T000000-x").append(chapter="01_x", phase="open")
+    (tmp_path / "page").write_text("an older one")
+    (tmp_path / "link").symlink_to("page")
+    os.mkfifo(tmp_path / "pipe")
+
+    def write(place: str) -> Done:
+        return xenlab("report", "last", "--runs", "kept", "-o", place)
+
+    assert write("link").returncode == 0
+    assert (tmp_path / "link").is_symlink() and "01_x" in (tmp_path / "page").read_text()
+    refused(write("pipe"), "cannot write pipe: because it is no regular file")
+    assert (tmp_path / "pipe").is_fifo()
+    refused(write("none/x"), "cannot write none/x: because No such file or directory")
+
+
 def test_kernels_are_not_compiled_where_the_target_compiles(xenlab: Run, tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     file.write_text(lab_text(build_on="target"))

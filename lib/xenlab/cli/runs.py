@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -147,8 +148,23 @@ def report(
     if output is None:
         print(page.write(folder))
         return
-    durable.replace(output, page.render(folder).encode())
+    text = page.render(folder).encode()
+    # what takes the place of a file would take that of a link or a device as well
+    place = Path(os.path.realpath(output))
+    if place.exists() and not place.is_file():
+        raise _unwritten(output, "it is no regular file")
+    try:
+        durable.replace(place, text)
+    except OSError as error:
+        raise _unwritten(output, str(error.strerror)) from None
     print(output)
+
+
+def _unwritten(output: Path, why: str) -> BadInput:
+    return BadInput(
+        f"cannot write {output}: because {why}",
+        hint="name a file in a folder that you may write to",
+    )
 
 
 @audit.command("verify")
