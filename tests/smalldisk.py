@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def small_disk(folder: Path, kib: int) -> Iterator[Path]:
-    """A folder with so much space in all."""
+def small_disk(folder: Path, kib: int, files: int = 0) -> Iterator[Path]:
+    """A folder with so much space in all, and for so many files."""
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     folder.mkdir(exist_ok=True)
-    options = f"size={kib}k,mode=0700,uid={os.geteuid()},gid={os.getegid()}"
+    options = f"size={kib}k,nr_inodes={files},mode=0700,uid={os.geteuid()},gid={os.getegid()}"
     mount = ["mount", "-t", "tmpfs", "-o", options, "small-disk", str(folder)]
     subprocess.run([*root, *mount], check=True, timeout=60)
     try:
         yield folder
     finally:
         subprocess.run([*root, "umount", "--lazy", str(folder)], check=True, timeout=60)
+
+
+def fill_with_files(folder: Path) -> None:
+    """Leave no space for another file or folder."""
+    with suppress(OSError):
+        for number in itertools.count():
+            (folder / f"file{number}").touch()
 
 
 def fill(folder: Path) -> Path:

@@ -230,12 +230,17 @@ def runs_folder() -> Path:
 
 
 def new_run_folder(runs: Path, site: str) -> Path:
-    """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already."""
-    runs.mkdir(parents=True, exist_ok=True)
+    """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already.
+
+    Raises DiskFull.
+    """
+    with space(runs):
+        runs.mkdir(parents=True, exist_ok=True)
     while True:
         folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{site}"
         try:
-            folder.mkdir(mode=0o700)
+            with space(runs):
+                folder.mkdir(mode=0o700)
         except FileExistsError:
             time.sleep(1)
             continue

@@ -217,7 +217,7 @@ class Journal:
 
     One record a line: `COLUMNS` says which keys there are; ``prev`` is the SHA-256 of the line
     before. What a crash cut off is put into a record of its own, whose phase is "torn".
-    Raises JournalDamaged where a file of these is a link that leads out of the folder.
+    Raises JournalDamaged where a file of these is a link that leads out of the folder, DiskFull.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -234,7 +234,8 @@ class Journal:
         self._synced = 0.0
         self._unfinished: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with durable.space(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in (self.path.name, HEAD, RESERVE):
             kept_file(folder, name)
         for name in ("output", "input"):
@@ -339,7 +340,8 @@ class Journal:
 
     @contextmanager
     def _open(self) -> Iterator[int]:
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with durable.space(self.folder):
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file

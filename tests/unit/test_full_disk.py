@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.smalldisk import fill, small_disk
+from tests.smalldisk import fill, fill_with_files, small_disk
+from tests.unit.test_audit import make_key
 
+from xenlab.durable import new_run_folder
 from xenlab.errors import DiskFull
 from xenlab.journal import Journal, verify
 from xenlab.runs import audit
 from xenlab.runs import folder as runs
+from xenlab.transport.hostkeys import pin
 
 
 @pytest.fixture
@@ -107,6 +110,23 @@ def test_what_is_tampered_with_is_found_though_the_disk_was_full(folder: Path) -
     audit.end(folder, 1)
     (folder / path).write_bytes(b"as I wish")
     assert audit.inspect(folder).problems == (f"{path}: it was changed since it was recorded",)
+
+
+def test_nothing_is_opened_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    key = make_key(tmp_path / "key").with_suffix(".pub").read_text()
+    with small_disk(tmp_path / "home", 1024, files=40) as home:
+        (run := home / "runs" / "x").mkdir(parents=True)
+        fill_with_files(home)
+        for make in (
+            lambda: new_run_folder(home / "other", "lab"),
+            lambda: new_run_folder(home / "runs", "lab"),
+            lambda: Journal(home / "runs" / "y"),
+            lambda: Journal(run),
+            lambda: pin(home / "known_hosts", "box", 22, key),
+            lambda: pin(home / ".ssh" / "known_hosts", "box", 22, key),
+        ):
+            with pytest.raises(DiskFull, match="is full"):
+                make()
 
 
 def test_a_run_that_goes_on_keeps_a_reserve_again(folder: Path) -> None:

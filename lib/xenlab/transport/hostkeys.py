@@ -17,6 +17,7 @@ from pathlib import Path
 import paramiko
 from paramiko.hostkeys import HostKeyEntry
 
+from xenlab.durable import space
 from xenlab.errors import BadInput, HostKeyRefused, StepFailed
 from xenlab.transport.ssh_config import SSH_PORT, Target, resolve
 
@@ -121,13 +122,14 @@ def pin(file: Path, name: str, port: int, key_line: str, *, alone: bool = False)
     ``key_line`` is a line of a ``.pub`` file or of ssh-keyscan; ``alone``: the host's other keys
     are dropped, but for those of a pattern and revoked ones. The file is replaced whole, so that a
     reader never sees half a line. Raises BadInput if the line holds no key, and where `kept_in`
-    does.
+    does; raises DiskFull.
     """
     key = _key_of(key_line)
     if key is None:
         raise BadInput(f"{key_line.strip()!r} is no public host key", where=name)
     file = kept_in(file, name)
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with space(file.parent):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # Two that pin at the same time must not lose each other's line.
@@ -138,7 +140,8 @@ def pin(file: Path, name: str, port: int, key_line: str, *, alone: bool = False)
             gap = b"" if not new or new.endswith(b"\n") else b"\n"
             new += gap + f"{host} {key.get_name()} {key.get_base64()}\n".encode()
         if new != old:
-            _replace(file, new, folder)
+            with space(file.parent):
+                _replace(file, new, folder)
         return new != old
     finally:
         os.close(folder)
