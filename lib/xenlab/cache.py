@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,17 @@ class Phase:
 def load_phases(folder: Path | None = None) -> list[Phase]:
     """The phases of a folder's file, the cache's by default, in the order in which they began."""
     place = (folder or cache_root()) / PHASES
+    if not place.is_file():
+        return []
+    seen = place.stat()
+    return [*_phases(place, seen.st_size, seen.st_mtime_ns)]
+
+
+# what draws a run's progress asks twice a second for a file that is never trimmed
+@lru_cache(maxsize=1)
+def _phases(place: Path, size: int, changed: int) -> list[Phase]:
     found: dict[tuple[str, float], Phase] = {}
-    lines = place.read_text("utf-8", "replace").splitlines() if place.is_file() else []
-    for line in lines:
+    for line in place.read_text("utf-8", "replace").splitlines():
         # a line that a crash cut off tells nothing
         with suppress(ValueError, TypeError):
             phase = Phase(**json.loads(line))

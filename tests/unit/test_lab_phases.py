@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -71,3 +72,17 @@ def test_work_goes_on_where_nothing_can_be_written(root: Path) -> None:
     with cache.phase_recorded("stage"):
         pass
     assert cache.load_phases() == []
+
+
+def test_what_has_not_changed_is_not_read_again(root: Path) -> None:
+    root.mkdir()
+    file = root / cache.PHASES
+    file.write_text('{"what": "stage", "began": 1, "ended": 3}\n')
+    before = file.stat()
+    assert cache.load_phases() == [Phase("stage", 1, 3)]
+    file.write_text('{"what": "stage", "began": 1, "ended": 4}\n')
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.load_phases() == [Phase("stage", 1, 3)]
+    with cache.phase_recorded("rescue"):
+        pass
+    assert [phase.ended for phase in cache.load_phases()][:1] == [4]
