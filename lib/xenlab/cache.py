@@ -110,7 +110,6 @@ def write_atomic(path: Path, text: str, *, mode: int = 0o600) -> None:
 PHASES = "phases.jsonl"
 
 PACKAGES = "Debian packages"
-REQUIREMENTS = "Python requirements"
 RESCUE = "rescue system"
 KVM = "trial of KVM"
 KERNELS = {"dom0": "dom0's kernel", "domU": "domU's kernel"}

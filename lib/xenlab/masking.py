@@ -8,14 +8,12 @@ are masked whoever's they are.
 from __future__ import annotations
 
 import base64
-import os
 import re
 import urllib.parse
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 # What a machine printed, as plain text: it is shown to people, and moves no cursor of theirs.
 
@@ -59,20 +57,10 @@ _CREDENTIALS_BEGIN = re.compile(rb':/?\Z|://[^\s/"<>]{0,800}\Z')
 class Secret:
     """A value that may reach a remote command's input but never a record, log or page.
 
-    Hand it over by reference: ``Secret.from_env`` or ``Secret.from_file``.
+    Hand it over by reference: ``Secret(os.environ["NAME"])``.
     """
 
     value: str = field(repr=False)
-
-    @classmethod
-    def from_env(cls, name: str) -> Secret:
-        """The value of an environment variable; raises KeyError if it is not set."""
-        return cls(os.environ[name])
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Secret:
-        """The content of a file, without the newline at its end; raises OSError."""
-        return cls(Path(path).expanduser().read_text().rstrip("\n"))
 
     def __str__(self) -> str:
         return MASK

@@ -34,17 +34,17 @@ def test_planted_secrets_are_nowhere(site: Site, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("IPMI_PASSWORD", PASSWORD)
     key = site.sshd.identity
     site.write(ssh={"host": site.sshd.alias, "config": str(site.sshd.config), "identity": str(key)})
-    handed = 'Command.script(\'echo "told: $1"\', Secret.from_env("LAB_API_TOKEN"))'
+    handed = 'Command.script(\'echo "told: $1"\', Secret(os.environ["LAB_API_TOKEN"]))'
     halves = PASSWORD[: len(PASSWORD) // 2], PASSWORD[len(PASSWORD) // 2 :]
     split = f'Command.script(\'printf %s "$1"; sleep 0.5; printf %s "$2"\', *{halves!r})'
     site.chapter(
         "01_first",
-        "from xenlab.masking import Secret",
+        "import os\nfrom xenlab.masking import Secret",
         f'chapter.run("01.1 Hand one over", Told({handed}), on=chapter.host)',
         f'chapter.run("01.2 In two pieces", Told({split}), on=chapter.host)',
         f'chapter.run("01.3 A key", Told(Command.argv("cat", {str(key)!r})), on=chapter.host)',
         'chapter.run("01.4 Fail with one", Told(Command.script('
-        '\'echo "$1" >&2; exit 3\', Secret.from_env("LAB_API_TOKEN"))), on=chapter.host)',
+        '\'echo "$1" >&2; exit 3\', Secret(os.environ["LAB_API_TOKEN"]))), on=chapter.host)',
     )
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 1

@@ -227,12 +227,12 @@ def closed(journal: Journal) -> None:
 
 
 def test_a_chapter_is_done_only_with_its_end(tmp_path: Path) -> None:
-    assert runs.state(tmp_path, "01_x").status == runs.NOT_RUN
+    assert runs.Chapters(tmp_path).state("01_x").status == runs.NOT_RUN
     journal = opened(tmp_path)
     record(journal, "01.1", "changed", seconds=1.5)
-    assert runs.state(tmp_path, "01_x").status == runs.UNFINISHED
+    assert runs.Chapters(tmp_path).state("01_x").status == runs.UNFINISHED
     closed(journal)
-    state = runs.state(tmp_path, "01_x")
+    state = runs.Chapters(tmp_path).state("01_x")
     assert state.status == runs.DONE and state.counts == {"changed": 1}
     assert state.steps[0].seconds == 1.5
 
@@ -243,7 +243,7 @@ def test_a_chapter_with_a_bad_step_is_not_done_even_if_closed(tmp_path: Path, st
     record(journal, "01.1", status, message="why")
     record(journal, "01.2", "ok")
     closed(journal)
-    state = runs.state(tmp_path, "01_x")
+    state = runs.Chapters(tmp_path).state("01_x")
     assert (state.status, state.message) == (status, "why")
 
 
@@ -254,10 +254,10 @@ def test_a_later_attempt_counts(tmp_path: Path) -> None:
     record(journal, "01.1", "aborted")
     record(journal, "01.1", "changed")
     closed(journal)
-    state = runs.state(tmp_path, "01_x")
+    state = runs.Chapters(tmp_path).state("01_x")
     assert state.status == runs.DONE and state.counts == {"changed": 1}
     opened(tmp_path)
-    assert runs.state(tmp_path, "01_x").status == runs.UNFINISHED
+    assert runs.Chapters(tmp_path).state("01_x").status == runs.UNFINISHED
 
 
 def test_steps_are_shown_as_the_journal_grows(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_steps_are_shown_as_the_journal_grows(tmp_path: Path) -> None:
         record(journal, "01.1", "changed", seconds=12)
         record(journal, "01.2", "running")
         record(journal, "01.2", "failed", seconds=0.5)
-        follower.end(runs.state(tmp_path, "01_x"))
+        follower.end(runs.Chapters(tmp_path).state("01_x"))
     lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert lines[:3] == ["01_x: 2 steps", "changed 01.1 Title 12 s", "failed 01.2 Title 0.5 s"]
     assert lines[3].startswith("01_x: failed")

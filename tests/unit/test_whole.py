@@ -154,7 +154,7 @@ def test_durations_as_people_say_them() -> None:
 def test_every_chapter_of_the_lab_has_a_figure(site: Parameters, tmp_path: Path) -> None:
     known = expected.figures(site)
     assert list(known.first) == list(known.again) == CHAPTERS
-    names = [cache.PACKAGES, cache.REQUIREMENTS, *cache.phases_of_start("rescue", site.stage)]
+    names = [cache.PACKAGES, "Python requirements", *cache.phases_of_start("rescue", site.stage)]
     whole = expected.of_lab(site, names, CHAPTERS, tmp_path)
     assert set(names) <= known.phases.keys()
     text = (ROOT / "lib/xenlab/data/expected-seconds.json").read_text()
@@ -273,7 +273,7 @@ def shown(tmp_path: Path, *, terminal: bool) -> str:
             follower._live.show()
             journal.append(phase="final", status="changed", seconds=1, **record)
             journal.append(chapter="01_x", phase="close")
-        follower.end(runs.state(journal.folder, "01_x"))
+        follower.end(runs.Chapters(journal.folder).state("01_x"))
         follower._live.show()
     return console.export_text()
 

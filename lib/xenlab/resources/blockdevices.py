@@ -113,14 +113,6 @@ def look(host: Host, device: str) -> Devices:
     return parse(machine.run(Command.script(LOOK, device)).stdout)
 
 
-def named(host: Host, device: str) -> Devices:
-    """The same; raises BadInput where there is no such device."""
-    found = look(host, device)
-    if found.device is None:
-        raise absent(device, found, host)
-    return found
-
-
 def absent(device: str, found: Devices, host: Host) -> BadInput:
     """The error that there is no such device, with those there are."""
     return BadInput(

@@ -157,11 +157,6 @@ def states(folder: Path) -> list[ChapterState]:
     return [chapters.state(name) for name in dict.fromkeys([*wanted, *chapters.opened()])]
 
 
-def state(folder: Path, chapter: str) -> ChapterState:
-    """What the journal of a run says of one chapter; `Chapters` reads it once for several."""
-    return Chapters(folder).state(chapter)
-
-
 def environment(notebooks: Path) -> dict[str, Any]:
     """Versions of xenlab, Python and every installed package, and the git revision."""
     packages = {d.name: d.version for d in metadata.distributions() if d.name}
