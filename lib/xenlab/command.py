@@ -138,7 +138,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command gave back. ``command`` is masked; ``out`` and ``err`` are raw bytes.
+    """What a command gave back. ``out`` and ``err`` are raw bytes.
+
+    ``command`` is what a person would type, masked: a script's first lines name no program.
 
     What is recorded or shown of them is masked by whoever does that: ``secrets`` are to be hidden.
     """

@@ -288,7 +288,7 @@ class Host:
         if self.root != "/":
             text = "exec " + Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
         secrets = (*command.secrets, *(watcher.secrets if watcher else ()))
-        said = mask(str(command), secrets)
+        said = mask(command.by_hand(), secrets)
         with self._told(command, input) as call:
             try:
                 if patience is not None:

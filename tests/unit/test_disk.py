@@ -19,7 +19,7 @@ from xenlab.chapters.disk import file_systems, mounts, partition_table
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import made_on
-from xenlab.resources.blockdevices import parse
+from xenlab.resources.blockdevices import identified, parse
 from xenlab.resources.disk import (
     EFI_SYSTEM,
     LINUX_DATA,
@@ -207,6 +207,22 @@ class TestFilesystem:
         wanted = Filesystem(image(tmp_path / "part", 1), "boot", options=("-b", "nonsense"))
         with pytest.raises(CommandFailed, match="nonsense"):
             wanted.apply(HOST, quiet)
+
+    def test_a_device_in_use_is_refused_in_the_words_of_the_tool(self, tmp_path: Path) -> None:
+        disk, place = image(tmp_path / "disk", 16), tmp_path / "place"
+        place.mkdir()
+        subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+        subprocess.run(["mount", "-o", "loop", disk, place], check=True)
+        try:
+            device = HOST.run(f"findmnt -n -o SOURCE '{place}'").stdout.strip()
+            wanted = Filesystem(device, "boot").consented(identified(HOST, device).identity)
+            with pytest.raises(CommandFailed) as caught:
+                wanted.apply(HOST, quiet)
+        finally:
+            subprocess.run(["umount", place], check=True)
+        first, tail, *said = caught.value.message.splitlines()
+        assert first == f"command failed with exit status 1: mkfs.ext4 -q -L boot {device}"
+        assert f"  {device} is mounted; will not make a filesystem here!" in said, said
 
     def test_a_label_that_ext4_would_cut_is_refused(self) -> None:
         with pytest.raises(BadInput, match="cannot label"):

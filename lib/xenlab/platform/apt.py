@@ -398,6 +398,7 @@ class AptRemoved(Resource):
             patiently get remove -- "$@"
         """
         command = Command.script(_TOOLS + script, *names)
+        command = command.typed_as("apt-get remove -y {names}", names=names)
         result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
         if result.status == _NEEDED:
             other = " and ".join(result.stdout.strip().splitlines())

@@ -171,6 +171,7 @@ class PortagePackages(Resource):
         """
         how = "--buildpkg --usepkg" if self.build else "--usepkgonly"
         command = Command.script(TOOLS + script, how, *self.names)
+        command = command.typed_as(self.commands()[0].text)
         result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
         said = result.stdout + result.stderr
         # where the package is installed, only with other flags, emerge is content with that
@@ -214,6 +215,7 @@ class PortageRemoved(Resource):
         report(f"removing {', '.join(self.names)}")
         script = 'emerge --color n --nospinner --verbose --depclean -- "$@"'
         command = Command.script(TOOLS + script, *self.names)
+        command = command.typed_as(self.commands()[0].text)
         result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
         left = self.probe(host)
         if left is not None and "pulled in by" in result.stdout:

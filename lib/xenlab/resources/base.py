@@ -176,7 +176,8 @@ def run_or_refuse(host: Host, command: Command) -> Result:
     Raises StepFailed for an exit status with a meaning, CommandFailed for any other but 0.
     """
     if "\n" in command.text and not command.text.startswith("set -e"):
-        command = replace(command, text=f"set -e\n{command.text}")
+        typed = command.typed or command.text
+        command = replace(command, text=f"set -e\n{command.text}", typed=typed)
     seconds = command.seconds or READ_SECONDS
     result = host.run(command, input=command.input, timeout=seconds, check=False)
     if result.status in command.refusals:
