@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import base64
 import shlex
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from tests.namespace import Namespace
+from tests.sites import lab_site
+from tests.ssh.conftest import wait_until
 from tests.ssh.small import Site
 
 from xenlab.chapter.chapter import open_chapter
 from xenlab.chapter.recorder import discover_secrets
+from xenlab.cli.lab import keep_console
 from xenlab.errors import BadInput
+from xenlab.host import Host
 from xenlab.masking import Secret
+from xenlab.panel.domains import CONSOLE_BYTES, DomainPanel, console_end
+from xenlab.panel.site import SiteFile
+from xenlab.resources.xen import log_path
 from xenlab.runs import folder as runs
+from xenlab_lab.lab import Lab
 
 TOKEN = "tok-5ae1c9$'\"x"
 PASSWORD = "correct horse battery"
@@ -89,6 +99,46 @@ def test_declared_secrets_are_nowhere_and_their_references_are_kept(
         {"env": "PLAIN_NAME", "file": ""},
         {"env": "", "file": str(place)},
     ]
+
+
+def test_declared_secrets_are_nowhere_in_what_a_console_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAIN_NAME", PASSWORD)
+    monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
+    place = lab_site(secrets=[{"env": "PLAIN_NAME"}])
+    log = Lab(place.lab).status().console_log
+    log.parent.mkdir(parents=True)
+    log.write_text(f"login: {PASSWORD}\r\n")
+    keep_console(place, tmp_path)
+    assert (tmp_path / "console" / "dom0.log").read_bytes() == f"login: {FOUND}\r\n".encode()
+    transport = Namespace()
+    try:
+        host = Host(transport)
+        host.run("mount -t tmpfs none /var/log")
+        secrets = discover_secrets("", place.secrets)
+        for size in range(CONSOLE_BYTES - len(PASSWORD), CONSOLE_BYTES + 1):
+            # coloured inside the secret; and the look begins in the middle of another
+            text = f"{PASSWORD}\n\x1b[1mcorrect \x1b[0mhorse battery\n".ljust(size - 1, ".") + "\n"
+            host.write(log_path("domu1"), text)
+            shown = console_end(host, "domu1", secrets)
+            assert FOUND in shown and "battery" not in shown
+    finally:
+        transport.end()
+
+
+def test_declared_secrets_are_nowhere_in_what_the_panel_shows(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAIN_NAME", "No such file")
+    site.write(secrets=[{"env": "PLAIN_NAME"}])
+    panel = DomainPanel(SiteFile(site.file))
+    panel.watch.value = True
+    # there is no dom0, as chroot says
+    wait_until(lambda: "xl list" in panel.message.value, 60)
+    assert f": {FOUND} or directory" in panel.message.value
+    panel.close()
+    assert panel.wait_closed(60)
 
 
 def test_credentials_in_a_url_are_nowhere_and_yet_in_the_file(site: Site) -> None:

@@ -24,6 +24,7 @@ from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_js
 from xenlab.command import Command
 from xenlab.durable import free_place, kept_folder
 from xenlab.errors import BadInput, XenlabError
+from xenlab.masking import mask_bytes
 
 if TYPE_CHECKING:
     from xenlab.resources.base import Report
@@ -277,17 +278,20 @@ def introduce_guests(site: Parameters) -> list[str]:
 
 
 def keep_console(site: Parameters, folder: Path) -> None:
-    """Copy the serial log of the site's lab into a run's folder, beside an earlier copy.
+    """Copy the serial log of the site's lab, masked, into a run's folder, beside an earlier copy.
 
-    Raises DiskFull.
+    Raises DiskFull, BadInput where a declared secret cannot be read any more.
     """
+    from xenlab.chapter.recorder import discover_secrets
+
     if site.power != "lab":
         return
     log = _lab(site.lab).status().console_log
     if not log.exists():
         return
     shelf = kept_folder(folder, "console")
-    durable.create(free_place(shelf, "dom0", ".log"), log.read_bytes())
+    secrets = discover_secrets(site.ssh.identity, site.secrets)
+    durable.create(free_place(shelf, "dom0", ".log"), mask_bytes(log.read_bytes(), secrets))
 
 
 def _lab(name: str, report: Report | None = None) -> Lab:

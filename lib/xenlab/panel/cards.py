@@ -22,12 +22,12 @@ from xenlab.masking import Secret
 class Unrecorded:
     """Notes nothing of what a host runs, and stops it once ``stop`` is set (host.Watcher)."""
 
-    secrets: tuple[Secret, ...] = ()
     mark = ""
     looks = True
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(self, stop: threading.Event, secrets: tuple[Secret, ...]) -> None:
         self.stop = stop
+        self.secrets = secrets
 
     def started(self, host: str, command: Command, input: bytes) -> Unnoted:
         """A command is about to run."""

@@ -14,8 +14,9 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import BadInput, XenlabError
+from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.masking import clean
+from xenlab.masking import Secret, clean, mask
 from xenlab.panel.cards import CardView, Unrecorded, Worker
 from xenlab.panel.site import SiteFile
 from xenlab.resources.base import Resource
@@ -123,6 +124,7 @@ class DomainPanel:
                     self._look(self._opened())
                     self.message.value = ""
                 except XenlabError as error:
+                    error.hide(self._book.recorder.secrets if self._book else ())
                     self.message.value = _said(str(error))
                 except KeyboardInterrupt:
                     continue
@@ -149,7 +151,8 @@ class DomainPanel:
 
     def _look(self, chapter: Chapter) -> None:
         # read anew every few seconds, and nothing is decided by it: that is on no record
-        target = chapter.target.watched(Unrecorded(self._follower.stop))
+        secrets = chapter.recorder.secrets
+        target = chapter.target.watched(Unrecorded(self._follower.stop, secrets))
         found = chapter.toolstack.domains(target)
         if not self._holds(chapter):
             return
@@ -158,9 +161,7 @@ class DomainPanel:
         if name not in self.rows:
             name = next((n for n in self.rows if self._state(n) == CRASHED), "")
         if name:
-            command = Command.argv("tail", "-c", CONSOLE_BYTES, "--", log_path(name))
-            text = clean(target.run(command, check=False).stdout)
-            self.console_text.value = console_box(text)
+            self.console_text.value = console_box(console_end(target, name, secrets))
         else:
             self.console_text.value = ""
 
@@ -293,6 +294,16 @@ def _facts(name: str, facts: Mapping[Any, Any] | None, text: str = "not running"
 
 def _said(text: str) -> str:
     return f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
+
+
+def console_end(host: Host, name: str, secrets: tuple[Secret, ...]) -> str:
+    """The last lines of a domain's console as plain text, masked."""
+    command = Command.argv("tail", "-c", CONSOLE_BYTES, "--", log_path(name))
+    text = host.run(command, check=False).out
+    if len(text) == CONSOLE_BYTES:
+        # the first line may begin in the middle of a secret
+        text = text.partition(b"\n")[2]
+    return mask(clean(text.decode("utf-8", "replace")), secrets)
 
 
 def console_box(text: str) -> str:
