@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from xenlab.site.schema import (
     load,
     validate,
 )
+from xenlab.transport.ssh_config import Target, resolve
 
 FILES = Path(__file__).parents[2] / "parameters"
 LAB = validate(BARE, "lab.yaml")
@@ -75,6 +76,7 @@ def refused_file(folder: Path, text: str | bytes) -> str:
 
 PACKAGE = "the name of a Debian package (lower case letters, digits, + - .)"
 HOST_NAME = "a host name (letters, digits and inner hyphens, at most 63; RFC 1123)"
+SSH_WORD = "one word that does not begin with a hyphen, without characters of a shell"
 INTERFACE = "a network interface's name (letters, digits, . _ -; at most 15)"
 LABEL = "a partition name (letters, digits, . _ -; at most 16, as it is the ext4 label too)"
 OPTION = "CONFIG_NAME= with y, n, a number or a quoted text (there are no modules)"
@@ -139,8 +141,14 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"domain": "lab..x"}, "domain must be a DNS domain such as lab.internal, not 'lab..x'"),
     (
         {"ssh": {"host": "-oX"}},
-        "ssh.host must be one word that does not begin with a hyphen, not '-oX'",
+        f"ssh.host must be {SSH_WORD}, not '-oX'",
     ),
+    (
+        {"ssh": {"host": "$(touch${IFS}/tmp/x)"}},
+        f"ssh.host must be {SSH_WORD}, not '$(touch${{IFS}}/tmp/x)'",
+    ),
+    ({"ssh": {"host": "x", "user": "a;b"}}, f"ssh.user must be {SSH_WORD}, not 'a;b'"),
+    ({"ssh": {"host": "a\\1"}}, f"ssh.host must be {SSH_WORD}, not 'a\\\\1'"),
     ({"ssh": {"host": ""}}, "ssh.host must not be empty"),
     ({"may_wipe": [" "]}, "may_wipe[0] must not be empty"),
     (
@@ -852,3 +860,17 @@ def test_the_swap_files_fit_into_their_file_system(tmp_path: Path, each: int) ->
     assert size is not None
     # an extent block for each hundreds of MiB is all that a file costs beside its own blocks
     assert int(free[1]) * int(size[1]) >> 20 >= len(site.domains) * each + 4
+
+
+@given(st.text(st.characters(max_codepoint=127, exclude_categories=["C"])))
+def test_a_way_to_the_machine_is_as_narrow_as_that_of_ssh(text: str) -> None:
+    def refused(part: str, check: Callable[[dict[str, str]], object]) -> bool:
+        try:
+            check({"host": "x"} | {part: text})
+        except BadInput:
+            return True
+        return False
+
+    for part in ("host", "user"):
+        by_ssh = refused(part, lambda ssh: resolve(Target(**ssh)))
+        assert refused(part, lambda ssh: validate(BARE | {"ssh": ssh}, "site.yaml")) == by_ssh

@@ -147,6 +147,16 @@ def test_words_that_only_a_build_knows_are_asked_for(runbook: Runbook, tmp_path:
     assert (tmp_path / "outside").exists()
 
 
+def test_the_machine_s_name_is_one_word_on_the_controller(runbook: Runbook, tmp_path: Path) -> None:
+    name = f"a\\1$(touch {tmp_path}/made)"
+    ssh = runbook.site.ssh.model_copy(update={"host": name})
+    runbook.site = runbook.site.model_copy(update={"ssh": ssh})
+    runbook.ensure("05.1 Say", Typed(Command("printf '%s\\n' dom0:/file").at(CONTROLLER)))
+    done = run(runbook, tmp_path)
+    assert done.stdout.splitlines()[-1] == f"{name}:/file", done.stderr
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[str]:
     """A block device with two partitions that have names."""

@@ -221,7 +221,8 @@ def _block(site: Parameters, place: str, text: str, known: Mapping[str, Command]
         for word in needed:
             text = re.sub(rf"\b{word}\b", f"${word}", text)
         asked = "".join(f"{word}=$({ask.in_script()})\n" for word, ask in needed.items())
-        return asked + re.sub(r"(?<![\w./-])dom0(?=[: ])", site.ssh.host, text) + "\n"
+        host = Command.argv(site.ssh.host).text
+        return asked + re.sub(r"(?<![\w./-])dom0(?=[: ])", lambda _: host, text) + "\n"
     end = END
     while end in text.split("\n"):
         end += "_"

@@ -204,7 +204,13 @@ LabName = Annotated[
 ]
 SshWord = Annotated[
     Text,
-    AfterValidator(pattern(r"[^\s-]\S*|", "one word that does not begin with a hyphen")),
+    AfterValidator(
+        # as narrow as the transport: a ProxyCommand and a script have it as it is
+        pattern(
+            r"(?!-)[^\s'\"`$\\;&<>|(){}*?!#~]*",
+            "one word that does not begin with a hyphen, without characters of a shell",
+        )
+    ),
 ]
 SshHost = Annotated[SshWord, AfterValidator(given)]
 Service = Annotated[
