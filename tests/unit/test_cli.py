@@ -85,6 +85,8 @@ except SystemExit as end:
         (["run", "--mode", "try", "-f", "good.yaml"], 2),
         (["render", "bad.yaml", "-o", "out"], 2),
         (["lab", "up", "-f", "bad.yaml"], 2),
+        (["script", "-f", "bad.yaml", "-o", "out"], 2),
+        (["script", "99", "-f", "good.yaml", "-o", "out"], 2),
         (["lab", "kernels", "-f", "bad.yaml"], 2),
     ],
 )

@@ -243,16 +243,19 @@ def script(
     notebooks: Notebooks = None,
 ) -> None:
     """Write the chapters as plain shell scripts, which need no xenlab; nothing is run."""
-    from xenlab.chapters.kernel import release_by_hand
-    from xenlab.chapters.shared_usr import GENERATION, generation_by_hand
-    from xenlab.resources.kernel import RELEASE
-    from xenlab.runs import execute, script
+    from xenlab.runs import execute
 
     if output.exists():
         raise BadInput(f"{output} is there already", hint="name another folder")
     plan = execute.prepare(
         notebooks or kept_notebooks(), chapters or [], site_file(file), mode="plan"
     )
+
+    from xenlab.chapters.kernel import release_by_hand
+    from xenlab.chapters.shared_usr import GENERATION, generation_by_hand
+    from xenlab.resources.kernel import RELEASE
+    from xenlab.runs import script
+
     known = {RELEASE: release_by_hand(plan.site), GENERATION: generation_by_hand(plan.site)}
     for path in script.write(plan, output, known):
         Terminal(soft_wrap=True, highlight=False).print(Text(str(path)))
