@@ -21,6 +21,8 @@ from xenlab.chapter.chapter import Chapter, open_chapter
 from xenlab.chapter.machine_lock import Hold, MachineLock
 from xenlab.chapter.recorder import CommandLog, Phase, Recorder
 from xenlab.chapter.step import Silent
+from xenlab.chapters import disk as base_system
+from xenlab.chapters import kernel
 from xenlab.command import Command
 from xenlab.errors import (
     BadInput,
@@ -37,8 +39,11 @@ from xenlab.host import Host
 from xenlab.journal import Journal, verify
 from xenlab.resources.base import All, Condition, Difference, Report, Resource
 from xenlab.resources.files import File
+from xenlab.runs.execute import code_cells
 from xenlab.site.schema import Parameters, Ssh
 from xenlab.transport.ssh import SSH
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,30 @@ def test_a_state_that_holds_is_not_touched(
     chapter.ensure("05.2 Make it again", made)
     assert made.path.stat().st_mtime_ns == before
     assert statuses(journal)[2:] == [("final", "ok")]
+
+
+@pytest.mark.parametrize("number", ["02.2", "02.8", "03.2", "08.2"])
+def test_a_checksum_file_that_is_badly_signed_fails_the_step_that_needs_it(
+    sshd: Sshd, journal: Journal, tmp_path: Path, number: str
+) -> None:
+    forged, keys = tmp_path / "DIGESTS", tmp_path / "keys.gpg"
+    forged.write_text("-----BEGIN PGP SIGNED MESSAGE-----\n\nforged\n")
+    keys.write_bytes(b"")
+    signed = lab_site(
+        stage_checksums=str(forged),
+        kernel_checksums=str(forged),
+        checksum_keyring=str(keys),
+        checksum_signers=["A" * 40],
+        build_on="target",
+    ).model_copy(update={"ssh": site(sshd).ssh})
+    (notebook,) = NOTEBOOKS.glob(f"{number[:2]}_*.ipynb")
+    (cell,) = (code for code in code_cells(notebook) if f'"{number} ' in code)
+    chapter = Chapter(notebook.stem, signed, journal, Silent())
+    names = {**vars(kernel), "base_system": base_system, "chapter": chapter}
+    with pytest.raises(BadInput, match=f"cannot believe {forged}"):
+        exec(cell, names)
+    last = journal.records()[-1]
+    assert (last["phase"], last["step"], last["status"]) == ("final", number, "failed")
 
 
 def test_plan_mode_shows_and_touches_nothing(sshd: Sshd, journal: Journal, tmp_path: Path) -> None:
