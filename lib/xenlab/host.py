@@ -222,7 +222,7 @@ class Host:
     """A machine, or a root directory on it (`inside`), that commands and files are handled on.
 
     ``watcher`` is told of each command; ``heard`` gets its output as well, unmasked. ``quiet``
-    keeps output that only a program reads, such as a listing of many MiB, from the watcher.
+    keeps stdout that only a program reads, such as a listing of many MiB, from both.
     """
 
     transport: Transport
@@ -319,7 +319,7 @@ class Host:
     def _told(self, command: Command, input: bytes = b"") -> Iterator[_Told]:
         """Tell the watcher of a command, of its output and its end, whatever that is."""
         call = self.watcher.started(self.name, command, input) if self.watcher else None
-        told = _Told(None if self.quiet else call, self.heard)
+        told = _Told(call, self.heard, quiet=self.quiet)
         try:
             yield told
         finally:
@@ -507,9 +507,10 @@ def _exactly(mark: str) -> str:
 class _Told:
     """How a command goes, for those who follow it."""
 
-    def __init__(self, shown: Call | None, heard: Output | None) -> None:
+    def __init__(self, shown: Call | None, heard: Output | None, *, quiet: bool) -> None:
         self.status: int | None = None
         self._start = time.monotonic()
+        self._quiet = quiet
         listeners = (shown.output if shown else None, heard)
         self._listeners = [listener for listener in listeners if listener is not None]
 
@@ -520,5 +521,5 @@ class _Told:
 
     def hear(self, stream: str, piece: bytes) -> None:
         """Pass a piece of output on."""
-        for listener in self._listeners:
+        for listener in () if self._quiet and stream == "stdout" else self._listeners:
             listener(stream, piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_data_keeps_what_records_hide(watched: Watched, tmp_path: Path) -> None:
     assert kept == f"# the {MASK} of dom0\n"
     assert failed["output"] == f"the {MASK}\n"
     assert "default-route" not in str(error.value) + repr(watched.shown)
+
+
+def test_of_a_listing_that_only_a_program_reads_complaints_are_kept(watched: Watched) -> None:
+    with watched.recorder.step(watched.log, "mark"):
+        quiet = replace(watched.host, quiet=True)
+        assert quiet.run("echo listing; echo broken >&2; exit 3", check=False).out == b"listing\n"
+    (record,) = watched.log.records("06.3")
+    assert (record["status"], record["output"]) == (3, "broken\n")
 
 
 def test_a_command_that_is_repeated_with_the_same_result_is_counted(watched: Watched) -> None:

@@ -289,12 +289,8 @@ class ImageProof(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Check the checksum, read the whole archive, compare; raises StepFailed if it fails."""
         report("reading the image")
-        quiet = replace(host, quiet=True)
-        result = quiet.run(
-            Command.script(_READ, self.image, self.source, _LOGIN),
-            check=False,
-            timeout=TAKE_SECONDS,
-        )
+        command = Command.script(_READ, self.image, self.source, _LOGIN)
+        result = replace(host, quiet=True).run(command, check=False, timeout=TAKE_SECONDS)
         if result.status == 44:
             raise StepFailed(f"{self.image} does not match its checksum file")
         if result.status == 45:
@@ -314,7 +310,7 @@ class ImageProof(Resource):
         if wrong:
             what = "; ".join(f"{row['statement']}: {row['seen']}" for row in wrong)
             raise StepFailed(f"{self.image} is no generic image: {what}")
-        self._round_trip(quiet)
+        self._round_trip(host)
         rows.append(_row("file capabilities survive packing and unpacking", True, "tried"))
         text = digest + "".join(f"{row['statement']}\t{row['seen']}\n" for row in rows)
         host.write(f"{self.image}.proof", text)
