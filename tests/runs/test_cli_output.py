@@ -65,7 +65,7 @@ def test_quiet_shows_the_totals_and_errors(site: Site) -> None:
     assert failed.stdout.startswith("0 of 1 chapters") and failed.stdout.count("\n") == 1
     checked = site.xenlab("check", "-q", "-f", "site.yaml")
     assert checked.returncode == 3
-    assert "drift in 1 steps:" in checked.stdout and "make" in checked.stdout
+    assert "drift in 1 step:" in checked.stdout and "make" in checked.stdout
 
 
 @pytest.mark.parametrize("status", ["ran", "not needed"])

@@ -253,11 +253,11 @@ def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
     site = chapter.site
-    unmerged_files = File(SETTINGS, bridge_settings(site))
+    settings = File(SETTINGS, bridge_settings(site))
     service = chapter.services.running("xenlab-bridge")
     own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
-    return unmerged_files, *address(site.uplink, site.address, site.gateway, site.bridge), service
+    return settings, *address(site.uplink, site.address, site.gateway, site.bridge), service
 
 
 def unfiltered() -> tuple[Resource, ...]:

@@ -407,7 +407,7 @@ def _print_drift(drift: Sequence[StepState]) -> None:
     if not drift:
         console.print(Text("\nno drift"))
         return
-    console.print(Text(f"\ndrift in {len(drift)} steps:"))
+    console.print(Text(f"\ndrift in {len(drift)} step{'s' * (len(drift) > 1)}:"))
     for step in drift:
         found = (step.record.get("difference") or {}).items()
         # several states without names are counted: only a name says whose the difference is
