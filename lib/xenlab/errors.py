@@ -100,7 +100,7 @@ class CommandTimeout(CommandError):
     """A command did not end within its deadline; its processes were ended."""
 
     def __init__(self, result: Result, seconds: float) -> None:
-        hint = "give the step a longer deadline or look at the host's load"
+        hint = "look at the machine's load, then run the step again"
         super().__init__(f"timed out after {seconds:.0f} s", result, hint=hint)
 
 

@@ -101,14 +101,14 @@ def _refused(words: str) -> LabError:
         )
     return LabError(
         f"ssh is refused: {words.splitlines()[-1]}",
-        hint="the system does not hold the lab's public key; boot the rescue system and look",
+        hint="boot the rescue system and check authorized_keys",
     )
 
 
 def _failed(what: str, console: Path) -> LabError:
     lines = console.read_text(errors="replace").splitlines()[-_TAIL:] if console.exists() else []
     tail = "\nlast lines of the console:\n  " + "\n  ".join(lines) if lines else ""
-    return LabError(what + tail, hint=f"the whole console is in {console}")
+    return LabError(what + tail, hint=f"read the whole console: {console}")
 
 
 # A person at the machine's serial console; Ctrl-] leaves.

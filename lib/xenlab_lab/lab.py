@@ -242,7 +242,7 @@ class Lab:
             if tag not in now.snapshots:
                 raise BadInput(
                     f"there is no snapshot {tag!r}",
-                    hint=f"there are: {', '.join(sorted(now.snapshots)) or 'none'}",
+                    hint=f"use one of: {', '.join(sorted(now.snapshots)) or 'none'}",
                 )
             self._report(f"restoring snapshot {tag}", None)
             with self._no_leftover():
@@ -378,7 +378,9 @@ class Lab:
     def _known(self, domain: str) -> None:
         names = [DOM0, *load_state(self._state_file).guests]
         if domain not in names:
-            raise BadInput(f"the lab has no domain {domain!r}", hint=f"it has: {', '.join(names)}")
+            raise BadInput(
+                f"the lab has no domain {domain!r}", hint=f"use one of: {', '.join(names)}"
+            )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -521,7 +521,7 @@ def hypervisor(report: tools.Report = tools.quiet) -> Path:
                 report=report,
                 what="fetching Xen",
                 cwd=there,
-                hint="look whether `apt-get update` works on this machine",
+                hint="run `apt-get update` on this machine",
             )
             archive = next(there.glob("*.deb"))
             tools.run(["dpkg-deb", "-x", archive, there])

@@ -104,7 +104,7 @@ def mmdebstrap(
         ],
         report=report,
         what=what,
-        hint="look whether `apt-get update` works on this machine",
+        hint="run `apt-get update` on this machine",
     )
     if not tree.exists():
         raise LabError(f"mmdebstrap left no {tree.name}")

@@ -260,7 +260,7 @@ def _portage(folder: Path, report: tools.Report) -> Path:
     ]
     tools.run(
         [*pip, "--dest", sdist, "--require-hashes", "-r", folder / "requirements.txt"],
-        hint="look whether `pip download portage` works on this machine",
+        hint="run `pip download portage` on this machine",
     )
     source.mkdir()
     archive = next(iter(sdist.iterdir()))

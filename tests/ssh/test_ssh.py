@@ -400,7 +400,7 @@ def test_an_agent_holds_the_key(
 def test_nobody_listens() -> None:
     port = free_port()
     assert refusal(Target("127.0.0.1", port=port)) == (
-        f"127.0.0.1: nobody listens on 127.0.0.1:{port}\nTry: is sshd running there?"
+        f"127.0.0.1: nobody listens on 127.0.0.1:{port}\nTry: start sshd there"
     )
 
 
@@ -417,7 +417,7 @@ def test_somebody_listens_who_hangs_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as rude, ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: rude.accept()[0].close())
         text = refusal(Target("127.0.0.1", port=rude.getsockname()[1]))
-    assert "closed the connection before its SSH greeting\nTry: is it still booting" in text
+    assert "closed the connection before its SSH greeting\nTry: wait for the boot to end" in text
 
 
 def test_a_name_that_nobody_knows(sshd: Sshd) -> None:

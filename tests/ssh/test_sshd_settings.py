@@ -111,7 +111,7 @@ def test_a_setting_that_another_file_rules_is_named(daemon: Daemon) -> None:
     with pytest.raises(StepFailed, match="does not use all"):
         wanted.verify(HERE)
     difference = wanted.probe(HERE)
-    assert difference is not None and "the first line counts" in difference.hint
+    assert difference is not None and "include the file before" in difference.hint
     row = {"setting": "versionaddendum", "sshd uses": "theirs", "wanted": "ours"}
     assert difference.rows == (row,)
 

@@ -169,7 +169,7 @@ class TestPartitionTable:
 
     def test_a_missing_disk_is_refused_with_those_there_are(self) -> None:
         with pytest.raises(
-            BadInput, match="there is no block device /dev/nowhere\nTry: the disks there are"
+            BadInput, match="there is no block device /dev/nowhere\nTry: name one of these disks"
         ):
             PartitionTable("/dev/nowhere", ()).probe(HOST)
 

@@ -365,7 +365,7 @@ class MachineLock:
         raise StepFailed(
             f"cannot lock the machine for this run: {complaint or answer or 'no answer'}",
             where=self._ssh.name,
-            hint="the account must be root's, and flock (util-linux) must be there",
+            hint="log in as root, and install util-linux (flock)",
         )
 
 

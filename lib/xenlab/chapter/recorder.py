@@ -354,7 +354,7 @@ class Recorder:
             raise OutsideStep(
                 f"cannot run a command outside a step: {mask(str(command), self._secrets)}",
                 where=host,
-                hint="give the step a callable instead of what it makes",
+                hint="pass the step a function that makes the resource",
             )
         label = getattr(self._thread, "label", "")
         return self._log.started(host, command, input, self._phase, label)

@@ -302,7 +302,7 @@ def guests_configured(site: Parameters) -> Resource:
 def named_things(site: Parameters) -> Resource:
     """The condition that the kernel, partitions and swap files that the files name are there."""
     devices = [path for d in site.domains for path in (device(site, d.partition), swap_file(d))]
-    hint = "chapters 01_partitions and 08_domu_kernel make them"
+    hint = "run the chapters 01_partitions and 08_domu_kernel"
     return PathsExist((KERNEL, *devices), hint)
 
 

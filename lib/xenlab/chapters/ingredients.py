@@ -276,8 +276,7 @@ def check_fit(site: Parameters, machine: Machine) -> None:
     if not machine.disk_mib:
         raise BadInput(
             f"there is no disk {site.disk}",
-            hint=f"the disks there are: {machine.disk.devices.listed()}; "
-            "name one with the key disk",
+            hint=f"name one of these disks: {machine.disk.devices.listed()}",
         )
     refuse_twins(machine.disk.devices)
     disk_fits(site, machine.disk_mib)

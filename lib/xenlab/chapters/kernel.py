@@ -87,7 +87,7 @@ def wanted(chapter: Chapter, flavour: str) -> pd.DataFrame:
 def tools(chapter: Chapter) -> tuple[Resource, ...]:
     """What the builder must have: installed on the target, asked for on the controller."""
     if chapter.site.build_on == "controller":
-        return (Programs(COMPILER, "`make bootstrap` installs what a controller needs"),)
+        return (Programs(COMPILER, "run `make bootstrap`"),)
     packages = chapter.packages.compiler
     return (
         *((chapter.packages.installed(*packages),) if packages else ()),

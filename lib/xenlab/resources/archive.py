@@ -357,7 +357,7 @@ class Archive(Resource):
         if not has_checksum(host, tarball, self.checksum):
             raise StepFailed(
                 f"{tarball} is missing or has a wrong checksum",
-                hint="is there room on that file system? Run the step again, or make it anew",
+                hint="free space on that file system, then run the step again",
             )
         report(f"unpacking {PurePosixPath(tarball).name}")
         host.run(

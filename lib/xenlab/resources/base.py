@@ -280,8 +280,7 @@ class PathsExist(Check):
         missing = [path for path in self.paths if path not in there]
         if not missing:
             return None
-        hint = f"; {self.hint}" if self.hint else ""
-        return Difference(f"missing: {', '.join(missing)}{hint}")
+        return Difference(f"missing: {', '.join(missing)}", hint=self.hint)
 
 
 # Programs that a machine must have for a step, and which we do not install on it by ourselves.
@@ -307,8 +306,7 @@ class Programs(Check):
         missing = host.run(Command.script(script, *self.names), check=False).stdout.split()
         if not missing:
             return None
-        advice = f"; {self.hint}" if self.hint else ""
-        return Difference(f"{', '.join(missing)} missing on {host.name}{advice}")
+        return Difference(f"{', '.join(missing)} missing on {host.name}", hint=self.hint)
 
 
 # A state that counts until another has taken its place.

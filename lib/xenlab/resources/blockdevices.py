@@ -118,7 +118,7 @@ def absent(device: str, found: Devices, host: Host) -> BadInput:
     return BadInput(
         f"there is no block device {device}",
         where=host.inside("/").name,
-        hint=f"the disks there are: {found.listed()}",
+        hint=f"name one of these disks: {found.listed()}",
     )
 
 

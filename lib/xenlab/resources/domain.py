@@ -36,11 +36,17 @@ CRASHED_STATUS = 57
 REFUSALS = {
     51: ("the console of {name} showed no login prompt in time", "read the console's output above"),
     52: ("the kernel of {name} panicked", "read the console's output above"),
-    53: ("{name} ended before its console showed a login prompt", "xl list; see /var/log/xen"),
+    53: (
+        "{name} ended before its console showed a login prompt",
+        "look at xl list and /var/log/xen",
+    ),
     54: ("xenconsoled keeps no log of {name}", "run chapter 07_dom0_configuration"),
-    55: ("the console of {name} could not be opened", "is it open elsewhere?"),
+    55: ("the console of {name} could not be opened", "close the console where else it is open"),
     56: ("{name} does not run", "create it first"),
-    57: ("{name} crashed before its console showed a login prompt", "read its last lines"),
+    57: (
+        "{name} crashed before its console showed a login prompt",
+        "look at the last lines of its console",
+    ),
     58: ("{name} is paused: its console shows nothing more", "xl unpause {name}"),
 }
 
@@ -398,7 +404,7 @@ def _taken_away(host: Host, found: Domain, report: Report) -> None:
     if not host.run(command, timeout=GONE_SECONDS + 60, check=False).ok:
         raise StepFailed(
             f"domain {found.id}, {found.name}, does not go away: it is {found.state}",
-            hint="something in dom0 holds its memory or a disk; a reboot of the machine frees it",
+            hint="reboot the machine: something in dom0 holds its memory or a disk",
         )
 
 
@@ -436,7 +442,7 @@ class DomainStopped(Resource):
         """Ask the guest to shut down, and wait until its domain is gone."""
         late = (
             f"{self.name} did not shut down within {self.seconds} s",
-            f"look at its console; xl destroy {self.name} ends it the hard way",
+            f"look at its console, or end it with xl destroy {self.name}",
         )
         command = Command.argv("timeout", self.seconds, "xl", "shutdown", "-ww", self.name)
         again = "! xl domid {name} > /dev/null 2>&1 || xl shutdown -w {name}"

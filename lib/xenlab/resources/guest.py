@@ -57,7 +57,10 @@ REFUSALS = {
     43: ("{device} is mounted", "unmount it"),
     44: ("there is no device {device}", "run chapter 01_partitions"),
     45: ("there is no image {value} with its checksum beside it", "run chapter 06_imaging"),
-    46: ("xenstore does not answer, so nobody can say whether the guest runs", "see xen.service"),
+    46: (
+        "xenstore does not answer, so nobody can say whether the guest runs",
+        "check the service xen",
+    ),
     47: ("{device} holds no completely unpacked root", "unpack the image first"),
     48: (
         "the guest's root has no poweroff program, so it could never be shut down",
@@ -178,8 +181,8 @@ def in_namespace(
     if result.status == REFUSED:
         raise StepFailed(
             result.stderr.strip(),
-            hint=f"something in {name} is not what it must be: look at it in the guest, or let "
-            f"chapter 09 make its root anew: --destroy {name}",
+            hint="inspect that file in the guest, or rebuild its root: chapter 09 with "
+            f"--destroy {name}",
             where=f"{host.name}: {name}",
         )
     if result.status == ANOTHER_DISK:

@@ -418,7 +418,7 @@ class KernelBuilt(Resource):
                 tail = "\n  ".join(log.tail)
                 raise StepFailed(
                     f"the {self.build.flavour} kernel does not build; the log ends:\n  {tail}",
-                    hint=f"the whole log is {self.build.work(facts)}/log on {host.name}",
+                    hint=f"read the whole log: {self.build.work(facts)}/log on {host.name}",
                 )
             if result.status != _OTHER_BUILD:
                 raise CommandFailed(result)

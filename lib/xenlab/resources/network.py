@@ -146,7 +146,7 @@ class Bridge(Resource):
             raise StepFailed(
                 f"nobody could connect over the bridge {self.bridge} within "
                 f"{self.rollback_seconds} s; it was rolled back, the former network is back{said}",
-                hint="does the switch port allow a second MAC address?",
+                hint="allow a second MAC address on the switch port",
             )
         raise StepFailed(
             "the host does not answer after the switch-over, though it should have rolled it back",

@@ -253,7 +253,7 @@ class SshdSettings(Resource):
             return Difference(
                 f"sshd does not use all of {self.file.path}",
                 rows=rows,
-                hint=f"the first line counts: does {self.config} include it, and before others?",
+                hint=f"make {self.config} include the file before its own settings",
             )
         if "unread" in result.stdout.splitlines():
             return Difference(f"have sshd read {self.file.path}")
@@ -271,7 +271,7 @@ class SshdSettings(Resource):
         if tried.status == _REFUSED:
             raise StepFailed(
                 f"cannot write {self.file.path}: because sshd refuses it: {tried.stderr.strip()}",
-                hint="nothing was changed; sshd -t tells of what was wrong before",
+                hint="run sshd -t there (nothing was changed)",
             )
         if not tried.ok:
             raise CommandFailed(tried)

@@ -189,7 +189,7 @@ def wait_for_toolstack(host: Host) -> None:
         if time.monotonic() > deadline:
             raise StepFailed(
                 "Xen runs, but its toolstack (xl) does not answer",
-                hint="look whether xenstored runs, and at xl info",
+                hint="check that xenstored runs; look at xl info",
             )
         time.sleep(2)
 
@@ -265,7 +265,7 @@ def domains(host: Host) -> list[Domain]:
     """Every domain that there is; raises CommandFailed where xl cannot say."""
     found = host.run(Command.argv("xl", "list"), check=False)
     if not found.ok:
-        raise CommandFailed(found, hint="xl works only in a dom0 that runs on Xen")
+        raise CommandFailed(found, hint="boot the disk: chapter 04_grub")
     return parse_list(found.stdout)
 
 

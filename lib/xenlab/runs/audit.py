@@ -168,7 +168,9 @@ def sign(folder: Path, key: Path) -> Path:
     found = inspect(folder)
     if found.problems:
         raise JournalDamaged(
-            found.problems[0], where=str(folder), hint="it is not signed like this"
+            found.problems[0],
+            where=str(folder),
+            hint="start a new run; a damaged one is not signed",
         )
     with run_lock(folder):
         keep_files(folder)

@@ -89,7 +89,7 @@ def prepare(
     it. Raises BadInput.
     """
     if mode not in MODES:
-        raise BadInput(f"there is no mode {mode}", hint=f"it is {' or '.join(MODES)}")
+        raise BadInput(f"there is no mode {mode}", hint=f"use {' or '.join(MODES)}")
     site = parameters.load(file, overrides)
     declared_secrets(site.secrets)
     known = _notebooks(notebooks)
@@ -145,7 +145,7 @@ def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise BadInput(
                 f"cannot destroy {name!r}: it is no name of a guest's partition, and not dom0",
-                hint="the step that needs a consent says for what",
+                hint="use a name that a refused step shows",
             )
     return replace(plan, destroy=tuple(destroy))
 

@@ -148,7 +148,7 @@ def _refusal(
         return ConnectionRefused(
             f"{who} did not answer the login in time",
             where=target.host,
-            hint="is the machine overloaded?",
+            hint="look at the machine's load, then run the step again",
         )
     elif not offer.tried:
         names = ", ".join(str(path) for path in route.identities) or "no identity file"
@@ -418,10 +418,10 @@ def _dial(
             link.close()
             failure = error
     if isinstance(failure, ConnectionRefusedError):
-        problem, advice = f"nobody listens on {route.address}", "is sshd running there?"
+        problem, advice = f"nobody listens on {route.address}", "start sshd there"
     elif isinstance(failure, TimeoutError):
         problem = f"no answer from {route.address} within {timeout:.0f} s"
-        advice = "is the machine up, and does a firewall drop packets?"
+        advice = "check that the machine is up and no firewall drops packets"
     else:
         problem, advice = (
             f"{route.address} cannot be reached: {failure.strerror}",
@@ -476,5 +476,5 @@ def _greet(
         raise kind(
             problem + words,
             where=target.host,
-            hint="is it still booting, and is that port its sshd?",
+            hint="wait for the boot to end; check that the port is sshd's",
         ) from error
