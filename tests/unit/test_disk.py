@@ -220,7 +220,7 @@ class TestFilesystem:
                 wanted.apply(HOST, quiet)
         finally:
             subprocess.run(["umount", place], check=True)
-        first, tail, *said = caught.value.message.splitlines()
+        first, _, *said = caught.value.message.splitlines()
         assert first == f"command failed with exit status 1: mkfs.ext4 -q -L boot {device}"
         assert f"  {device} is mounted; will not make a filesystem here!" in said, said
 

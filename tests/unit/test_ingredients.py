@@ -134,7 +134,8 @@ class TestFits:
     def test_no_such_disk(self) -> None:
         error = refused(lab_site(disk="/dev/vdz"), of_disk("/dev/vdz"))
         assert error.startswith(
-            "there is no disk /dev/vdz\nTry: name one of these disks: /dev/vda 16384 MiB XENLAB-DISKS"
+            "there is no disk /dev/vdz\n"
+            "Try: name one of these disks: /dev/vda 16384 MiB XENLAB-DISKS"
         )
 
     @pytest.mark.parametrize(

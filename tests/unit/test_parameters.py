@@ -872,5 +872,5 @@ def test_a_way_to_the_machine_is_as_narrow_as_that_of_ssh(text: str) -> None:
         return False
 
     for part in ("host", "user"):
-        by_ssh = refused(part, lambda ssh: resolve(Target(**ssh)))
+        by_ssh = refused(part, lambda ssh: resolve(Target(ssh["host"], user=ssh.get("user", ""))))
         assert refused(part, lambda ssh: validate(BARE | {"ssh": ssh}, "site.yaml")) == by_ssh
