@@ -229,6 +229,23 @@ def test_files_that_nobody_here_unpacked_stay_until_somebody_agrees_to_lose_thes
         guest[0].consented(identity, (made,)).apply(HOST, silent)
 
 
+def test_a_complete_root_stays_the_guest_s_where_its_superblock_is_damaged(
+    guest: Guest, device: str
+) -> None:
+    make(guest)
+    uuid = run("blkid", "-p", "-s", "UUID", "-o", "value", device)
+    assert guest[0].destroys(HOST) == (), "nothing of it is to be made anew"
+    run("dd", "if=/dev/zero", f"of={device}", "bs=4k", "count=1", "conv=notrunc")
+    (made,) = guest[0].destroys(HOST)
+    assert str(made) == f"domu1 {uuid}"
+    identity, before = identified(HOST, device).identity, run("sha256sum", device)
+    for lost in ((), (replace(made, uuid="another"),), (replace(made, uuid=""),)):
+        with pytest.raises(StepFailed, match="files of domu1 that nobody agreed to lose"):
+            guest[0].consented(identity, lost).apply(HOST, silent)
+    assert run("sha256sum", device) == before
+    make((guest[0].consented(identity, (made,)), guest[1]))
+
+
 @pytest.mark.parametrize(("name", "times"), [("mkfs.ext4", 1), ("tar", 2), ("mv", 2)])
 def test_a_kill_while_a_root_is_unpacked_needs_no_consent_to_go_on(
     guest: Guest,

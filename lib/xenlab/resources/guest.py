@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 
@@ -26,20 +24,16 @@ from xenlab.transport.ssh_config import Target, resolve
 # So:
 #
 # - it is mounted where no other process sees it, in a mount namespace that ends with the work, as
-#   ext4 whatever it claims to be, ``nosuid,nodev,noexec``, and an error in it is no panic of
-# dom0's;
+#   ext4 whatever it claims to be, ``nosuid,nodev,noexec``; an error in it is no panic of dom0's;
 # - never while a domain has the device, or two processes want it;
 # - what is read or written in it goes through `xenlab.resources.below`, which dom0's own python3
-# runs
-#   (Xen's tools and Portage need it, so it is there on every dom0). It changes its root first: the
-#   kernel resolves every path below that. A chroot holds only who executes nothing of what lies
+#   runs (Xen's tools and Portage need it, so it is there on every dom0). It changes its root first:
+#   the kernel resolves every path below that. A chroot holds only who executes nothing of what lies
 #   inside, so it neither loads nor starts anything. A shell in the chroot would be the guest's own;
-# - a path that a guest reported is looked at by `reported` before it is used even there;
+# - a path that a guest reported is looked at (`xenlab.resources.shared_usr`) even before that;
 # - a root that was just made, or is seen to be empty, holds no names: an image is unpacked into it
-# by
-#   dom0's tar. Where only that is asked, of a guest that may run, debugfs lists the names at the
-# top
-#   of a file system that nobody mounts.
+#   by dom0's tar. Where only that is asked, of a guest that may run, debugfs lists the names at the
+#   top of a file system that nobody mounts.
 #
 # A script finds ``$name``, ``$device``, ``$records`` (dom0's folder of records of this guest) and
 # ``$scratch`` (gone when it ends); the values that follow those of `in_namespace` are ``$1`` and so
@@ -214,21 +208,6 @@ def in_use(host: Host, name: str, device: str) -> str:
     return REFUSALS[result.status][0].format(name=name, device=device)
 
 
-def reported(guest: str, paths: Iterable[str]) -> list[str]:
-    """Paths that a guest says lie in its /usr, each once; raises StepFailed where one does not."""
-    found = set()
-    for path in paths:
-        plain = posixpath.normpath(path)
-        if ".." in path.split("/") or not plain.startswith("/usr/") or not path.isprintable():
-            raise StepFailed(
-                f"cannot take {path!r} from {guest}: because it is no path in /usr",
-                hint=f"look what {guest} starts at its boot: chapter 15's first table",
-                where=guest,
-            )
-        found.add(plain)
-    return sorted(found)
-
-
 # A guest's root as it is made from dom0: the image in its partition, its own configuration.
 #
 # A partition that a guest runs from must never be mounted in dom0, not even to look at it
@@ -244,8 +223,9 @@ def reported(guest: str, paths: Iterable[str]) -> list[str]:
 # which can be read while the guest runs. So a kill in the middle, a fresh file system or another
 # image are all seen, and what a guest changes in itself later is its own business.
 #
-# A root that was once complete is the guest's, and what else is found there may be: neither is made
-# anew without a consent by name. What is empty, or was begun here and never completed, is.
+# A root that was once complete is the guest's, damaged or not, and what else is found there may be:
+# neither is made anew without a consent by name. What is empty, or was begun here and never
+# completed, is.
 
 UNPACK_SECONDS = 3600.0
 CONFIGURE_SECONDS = 600.0
@@ -260,12 +240,14 @@ empty() {
     leave
     [ "$1" = yes ]
 }
-bare() {
+bare() { # and never a complete root: its superblock may be damaged
     found=$(blkid -p -s TYPE -s PTTYPE -o value -- "$device") || [ $? = 2 ] || return 1
-    [ -z "$found" ]
+    [ -z "$found" ] && [ "$was" = begun ]
 }
 begun() { [ -n "$now" ] && [ "$(cat -- "$records/root" 2> /dev/null)" = "begun $now" ]; }
+read -r was recorded 2> /dev/null < "$records/root" || was=begun
 now=$(uuid) || now=
+[ -n "$now" ] || [ "$was" = begun ] || now=$recorded
 if ! empty; then
     bare || begun || [ "$agreed" = "lost $now" ] || exit 52
     same_disk "$(readlink -f -- "$device")" "$identity"
@@ -396,9 +378,11 @@ class GuestRoot(Resource):
     def destroys(self, host: Host) -> tuple[Made, ...]:
         """The guest, if its root was complete once, or holds files that nobody here recorded."""
         now = self._look(host)
-        if not now.system or (not now.generation and (now.begun or now.empty)):
+        fresh = not now.generation and (now.begun or now.empty)
+        if (fresh or not now.system) and not now.damaged:
             return ()
-        return (Made(self.label, now.uuid, f"{self.device}, {now.system}"),)
+        what = f"{self.device}, {now.system or 'a damaged file system'}"
+        return (Made(self.label, now.uuid or now.damaged, what),)
 
     def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> GuestRoot:
         """The same on a disk with this identity, for what is there now."""
@@ -494,6 +478,12 @@ class _Found:
         """The image that the present file system was completely unpacked from, "" if none was."""
         generation, _, uuid = self.record.partition(" ")
         return generation if uuid and uuid == self.uuid and not self.begun else ""
+
+    @property
+    def damaged(self) -> str:
+        """The UUID on record of a complete root, where none can be read any more; else ""."""
+        generation, _, uuid = self.record.partition(" ")
+        return uuid if not self.uuid and generation != "begun" else ""
 
     @property
     def empty(self) -> bool:

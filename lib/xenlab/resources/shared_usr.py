@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import posixpath
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from textwrap import indent
@@ -15,7 +16,6 @@ from xenlab.resources.guest import (
     RECORDS,
     UNPACK_SECONDS,
     in_namespace,
-    reported,
     while_mounted,
 )
 
@@ -312,6 +312,21 @@ def in_usr(needed: Sequence[Needed]) -> list[str]:
     """Programs by the names under which they are started, libraries by where these lead."""
     paths = {path for one in needed for path in (one.program, *one.libraries)}
     return sorted(path for path in paths if path.startswith("/usr/"))
+
+
+def reported(guest: str, paths: Iterable[str]) -> list[str]:
+    """Paths that a guest says lie in its /usr, each once; raises StepFailed where one does not."""
+    found = set()
+    for path in paths:
+        plain = posixpath.normpath(path)
+        if ".." in path.split("/") or not plain.startswith("/usr/") or not path.isprintable():
+            raise StepFailed(
+                f"cannot take {path!r} from {guest}: because it is no path in /usr",
+                hint=f"look what {guest} starts at its boot: chapter 15's first table",
+                where=guest,
+            )
+        found.add(plain)
+    return sorted(found)
 
 
 @dataclass(frozen=True)
