@@ -265,6 +265,14 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         "the loopback interface and domain 1 (localhost) have the same name: localhost",
     ),
     (
+        {"domains": [guest(name="controller")]},
+        "the controller and domain 1 (controller) have the same name: controller",
+    ),
+    (
+        {"domains": [guest(name="Machine")]},
+        "the machine that becomes dom0 and domain 1 (Machine) have the same name: Machine",
+    ),
+    (
         {"site": "Web", "domains": [guest()]},
         "the site and domain 1 (web) have the same name: web",
     ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from xenlab.command import CONTROLLER, MACHINE
 from xenlab.errors import BadInput
 from xenlab.site.types import PACKAGE_NAMES, cut
 
@@ -262,6 +263,7 @@ def _reserved(site: Parameters) -> dict[str, str]:
     if site.knows("ssh"):
         found[site.ssh.host.lower()] = "the target"
     found |= dict.fromkeys(LOOPBACK_NAMES, "the loopback interface")
+    found |= {CONTROLLER: "the controller", MACHINE: "the machine that becomes dom0"}
     found |= dict.fromkeys(DOM0_NAMES, "dom0")
     return found | ({site.hostname.lower(): "dom0"} if site.knows("hostname") else {})
 
