@@ -82,8 +82,9 @@ def test_a_disk_in_use_is_a_refusal_with_the_place(
         other = plan(sshd, Journal(tmp_path / "second"), "/dev/vdz", f"{disk} {64 << 20}")
         other.each("09.1 Unpack", guests)
         unpacked = last(other.journal)
-        other.each("09.2 Configure", {"g": GuestConfigured("g", disk, ())})
-        configured = last(other.journal)
+        third = plan(sshd, Journal(tmp_path / "third"), "/dev/vdz")
+        third.each("09.2 Configure", {"g": GuestConfigured("g", disk, ())})
+        configured = last(third.journal)
     finally:
         HERE.run(f"umount '{place}'")
     assert record["status"] == "would be refused"
@@ -114,3 +115,19 @@ def test_what_comes_after_a_new_disk_is_unknown(
     assert record["message"].startswith(f"unknown until step 01.2 has made {disk} anew")
     later.check("02.2 Holds", File(str(there), "x\n"))
     assert last(journal)["status"] == "would change"
+
+
+def test_what_comes_after_a_new_partition_is_unknown(
+    sshd: Sshd, journal: Journal, disk: str, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    there.write_text("x\n")
+    chapter = plan(sshd, journal, "/dev/vdz", f"{disk} {64 << 20}", name="09_x")
+    chapter.ensure("09.1 Make", Filesystem(disk, "other"))
+    assert last(journal)["status"] == "would change" and "message" not in last(journal)
+    chapter.ensure("09.2 Configure", File(str(there), "x\n"))
+    plan(sshd, journal, "/dev/vdz", name="10_x").ensure("10.1 After", File(str(there), "x\n"))
+    finals = {r["step"]: r for r in journal.records() if r.get("phase") == "final"}
+    for record in (finals["09.2"], finals["10.1"]):
+        assert record["status"] == "would change"
+        assert record["message"].startswith(f"unknown until step 09.1 has made {disk} anew")

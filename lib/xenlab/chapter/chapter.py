@@ -27,6 +27,7 @@ from xenlab.chapter.step import (
     Silent,
     Step,
     View,
+    made_anew,
     planned_before,
     require_consents,
     would_refuse,
@@ -101,7 +102,7 @@ class Chapter(PlatformAnswers):
         self.consents: list[str] = []
         self._destroy = destroy
         self._agreed: dict[str, Agreed] = {}
-        self._before = planned_before(journal, site.disk) if mode == "plan" else ""
+        self._before = planned_before(journal) if mode == "plan" else ""
         self.recorder = Recorder(discover_secrets(site.ssh.identity, site.secrets), stop)
         self.controller = Host(Local(), watcher=self.recorder)
         self._own_stop = stop is None
@@ -392,7 +393,7 @@ class Chapter(PlatformAnswers):
         return True
 
     def _plan(self, step: Step, host: Host, todo: list[Resource]) -> None:
-        """What `run` would do: a change, a refusal, or what nobody knows before the disk is new."""
+        """What `run` would do: a change, a refusal, or what nobody knows before a device is new."""
         if todo:
             step.status = WOULD_CHANGE
         step.wipes = sorted({r.wipes() for r in todo} - {""})
@@ -405,8 +406,8 @@ class Chapter(PlatformAnswers):
         if refused:
             step.status = REFUSED
             step.note(f"would be refused: {refused}")
-        if self.site.disk in step.wipes:
-            self._before = f"step {step.number} has made {self.site.disk} anew"
+        if step.wipes:
+            self._before = made_anew(step.number, step.wipes)
 
     @property
     def _consents(self) -> Consents:

@@ -198,14 +198,19 @@ def would_refuse(host: Host, resources: Iterable[Resource], consents: Consents) 
     return ""
 
 
-def planned_before(journal: Journal, disk: str) -> str:
-    """Which step of this run's plan would make the disk anew, in words; "" where none would."""
+def planned_before(journal: Journal) -> str:
+    """Which step of this run's plan would first make a device anew; "" where none would."""
     finals = (record for record in journal.records() if record.get("phase") == "final")
     latest = {(record["chapter"], record["step"]): record for record in finals}
     for record in latest.values():
-        if disk in record.get("wipes", ()):
-            return f"step {record['step']} has made {disk} anew"
+        if record.get("wipes"):
+            return made_anew(record["step"], record["wipes"])
     return ""
+
+
+def made_anew(step: str, devices: Sequence[str]) -> str:
+    """What a plan waits for where a step would wipe these, in words."""
+    return f"step {step} has made {', '.join(devices)} anew"
 
 
 def refusal(found: Identified, device: str, may_wipe: tuple[str, ...]) -> ConsentNeeded | None:
