@@ -95,6 +95,7 @@ class TestArchive:
         source.write_bytes(whole)
         (root / RECORD).write_text(f"begun {checksum}\n")
         archive = Archive(str(source), checksum, str(root))
+        assert archive.refusal(host) == ""
         archive.apply(host, quiet)
         archive.verify(host)
         assert (root / "usr/49").exists()
@@ -108,6 +109,7 @@ class TestArchive:
             StepFailed, match=r"already holds other files \(there is .*/home/thesis"
         ):
             archive.apply(host, quiet)
+        assert "already holds other files (there is " in archive.refusal(host)
         assert (root / "home/thesis").read_text() == "mine"
 
     def test_another_generation_is_not_written_over(self, host: Host, tmp_path: Path) -> None:
@@ -117,8 +119,10 @@ class TestArchive:
         Archive(str(first), tarball(first, a="1"), str(root)).apply(host, quiet)
         other = Archive(str(second), tarball(second, a="2"), str(root))
         assert other.probe(host) is not None
-        with pytest.raises(StepFailed, match="already holds other files"):
+        with pytest.raises(StepFailed) as refused:
             other.apply(host, quiet)
+        assert "already holds other files (complete " in refused.value.message
+        assert other.refusal(host) == refused.value.message
         assert (root / "a").read_text() == "1"
 
     def test_a_wrong_checksum_touches_nothing(self, host: Host, tmp_path: Path) -> None:
@@ -271,5 +275,10 @@ class TestMount:
         other = Mount("/dev/null", f"{tmp_path}/root")
         found = other.probe(host)
         assert found is not None and found.summary.endswith("where something else is now")
-        with pytest.raises(StepFailed, match="something else than /dev/null"):
+        with pytest.raises(StepFailed) as refused:
             other.apply(host, quiet)
+        assert (
+            refused.value.message == f"something else than /dev/null is mounted on {other.target}"
+        )
+        assert other.refusal(host) == refused.value.message
+        assert Mount("/dev/null", f"{tmp_path}/elsewhere").refusal(host) == ""

@@ -60,8 +60,12 @@ def test_a_file_that_xendomains_would_start_is_named(tmp_path: Path) -> None:
     (tmp_path / "mail.cfg~").touch()
     links = AutoLinks(("mail",), str(tmp_path))
     assert links.probe(HOST) is not None
-    with pytest.raises(StepFailed, match=r"holds what is no link: mail\.cfg~"):
+    with pytest.raises(StepFailed) as refused:
         links.apply(HOST, silent)
+    assert links.refusal(HOST) == refused.value.message
+    assert refused.value.message == f"{tmp_path} holds what is no link: mail.cfg~"
+    (tmp_path / "mail.cfg~").unlink()
+    assert links.refusal(HOST) == ""
 
 
 def test_nobody_starts_where_nobody_is_selected(tmp_path: Path) -> None:

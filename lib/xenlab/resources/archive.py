@@ -341,10 +341,9 @@ class Archive(Resource):
         Raises StepFailed where the root holds anything but a half unpacked copy of this archive,
         or if the archive has another checksum; nothing is written then.
         """
-        record = self._record(host)
-        if record not in ("", f"begun {self.checksum}"):
+        if refused := self.refusal(host):
             raise StepFailed(
-                f"{self.into} already holds other files ({record}) and is not written over",
+                refused,
                 hint="make its file system anew to have it replaced: wipefs -a its device, then "
                 "run chapter 01",
             )
@@ -385,6 +384,13 @@ class Archive(Resource):
             host.run(
                 Command.script('rm -f -- "$1"; rmdir -- "$2" 2>/dev/null || :', tarball, self.store)
             )
+
+    def refusal(self, host: Host) -> str:
+        """That the root holds anything but a half unpacked copy of this archive."""
+        record = self._record(host)
+        if record in ("", f"begun {self.checksum}"):
+            return ""
+        return f"{self.into} already holds other files ({record}) and is not written over"
 
     def _record(self, host: Host) -> str:
         script = """

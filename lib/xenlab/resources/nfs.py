@@ -72,12 +72,18 @@ class Mount(Resource):
         command = Command.sh(
             f"! mountpoint -q {{target}} || exit {_OTHER_MOUNTED}\n{typed}", **values
         )
-        other = (
-            f"something else than {self.source} is mounted on {self.target}",
-            f"look with findmnt {self.target}, and unmount it",
-        )
+        other = (self._other, f"look with findmnt {self.target}, and unmount it")
         command = command.typed_as(typed, **values).scripted_as(again, **values)
         return (command.refusing({_OTHER_MOUNTED: other}),)
+
+    def refusal(self, host: Host) -> str:
+        """That something else is mounted there."""
+        there = host.test(Command.argv("mountpoint", "-q", self.target))
+        return self._other if there else ""
+
+    @property
+    def _other(self) -> str:
+        return f"something else than {self.source} is mounted on {self.target}"
 
 
 @dataclass(frozen=True)

@@ -473,12 +473,9 @@ class AutoLinks(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Make the links, remove other ones; raises StepFailed where a file is in the way."""
         found, wanted = self._found(host), self.wanted()
-        foreign = [name for name, target in found.items() if not target]
-        if foreign:
-            raise StepFailed(
-                f"{self.folder} holds what is no link: {', '.join(foreign)}",
-                hint="move it away: xendomains would start a guest from it",
-            )
+        if refused := self._foreign(found):
+            hint = "move it away: xendomains would start a guest from it"
+            raise StepFailed(refused, hint=hint)
         script = """
             folder=$1; shift
             mkdir -p -- "$folder"
@@ -490,6 +487,14 @@ class AutoLinks(Resource):
         changes = {name: "" for name in found if name not in wanted} | wanted
         words = [word for pair in changes.items() for word in pair]
         host.run(Command.script(script, self.folder, *words))
+
+    def refusal(self, host: Host) -> str:
+        """That a file is in the way."""
+        return self._foreign(self._found(host))
+
+    def _foreign(self, found: dict[str, str]) -> str:
+        files = ", ".join(name for name, target in found.items() if not target)
+        return f"{self.folder} holds what is no link: {files}" if files else ""
 
     def _found(self, host: Host) -> dict[str, str]:
         """What lies there: names, and what they point at ("" for what is no link)."""
