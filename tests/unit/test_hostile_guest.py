@@ -214,6 +214,15 @@ class Scene:
     def back(self) -> Resource:
         return UsrSwapped(NAME, self.device, False, records=str(self.records))
 
+    def by_runbook(self, resource: Resource) -> subprocess.CompletedProcess[str]:
+        """Run what a script has of a resource, with this folder in the place of /mnt."""
+        text = "\n".join(command.in_script() for command in resource.commands())
+        text = text.replace(f"/mnt/{NAME}", f"{self.folder}/by-hand")
+        ended = subprocess.run(["sh", "-eu"], input=text, capture_output=True, text=True)
+        left = subprocess.run(["umount", f"{self.folder}/by-hand"], capture_output=True)
+        assert left.returncode != 0, "nothing stays mounted"
+        return ended
+
     def plant(self, trap: Trap, path: str, target: str = "etc/shadow") -> bool:
         """Put a trap at a path, as the guest's root can; whether there is a folder for it."""
         with mounted(self.device, self.folder) as root:
@@ -436,3 +445,36 @@ def test_nothing_else_names_a_path_in_a_guest_s_root() -> None:
         assert "$mount/" not in text and "$scratch/root/" not in text, path
         assert 'mount -- "$device"' not in text, path
         assert "os.chroot" not in text, path
+        # what is typed by hand, or stands in a runbook
+        assert path.name == "shared_usr.py" or "/mnt/{" not in text, path
+
+
+def test_a_runbook_swaps_usr_and_puts_it_back(templates: dict[str, Path], tmp_path: Path) -> None:
+    with scene("merged", templates, tmp_path) as guest:
+        assert guest.by_runbook(guest.chapter_15()).returncode == 0
+        with mounted(guest.device, tmp_path) as root:
+            assert (root / ".xenlab/busybox").read_text() == "static\n"
+            assert (root / "usr.old/sbin/early").is_file() and not list((root / "usr").iterdir())
+        assert guest.by_runbook(guest.back()).returncode == 0
+        with mounted(guest.device, tmp_path) as root:
+            assert (root / "usr/sbin/early").is_file() and not (root / ".xenlab").exists()
+
+
+@pytest.mark.parametrize("name", ["etc", "etc/init", ".xenlab", "usr", "usr.old"])
+def test_a_runbook_ends_where_the_guest_has_planted_a_link(
+    templates: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    for chapter in (Scene.chapter_15, Scene.back):
+        folder = tmp_path / chapter.__name__
+        folder.mkdir()
+        with scene("merged", templates, folder) as guest:
+            if chapter == Scene.back:
+                assert guest.work(guest.chapter_15()) == []
+                if name == "etc/init":
+                    # a link that chapter 15 made, and that is only removed
+                    continue
+            assert guest.plant(absolute, f"/{name}", "etc/cron.d")
+            before = guest.state()
+            ended = guest.by_runbook(chapter(guest))
+            assert ended.returncode == 1 and f"/{name} must be no link" in ended.stderr
+            assert guest.state() == before and not guest.leaked()

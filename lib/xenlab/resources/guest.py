@@ -186,18 +186,30 @@ def in_namespace(
         raise CommandFailed(result)
 
 
-def while_mounted(name: str, device: str, *commands: Command) -> tuple[Command, ...]:
+def while_mounted(
+    name: str, device: str, *commands: Command, no_links: tuple[str, ...] = ()
+) -> tuple[Command, ...]:
     """The same commands, with the guest's root on ``/mnt/NAME`` as a person would have it there.
 
-    A shell in dom0 follows a link that the guest has planted: the first line warns of it.
+    A shell in dom0 follows a link that the guest has planted: the first line warns of it, and a
+    script ends where one of the names that it must not follow, ``no_links``, is a link.
     """
     text = """
         # by hand only before the guest has ever run: its links may lead into dom0
         mkdir -p {root}
         mount -o {options} {device} {root}
     """
-    mount = Command.sh(text, options=OPTIONS, device=device, root=f"/mnt/{name}")
-    return (mount, *commands, Command.sh("umount {root}", root=f"/mnt/{name}"))
+    ends = """
+        for place in {places}; do
+            [ ! -L "$place" ] || { umount {root}; echo "$place must be no link" >&2; exit 1; }
+        done
+    """
+    values = {"options": OPTIONS, "device": device, "root": f"/mnt/{name}"}
+    mount = Command.sh(text, **values)
+    if no_links:
+        places = [f"/mnt/{name}/{each}" for each in no_links]
+        mount = mount.scripted_as(text + ends, places=places, **values)
+    return (mount, *commands, Command.sh("umount {root}", **values))
 
 
 def in_use(host: Host, name: str, device: str) -> str:

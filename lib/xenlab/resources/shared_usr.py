@@ -203,13 +203,16 @@ class UsrSwapped(Resource):
             back = Command.sh(text, r=root).scripted_as(
                 f"if [ -d {{r}}/usr.old ]; then\n{indent(text, '    ')}\nfi", r=root
             )
-            return while_mounted(self.name, self.device, back)
+            return while_mounted(
+                self.name, self.device, back, no_links=("etc", ".xenlab", "usr", "usr.old")
+            )
         return while_mounted(
             *(self.name, self.device),
             Command.sh("mkdir {r}/.xenlab\ncp {b} {r}/.xenlab/busybox", b=self.busybox, r=root),
             Command.file(f"{root}/.xenlab/init", first, 0o755),
             Command.sh("ln -s /.xenlab/init {r}/etc/init", r=root),
             Command.sh("mv {r}/usr {r}/usr.old\nmkdir {r}/usr", r=root),
+            no_links=("etc", "etc/init", ".xenlab", "usr", "usr.old"),
         )
 
     def recorded(self) -> tuple[Command, ...]:
