@@ -246,6 +246,23 @@ def test_a_complete_root_stays_the_guest_s_where_its_superblock_is_damaged(
     make((guest[0].consented(identity, (made,)), guest[1]))
 
 
+def test_a_runbook_makes_no_file_system_over_a_complete_root(
+    guest: Guest, tmp_path: Path, device: str
+) -> None:
+    record, text = tmp_path / "records/domu1/root", guest[0].commands()[0].in_script()
+    record.parent.mkdir(parents=True)
+    record.write_text(f"{'a' * 64} 11111111-1111-4111-8111-111111111111\n")
+    before = run("sha256sum", device)
+    ended = subprocess.run(["sh", "-eu"], input=text, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr == f"remove {record} to lose it\n"
+    assert run("sha256sum", device) == before
+    record.write_text("begun 11111111-1111-4111-8111-111111111111\n")
+    for _ in range(2):
+        subprocess.run(["sh", "-eu"], input=text, check=True, capture_output=True, text=True)
+        assert run("sha256sum", device) != before
+        shutil.rmtree(record.parent, ignore_errors=True)
+
+
 @pytest.mark.parametrize(("name", "times"), [("mkfs.ext4", 1), ("tar", 2), ("mv", 2)])
 def test_a_kill_while_a_root_is_unpacked_needs_no_consent_to_go_on(
     guest: Guest,

@@ -235,9 +235,8 @@ def in_use(host: Host, name: str, device: str) -> str:
 # which can be read while the guest runs. So a kill in the middle, a fresh file system or another
 # image are all seen, and what a guest changes in itself later is its own business.
 #
-# A root that was once complete is the guest's, damaged or not, and what else is found there may be:
-# neither is made anew without a consent by name. What is empty, or was begun here and never
-# completed, is.
+# A root that was once complete is the guest's, damaged or not, and so may be what else is there:
+# neither is made anew without a consent by name. What is empty, or was never completed, is.
 
 UNPACK_SECONDS = 3600.0
 CONFIGURE_SECONDS = 600.0
@@ -402,15 +401,18 @@ class GuestRoot(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """A fresh file system, the image unpacked into it, and who may log in."""
-        root = f"/mnt/{self.name}"
-        make = Command.sh("mkfs.ext4 -q -L {l} {device}", l=self.label, device=self.device)
+        make = "mkfs.ext4 -q -L {label} {device}"
+        # a script asks for no consent by name
+        once = "! grep -qsv ^begun {record} || { echo remove {record} to lose it >&2; exit 1; }\n"
         text = """
             tar -C {root} -I zstd --numeric-owner --acls --xattrs --xattrs-include='*' -xpf {image}
             mkdir -p -m 700 {root}/root/.ssh
             cp /root/.ssh/authorized_keys {root}/root/.ssh
         """
-        unpack = Command.sh(text, root=root, image=self.image)
-        return (make, *while_mounted(self.name, self.device, unpack))
+        values = {"label": self.label, "device": self.device, "image": self.image}
+        values |= {"root": f"/mnt/{self.name}", "record": f"{self.records}/{self.name}/root"}
+        made = Command.sh(make, **values).scripted_as(once + make, **values)
+        return (made, *while_mounted(self.name, self.device, Command.sh(text, **values)))
 
     def recorded(self) -> tuple[Command, ...]:
         """Which image it was made from, and in which file system it lies."""
@@ -439,10 +441,7 @@ class GuestRoot(Resource):
             host,
             _UNPACK,
             (self.name, self.device, self.records),
-            (
-                *(self.image, self.label, self.identity, agreed),
-                "".join(f"{key}\n" for key in keys),
-            ),
+            (self.image, self.label, self.identity, agreed, "".join(f"{key}\n" for key in keys)),
             timeout=UNPACK_SECONDS,
         )
 
