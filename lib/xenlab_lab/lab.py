@@ -242,7 +242,7 @@ class Lab:
             if tag not in now.snapshots:
                 raise BadInput(
                     f"there is no snapshot {tag!r}",
-                    hint=f"use one of: {', '.join(sorted(now.snapshots)) or 'none'}",
+                    hint=f"use one of: {', '.join(sorted(now.snapshots)) or 'none yet'}",
                 )
             self._report(f"restoring snapshot {tag}", None)
             with self._no_leftover():

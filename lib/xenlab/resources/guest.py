@@ -51,10 +51,7 @@ REFUSALS = {
     43: ("{device} is mounted", "unmount it"),
     44: ("there is no device {device}", "run chapter 01_partitions"),
     45: ("there is no image {value} with its checksum beside it", "run chapter 06_imaging"),
-    46: (
-        "xenstore does not answer, so nobody can say whether the guest runs",
-        "check the service xen",
-    ),
+    46: ("xenstore does not answer: nobody knows whether the guest runs", "check the service xen"),
     47: ("{device} holds no completely unpacked root", "unpack the image first"),
     48: (
         "the guest's root has no poweroff program, so it could never be shut down",
