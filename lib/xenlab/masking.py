@@ -57,7 +57,7 @@ _CREDENTIALS_BEGIN = re.compile(rb':/?\Z|://[^\s/"<>]{0,800}\Z')
 class Secret:
     """A value that may reach a remote command's input but never a record, log or page.
 
-    Hand it over by reference: ``Secret(os.environ["NAME"])``.
+    Hand it over by reference, never as a literal: ``Secret(os.environ[name])``.
     """
 
     value: str = field(repr=False)
