@@ -12,7 +12,7 @@ help:
 	@echo 'make docs       the pages, from the chapters as they ran here'
 	@echo 'make test       lint, types, all tests up to the main job: an empty disk becomes a Xen host'
 	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
-	@echo 'make test-gentoo  the whole lab with Portage and OpenRC'
+	@echo 'make test-gentoo  Portage and OpenRC: in roots of their own, then the whole lab'
 	@echo 'make test-faults  the power fails at random moments of the main job'
 	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI'
 	@echo 'make test-fast  what takes no whole run: ruff, mypy, unit, ssh and notebook tests'

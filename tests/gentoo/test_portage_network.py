@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.lab.roots import Roots, quiet
+from tests.gentoo.roots import Roots, quiet
 from tests.relayed import relayed
 
 from xenlab.command import Command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.lab.roots import Roots, quiet
+from tests.gentoo.roots import Roots, quiet
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from tests.lab.roots import Roots, quiet
+from tests.gentoo.roots import Roots, quiet
 
 from xenlab.command import Command
 from xenlab.errors import StepFailed

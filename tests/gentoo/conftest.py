@@ -1,11 +1,11 @@
-"""What the tests of the lab's own stage stand on."""
+"""The roots with Portage and OpenRC, once for all tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from tests.lab.roots import Roots
+from tests.gentoo.roots import Roots
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.lab.roots import Roots, quiet
+from tests.gentoo.roots import Roots, quiet
 from tests.sites import lab_site
 
 from xenlab.cache import cache_root

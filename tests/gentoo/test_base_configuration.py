@@ -7,7 +7,7 @@ from typing import cast
 
 import pandas as pd
 import pytest
-from tests.lab.roots import Roots, quiet
+from tests.gentoo.roots import Roots, quiet
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters import shared_filesystems as sharing
