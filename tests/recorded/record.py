@@ -1,4 +1,4 @@
-"""Record what xl prints on a running lab, for the tests of its parsers.
+"""Record what xl prints on a running lab, for the tests of its parser.
 
 Usage: python tests/recorded/record.py SSH_CONFIG [HOST]      (HOST is dom0 unless given)
 
@@ -17,19 +17,11 @@ from xenlab.host import Host
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target
 
-COMMANDS = {
-    "list.txt": Command.argv("xl", "list"),
-    "list-long.json": Command.argv("xl", "list", "-l"),
-    "info.txt": Command.argv("xl", "info"),
-}
-
-
 def main(config: str, name: str = "dom0") -> None:
-    """Replace the files in ``tests/recorded/xl`` by what the host prints now."""
+    """Replace ``tests/recorded/xl/list.txt`` by what the host prints now."""
     host = Host(SSH(Target(name, config)))
     folder = Path(__file__).parent / "xl"
-    for file, command in COMMANDS.items():
-        (folder / file).write_bytes(host.run(command).out)
+    (folder / "list.txt").write_bytes(host.run(Command.argv("xl", "list")).out)
     version = host.run("dpkg-query -W xen-utils-common || true").stdout.strip()
     today = datetime.now(UTC).date()
     (folder / "ORIGIN").write_text(f"Recorded on a running lab, {today}: {version}\n")

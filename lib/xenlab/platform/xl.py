@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -33,7 +32,6 @@ from xenlab.resources.xen import (
 )
 
 COLUMNS = ["name", "id", "memory_mib", "vcpus", "state", "seconds"]
-CONFIGURED = ["name", "id", "type", "memory_mib", "disks", "macs", "bridges"]
 
 
 @dataclass(frozen=True)
@@ -184,17 +182,6 @@ class Xl:
         """
         return standing(host, name)
 
-    def configurations(self, host: Host) -> pd.DataFrame:
-        """What the running domains were created from: type, memory, disks, MACs, bridges.
-
-        ``xl list -l``.
-        """
-        return parse_long_list(host.run(Command.argv("xl", "list", "-l")).stdout)
-
-    def info(self, host: Host) -> dict[str, str]:
-        """What the hypervisor tells about itself and the machine: ``xl info``."""
-        return parse_info(host.run(Command.argv("xl", "info")).stdout)
-
 
 def toolstack(platform: str) -> Xl:
     """A platform's toolstack; raises BadInput where none is known that can run."""
@@ -203,39 +190,6 @@ def toolstack(platform: str) -> Xl:
     if platform == "gentoo":
         return Xl("/etc/conf.d", ("xenconsoled", "XENCONSOLED_OPTS"))
     raise BadInput(f"no toolstack is known that runs on the platform {platform!r}")
-
-
-def parse_long_list(text: str) -> pd.DataFrame:
-    """The JSON of ``xl list -l`` as a table, one row a domain; raises ValueError if it is none."""
-    entries = json.loads(text) if text.strip() else []
-    rows = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        config = entry.get("config") or {}
-        common, build = config.get("c_info") or {}, config.get("b_info") or {}
-        disks, nics = config.get("disks") or [], config.get("nics") or []
-        memory = build.get("target_memkb") or build.get("max_memkb") or 0
-        rows.append(
-            [
-                str(common.get("name", "")),
-                int(entry["domid"]) if entry.get("domid") is not None else -1,
-                str(common.get("type", "")),
-                int(memory) // 1024,
-                ", ".join(f"{d.get('vdev', '')}={d.get('pdev_path', '')}" for d in disks),
-                ", ".join(str(n.get("mac", "")) for n in nics),
-                ", ".join(str(n.get("bridge", "")) for n in nics),
-            ]
-        )
-    return pd.DataFrame(rows, columns=CONFIGURED)
-
-
-def parse_info(text: str) -> dict[str, str]:
-    """The ``key : value`` lines of ``xl info``; a value keeps the colons that are in it."""
-    found = {}
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and re.fullmatch(r"[a-z0-9_]+ *", key):
-            found[key.strip()] = value.strip()
-    return found
 
 
 def xl_config(domain: DomainSpec) -> str:
