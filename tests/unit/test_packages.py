@@ -75,5 +75,5 @@ def test_a_site_that_nobody_has_written_down() -> None:
     assert isinstance(packages(lab_site()), Apt)
     gentoo = lab_site(platform="gentoo", software=[], shared_packages=[])
     assert isinstance(packages(gentoo), Portage)
-    with pytest.raises(BadInput, match="no package manager support for 'gentoo-2006'"):
+    with pytest.raises(BadInput, match="platform gentoo-2006: because xenlab knows no package manager"):
         packages(lab_site(platform="gentoo-2006", software=[], shared_packages=[]))

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from xenlab.command import Command, Result
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Check, Difference, Report, Resource, Waiting
 from xenlab.site.types import PACKAGE_NAMES
+
+Answer = TypeVar("Answer")
+
+
+def by_platform(platform: str, what: str, answers: Mapping[str, Answer]) -> Answer:
+    """The answer of a platform as a parameters file names it. Raises BadInput where it has none."""
+    if platform not in answers:
+        raise BadInput(
+            f"cannot use platform {platform}: because xenlab knows no {what} of it",
+            hint=f"platform: {' or '.join(answers)}",
+        )
+    return answers[platform]
+
 
 # Locks of a package manager: whoever holds one is named, and waited for (fcntl(2), proc(5)).
 #

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, StepFailed
 from xenlab.host import Host
+from xenlab.platform.base import by_platform
 from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Difference, Report, Resource
 from xenlab.resources.files import File
@@ -257,15 +258,9 @@ class XenEntry:
 
 
 def bootloader(platform: str) -> Grub2:
-    """The answer for a platform of the parameters file. Raises BadInput where there is none."""
-    if platform == "debian":
-        return Grub2()
-    if platform == "gentoo":
-        return Grub2(settings="/etc/default/grub")
-    raise BadInput(
-        f"platform: no boot loader support for {platform!r}",
-        hint="use platform: debian",
-    )
+    """A platform's boot loader. Raises BadInput where it has none."""
+    gentoo = Grub2(settings="/etc/default/grub")
+    return by_platform(platform, "boot loader", {"debian": Grub2(), "gentoo": gentoo})
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from xenlab.command import Command
-from xenlab.errors import BadInput
 from xenlab.platform.apt import Apt
-from xenlab.platform.base import NoneFailed
+from xenlab.platform.base import NoneFailed, by_platform
 from xenlab.platform.boot import Grub2, Power, bootloader, power
 from xenlab.platform.interfaces import Interfaces, interfaces
 from xenlab.platform.openrc import OpenRc
@@ -79,15 +78,12 @@ class Packages(Protocol):
 
 
 def packages(site: Parameters) -> Packages:
-    """A site's answer. Raises BadInput where its platform has none."""
-    if site.platform == "debian":
-        return Apt(site.share, site.package_proxy)
-    if site.platform == "gentoo":
-        return Portage(site.portage, site.package_proxy)
-    raise BadInput(
-        f"platform: no package manager support for {site.platform!r}",
-        hint="use platform: debian",
-    )
+    """The package manager of a site's platform. Raises BadInput where it has none."""
+    answers: dict[str, Packages] = {
+        "debian": Apt(site.share, site.package_proxy),
+        "gentoo": Portage(site.portage, site.package_proxy),
+    }
+    return by_platform(site.platform, "package manager", answers)
 
 
 def where_stages_come_from(platform: str) -> str:
@@ -163,15 +159,9 @@ class Services(Protocol):
 
 
 def services(platform: str) -> Services:
-    """The answer for a platform of the parameters file. Raises BadInput where there is none."""
-    if platform == "debian":
-        return Systemd()
-    if platform == "gentoo":
-        return OpenRc()
-    raise BadInput(
-        f"platform: no init system support for {platform!r}",
-        hint="use platform: debian",
-    )
+    """A platform's init system. Raises BadInput where it has none."""
+    answers: dict[str, Services] = {"debian": Systemd(), "gentoo": OpenRc()}
+    return by_platform(platform, "init system", answers)
 
 
 # What a site answers to the few questions that distributions and machines answer differently.

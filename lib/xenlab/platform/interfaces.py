@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from xenlab.command import Command
-from xenlab.errors import BadInput
+from xenlab.platform.base import by_platform
 from xenlab.platform.openrc import Scripts
 from xenlab.quoting import double_quoted
 from xenlab.resources.base import Resource, Until
@@ -81,12 +81,9 @@ class Interfaces(Protocol):
 
 
 def interfaces(platform: str) -> Interfaces:
-    """A platform's answer; raises BadInput where there is none."""
-    if platform == "debian":
-        return Ifupdown()
-    if platform == "gentoo":
-        return Netifrc()
-    raise BadInput(f"no network configuration is known for the platform {platform!r}")
+    """A platform's network configuration. Raises BadInput where it has none."""
+    answers: dict[str, Interfaces] = {"debian": Ifupdown(), "gentoo": Netifrc()}
+    return by_platform(platform, "network configuration", answers)
 
 
 class Ifupdown:
@@ -299,9 +296,6 @@ def _interface(name: str, settings: str) -> tuple[GuestFile, ...]:
 
 
 def guest_system(platform: str) -> GuestSystem:
-    """A platform's answer; raises BadInput where there is none."""
-    if platform == "debian":
-        return DebianGuest()
-    if platform == "gentoo":
-        return GentooGuest()
-    raise BadInput(f"guests of the platform {platform!r} cannot be configured")
+    """How a platform's guests are configured. Raises BadInput where nobody knows."""
+    answers: dict[str, GuestSystem] = {"debian": DebianGuest(), "gentoo": GentooGuest()}
+    return by_platform(platform, "configuration of guests", answers)

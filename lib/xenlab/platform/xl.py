@@ -11,6 +11,7 @@ import pandas as pd
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.platform.base import by_platform
 from xenlab.quoting import xl, xl_list
 from xenlab.resources.base import Resource
 from xenlab.resources.domain import (
@@ -184,12 +185,9 @@ class Xl:
 
 
 def toolstack(platform: str) -> Xl:
-    """A platform's toolstack; raises BadInput where none is known that can run."""
-    if platform == "debian":
-        return Xl()
-    if platform == "gentoo":
-        return Xl("/etc/conf.d", ("xenconsoled", "XENCONSOLED_OPTS"))
-    raise BadInput(f"no toolstack is known that runs on the platform {platform!r}")
+    """A platform's toolstack. Raises BadInput where it has none."""
+    gentoo = Xl("/etc/conf.d", ("xenconsoled", "XENCONSOLED_OPTS"))
+    return by_platform(platform, "toolstack", {"debian": Xl(), "gentoo": gentoo})
 
 
 def xl_config(domain: DomainSpec) -> str:
