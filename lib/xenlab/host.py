@@ -102,8 +102,8 @@ Output = Callable[[str, bytes], None]
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
-_NO_ROOT = (125, 126, 127)
-"""What chroot(1) ends with where there is no system in the root yet."""
+NO_ROOT = (125, 126, 127)
+"""What chroot(1), or a shell, ends with where the root, or the program in it, is not there yet."""
 
 READ_SECONDS = 60.0
 """Deadline of a command that only looks; what changes something names its own."""
@@ -326,6 +326,20 @@ class Host:
             if call is not None:
                 call.ended(told.status, told.seconds)
 
+    def look(
+        self, command: Command, *statuses: int, timeout: float = READ_SECONDS
+    ) -> Result | None:
+        """Run a command that only looks; None where there is no system in the root yet (`NO_ROOT`).
+
+        Raises CommandFailed for a status that is neither 0 nor one of these.
+        """
+        result = self.run(command, timeout=timeout, check=False)
+        if result.status in NO_ROOT:
+            return None
+        if result.status not in (0, *statuses):
+            raise CommandFailed(result)
+        return result
+
     def test(self, command: Command | str, *, timeout: float = READ_SECONDS) -> bool:
         """Whether a command ends with status 0."""
         return self.run(command, timeout=timeout, check=False).ok
@@ -343,7 +357,7 @@ class Host:
         """A file's content, None where there is no such file."""
         command = Command.script('if [ -e "$1" ]; then cat -- "$1"; else exit 44; fi', path)
         result = self.run(command, check=False)
-        if result.status == 44 or (self.root != "/" and result.status in _NO_ROOT):
+        if result.status == 44 or (self.root != "/" and result.status in NO_ROOT):
             return None
         if not result.ok:
             raise CommandFailed(result)

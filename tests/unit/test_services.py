@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.platform.base import parse_failed, parse_states
+from xenlab.platform.base import parse_failed, parse_service_states
 from xenlab.platform.choice import services
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.systemd import ServerUnordered, Systemd, UnitFile
@@ -297,7 +297,7 @@ def test_another_platform_is_refused_in_one_sentence() -> None:
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9@.-]{0,20}", fullmatch=True), st.booleans()))
 def test_states_are_read_back(units: dict[str, bool]) -> None:
     text = "".join(f"{name} {'enabled' if on else 'missing'} -\n" for name, on in units.items())
-    states = parse_states(text)
+    states = parse_service_states(text)
     assert {name: at_boot == "enabled" for name, (at_boot, _) in states.items()} == units
 
 

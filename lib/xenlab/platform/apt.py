@@ -9,7 +9,6 @@ from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.base import (
     INSTALL_SECONDS,
-    NO_ROOT,
     Index,
     new_versions,
     patiently,
@@ -204,7 +203,7 @@ class AptPackages(Resource):
 
     def compare(self, text: str) -> Difference | None:
         """The difference to what dpkg-query lists."""
-        states = parse_states(text)
+        states = parse_package_states(text)
         missing = [name for name in self.names if states.get(name, "")[1:] != "i"]
         if not missing:
             return None
@@ -324,10 +323,8 @@ class AptStored(Resource):
             for file in $files; do genuine "$file" || echo "${file#*/}"; done
             echo known
         """
-        found = host.run(Command.script(_TOOLS + _GENUINE + script, *self.names), check=False)
-        if not found.ok and found.status not in NO_ROOT:
-            raise CommandFailed(found)
-        *missing, known = found.stdout.split() or [""]
+        found = host.look(Command.script(_TOOLS + _GENUINE + script, *self.names))
+        *missing, known = (found.stdout.split() if found else []) or [""]
         if known == "known" and not missing:
             return None
         rows = tuple({"missing in the store": name} for name in missing)
@@ -368,7 +365,7 @@ class AptRemoved(Resource):
         """A table of those that are there, whole or in part."""
         if not self.names:
             return None
-        states = parse_states(listing(host, self.names))
+        states = parse_package_states(listing(host, self.names))
         rows = tuple(
             {"package": name, "found": states[name]}
             for name in self.names
@@ -420,13 +417,12 @@ def listing(host: Host, names: tuple[str, ...], unsynced: str = "") -> str:
         shift
         dpkg-query -W -f '${Package}\\t${db:Status-Abbrev}\\n' -- "$@"
     """
-    result = host.run(Command.script(script, unsynced, *names), check=False)
-    if result.status not in (0, 1, *NO_ROOT):
-        raise CommandFailed(result)
-    return result.stdout
+    # 1: one of them is unknown to dpkg
+    result = host.look(Command.script(script, unsynced, *names), 1)
+    return result.stdout if result is not None else ""
 
 
-def parse_states(text: str) -> dict[str, str]:
+def parse_package_states(text: str) -> dict[str, str]:
     """The states of packages in such a listing, by name."""
     lines = (line.partition("\t") for line in text.splitlines())
     return {name: state.strip() for name, tab, state in lines if tab}

@@ -158,9 +158,6 @@ INSTALL_SECONDS = 3600.0
 INDEX_DAYS = 14
 """How old the index may be, in days."""
 
-NO_ROOT = (125, 126, 127)
-"""What chroot answers where the root, or the program in it, is not there yet."""
-
 _MISSING = 44
 _DAY = 86400
 
@@ -191,11 +188,9 @@ class Index(Resource):
             date +%s
         """
         command = Command.script(script, self.folder, self.pattern, self.settings)
-        result = host.run(command, check=False)
-        if result.status == _MISSING or result.status in NO_ROOT:
+        result = host.look(command, _MISSING)
+        if result is None or result.status == _MISSING:
             return Difference(f"fetch the package index ({self.command})")
-        if not result.ok:
-            raise CommandFailed(result)
         fetched, now = (int(line) for line in result.stdout.split())
         if now - fetched < self.days * _DAY:
             return None
@@ -281,10 +276,9 @@ class ServiceStates(Resource):
         """A table of the services that are not as wanted."""
         if not self.names:
             return None
-        result = host.run(self.look(host), check=False)
-        if not result.ok and result.status not in NO_ROOT:
-            raise CommandFailed(result)
-        states = parse_states(result.stdout) if result.ok else dict.fromkeys(self.names, ("", ""))
+        result = host.look(self.look(host))
+        unknown = dict.fromkeys(self.names, ("", ""))
+        states = unknown if result is None else parse_service_states(result.stdout)
         rows = tuple(
             {"service": name, self.at_boot: boot or "unknown", "now": run or "unknown"}
             for name, (boot, run) in states.items()
@@ -302,7 +296,7 @@ class ServiceStates(Resource):
         return "enable and start" if self.running else "enable"
 
 
-def parse_states(text: str) -> dict[str, tuple[str, str]]:
+def parse_service_states(text: str) -> dict[str, tuple[str, str]]:
     """The services of a probe's output, as name to (state at boot, state now)."""
     found = {}
     for line in text.splitlines():
@@ -356,11 +350,9 @@ class NoneFailed(Check):
 
     def probe(self, host: Host) -> Difference | None:
         """Which have failed, and what they said at last."""
-        result = host.run(self.look, check=False, timeout=START_SECONDS)
-        if host.root != "/" or result.status in NO_ROOT:
+        result = host.look(self.look, timeout=START_SECONDS) if host.root == "/" else None
+        if result is None:
             return Difference("nobody can say yet whether a service has failed")
-        if not result.ok:
-            raise CommandFailed(result)
         found = parse_failed(result.stdout)
         if not found:
             return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from xenlab.command import CONTROLLER, Command
-from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, StepFailed
+from xenlab.errors import BadInput, ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.platform.base import by_platform
 from xenlab.quoting import grub
@@ -27,8 +27,9 @@ ENTRY = "xenlab"
 MKCONFIG_SECONDS = 900.0
 INSTALL_SECONDS = 600.0
 
-_NO_ROOT = (125, 126, 127)
 _WRONG_DISK = 45
+_NOT_INSTALLED = (1, 2, 44)
+"""A look's own status, and those of the programs in it where what they read is not there."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ class ScriptsOff(Resource):
     def probe(self, host: Host) -> Difference | None:
         """Which of them are still executable."""
         script = 'for name do [ ! -x "/etc/grub.d/$name" ] || printf "%s\\n" "$name"; done'
-        result = host.run(Command.script(script, *self.names), check=False)
-        if not result.ok and result.status not in _NO_ROOT:
-            raise CommandFailed(result)
-        found = result.stdout.split() if result.ok else list(self.names)
+        result = host.look(Command.script(script, *self.names))
+        found = list(self.names) if result is None else result.stdout.split()
         return Difference(f"switch off GRUB's {', '.join(found)}") if found else None
 
     def commands(self) -> tuple[Command, ...]:
@@ -82,11 +81,8 @@ class GrubMenu(Resource):
                 grep -qF -- "$line" "$menu" || printf 'no “%s” in it\\n' "$line"
             done
         """
-        command = Command.script(script, *self.lines())
-        result = host.run(command, check=False)
-        if not result.ok and result.status not in _NO_ROOT:
-            raise CommandFailed(result)
-        lines = result.stdout.splitlines() if result.ok else ["there is none yet"]
+        result = host.look(Command.script(script, *self.lines()))
+        lines = ["there is none yet"] if result is None else result.stdout.splitlines()
         if not lines:
             return None
         rows = tuple({"grub.cfg": line} for line in lines)
@@ -120,11 +116,9 @@ class GrubOnDisk(Resource):
             rest=$(($(stat -c %s "$core") - 1024))
             cmp -s -n "$rest" -i "$((start * 512 + 1024)):1024" -- "$1" "$core" || exit 44
         """
-        result = host.run(Command.script(script, self.disk), check=False)
-        if result.ok:
+        result = host.look(Command.script(script, self.disk), *_NOT_INSTALLED)
+        if result is not None and result.ok:
             return None
-        if result.status not in (1, 2, 44, *_NO_ROOT):
-            raise CommandFailed(result)
         return Difference(f"install GRUB on {self.disk}")
 
     def commands(self) -> tuple[Command, ...]:
@@ -176,11 +170,10 @@ class GrubOnEfi(Resource):
             grep -qaF -e "$uuid" -e "(,${drive##*,}/grub" "$core" || exit 44
             for file do cmp -s -- "$folder/$file" "$core" || exit 44; done
         """
-        result = host.run(Command.script(script, EFI_FOLDER, *EFI_PROGRAMS), check=False)
-        if result.ok:
+        command = Command.script(script, EFI_FOLDER, *EFI_PROGRAMS)
+        result = host.look(command, *_NOT_INSTALLED)
+        if result is not None and result.ok:
             return None
-        if result.status not in (1, 2, 44, *_NO_ROOT):
-            raise CommandFailed(result)
         return Difference(f"install GRUB for UEFI on {self.disk}")
 
     def commands(self) -> tuple[Command, ...]:

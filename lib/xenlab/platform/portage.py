@@ -15,7 +15,6 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.base import (
     INSTALL_SECONDS,
-    NO_ROOT,
     Index,
     new_versions,
     patiently,
@@ -242,10 +241,8 @@ def listing(host: Host, names: Iterable[str], *, provided: bool = True) -> str:
         done
     """
     command = Command.script(script, INSTALLED, PROVIDED if provided else "", *names)
-    result = host.run(command, check=False)
-    if result.status not in (0, _NO_DATABASE, *NO_ROOT):
-        raise CommandFailed(result)
-    return result.stdout if result.ok else ""
+    result = host.look(command, _NO_DATABASE)
+    return result.stdout if result is not None and result.ok else ""
 
 
 def parse_installed(listing: str) -> dict[str, Built]:

@@ -10,11 +10,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.platform.base import (
     EARLY_SYSTEMD,
-    NO_ROOT,
     START_SECONDS,
     Carrying,
     NoneFailed,
@@ -182,10 +180,8 @@ class Masked(Resource):
                     && ! systemctl -q is-active -- "$name" || printf '%s\\n' "$name"
             done
         """
-        result = host.run(Command.script(script, *self.names), check=False)
-        if not result.ok and result.status not in NO_ROOT:
-            raise CommandFailed(result)
-        found = result.stdout.split() if result.ok else list(self.names)
+        result = host.look(Command.script(script, *self.names))
+        found = list(self.names) if result is None else result.stdout.split()
         return Difference(f"stop and mask {', '.join(found)}") if found else None
 
     def commands(self) -> tuple[Command, ...]:
