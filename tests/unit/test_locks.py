@@ -16,7 +16,7 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import Apt
-from xenlab.platform.base import WAITING, patiently, run_patiently
+from xenlab.platform.base import WAITING, lock_functions, run_when_unlocked
 from xenlab.platform.portage import TOOLS
 
 # This machine's system, with an archive of two packages: `sample` is empty, and `slow` holds the
@@ -143,10 +143,10 @@ def test_a_real_dpkg_is_waited_for_by_every_call(host: Host) -> None:
 
 def test_what_is_never_let_go_is_named_in_one_sentence(host: Host) -> None:
     holder = Holder(host, Command.script(HOLD, LOCKS[0]), "locked")
-    script = patiently(*LOCKS, seconds=2) + "patiently dpkg --configure -a; touch /done"
+    script = lock_functions(*LOCKS, seconds=2) + "when_unlocked dpkg --configure -a; touch /done"
     try:
         with pytest.raises(StepFailed) as caught:
-            run_patiently(host, Command.script(script), Told(), timeout=60)
+            run_when_unlocked(host, Command.script(script), Told(), timeout=60)
     finally:
         holder.let_go()
     message = caught.value.message
@@ -157,8 +157,8 @@ def test_what_is_never_let_go_is_named_in_one_sentence(host: Host) -> None:
 
 
 def test_what_fails_for_another_reason_fails_at_once(host: Host) -> None:
-    script = patiently(*LOCKS) + "patiently sh -c 'echo once >&2; exit 3'"
-    result = run_patiently(host, Command.script(script), Told(), timeout=60, check=False)
+    script = lock_functions(*LOCKS) + "when_unlocked sh -c 'echo once >&2; exit 3'"
+    result = run_when_unlocked(host, Command.script(script), Told(), timeout=60, check=False)
     assert (result.status, result.stderr) == (3, "once\n")
 
 
@@ -168,7 +168,7 @@ def test_emerge_waits_with_a_word_too(host: Host) -> None:
     holder = Holder(host, Command.script(HOLD, path), "locked")
     told = Told()
     work = threading.Thread(
-        target=run_patiently, args=(host, Command.script(TOOLS), told), kwargs={"timeout": 60}
+        target=run_when_unlocked, args=(host, Command.script(TOOLS), told), kwargs={"timeout": 60}
     )
     in_background(work, told, holder)
     assert told.lines[0].startswith(f"waiting for {path}: process ")

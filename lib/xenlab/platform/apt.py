@@ -8,25 +8,24 @@ from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.base import (
-    INSTALL_SECONDS,
     Index,
+    PackageState,
+    lock_functions,
     new_versions,
-    patiently,
-    require_names,
     require_unneeded,
-    run_patiently,
+    run_when_unlocked,
 )
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import Absent, File, Relocated
 
-_LOCKS = patiently(
+_LOCKS = lock_functions(
     *("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock"),
     *("/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"),
 )
 _TOOLS = f"""
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
     {_LOCKS}
-    update() {{ patiently apt-get -q -o APT::Update::Error-Mode=any update; }}
+    update() {{ when_unlocked apt-get -q -o APT::Update::Error-Mode=any update; }}
 """
 
 UPDATE = f"{_TOOLS} update"
@@ -180,19 +179,72 @@ _QUIETLY = """
 """
 
 
+# $1 the policy, $2 lines for debconf, $3 the store, $4 the file `UNSYNCED`; the packages follow.
+_INSTALL = """
+    # while somebody else installs, the policy is theirs
+    had_to_wait || :
+    policy=/usr/sbin/policy-rc.d ours=
+    leave() {
+        [ -z "$ours" ] || rm -f -- "$policy"
+        [ ! -d /run/systemd/system ] || systemctl daemon-reload
+        # dpkg was told not to wait for the disk
+        sync
+        [ -n "$again" ] || rm -f -- "$unsynced"
+    }
+    unsynced=$4 again=
+    [ ! -e "$unsynced" ] || again=$(cat -- "$unsynced")
+    trap leave EXIT
+    trap 'exit 143' TERM INT HUP
+    if [ ! -e "$policy" ]; then
+        ours=yes
+        printf '%s' "$1" > "$policy"
+        chmod 755 "$policy"
+    fi
+    if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
+    store=$3 option=
+    if [ -n "$store" ]; then
+        option=--no-download
+        # the image may have brought the link to the store, where only dom0 writes
+        [ ! -L "$archives" ] || rm -- "$archives"
+        mkdir -p -- "$archives"
+    fi
+    shift 4
+    # a script without its text fails, until its package is installed again
+    when_unlocked quietly dpkg \\
+        --force-unsafe-io --force-confdef --force-confold --configure -a || [ -n "$again" ]
+    install() {
+        files=$(listed $reinstall install -- "$@") || return
+        gathered "$store" $files
+        for file in $files; do file=${file#*/}; echo "${file%%_*}"; done >> "$unsynced"
+        sync -- "$unsynced" "${unsynced%/*}" || return
+        when_unlocked quietly apt-get -q -y --no-install-recommends $option $reinstall \\
+            -o Dpkg::Use-Pty=0 \\
+            -o Dpkg::Options::=--force-unsafe-io \\
+            -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
+            install -- "$@"
+    }
+    reinstall=${again:+--reinstall}
+    if ! install "$@" $again; then
+        # an index that is not quite new may name what the archive has replaced since
+        [ -z "$store" ]
+        update
+        install "$@" $again
+    fi
+    again=
+"""
+
+
 @dataclass(frozen=True)
-class AptPackages(Resource):
+class AptPackages(PackageState):
     """Debian packages that are installed; ``answers`` are lines for debconf-set-selections(1).
 
     ``store``: the folder that they are copied from; what is not in it is not fetched.
     """
 
-    names: tuple[str, ...]
     answers: tuple[str, ...] = ()
     store: str = ""
 
-    def __post_init__(self) -> None:
-        require_names(self.names, "debian")
+    system = "debian"
 
     def probe(self, host: Host) -> Difference | None:
         """A table of the packages that are missing, or were left half installed.
@@ -205,10 +257,7 @@ class AptPackages(Resource):
         """The difference to what dpkg-query lists."""
         states = parse_package_states(text)
         missing = [name for name in self.names if states.get(name, "")[1:] != "i"]
-        if not missing:
-            return None
-        rows = ({"package": name, "found": states.get(name) or "not installed"} for name in missing)
-        return Difference(f"install {', '.join(missing)}", rows=tuple(rows))
+        return self.table("install", {n: states.get(n) or "not installed" for n in missing})
 
     def commands(self) -> tuple[Command, ...]:
         """Finish what an earlier attempt left half done, then install them all in one go.
@@ -218,63 +267,9 @@ class AptPackages(Resource):
         Configuration files that were changed on the host stay as they are. Daemons are installed,
         not started.
         """
-        script = """
-            # while somebody else installs, the policy is theirs
-            had_to_wait || :
-            policy=/usr/sbin/policy-rc.d ours=
-            leave() {
-                [ -z "$ours" ] || rm -f -- "$policy"
-                [ ! -d /run/systemd/system ] || systemctl daemon-reload
-                # dpkg was told not to wait for the disk
-                sync
-                [ -n "$again" ] || rm -f -- "$unsynced"
-            }
-            unsynced=$4 again=
-            [ ! -e "$unsynced" ] || again=$(cat -- "$unsynced")
-            trap leave EXIT
-            trap 'exit 143' TERM INT HUP
-            if [ ! -e "$policy" ]; then
-                ours=yes
-                printf '%s' "$1" > "$policy"
-                chmod 755 "$policy"
-            fi
-            if [ -n "$2" ]; then printf '%s\\n' "$2" | debconf-set-selections; fi
-            store=$3 option=
-            if [ -n "$store" ]; then
-                option=--no-download
-                # the image may have brought the link to the store, where only dom0 writes
-                [ ! -L "$archives" ] || rm -- "$archives"
-                mkdir -p -- "$archives"
-            fi
-            shift 4
-            # a script without its text fails, until its package is installed again
-            patiently quietly dpkg \\
-                --force-unsafe-io --force-confdef --force-confold --configure -a || [ -n "$again" ]
-            install() {
-                files=$(listed $reinstall install -- "$@") || return
-                gathered "$store" $files
-                for file in $files; do file=${file#*/}; echo "${file%%_*}"; done >> "$unsynced"
-                sync -- "$unsynced" "${unsynced%/*}" || return
-                patiently quietly apt-get -q -y --no-install-recommends $option $reinstall \\
-                    -o Dpkg::Use-Pty=0 \\
-                    -o Dpkg::Options::=--force-unsafe-io \\
-                    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
-                    install -- "$@"
-            }
-            reinstall=${again:+--reinstall}
-            if ! install "$@" $again; then
-                # an index that is not quite new may name what the archive has replaced since
-                [ -z "$store" ]
-                update
-                install "$@" $again
-            fi
-            again=
-        """
         answers = "\n".join(self.answers)
-        tools = _TOOLS + _GENUINE + _QUIETLY
-        command = Command.script(
-            tools + script, _POLICY, answers, self.store, UNSYNCED, *self.names
-        )
+        script = _TOOLS + _GENUINE + _QUIETLY + _INSTALL
+        command = Command.script(script, _POLICY, answers, self.store, UNSYNCED, *self.names)
         typed = "apt-get install -y --no-install-recommends {names}"
         if self.store:
             copy = f"mkdir -p {ARCHIVES}/partial\ncp {{store}}/*.deb {ARCHIVES}"
@@ -288,7 +283,7 @@ class AptPackages(Resource):
         """Install them; raises StepFailed where the store misses one, or holds another."""
         report(f"installing {len(self.names)} packages")
         for command in self.commands():
-            result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
+            result = run_when_unlocked(host, command, report, check=False)
             if not result.ok:
                 raise self._refused(result)
 
@@ -308,13 +303,10 @@ class AptPackages(Resource):
 
 
 @dataclass(frozen=True)
-class AptStored(Resource):
+class AptStored(PackageState):
     """Debian packages, with what they need, that dom0 has in its folder for others to install."""
 
-    names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require_names(self.names, "debian")
+    system = "debian"
 
     def probe(self, host: Host) -> Difference | None:
         """The files that are not there, or are not what the index says."""
@@ -336,7 +328,7 @@ class AptStored(Resource):
             fetch() {
                 files=$(listed --reinstall install -- "$@") || return
                 gathered "" $files
-                patiently apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 \\
+                when_unlocked apt-get -q -y --no-install-recommends -o Dpkg::Use-Pty=0 \\
                     --reinstall --download-only install -- "$@"
             }
             fetch "$@" || { update; fetch "$@"; }
@@ -349,30 +341,22 @@ class AptStored(Resource):
         """Fetch them once nobody has locked the folder."""
         report(f"fetching {len(self.names)} packages")
         for command in self.commands():
-            run_patiently(host, command, report, timeout=INSTALL_SECONDS)
+            run_when_unlocked(host, command, report)
 
 
 @dataclass(frozen=True)
-class AptRemoved(Resource):
+class AptRemoved(PackageState):
     """Debian packages that are not installed; their configuration files may stay."""
 
-    names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require_names(self.names, "debian")
+    system = "debian"
 
     def probe(self, host: Host) -> Difference | None:
         """A table of those that are there, whole or in part."""
         if not self.names:
             return None
         states = parse_package_states(listing(host, self.names))
-        rows = tuple(
-            {"package": name, "found": states[name]}
-            for name in self.names
-            if states.get(name, "n")[-1] not in "nc"
-        )
-        found = ", ".join(row["package"] for row in rows)
-        return Difference(f"remove {found}", rows=rows) if rows else None
+        there = [name for name in self.names if states.get(name, "n")[-1] not in "nc"]
+        return self.table("remove", {name: states[name] for name in there})
 
     def commands(self) -> tuple[Command, ...]:
         """Remove them."""
@@ -392,11 +376,11 @@ class AptRemoved(Resource):
                 $1 == "Inst" { print "install", $2; found = 1 }
                 END { if (found) exit 45 }
             ' "$@"
-            patiently get remove -- "$@"
+            when_unlocked get remove -- "$@"
         """
         command = Command.script(_TOOLS + script, *names)
         command = command.typed_as("apt-get remove -y {names}", names=names)
-        result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
+        result = run_when_unlocked(host, command, report, check=False)
         if result.status == _NEEDED:
             other = " and ".join(result.stdout.strip().splitlines())
             raise StepFailed(

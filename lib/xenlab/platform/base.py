@@ -35,6 +35,10 @@ def by_platform(platform: str, what: str, answers: Mapping[str, Answer]) -> Answ
 WAIT_SECONDS = 600
 """How long a lock is waited for."""
 
+INSTALL_SECONDS = 3600.0
+"""Deadline of fetching an index and of installing packages, in seconds: an emulated host is slow.
+"""
+
 WAITING = "waiting for "
 """How each line begins that says for whom."""
 
@@ -96,7 +100,7 @@ _FUNCTIONS = """
         perl -e '%s' -- %d %s || answer=$?
         case $answer in 46) return 0 ;; 75) exit 75 ;; *) return 1 ;; esac
     }
-    patiently() {
+    when_unlocked() {
         had_to_wait || :
         until "$@"; do
             failed=$?
@@ -106,18 +110,23 @@ _FUNCTIONS = """
 """
 
 
-def patiently(*files: str, seconds: int = WAIT_SECONDS) -> str:
-    """Shell functions: ``patiently COMMAND…`` runs it once nobody has locked one of these files.
+def lock_functions(*files: str, seconds: int = WAIT_SECONDS) -> str:
+    """Shell functions: ``when_unlocked COMMAND…`` runs it once nobody holds a lock on these files.
 
-    A script that uses them is run by `run`.
+    A script that uses them is run by `run_when_unlocked`.
     """
     return _FUNCTIONS % (_HELD, seconds, Command.argv(*files).text)
 
 
-def run_patiently(
-    host: Host, command: Command, report: Report, *, timeout: float, check: bool = True
+def run_when_unlocked(
+    host: Host,
+    command: Command,
+    report: Report,
+    *,
+    timeout: float = INSTALL_SECONDS,
+    check: bool = True,
 ) -> Result:
-    """Like ``host.run`` for a script that waits `patiently`: whom it waits for is reported.
+    """Like ``host.run`` for a script with `lock_functions`: whom it waits for is reported.
 
     Raises StepFailed, with who it is, if a lock was held for too long.
     """
@@ -151,10 +160,6 @@ class _Lines:
 
 # What packages there are: an index of them, or a tree, that must not be too old.
 
-INSTALL_SECONDS = 3600.0
-"""Deadline of fetching an index and of installing packages, in seconds: an emulated host is slow.
-"""
-
 INDEX_DAYS = 14
 """How old the index may be, in days."""
 
@@ -164,7 +169,7 @@ _DAY = 86400
 
 @dataclass(frozen=True)
 class Index(Resource):
-    """What ``command`` fetches into ``folder`` was fetched less than ``days`` days ago.
+    """What ``command`` fetches into ``folder`` was fetched less than `INDEX_DAYS` days ago.
 
     ``pattern`` is what the folder holds, if it holds an index at all; ``script`` runs the command.
     ``settings`` is a file that says where the index comes from: what is older than it is too old.
@@ -174,7 +179,6 @@ class Index(Resource):
     pattern: str
     command: str
     script: str
-    days: int = INDEX_DAYS
     settings: str = ""
 
     def probe(self, host: Host) -> Difference | None:
@@ -192,7 +196,7 @@ class Index(Resource):
         if result is None or result.status == _MISSING:
             return Difference(f"fetch the package index ({self.command})")
         fetched, now = (int(line) for line in result.stdout.split())
-        if now - fetched < self.days * _DAY:
+        if now - fetched < INDEX_DAYS * _DAY:
             return None
         then = time.strftime("%Y-%m-%d", time.gmtime(fetched))
         return Difference(f"fetch the package index again ({self.command}): it is of {then}")
@@ -208,16 +212,29 @@ class Index(Resource):
         """Fetch it once nobody has locked it."""
         report(self.command)
         for command in self.commands():
-            run_patiently(host, command, report, timeout=INSTALL_SECONDS)
+            run_when_unlocked(host, command, report)
 
 
-def require_names(names: Iterable[str], system: str) -> None:
-    """Raise BadInput for a name that no package of this system ("debian", "gentoo") can have."""
-    for name in names:
-        try:
-            PACKAGE_NAMES[system](name)
-        except ValueError as error:
-            raise BadInput(f"a package's name {error}") from None
+@dataclass(frozen=True)
+class PackageState(Resource):
+    """Packages that shall be installed, or gone. Raises BadInput for a name that none can have."""
+
+    names: tuple[str, ...]
+
+    system: ClassVar[str]
+    """Whose packages they are: "debian" or "gentoo"."""
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            try:
+                PACKAGE_NAMES[self.system](name)
+            except ValueError as error:
+                raise BadInput(f"a package's name {error}") from None
+
+    def table(self, verb: str, found: Mapping[str, str]) -> Difference | None:
+        """What is to be done to these packages, each with what was found of it; None for none."""
+        rows = tuple({"package": name, "found": state} for name, state in found.items())
+        return Difference(f"{verb} {', '.join(found)}", rows=rows) if found else None
 
 
 def new_versions(expression: str, old: str) -> Command:
@@ -369,67 +386,3 @@ def parse_failed(text: str) -> dict[str, list[str]]:
         elif found:
             found[list(found)[-1]].append(line.strip())
     return found
-
-
-# Who starts what before a file system is mounted: a script for each init system.
-#
-# Howto: „/usr sharing“. ``$1`` is where the file system belongs; a line of the output is who
-# started something, a tab, and the path of a program.
-
-EARLY_SYSTEMD = r"""
-mount=$(systemd-escape --path --suffix=mount -- "$1")
-before=$(systemctl list-dependencies --after --all --plain --no-legend -- "$mount" \
-    | tr -d ' ' | grep '\.service$' | sort -u)
-echo "PID 1	/sbin/init"
-echo "$mount	/usr/bin/mount"
-echo "$mount	/usr/sbin/mount.nfs4"
-# unquoted: one name a word
-systemctl show -p Id,InactiveExitTimestampMonotonic,ExecCondition,ExecStartPre,ExecStart \
-    -- $before | awk '
-    BEGIN { RS = ""; FS = "\n" }
-    {
-        name = started = ""; count = 0
-        for (i = 1; i <= NF; i++) {
-            value = $i; sub(/^[^=]*=/, "", value)
-            if ($i ~ /^Id=/) name = value
-            else if ($i ~ /^InactiveExitTimestampMonotonic=/) started = value
-            else if (match(value, /path=[^ ;]*/))
-                path[++count] = substr(value, RSTART + 5, RLENGTH - 5)
-        }
-        if (started + 0 > 0) for (i = 1; i <= count; i++) print name "\t" path[i]
-    }'
-"""
-"""The units that are ordered before the mount and were started, with what they execute."""
-
-EARLY_OPENRC = r"""
-PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
-echo "PID 1	/sbin/init"
-for program in mount mount.nfs4; do
-    echo "netmount	$(command -v "$program")"
-done
-set --
-for service in $(
-    ls -A /etc/runlevels/sysinit /etc/runlevels/boot | grep -v ':$'
-    rc-depend --type ineed,iuse,iafter netmount
-); do
-    [ -e "/etc/init.d/$service" ] && [ -e "/run/openrc/started/$service" ] || continue
-    set -- "$@" "/etc/init.d/$service"
-done
-# every word of a script that is a program's name: more than it starts, but none less
-ls -A $(printf %s "$PATH" | tr : ' ') 2> /dev/null | awk '
-    FNR == NR { program[$0]; next }
-    /^[ \t]*#/ { next }
-    {
-        service = FILENAME; sub(/.*\//, "", service)
-        count = split($0, words, /[^A-Za-z0-9_\/.+-]+/)
-        for (i = 1; i <= count; i++)
-            if ((words[i] in program || words[i] ~ /^\//) && !seen[service, words[i]]++)
-                print service "\t" words[i]
-    }' - "$@" \
-    | while read -r service word; do
-        # what the shell does itself has no path
-        program=$(command -v -- "$word") || continue
-        case $program in /*) [ ! -f "$program" ] || printf '%s\t%s\n' "$service" "$program" ;; esac
-    done
-"""
-"""The scripts that are started before netmount, with the programs that they name."""

@@ -104,7 +104,10 @@ class Services(Protocol):
     """What an init system can be asked for; each answer is a Resource."""
 
     early: str
-    """A script that lists what is started before a mount, as `xenlab.platform.base` says."""
+    """A script that lists what is started before a mount of ``$1``.
+
+    A line is who started something (a service, a unit), a tab, and the path of a program.
+    """
 
     def enabled(self, *names: str) -> Resource:
         """These services are started at every boot."""

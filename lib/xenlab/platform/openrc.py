@@ -10,7 +10,7 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.base import EARLY_OPENRC, START_SECONDS, Carrying, NoneFailed, ServiceStates
+from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, ServiceStates
 from xenlab.resources.base import All, Condition, Report, Resource
 from xenlab.resources.files import File, ShellWord
 
@@ -83,10 +83,48 @@ def candidates(name: str) -> str:
     return "|".join((name, *ALSO_CALLED.get(name, ())))
 
 
+# What is started before a file system is mounted, which `Services.early` lists.
+#
+# Howto: „/usr sharing“.
+
+EARLY = r"""
+PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
+echo "PID 1	/sbin/init"
+for program in mount mount.nfs4; do
+    echo "netmount	$(command -v "$program")"
+done
+set --
+for service in $(
+    ls -A /etc/runlevels/sysinit /etc/runlevels/boot | grep -v ':$'
+    rc-depend --type ineed,iuse,iafter netmount
+); do
+    [ -e "/etc/init.d/$service" ] && [ -e "/run/openrc/started/$service" ] || continue
+    set -- "$@" "/etc/init.d/$service"
+done
+# every word of a script that is a program's name: more than it starts, but none less
+ls -A $(printf %s "$PATH" | tr : ' ') 2> /dev/null | awk '
+    FNR == NR { program[$0]; next }
+    /^[ \t]*#/ { next }
+    {
+        service = FILENAME; sub(/.*\//, "", service)
+        count = split($0, words, /[^A-Za-z0-9_\/.+-]+/)
+        for (i = 1; i <= count; i++)
+            if ((words[i] in program || words[i] ~ /^\//) && !seen[service, words[i]]++)
+                print service "\t" words[i]
+    }' - "$@" \
+    | while read -r service word; do
+        # what the shell does itself has no path
+        program=$(command -v -- "$word") || continue
+        case $program in /*) [ ! -f "$program" ] || printf '%s\t%s\n' "$service" "$program" ;; esac
+    done
+"""
+"""The scripts that are started before netmount, with the programs that they name."""
+
+
 class OpenRc:
     """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
 
-    early = EARLY_OPENRC
+    early = EARLY
 
     def enabled(self, *names: str) -> Resource:
         """These scripts are in a runlevel that is entered at boot."""

@@ -14,13 +14,12 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.base import (
-    INSTALL_SECONDS,
     Index,
+    PackageState,
+    lock_functions,
     new_versions,
-    patiently,
-    require_names,
     require_unneeded,
-    run_patiently,
+    run_when_unlocked,
 )
 from xenlab.resources.base import All, Difference, Report, Resource
 from xenlab.resources.files import File, Relocated
@@ -78,7 +77,7 @@ INSTALLED = "/var/db/pkg"
 PROVIDED = "/etc/portage/profile/package.provided"
 
 # emerge waits for these as well, but without end, and does not say for whom
-_LOCKS = patiently(
+_LOCKS = lock_functions(
     "/var/db/.pkg.portage_lockfile",
     "/var/lib/portage/.world.portage_lockfile",
     "/var/cache/binpkgs/.Packages.portage_lockfile",
@@ -106,20 +105,18 @@ class Built:
 
 
 @dataclass(frozen=True)
-class PortagePackages(Resource):
+class PortagePackages(PackageState):
     """Packages that are installed, or provided by the base system, with these USE flags.
 
     ``build`` false: only binary packages are taken, and those only where their USE is the same.
     Without ``helpers`` that answer, distcc(1) compiles here; it is only slower.
     """
 
-    names: tuple[str, ...]
     flags: Mapping[str, Mapping[str, bool]]
     build: bool = True
     helpers: tuple[Helper, ...] = ()
 
-    def __post_init__(self) -> None:
-        require_names(self.names, "gentoo")
+    system = "gentoo"
 
     def probe(self, host: Host) -> Difference | None:
         """A table of the packages that are missing, or were built with other flags."""
@@ -128,14 +125,8 @@ class PortagePackages(Resource):
     def compare(self, text: str) -> Difference | None:
         """The difference to what the package database lists."""
         found = parse_installed(text)
-        rows = tuple(
-            {"package": name, "found": state}
-            for name in self.names
-            if (state := self._state(found.get(name), self.flags.get(name, {})))
-        )
-        if not rows:
-            return None
-        return Difference(f"install {', '.join(row['package'] for row in rows)}", rows=rows)
+        states = {n: self._state(found.get(n), self.flags.get(n, {})) for n in self.names}
+        return self.table("install", {name: state for name, state in states.items() if state})
 
     def _state(self, built: Built | None, flags: Mapping[str, bool]) -> str:
         """What is wrong with a package, "" where nothing is."""
@@ -171,7 +162,7 @@ class PortagePackages(Resource):
         how = "--buildpkg --usepkg" if self.build else "--usepkgonly"
         command = Command.script(TOOLS + script, how, *self.names)
         command = command.typed_as(self.commands()[0].text)
-        result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
+        result = run_when_unlocked(host, command, report, check=False)
         said = result.stdout + result.stderr
         # where the package is installed, only with other flags, emerge is content with that
         if result.ok and (self.build or self.probe(host) is None):
@@ -186,24 +177,17 @@ class PortagePackages(Resource):
 
 
 @dataclass(frozen=True)
-class PortageRemoved(Resource):
+class PortageRemoved(PackageState):
     """Packages that are not installed; what the base system provides is none of Portage's."""
 
-    names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        require_names(self.names, "gentoo")
+    system = "gentoo"
 
     def probe(self, host: Host) -> Difference | None:
         """A table of those that are."""
         if not self.names:
             return None
         found = parse_installed(listing(host, self.names, provided=False))
-        rows = tuple(
-            {"package": name, "found": found[name].name} for name in self.names if name in found
-        )
-        names = ", ".join(row["package"] for row in rows)
-        return Difference(f"remove {names}", rows=rows) if rows else None
+        return self.table("remove", {n: found[n].name for n in self.names if n in found})
 
     def commands(self) -> tuple[Command, ...]:
         """Remove them, unless something that is installed needs them."""
@@ -215,7 +199,7 @@ class PortageRemoved(Resource):
         script = 'emerge --color n --nospinner --verbose --depclean -- "$@"'
         command = Command.script(TOOLS + script, *self.names)
         command = command.typed_as(self.commands()[0].text)
-        result = run_patiently(host, command, report, timeout=INSTALL_SECONDS, check=False)
+        result = run_when_unlocked(host, command, report, check=False)
         left = self.probe(host)
         if left is not None and "pulled in by" in result.stdout:
             names = ", ".join(row["package"] for row in left.rows)

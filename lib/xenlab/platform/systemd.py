@@ -11,13 +11,7 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.base import (
-    EARLY_SYSTEMD,
-    START_SECONDS,
-    Carrying,
-    NoneFailed,
-    ServiceStates,
-)
+from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, ServiceStates
 from xenlab.quoting import unit_word
 from xenlab.resources.base import Condition, Difference, Report, Resource, run_or_refuse
 from xenlab.resources.files import File, Symlink
@@ -247,10 +241,40 @@ _FAILED = """
 """
 
 
+# What is started before a file system is mounted, which `Services.early` lists.
+#
+# Howto: „/usr sharing“.
+
+EARLY = r"""
+mount=$(systemd-escape --path --suffix=mount -- "$1")
+before=$(systemctl list-dependencies --after --all --plain --no-legend -- "$mount" \
+    | tr -d ' ' | grep '\.service$' | sort -u)
+echo "PID 1	/sbin/init"
+echo "$mount	/usr/bin/mount"
+echo "$mount	/usr/sbin/mount.nfs4"
+# unquoted: one name a word
+systemctl show -p Id,InactiveExitTimestampMonotonic,ExecCondition,ExecStartPre,ExecStart \
+    -- $before | awk '
+    BEGIN { RS = ""; FS = "\n" }
+    {
+        name = started = ""; count = 0
+        for (i = 1; i <= NF; i++) {
+            value = $i; sub(/^[^=]*=/, "", value)
+            if ($i ~ /^Id=/) name = value
+            else if ($i ~ /^InactiveExitTimestampMonotonic=/) started = value
+            else if (match(value, /path=[^ ;]*/))
+                path[++count] = substr(value, RSTART + 5, RLENGTH - 5)
+        }
+        if (started + 0 > 0) for (i = 1; i <= count; i++) print name "\t" path[i]
+    }'
+"""
+"""The units that are ordered before the mount and were started, with what they execute."""
+
+
 class Systemd:
     """Debian's answer: systemd, its SysV scripts included."""
 
-    early = EARLY_SYSTEMD
+    early = EARLY
 
     def enabled(self, *names: str) -> Resource:
         """These units are enabled (systemctl(1), is-enabled)."""
