@@ -230,7 +230,7 @@ class TestTables:
     ) -> None:
         site = brought(tmp_path).model_copy(update={"power": "ipmi"})
         monkeypatch.delenv("IPMI_HOST", raising=False)
-        with pytest.raises(BadInput, match="power: ipmi needs IPMI_HOST"):
+        with pytest.raises(BadInput, match="power: ipmi: because the environment has no IPMI_HOST"):
             Brought(site).probe(HOST)
 
     def test_without_a_kernel_source(self, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_what_is_never_let_go_is_named_in_one_sentence(host: Host) -> None:
         holder.let_go()
     message = caught.value.message
     assert len(message.splitlines()) == 1
-    assert f"gave up after 2 s: {LOCKS[0]}: process " in message and "(perl -e" in message
+    assert f"it was locked for 2 s: {LOCKS[0]}: process " in message and "(perl -e" in message
     assert not host.test("test -e /done")
     assert "never remove a lock file" in caught.value.hint
 

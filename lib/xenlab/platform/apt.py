@@ -384,7 +384,7 @@ class AptRemoved(PackageState):
         if result.status == _NEEDED:
             other = " and ".join(result.stdout.strip().splitlines())
             raise StepFailed(
-                f"{', '.join(names)} cannot be removed alone: apt-get would {other} as well",
+                f"cannot remove {', '.join(names)} alone: because apt-get would {other} as well",
                 hint="take it out of unwanted, or add what needs it",
             )
         if not result.ok:

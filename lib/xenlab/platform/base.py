@@ -80,7 +80,7 @@ _HELD = r"""
     }
     while (my $held = held()) {
         if (time - $start >= $seconds) {
-            print STDERR "gave up after $seconds s: $held\n";
+            print STDERR "it was locked for $seconds s: $held\n";
             exit 75;
         }
         if ($held ne $said or time >= $again) {
@@ -135,7 +135,7 @@ def run_when_unlocked(
     if result.status == _GIVEN_UP:
         said = (result.stderr.strip().splitlines() or [""])[-1]
         raise StepFailed(
-            f"cannot lock what packages are installed with: {said}",
+            f"cannot use the package manager: because {said}",
             hint="wait until it has ended, or look at what it does; never remove a lock file",
         )
     if check and not result.ok:
@@ -253,7 +253,9 @@ def new_versions(expression: str, old: str) -> Command:
 def require_unneeded(names: Iterable[str], needed: Iterable[str]) -> None:
     """Raise BadInput for a package that is to go, and that the chapters need."""
     for name in sorted({*names} & {*needed}):
-        raise BadInput(f"unwanted names {name}, which the chapters need")
+        raise BadInput(
+            f"cannot remove {name}: because the chapters need it", hint="take it out of unwanted"
+        )
 
 
 # Daemons and what they read: the same under any init system, but for who starts them anew.

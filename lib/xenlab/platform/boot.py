@@ -330,7 +330,10 @@ def _split(name: str, text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise BadInput(f"{name}: {text!r} cannot be split into words: {error}") from None
+        raise BadInput(
+            f"cannot split {name} into words, {text!r}: because of {error}",
+            hint="close each quotation mark",
+        ) from None
 
 
 # Power: between a chapter that wants another medium booted and who can do that.
@@ -387,7 +390,7 @@ def reboot(power: Power, medium: Medium, host: Host, controller: Host, report: R
         after = machine.wait_for_reboot(before, timeout=power.seconds)
     except ConnectionRefused as error:
         raise StepFailed(
-            f"the {_called(medium)} did not come up: {error.message}",
+            f"cannot boot the {_called(medium)}: because of {error.message}",
             hint="look at the machine's console; once it is up, run the step again",
         ) from error
     report(f"the {_called(medium)} answered after {time.monotonic() - start:.0f} s")
@@ -450,7 +453,7 @@ class Ipmi:
         missing = [name for name in cls.variables if not environment.get(name)]
         if missing:
             raise BadInput(
-                f"power: ipmi needs {', '.join(missing)} in the environment",
+                f"cannot use power: ipmi: because the environment has no {', '.join(missing)}",
                 hint="export IPMI_HOST, IPMI_USER and IPMI_PASSWORD, or use power: manual",
             )
         return cls(rescue, efi=efi)
@@ -467,7 +470,7 @@ class Ipmi:
         """Raise BadInput unless the controller has the program."""
         if not controller.test(Command("command -v ipmitool")):
             raise BadInput(
-                "power: ipmi needs the program ipmitool, which is not on the controller",
+                "cannot use power: ipmi: because the program ipmitool is not on the controller",
                 hint="apt-get install ipmitool, or use power: manual",
             )
 

@@ -169,8 +169,8 @@ class PortagePackages(PackageState):
             return
         if not self.build and (result.ok or "no binary packages" in said):
             raise StepFailed(
-                f"no binary package of {' or '.join(self.names)} fits this domain's USE:\n"
-                + "\n".join(said.strip().splitlines()[-12:]),
+                f"cannot install {', '.join(self.names)}: because no binary package fits this "
+                "domain's USE:\n" + "\n".join(said.strip().splitlines()[-12:]),
                 hint="build it anew where a compiler is, or look at portage: use and package_use",
             )
         raise CommandFailed(result)
@@ -204,7 +204,10 @@ class PortageRemoved(PackageState):
         if left is not None and "pulled in by" in result.stdout:
             names = ", ".join(row["package"] for row in left.rows)
             said = "\n".join(result.stdout.strip().splitlines()[-12:])
-            raise StepFailed(f"{names} cannot be removed, something else needs it:\n{said}")
+            raise StepFailed(
+                f"cannot remove {names}: because something else needs it:\n{said}",
+                hint="take it out of unwanted, or add what needs it",
+            )
         if not result.ok:
             raise CommandFailed(result)
 

@@ -196,7 +196,10 @@ def xl_config(domain: DomainSpec) -> str:
     for disk in domain.disks:
         # xl splits the specification at its commas and knows no way to quote one.
         if not re.fullmatch(r"/[^,\s=]+", disk.path):
-            raise BadInput(f"{disk.path!r} cannot be a domain's disk: commas and spaces separate")
+            raise BadInput(
+                f"cannot make {disk.path!r} a disk of {domain.name}: because xl would split it",
+                hint="give an absolute path without commas, blanks and equals signs",
+            )
         disks.append(f"{disk.path},raw,{disk.name},{'rw' if disk.writable else 'ro'}")
     return render(
         "domain.cfg.j2",
