@@ -63,7 +63,7 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
         unfinished.mkdir()
         try:
             build(unfinished)
-            write_atomic(unfinished / "inputs.json", mask(text, ()) + "\n")
+            durable.create(unfinished / "inputs.json", f"{mask(text, ())}\n".encode())
             _close(unfinished)
             # who finds the folder takes it for whole, after a power cut as well
             unfinished.rename(folder)
@@ -90,16 +90,6 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
-
-
-def write_atomic(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Replace a file so that a reader sees the old or the new text, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.rename(path)
 
 
 # What a lab takes before and beside a run's chapters: when each thing began, and when it ended.

@@ -73,7 +73,7 @@ def write(file: int, data: bytes) -> None:
         rest = rest[taken:]
 
 
-def create(place: Path, data: bytes) -> None:
+def create(place: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Make a file that is on disk, its name too, before this returns; nothing is left of a failure.
 
     Raises FileExistsError, DiskFull.
@@ -83,6 +83,7 @@ def create(place: Path, data: bytes) -> None:
         try:
             try:
                 write(file, data)
+                os.fchmod(file, mode)
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -93,14 +94,16 @@ def create(place: Path, data: bytes) -> None:
         sync(place.parent)
 
 
-def replace(place: Path, data: bytes, ready: Callable[[], object] | None = None) -> None:
+def replace(
+    place: Path, data: bytes, ready: Callable[[], object] | None = None, *, mode: int = 0o600
+) -> None:
     """Put a whole file in a place, where there may be an older one; raises DiskFull.
 
     ``ready`` is called when the data is on disk, before it takes its place.
     """
     fresh = place.with_name(f".{place.name}.new")
     fresh.unlink(missing_ok=True)
-    create(fresh, data)
+    create(fresh, data, mode=mode)
     try:
         if ready is not None:
             ready()

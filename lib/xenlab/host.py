@@ -108,7 +108,7 @@ NO_ROOT = (125, 126, 127)
 READ_SECONDS = 60.0
 """Deadline of a command that only looks; what changes something names its own."""
 
-KEPT_SHELL = "XENLAB_SHELL"
+LOOK_SHELL = "XENLAB_SHELL"
 """Stands among the words of a shell that stays for the looks of a connection."""
 
 _MARKED = """
@@ -119,7 +119,7 @@ marked() {
         | tr -dc '0-9\\n' | tr '\\n' ' ') || :
     [ -n "$seeds" ] || return 0
     # a look runs in subshells of a shell that stays: only the marks of their children betray them
-    shells=$(LC_ALL=C grep -lz "$kept_shell" /proc/[0-9]*/cmdline 2>/dev/null \\
+    shells=$(LC_ALL=C grep -lz "$look_shell" /proc/[0-9]*/cmdline 2>/dev/null \\
         | tr -dc '0-9\\n' | tr '\\n' ' ') || :
     cat /proc/[0-9]*/stat 2>/dev/null | awk -v seeds="$seeds" -v shells="$shells" '
         { id = $1; sub(/.*\\) /, ""); if ($1 != "Z") parent[id] = $2 }
@@ -143,7 +143,7 @@ marked() {
 mark=$1
 """
 
-FIND_MARKED = f"kept_shell='^{KEPT_SHELL}$'\n{_MARKED}"
+FIND_MARKED = f"look_shell='^{LOOK_SHELL}$'\n{_MARKED}"
 """Shell function that prints every process with the mark "$1" or one below it, and all that they
 started; "$1" is a basic regular expression (`_exactly`).
 """

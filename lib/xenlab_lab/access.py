@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenlab.cache import write_atomic
+from xenlab import durable
 from xenlab.errors import LabError
 from xenlab_lab import tools
 from xenlab_lab.machine import short_path
@@ -233,7 +233,7 @@ class Access:
             for line in lines
         ]
         unique = dict.fromkeys([rescue, *kept])
-        write_atomic(self.known_hosts, "".join(f"{line}\n" for line in unique))
+        durable.replace(self.known_hosts, "".join(f"{line}\n" for line in unique).encode())
 
     def forget_hosts(self) -> None:
         """Drop every pin; the rescue system's comes back at the next start."""
@@ -260,7 +260,7 @@ class Access:
         jump = f"    ProxyCommand ssh -F {_quoted(self.config)} -W %h:%p {DOM0}"
         for name, address in guests.items():
             lines += ["", f"Host {name}", f"    HostName {address}", *common, jump]
-        write_atomic(self.config, "".join(f"{line}\n" for line in lines))
+        durable.replace(self.config, "".join(f"{line}\n" for line in lines).encode())
 
     def argv(self, host: str, command: Sequence[str] = (), *, tty: bool = False) -> list[str]:
         """The ssh command line for a machine of the lab; `command` is for its shell."""

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from xenlab import cache
-from xenlab.cache import cache_root, locked, write_atomic
+from xenlab import cache, durable
+from xenlab.cache import cache_root, locked
 from xenlab.errors import BadInput, LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, stage, tools
@@ -62,7 +62,7 @@ def load_state(path: Path) -> State:
 
 def save_state(path: Path, state: State) -> None:
     """Replace the remembered state atomically."""
-    write_atomic(path, state.model_dump_json(indent=2) + "\n")
+    durable.replace(path, f"{state.model_dump_json(indent=2)}\n".encode())
 
 
 # What a lab is doing, as a value.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from xenlab.cache import write_atomic
+from xenlab import durable
 from xenlab.errors import LabError
 from xenlab_lab import relay, tools
 
@@ -129,10 +129,10 @@ def write(folder: Path) -> None:
     """
     listed = [entry.split()[1] for entry in debian_sources()]
     found = mirrors(listed, tools.output(["apt-config", "dump"]), _logins(), os.environ)
-    write_atomic(folder / SETTINGS, json.dumps(found, indent=2) + "\n")
+    durable.replace(folder / SETTINGS, f"{json.dumps(found, indent=2)}\n".encode())
     # QEMU takes the line that it runs apart at each blank
     words = [sys.executable, "-I", "-S", str(Path(relay.__file__).resolve()), SETTINGS]
-    write_atomic(folder / STARTER, f"exec {shlex.join(words)}\n")
+    durable.replace(folder / STARTER, f"exec {shlex.join(words)}\n".encode())
 
 
 def mirrors(

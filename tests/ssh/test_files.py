@@ -23,11 +23,10 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.step import Silent
 from xenlab.command import Command
 from xenlab.errors import ConnectionLost, StepFailed, XenlabError
-from xenlab.host import RECEIVE, Host, size_and_digest
+from xenlab.host import RECEIVE, Host, Output, size_and_digest
 from xenlab.journal import Journal
 from xenlab.resources.files import File, Line, with_line
 from xenlab.site.schema import Ssh
-from xenlab.transport.channel import Output
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH
 

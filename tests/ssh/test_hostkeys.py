@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from tests.ssh.conftest import keygen, keygen_fingerprint
 
 from xenlab.errors import BadInput, HostKeyRefused
-from xenlab.transport.hostkeys import check, describe, host_name, kept_in, known_keys, pin, pinned
+from xenlab.transport.hostkeys import (
+    check,
+    describe,
+    host_name,
+    known_keys,
+    pin,
+    pinned,
+    regular_file,
+)
 
 BROKEN = (
     "half",
@@ -260,4 +268,4 @@ def test_the_null_device_holds_no_key_and_keeps_none() -> None:
     null = Path("/dev/null")
     assert pinned([null], "box") == []
     with pytest.raises(BadInput, match="/dev/null: it is no regular file"):
-        kept_in(null, "box")
+        regular_file(null, "box")

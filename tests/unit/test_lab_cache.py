@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tests.smalldisk import disk_that_loses_its_power
 
-from xenlab.cache import cache_root, cached, locked, write_atomic
+from xenlab import durable
+from xenlab.cache import cache_root, cached, locked
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +115,11 @@ def test_a_lock_can_be_asked_without_waiting(tmp_path: Path) -> None:
         pass
 
 
-def test_write_atomic_replaces_and_keeps_private(tmp_path: Path) -> None:
+def test_a_file_is_replaced_whole_with_the_mode_that_it_shall_have(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomic(path, "one")
-    write_atomic(path, "two")
+    durable.replace(path, b"one", mode=0o666)
+    assert path.stat().st_mode & 0o777 == 0o666
+    durable.replace(path, b"two")
     assert path.read_text() == "two"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]

@@ -111,7 +111,7 @@ _FUNCTIONS = """
 
 
 def lock_functions(*files: str, seconds: int = WAIT_SECONDS) -> str:
-    """Shell functions: ``when_unlocked COMMAND…`` runs it once nobody holds a lock on these files.
+    """Shell functions: ``when_unlocked COMMAND…`` runs it once nobody has these files locked.
 
     A script that uses them is run by `run_when_unlocked`.
     """

@@ -13,32 +13,27 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from xenlab.command import Command, Result
-from xenlab.errors import BadInput, CommandFailed, CommandTimeout, Overdue
-from xenlab.host import FOLLOW, KEPT_SHELL, PLACE
+from xenlab.command import Command
+from xenlab.errors import BadInput, Overdue
+from xenlab.host import FOLLOW, LOOK_SHELL, PLACE, Output, Progress
 from xenlab.transport.connection import FAILURES, Connection, Entry
+from xenlab.transport.local import QUIET_SECONDS, Captured, run_copy
 
 # Both directions of one remote command at once, without threads and without deadlock.
 
 POLL_SECONDS = 0.2
 """How often a stop request and the deadline are looked at while nothing moves."""
 
-QUIET_SECONDS = 1.0
 LINGER_SECONDS = 15.0
-"""After the exit status: how long output may be silent, and how long it may last at most.
+"""How long output may last at most after the exit status; silent for `QUIET_SECONDS` it is over.
 
-A process that was left in the background keeps the streams open for ever; what the command
-itself wrote is on its way and comes without such pauses.
+What the command itself wrote is on its way and comes without such pauses.
 """
 
 PIECE = 32768 - 64
 """What paramiko sends in one packet."""
 
 RECEIVE = 262144
-
-
-Output = Callable[[str, bytes], None]
-"""Called with "stdout" or "stderr" and each piece of output as it arrives."""
 
 
 class Source(Protocol):
@@ -56,20 +51,19 @@ def communicate(
     on_output: Output | None = None,
     stop: threading.Event | None = None,
     writable: Callable[[], bool] = lambda: True,
-    own: Callable[[str, bytes], bytes] = lambda _, piece: piece,
+    without_greeting: Callable[[str, bytes], bytes] = lambda _, piece: piece,
 ) -> tuple[bytes, bytes]:
     """Feed a command's input and collect its output until it has ended.
 
     ``channel`` is a paramiko Channel on which the command was started. Returns when the exit
     status is known and the output has come in, or when the channel was closed: the caller looks
-    at ``channel.exit_status``. ``own`` picks from each piece what counts as output.
+    at ``channel.exit_status``. ``without_greeting`` takes from each piece what is no output.
     Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
     """
     channel.settimeout(0.0)
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
-    out: list[bytes] = []
-    err: list[bytes] = []
+    captured = Captured(on_output)
     feeder = _Feeder(channel, data, writable)
     deadline = time.monotonic() + timeout
     ended_at = moved_at = 0.0
@@ -80,12 +74,7 @@ def communicate(
         moved = feeder.feed()
         for name, arrived in _arrived(channel):
             moved = True
-            piece = own(name, arrived)
-            if not piece:
-                continue
-            (err if name == "stderr" else out).append(piece)
-            if on_output is not None:
-                on_output(name, piece)
+            captured.add(name, without_greeting(name, arrived))
         now = time.monotonic()
         if moved:
             moved_at = now
@@ -99,15 +88,19 @@ def communicate(
         if stop is not None and stop.is_set():
             raise KeyboardInterrupt
         if now > deadline:
-            raise Overdue(timeout, b"".join(out), b"".join(err))
+            raise Overdue(timeout, *captured.streams)
         if not moved:
-            wait = min(POLL_SECONDS, feeder.pause, max(0.0, deadline - now) + 0.001)
-            if channel.eof_received:
-                # The channel's descriptor stays readable from now on and would spin.
-                channel.status_event.wait(wait)
-            else:
-                poller.poll(wait * 1000)
-    return b"".join(out), b"".join(err)
+            left = max(0.0, deadline - now) + 0.001
+            _wait(channel, poller, min(POLL_SECONDS, feeder.pause, left))
+    return captured.streams
+
+
+def _wait(channel: Any, poller: select.poll, seconds: float) -> None:
+    if channel.eof_received:
+        # The channel's descriptor stays readable from now on and would spin.
+        channel.status_event.wait(seconds)
+    else:
+        poller.poll(seconds * 1000)
 
 
 def _arrived(channel: Any) -> Iterator[tuple[str, bytes]]:
@@ -200,7 +193,7 @@ class Conversation:
             ended = channel.closed or channel.eof_received
             while pieces := list(_arrived(channel)):
                 for name, piece in pieces:
-                    self._heard[name] += self._entry.own(name, piece)
+                    self._heard[name] += self._entry.without_greeting(name, piece)
             if b"\n" in self._heard["stdout"]:
                 break
             if not self._connection.alive:
@@ -233,7 +226,7 @@ class Conversation:
 
 # Shell: a /bin/sh that stays, so that a look costs neither a channel nor the start of two shells.
 
-SHELL = f"exec /bin/sh -s {KEPT_SHELL}"
+SHELL = f"exec /bin/sh -s {LOOK_SHELL}"
 """What starts it; its subshells have these words too, by which `xenlab.host` finds them."""
 
 
@@ -266,7 +259,7 @@ class Shell:
         deadline = time.monotonic() + timeout
         while not self._entry.passed:
             gone = not self.alive
-            pieces = [self._entry.own(*piece) for piece in _arrived(channel)]
+            pieces = [self._entry.without_greeting(*piece) for piece in _arrived(channel)]
             stopped = stop is not None and stop.is_set()
             if not pieces and (gone or stopped or time.monotonic() > deadline):
                 self.close()
@@ -305,18 +298,15 @@ class Shell:
         )
         self._channel.sendall(line.encode("utf-8", "surrogateescape"))
         streams = {name: _UpTo(token.encode()) for name in ("stdout", "stderr")}
-        collected: dict[str, list[bytes]] = {name: [] for name in streams}
+        captured = Captured(on_output)
         deadline = time.monotonic() + timeout
         while not all(stream.ended for stream in streams.values()):
             gone = not self.alive
             moved = False
             for name, arrived in _arrived(self._channel):
                 moved = True
-                piece = streams[name].take(self._entry.own(name, arrived))
-                if piece:
-                    collected[name].append(piece)
-                    if on_output is not None:
-                        on_output(name, piece)
+                piece = self._entry.without_greeting(name, arrived)
+                captured.add(name, streams[name].take(piece))
             if moved:
                 continue
             if gone:
@@ -325,13 +315,12 @@ class Shell:
                 raise KeyboardInterrupt
             left = deadline - time.monotonic()
             if left < 0:
-                raise Overdue(timeout, *(b"".join(pieces) for pieces in collected.values()))
+                raise Overdue(timeout, *captured.streams)
             self._poller.poll(min(POLL_SECONDS, left + 0.001) * 1000)
-        out, err = (b"".join(pieces) for pieces in collected.values())
         status = streams["stdout"].rest.strip()
         if not status.isdigit():
             raise EOFError("it answered what no shell does")
-        return int(status), out, err
+        return int(status), *captured.streams
 
     def close(self, timeout: float = 0.0) -> None:
         """End its input, wait for its end for so long; what it still runs is left to the caller."""
@@ -364,23 +353,22 @@ class _UpTo:
         if found:
             self._found, self.rest = True, after
             return before
-        kept = next(
+        end = len(before)
+        begun = next(
             size
-            for size in range(min(len(self._token) - 1, len(before)), -1, -1)
+            for size in range(min(len(self._token) - 1, end), -1, -1)
             if before.endswith(self._token[:size])
         )
-        self._held = before[len(before) - kept :]
-        return before[: len(before) - kept]
+        self._held = before[end - begun :]
+        return before[: end - begun]
 
 
 # Copying: a file to a machine as one stream through ``cat``, whole or not at all.
 #
 # A stream costs half of SFTP's processor time, and a machine needs no SFTP server for it.
 
-Progress = Callable[[int, int], None]
-
-Stream = Callable[[str, Source, float], tuple[int, bytes]]
-"""Runs shell text with an input and a deadline in seconds: status, stderr."""
+Stream = Callable[[str, Source, float], tuple[int, bytes, bytes]]
+"""Runs shell text with an input and a deadline in seconds: status, stdout, stderr."""
 
 COPY_SECONDS = 600.0
 COPY_BYTES_PER_SECOND = 50_000
@@ -420,14 +408,12 @@ def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progr
     with source:
         reader = _Reader(source, size, progress)
         timeout = COPY_SECONDS + size / COPY_BYTES_PER_SECOND
-        what, start = f"upload {local} to {remote}", time.monotonic()
-        try:
-            status, err = stream(command.text, reader, timeout)
-        except Overdue as late:
-            result = Result(where, what, -1, late.out, late.err, time.monotonic() - start)
-            raise CommandTimeout(result, timeout) from None
-    if status:
-        raise CommandFailed(Result(where, what, status, b"", err, time.monotonic() - start))
+        run_copy(
+            where,
+            f"upload {local} to {remote}",
+            timeout,
+            lambda: stream(command.text, reader, timeout),
+        )
 
 
 class _Reader:

@@ -203,7 +203,7 @@ class Entry:
         words = ("/bin/sh", *marked, *command.split("\n"))
         return f"exec /bin/sh -c '{enter}' " + " ".join(map(_word, words))
 
-    def own(self, stream: str, piece: bytes) -> bytes:
+    def without_greeting(self, stream: str, piece: bytes) -> bytes:
         """What of a piece of output the command itself has printed."""
         if stream not in self._held:
             return piece
@@ -252,9 +252,9 @@ class Connection:
     """An authenticated connection on which channels are opened."""
 
     def __init__(
-        self, transport: paramiko.Transport, wire: LivenessSocket, keepalive: float
+        self, transport: paramiko.Transport, liveness: LivenessSocket, keepalive: float
     ) -> None:
-        self.wire = wire
+        self.liveness = liveness
         self._transport = transport
 
         def ask() -> None:
@@ -264,7 +264,7 @@ class Connection:
                 message.add_byte(cMSG_GLOBAL_REQUEST)
                 message.add_string("keepalive@openssh.com")
                 message.add_boolean(True)
-                wire.asked()
+                liveness.asked()
                 transport._send_user_message(message)  # type: ignore[attr-defined]
 
         transport.packetizer.set_keepalive(keepalive, ask)
@@ -306,7 +306,7 @@ class Connection:
     def close(self) -> None:
         """End the connection and whatever carries it."""
         self._transport.close()
-        self.wire.close()
+        self.liveness.close()
 
     def _open(self, kind: str, to: tuple[str, int] | None, timeout: float) -> paramiko.Channel:
         start = time.monotonic()
@@ -344,8 +344,8 @@ def connect(
         log.addHandler(logging.NullHandler())
     deadline = time.monotonic() + timeout
     channel, last_words, on_close = _dial(target, route, via, timeout)
-    wire = LivenessSocket(channel, patience, on_close)
-    carrier: Any = wire
+    liveness = LivenessSocket(channel, patience, on_close)
+    carrier: Any = liveness
     transport = _Transport(carrier)
     try:
         _greet(transport, target, route, deadline, timeout, last_words)
@@ -357,9 +357,9 @@ def connect(
     except BaseException:
         transport.packetizer.complete_handshake()
         transport.close()
-        wire.close()
+        liveness.close()
         raise
-    return Connection(transport, wire, keepalive)
+    return Connection(transport, liveness, keepalive)
 
 
 class _Transport(paramiko.Transport):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import fnmatch
 import hashlib
 import hmac
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from pathlib import Path
 import paramiko
 from paramiko.hostkeys import HostKeyEntry
 
-from xenlab.durable import space
+from xenlab import durable
 from xenlab.errors import BadInput, HostKeyRefused, StepFailed
 from xenlab.transport.ssh_config import SSH_PORT, Target, resolve
 
@@ -121,34 +118,30 @@ def pin(file: Path, name: str, port: int, key_line: str, *, alone: bool = False)
 
     ``key_line`` is a line of a ``.pub`` file or of ssh-keyscan; ``alone``: the host's other keys
     are dropped, but for those of a pattern and revoked ones. The file is replaced whole, so that a
-    reader never sees half a line. Raises BadInput if the line holds no key, and where `kept_in`
-    does; raises DiskFull.
+    reader never sees half a line. Raises BadInput if the line holds no key, and where
+    `regular_file` does; raises DiskFull.
     """
     key = _key_of(key_line)
     if key is None:
         raise BadInput(f"{key_line.strip()!r} is no public host key", where=name)
-    file = kept_in(file, name)
-    with space(file.parent):
+    file = regular_file(file, name)
+    with durable.space(file.parent):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # Two that pin at the same time must not lose each other's line.
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    # Two that pin at the same time must not lose each other's line.
+    with durable.locked_folder(file.parent):
         host, old = host_name(name, port), file.read_bytes() if file.exists() else b""
         new = _without(file, host, key, old) if alone else old
         if key not in known_keys([file], name, port):
             gap = b"" if not new or new.endswith(b"\n") else b"\n"
             new += gap + f"{host} {key.get_name()} {key.get_base64()}\n".encode()
         if new != old:
-            with space(file.parent):
-                _replace(file, new, folder)
+            mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
+            durable.replace(file, new, mode=mode)
         return new != old
-    finally:
-        os.close(folder)
 
 
-def kept_in(file: Path, name: str) -> Path:
-    """The regular file, there or not yet, that a known_hosts file is: a link is followed.
+def regular_file(file: Path, name: str) -> Path:
+    """The regular file, there or not yet, that a known_hosts file stands for: a link is followed.
 
     What replaces a file would replace the link, or the device, that bears its name. Raises
     BadInput where it is no regular file, as with ``UserKnownHostsFile /dev/null``.
@@ -180,22 +173,6 @@ def _without(file: Path, host: str, key: paramiko.PKey, old: bytes) -> bytes:
         others = [n for n in names.split(b",") if not _matches(n.decode(errors="replace"), host)]
         lines[found.line - 1] = line.replace(names, b",".join(others), 1) if others else None
     return b"\n".join(line for line in lines if line is not None)
-
-
-def _replace(file: Path, content: bytes, folder: int) -> None:
-    mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
-    number, temporary = tempfile.mkstemp(prefix=file.name, dir=file.parent)
-    try:
-        with os.fdopen(number, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fchmod(number, mode)
-            os.fsync(number)
-        os.replace(temporary, file)
-        os.fsync(folder)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _key_of(text: str) -> paramiko.PKey | None:

@@ -1,17 +1,18 @@
-"""Wire: the socket under an SSH connection, which notices when the other side has gone silent."""
+"""The socket under an SSH connection, which notices when the other side has gone silent."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
-import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
+
+from xenlab.transport.local import end_group
 
 LONGEST_SILENCE = 10
 """How many times its patience a connection may be silent where no question could be asked."""
@@ -118,14 +119,4 @@ def proxy_process(command: str) -> tuple[socket.socket, Callable[[], str], Calla
             return (words.strip().splitlines() or [""])[-1]
         return ""
 
-    def end() -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            try:
-                process.wait(1)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-
-    return ours, last_words, end
+    return ours, last_words, lambda: end_group(process, 1.0)

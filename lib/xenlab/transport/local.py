@@ -9,21 +9,72 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import IO, Any
 
 from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, CommandTimeout, Overdue
-from xenlab.host import FOLLOW, PLACE
+from xenlab.host import FOLLOW, PLACE, Output, Progress
+
+# What both transports need: the output of a command as it comes, a copy's errors, a group's end.
+
+QUIET_SECONDS = 1.0
+"""How long output may be silent after a command's end before it counts as complete.
+
+A process that was left in the background keeps the streams open for ever.
+"""
+
+
+class Captured:
+    """What a command has printed so far on both streams, each piece passed on as it comes."""
+
+    def __init__(self, on_output: Output | None = None) -> None:
+        self._pieces: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        self._on_output = on_output
+
+    def add(self, stream: str, piece: bytes) -> None:
+        """Take a piece; an empty one is none."""
+        if piece:
+            self._pieces[stream].append(piece)
+            if self._on_output is not None:
+                self._on_output(stream, piece)
+
+    @property
+    def streams(self) -> tuple[bytes, bytes]:
+        """All of stdout, and of stderr."""
+        return b"".join(self._pieces["stdout"]), b"".join(self._pieces["stderr"])
+
+
+def run_copy(
+    where: str, what: str, seconds: float, run: Callable[[], tuple[int, bytes, bytes]]
+) -> None:
+    """Run what copies a file. Raises CommandFailed, CommandTimeout past ``seconds``."""
+    start = time.monotonic()
+    try:
+        status, out, err = run()
+    except Overdue as late:
+        result = Result(where, what, -1, late.out, late.err, time.monotonic() - start)
+        raise CommandTimeout(result, seconds) from None
+    if status:
+        raise CommandFailed(Result(where, what, status, out, err, time.monotonic() - start))
+
+
+def end_group(process: subprocess.Popen[Any], grace: float = 2.0) -> None:
+    """End a process that leads a group, and all of that: SIGKILL after ``grace`` seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+            return
+
 
 # This machine as a transport: what the controller itself builds runs through the same Host.
 
 COPY_SECONDS = 3600.0
 """Deadline of a copy on this machine, in seconds."""
-
-QUIET_SECONDS = 1.0
-"""How long output may be silent after a command's end before it counts as complete."""
 
 
 class Local:
@@ -44,7 +95,7 @@ class Local:
         *,
         input: bytes = b"",
         timeout: float,
-        on_output: Callable[[str, bytes], None] | None = None,
+        on_output: Output | None = None,
         stop: threading.Event | None = None,
         mark: str = "",
         look: bool = False,
@@ -64,53 +115,27 @@ class Local:
             umask=0o022,
             env={**os.environ, "XENLAB_STEP": mark} if mark else None,
         )
-        assert process.stdin and process.stdout and process.stderr
-        writer = threading.Thread(target=_feed, args=(process.stdin, input), daemon=True)
-        writer.start()
-        collected: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        threading.Thread(target=_feed, args=(process.stdin, input), daemon=True).start()
+        captured = Captured(on_output)
         deadline = time.monotonic() + timeout
-        ended_at = moved_at = 0.0
         try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(process.stdout, selectors.EVENT_READ, "stdout")
-                selector.register(process.stderr, selectors.EVENT_READ, "stderr")
-                while selector.get_map():
-                    now = time.monotonic()
-                    if process.poll() is not None:
-                        ended_at = ended_at or now
-                        # What was left in the background may hold the streams open for ever.
-                        if now > max(ended_at, moved_at) + QUIET_SECONDS:
-                            break
-                    if now > deadline:
-                        raise Overdue(timeout, *map(b"".join, collected.values()))
-                    if stop is not None and stop.is_set():
-                        raise KeyboardInterrupt
-                    for key, _ in selector.select(0.2):
-                        piece = os.read(key.fd, 65536)
-                        if not piece:
-                            selector.unregister(key.fileobj)
-                            continue
-                        moved_at = now
-                        collected[key.data].append(piece)
-                        if on_output is not None:
-                            on_output(key.data, piece)
+            _read(process, captured, deadline, stop)
             status = process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            _end_group(process)
-            raise Overdue(timeout, *map(b"".join, collected.values())) from error
+            end_group(process)
+            raise Overdue(timeout, *captured.streams) from error
         except BaseException:
-            _end_group(process)
+            end_group(process)
             raise
         finally:
-            process.stdout.close()
-            process.stderr.close()
+            # only now: a shell that cannot write its last words does not reach its trap
+            for stream in (process.stdout, process.stderr):
+                assert stream
+                stream.close()
         # The number that a shell reports for a command ended by a signal.
-        status = status if status >= 0 else 128 - status
-        return status, b"".join(collected["stdout"]), b"".join(collected["stderr"])
+        return status if status >= 0 else 128 - status, *captured.streams
 
-    def upload(
-        self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a file on this machine, whole or not at all; raises CommandError."""
         size = local.stat().st_size
         command = Command.script(
@@ -126,35 +151,52 @@ class Local:
             local.absolute(),
             remote,
         )
-        what, start = f"copy {local} to {remote}", time.monotonic()
-        try:
-            status, out, err = self.execute(command.text, timeout=COPY_SECONDS)
-        except Overdue as late:
-            result = Result(self.name, what, -1, late.out, late.err, time.monotonic() - start)
-            raise CommandTimeout(result, COPY_SECONDS) from None
-        if status:
-            seconds = time.monotonic() - start
-            raise CommandFailed(Result(self.name, what, status, out, err, seconds))
+        run_copy(
+            self.name,
+            f"copy {local} to {remote}",
+            COPY_SECONDS,
+            lambda: self.execute(command.text, timeout=COPY_SECONDS),
+        )
         if progress is not None:
             progress(size, size)
 
 
-def _feed(stdin: object, data: bytes) -> None:
-    try:
-        stdin.write(data)  # type: ignore[attr-defined]
-        stdin.close()  # type: ignore[attr-defined]
-    except BrokenPipeError:
-        return
+def _feed(stdin: IO[bytes], data: bytes) -> None:
+    with suppress(BrokenPipeError), stdin:
+        stdin.write(data)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(2)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-        return
+def _read(
+    process: subprocess.Popen[bytes],
+    captured: Captured,
+    deadline: float,
+    stop: threading.Event | None,
+) -> None:
+    """Read what a process prints, until both streams end, or are silent after its own end.
+
+    Raises TimeoutExpired past the deadline and KeyboardInterrupt when ``stop`` is set.
+    """
+    ended_at = moved_at = 0.0
+    with selectors.DefaultSelector() as selector:
+        for name in ("stdout", "stderr"):
+            selector.register(getattr(process, name), selectors.EVENT_READ, name)
+        while selector.get_map():
+            now = time.monotonic()
+            if process.poll() is not None:
+                ended_at = ended_at or now
+                if now > max(ended_at, moved_at) + QUIET_SECONDS:
+                    break
+            if now > deadline:
+                raise subprocess.TimeoutExpired(process.args, now - deadline)
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            for key, _ in selector.select(0.2):
+                piece = os.read(key.fd, 65536)
+                if not piece:
+                    selector.unregister(key.fileobj)
+                    continue
+                moved_at = now
+                captured.add(key.data, piece)
 
 
 # Interruptions at the right moment: an exception where we can clean up, later where we cannot.

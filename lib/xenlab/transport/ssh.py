@@ -19,6 +19,7 @@ from xenlab.errors import (
     Overdue,
     Unreachable,
 )
+from xenlab.host import Output, Progress
 from xenlab.transport.channel import (
     POLL_SECONDS,
     Conversation,
@@ -116,9 +117,6 @@ _OWN_SHELL = re.compile(r"(?<![&<>|])&(?![&>])|\$\$|PPID")
 
 MAX_HOPS = 8
 
-Output = Callable[[str, bytes], None]
-Progress = Callable[[int, int], None]
-
 
 class SSH:
     """A machine reached over SSH; the transport behind `xenlab.host.Host`.
@@ -213,7 +211,7 @@ class SSH:
         after the command was sent; NoConnection when it could not be sent.
         """
         if look and not input and len(text) <= LONGEST_LOOK and not _OWN_SHELL.search(text):
-            with suppress(NoShell), self._kept_shell(timeout, stop) as shell:
+            with suppress(NoShell), self._look_shell(timeout, stop) as shell:
                 return shell.execute(
                     text, timeout=timeout, on_output=on_output, stop=stop, mark=mark
                 )
@@ -239,15 +237,15 @@ class SSH:
         refuses the file, CommandTimeout past a deadline that goes by its size, ConnectionLost when
         the connection broke; the old file then stays.
         """
-        upload(self._stream, self.name, local, remote, progress)
+        upload(self._execute, self.name, local, remote, progress)
 
     def _execute(
         self,
         text: str,
         data: bytes | Source,
         timeout: float,
-        on_output: Output | None,
-        stop: threading.Event | None,
+        on_output: Output | None = None,
+        stop: threading.Event | None = None,
         mark: str = "",
     ) -> tuple[int, bytes, bytes]:
         entry = Entry()
@@ -268,8 +266,8 @@ class SSH:
                     timeout=deadline - time.monotonic(),
                     on_output=on_output,
                     stop=stop,
-                    writable=connection.wire.writable,
-                    own=entry.own,
+                    writable=connection.liveness.writable,
+                    without_greeting=entry.without_greeting,
                 )
                 status = self._status(connection, channel)
                 if not entry.passed:
@@ -285,7 +283,7 @@ class SSH:
                     channel.close()
 
     @contextmanager
-    def _kept_shell(self, timeout: float, stop: threading.Event | None) -> Iterator[Shell]:
+    def _look_shell(self, timeout: float, stop: threading.Event | None) -> Iterator[Shell]:
         """The connection's shell for looks; raises NoShell where it is in use, or there is none."""
         if not self._shell_use.acquire(blocking=False):
             raise NoShell
@@ -365,7 +363,7 @@ class SSH:
 
     def _lost(self, connection: Connection) -> ConnectionLost:
         patience = self._timing["patience"]
-        why = f" (no sign of life for {patience:.0f} s)" if connection.wire.silent else ""
+        why = f" (no sign of life for {patience:.0f} s)" if connection.liveness.silent else ""
         return ConnectionLost(
             f"the connection broke while a command ran{why}: whether it finished is unknown",
             where=self.name,
@@ -480,10 +478,6 @@ class SSH:
             with self._lock:
                 self._busy -= 1
             self._slots.release()
-
-    def _stream(self, text: str, source: Source, timeout: float) -> tuple[int, bytes]:
-        status, _, err = self._execute(text, source, timeout, None, None)
-        return status, err
 
 
 def _within(seconds: float, holds: Callable[[], bool]) -> bool:

@@ -19,7 +19,7 @@ from tests.watching import Watching
 
 from xenlab.command import Command
 from xenlab.errors import CommandTimeout, ConnectionLost
-from xenlab.host import KEPT_SHELL, Host
+from xenlab.host import LOOK_SHELL, Host
 from xenlab.transport.channel import _UpTo
 from xenlab.transport.ssh import SSH
 
@@ -29,12 +29,12 @@ def look(ssh: SSH, text: str, **settings: object) -> tuple[int, bytes, bytes]:
     return ssh.execute(text, look=True, **{"timeout": 60, **settings})  # type: ignore[arg-type]
 
 
-def kept_shells() -> int:
+def look_shells() -> int:
     """How many processes are a shell that stays, or its subshells."""
     found = 0
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += KEPT_SHELL.encode() in place.read_bytes().split(b"\0")
+            found += LOOK_SHELL.encode() in place.read_bytes().split(b"\0")
         except OSError:
             continue
     return found
@@ -81,11 +81,11 @@ def test_what_is_no_shell_text_is_an_error_of_its_own(ssh: SSH) -> None:
 
 
 def test_many_looks_start_one_shell(sshd: Sshd, ssh: SSH) -> None:
-    before = kept_shells()
+    before = look_shells()
     assert [look(ssh, f"echo {n}")[1] for n in range(50)] == [b"%d\n" % n for n in range(50)]
-    assert kept_shells() == before + 1
+    assert look_shells() == before + 1
     ssh.close()
-    wait_until(lambda: kept_shells() == before)
+    wait_until(lambda: look_shells() == before)
 
 
 @pytest.mark.parametrize("text", ["sleep 0.1 & echo $!", "echo $$", "echo $PPID"])
@@ -109,7 +109,7 @@ def test_looks_at_once_do_not_wait_for_each_other(ssh: SSH, tmp_path: Path) -> N
 @pytest.mark.parametrize("how", ["stop", "deadline"])
 def test_a_look_that_is_ended_leaves_nothing_running(ssh: SSH, how: str, tmp_path: Path) -> None:
     stop, again = threading.Event(), tmp_path / "again"
-    before = kept_shells()
+    before = look_shells()
     mark = f"look-{time.monotonic_ns()}"
     host = Host(ssh).marked(mark).watched(Watching(stop))
     # in the midst of a pipe of a function of the shell's own
@@ -125,7 +125,7 @@ def test_a_look_that_is_ended_leaves_nothing_running(ssh: SSH, how: str, tmp_pat
             running.result(60)
     assert processes_with(f"XENLAB_STEP={mark}") == []
     ssh.close()
-    wait_until(lambda: kept_shells() == before)
+    wait_until(lambda: look_shells() == before)
     again.unlink(missing_ok=True)
     time.sleep(2)
     assert not again.exists()
@@ -172,7 +172,7 @@ def test_a_dead_peer_is_noticed_by_a_look(sshd: Sshd, opened: Callable[..., SSH]
 
 def test_an_idle_shell_that_was_ended_is_started_anew(ssh: SSH) -> None:
     look(ssh, "echo on")
-    assert ssh.execute(f"pkill -f 'sh -s {KEPT_SHELL}$'; echo on", timeout=60)[1] == b"on\n"
+    assert ssh.execute(f"pkill -f 'sh -s {LOOK_SHELL}$'; echo on", timeout=60)[1] == b"on\n"
     wait_until(lambda: ssh._shell is not None and not ssh._shell.alive)
     assert look(ssh, "echo on")[1] == b"on\n"
 
