@@ -40,7 +40,7 @@ def test_it_arrives_whole(host: Host, tmp_path: Path, size: int) -> None:
 
 
 def test_a_file_that_cannot_be_read(ssh: SSH, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="none cannot be read: No such file"):
+    with pytest.raises(BadInput, match="none: because it cannot be read: No such file"):
         ssh.upload(tmp_path / "none", "/tmp/x")
 
 

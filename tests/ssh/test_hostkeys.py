@@ -154,8 +154,9 @@ def test_an_unknown_key_says_what_to_do(known: Path, keys: dict[str, str], tmp_p
         check(key(keys["one"]), [known], "box", 2222, where="dom0")
     fingerprint = keygen_fingerprint(tmp_path / "one.pub")
     assert str(refused.value) == (
-        f"dom0: [box]:2222 is unknown: it offers ssh-ed25519 {fingerprint}, and no key of it "
-        f"stands in {known}\nTry: compare the fingerprint on the machine's own console "
+        f"dom0: cannot trust [box]:2222: because its key is unknown: it offers ssh-ed25519 "
+        f"{fingerprint}, and no key of it stands in {known}\n"
+        "Try: compare the fingerprint on the machine's own console "
         "(ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub), then pin the key: "
         f"ssh-keyscan -p 2222 box >> {known}"
     )
@@ -166,7 +167,7 @@ def test_a_changed_key_names_both(known: Path, keys: dict[str, str]) -> None:
     with pytest.raises(HostKeyRefused) as refused:
         check(key(keys["rsa"]), [known], "box")
     assert refused.value.message == (
-        f"the key of box has changed: it offers {describe(key(keys['rsa']))}, "
+        f"cannot trust box: because its key has changed: it offers {describe(key(keys['rsa']))}, "
         f"pinned is {describe(key(keys['one']))} ({known}:2)"
     )
     assert f"ssh-keygen -R 'box' -f {known}" in refused.value.hint
@@ -258,7 +259,7 @@ def test_nothing_is_pinned_onto_what_is_no_regular_file(
         if linked:
             file = tmp_path / f"link-{number}"
             file.symlink_to(place)
-        with pytest.raises(BadInput, match=f"no key can be pinned in {file}: "):
+        with pytest.raises(BadInput, match=f"cannot pin a key in {file}: because "):
             pin(file, "box", 22, keys["one"])
         assert pinned([file], "box") == []
     assert pipe.is_fifo() and loop.is_symlink()
@@ -267,5 +268,5 @@ def test_nothing_is_pinned_onto_what_is_no_regular_file(
 def test_the_null_device_holds_no_key_and_keeps_none() -> None:
     null = Path("/dev/null")
     assert pinned([null], "box") == []
-    with pytest.raises(BadInput, match="/dev/null: it is no regular file"):
+    with pytest.raises(BadInput, match="/dev/null: because it is no regular file"):
         regular_file(null, "box")

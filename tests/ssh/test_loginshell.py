@@ -169,7 +169,7 @@ def test_who_runs_no_commands_says_so_in_one_sentence(
     with pytest.raises(Unreachable) as refused:
         ssh.execute("echo on", timeout=60, look=look)
     assert str(refused.value) == (
-        "box: the server runs no commands for this user: its login shell or a forced command "
+        "box: cannot run commands: because the user's login shell or a forced command "
         f"{said}\nTry: give the user a shell there (usermod -s /bin/sh), or look at ForceCommand "
         "in sshd_config and at command= in authorized_keys"
     )

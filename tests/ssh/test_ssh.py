@@ -83,7 +83,7 @@ def test_a_signal_is_told_apart_from_a_lost_connection(ssh: SSH) -> None:
 
 
 def test_a_command_that_no_kernel_would_take(ssh: SSH) -> None:
-    with pytest.raises(BadInput, match="the command is longer than 120000 bytes"):
+    with pytest.raises(BadInput, match="because it is longer than 120000 bytes"):
         ssh.execute(": " + "x" * 130_000, timeout=60)
     assert ssh.execute(": " + "x" * 100_000, timeout=60)[0] == 0
 
@@ -136,7 +136,7 @@ def test_a_killed_session_is_a_lost_connection(ssh: SSH, sshd: Sshd, tmp_path: P
         with pytest.raises(ConnectionLost) as lost:
             running.result(60)
     assert str(lost.value) == (
-        "box: the connection broke while a command ran: whether it finished is unknown\n"
+        "box: cannot say whether the command finished: because the connection broke\n"
         "Try: look at the machine, then repeat the step: it probes before it acts"
     )
     assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
@@ -244,7 +244,8 @@ def test_a_proxy_command(sshd: Sshd, opened: Callable[..., SSH]) -> None:
 def test_a_proxy_command_that_fails_says_why(sshd: Sshd) -> None:
     sshd.write_config("ProxyCommand echo 'no way there' >&2; exit 1")
     assert refusal(sshd.target).startswith(
-        f"box: 127.0.0.1:{sshd.port} closed the connection before its SSH greeting (no way there)"
+        f"box: cannot connect to 127.0.0.1:{sshd.port}: because it closed the connection before "
+        "its SSH greeting (no way there)"
     )
 
 
@@ -267,12 +268,13 @@ def test_a_jump_host(sshd: Sshd, bastion: Sshd, opened: Callable[..., SSH]) -> N
     assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
     sshd.stop()
     wait_until(lambda: ssh._connection is None or not ssh._connection.alive)
-    assert refusal(sshd.target).startswith("box: the jump host cannot reach 127.0.0.1:")
+    assert refusal(sshd.target).startswith("box: cannot connect to 127.0.0.1:")
 
 
 def test_a_jump_host_that_is_down_is_named(sshd: Sshd, bastion: Sshd) -> None:
     bastion.stop()
-    assert refusal(sshd.target).startswith("bastion: nobody listens on 127.0.0.1:")
+    said = refusal(sshd.target)
+    assert said.startswith("bastion: cannot connect to 127.0.0.1:") and "nobody listens" in said
 
 
 def test_a_lost_jump_host_is_a_lost_connection(
@@ -291,7 +293,7 @@ def test_jump_hosts_in_a_circle(sshd: Sshd) -> None:
     sshd.write_config("ProxyJump other")
     with sshd.config.open("a") as config:
         config.write("Host other\n  ProxyJump box\n")
-    assert "ProxyJump other goes in circles" in refusal(sshd.target)
+    assert "ProxyJump other: because it goes in circles" in refusal(sshd.target)
 
 
 # --- refusals: each one sentence and what to try ----------------------------------------------
@@ -300,8 +302,8 @@ def test_jump_hosts_in_a_circle(sshd: Sshd) -> None:
 def test_an_unknown_key(sshd: Sshd) -> None:
     sshd.known_hosts.write_text("")
     assert refusal(sshd.target).startswith(
-        f"box: [127.0.0.1]:{sshd.port} is unknown: it offers ssh-ed25519 {sshd.fingerprint}, and "
-        f"no key of it stands in {sshd.known_hosts}\n"
+        f"box: cannot trust [127.0.0.1]:{sshd.port}: because its key is unknown: it offers "
+        f"ssh-ed25519 {sshd.fingerprint}, and no key of it stands in {sshd.known_hosts}\n"
     )
 
 
@@ -309,8 +311,8 @@ def test_a_changed_key(sshd: Sshd) -> None:
     old = sshd.fingerprint
     sshd.restart(new_key=True)
     assert refusal(sshd.target).startswith(
-        f"box: the key of [127.0.0.1]:{sshd.port} has changed: it offers ssh-ed25519 "
-        f"{sshd.fingerprint}, pinned is ssh-ed25519 {old} ({sshd.known_hosts}:1)"
+        f"box: cannot trust [127.0.0.1]:{sshd.port}: because its key has changed: it offers "
+        f"ssh-ed25519 {sshd.fingerprint}, pinned is ssh-ed25519 {old} ({sshd.known_hosts}:1)"
     )
 
 
@@ -343,7 +345,8 @@ def test_a_password_only_server(make_sshd: MakeSshd) -> None:
     sshd = make_sshd("PubkeyAuthentication no", "PasswordAuthentication yes")
     text = refusal(Target("box", config=str(sshd.config), user="somebody"))
     assert text.splitlines()[0] == (
-        f"box: somebody@127.0.0.1:{sshd.port} asks for a password; only keys and agents are used"
+        f"box: cannot log in as somebody@127.0.0.1:{sshd.port}: because it asks for a password; "
+        "only keys and agents are used"
     )
     assert "~somebody/.ssh/authorized_keys" in text
 
@@ -352,7 +355,8 @@ def test_a_key_that_the_server_does_not_know(sshd: Sshd, tmp_path: Path) -> None
     keygen(tmp_path / "other")
     target = Target("box", config=str(sshd.config), user="me", identity=str(tmp_path / "other"))
     assert refusal(target).splitlines() == [
-        f"box: me@127.0.0.1:{sshd.port} accepts none of the keys offered: {tmp_path / 'other'}",
+        f"box: cannot log in as me@127.0.0.1:{sshd.port}: because it accepts none of the keys "
+        f"offered: {tmp_path / 'other'}",
         "Try: add the public key to ~me/.ssh/authorized_keys there, or name another key in "
         "ssh.identity",
     ]
@@ -375,7 +379,7 @@ def test_a_key_file_that_is_of_no_use(
     else:
         sshd.identity.write_text(content)
     text = refusal(sshd.target)
-    assert "there is no key to log in as" in text
+    assert "because there is no key for that" in text
     assert f"{sshd.identity} {note}" in text
 
 
@@ -391,7 +395,7 @@ def test_an_agent_holds_the_key(
         sshd.identity.unlink()
         opened(sshd.target).connect()
         Path(f"{sshd.identity}.pub").unlink()
-        assert "there is no key to log in as" in refusal(sshd.target), "IdentitiesOnly"
+        assert "because there is no key for that" in refusal(sshd.target), "IdentitiesOnly"
     finally:
         agent.kill()
         agent.wait()
@@ -400,7 +404,8 @@ def test_an_agent_holds_the_key(
 def test_nobody_listens() -> None:
     port = free_port()
     assert refusal(Target("127.0.0.1", port=port)) == (
-        f"127.0.0.1: nobody listens on 127.0.0.1:{port}\nTry: start sshd there"
+        f"127.0.0.1: cannot connect to 127.0.0.1:{port}: because nobody listens there\n"
+        "Try: start sshd there"
     )
 
 
@@ -409,7 +414,7 @@ def test_somebody_listens_who_says_nothing() -> None:
         port = mute.getsockname()[1]
         start = time.monotonic()
         text = refusal(Target("127.0.0.1", port=port), connect_timeout=1.0)
-    assert f"127.0.0.1:{port} does not answer as an SSH server within 1 s" in text
+    assert f"127.0.0.1:{port}: because it did not answer as an SSH server within 1 s" in text
     assert time.monotonic() - start < 30
 
 
@@ -423,15 +428,15 @@ def test_somebody_listens_who_hangs_up() -> None:
 def test_a_name_that_nobody_knows(sshd: Sshd) -> None:
     text = refusal(Target("boxx", config=str(sshd.config)))
     assert text == (
-        f"boxx: boxx is neither an alias of {sshd.config} nor a name that resolves\n"
-        "Try: did you mean box?"
+        f"boxx: cannot connect to boxx: because it is neither an alias of {sshd.config} nor a name "
+        "that resolves\nTry: did you mean box?"
     )
 
 
 def test_a_shell_that_nobody_may_have(make_sshd: MakeSshd) -> None:
     sshd = make_sshd("ForceCommand internal-sftp", "MaxSessions 0")
     ssh = SSH(sshd.target)
-    with pytest.raises(ConnectionRefused, match="the server opens no session"):
+    with pytest.raises(ConnectionRefused, match="cannot open a session: because the server"):
         ssh.execute("echo", timeout=60)
     ssh.close()
 

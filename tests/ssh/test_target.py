@@ -97,18 +97,15 @@ def test_no_ssh_config_is_read_unless_named(config: Path, account: Path) -> None
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Target("dom0", config="/nowhere/config"), "the ssh_config file /nowhere/config does not"),
-        (Target("dom0", identity="/nowhere/key"), "the identity file /nowhere/key does not exist"),
-        (
-            Target("dom0", known_hosts="/nowhere/k"),
-            "the known_hosts file /nowhere/k does not exist",
-        ),
-        (Target(""), "'' is no host name"),
-        (Target("-oProxyCommand=true"), "'-oProxyCommand=true' is no host name"),
-        (Target("two words"), "'two words' is no host name"),
-        (Target("a;reboot"), "'a;reboot' is no host name"),
-        (Target("$(reboot)"), "'$(reboot)' is no host name"),
-        (Target("dom0", user="me;reboot"), "'me;reboot' is no user name"),
+        (Target("dom0", config="/nowhere/config"), "the ssh_config file /nowhere/config: because"),
+        (Target("dom0", identity="/nowhere/key"), "the identity file /nowhere/key: because there"),
+        (Target("dom0", known_hosts="/nowhere/k"), "the known_hosts file /nowhere/k: because"),
+        (Target(""), "'': because that is no host name"),
+        (Target("-oProxyCommand=true"), "'-oProxyCommand=true': because that is no host name"),
+        (Target("two words"), "'two words': because that is no host name"),
+        (Target("a;reboot"), "'a;reboot': because that is no host name"),
+        (Target("$(reboot)"), "'$(reboot)': because that is no host name"),
+        (Target("dom0", user="me;reboot"), "'me;reboot': because that is no user name"),
     ],
 )
 def test_bad_input_gets_one_sentence(target: Target, message: str) -> None:

@@ -390,7 +390,7 @@ def reboot(power: Power, medium: Medium, host: Host, controller: Host, report: R
         after = machine.wait_for_reboot(before, timeout=power.seconds)
     except ConnectionRefused as error:
         raise StepFailed(
-            f"cannot boot the {_called(medium)}: because of {error.message}",
+            f"cannot boot the {_called(medium)}: because there was {error.message}",
             hint="look at the machine's console; once it is up, run the step again",
         ) from error
     report(f"the {_called(medium)} answered after {time.monotonic() - start:.0f} s")

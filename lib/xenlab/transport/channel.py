@@ -381,7 +381,11 @@ def upload(stream: Stream, where: str, local: Path, remote: str, progress: Progr
         size = local.stat().st_size
         source = local.open("rb")
     except OSError as error:
-        raise BadInput(f"{local} cannot be read: {error.strerror}", where=where) from error
+        raise BadInput(
+            f"cannot upload {local}: because it cannot be read: {error.strerror}",
+            where=where,
+            hint="check the path and its mode",
+        ) from error
     # A lost connection looks to cat like the end of its input: the size decides; SSH sees to it
     # that what comes is what was sent. Writing to a closed stderr kills some shells before their
     # trap, so what is left over goes first.

@@ -21,7 +21,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from xenlab.errors import ConnectionRefused, NoConnection, Unreachable
 from xenlab.transport import hostkeys
 from xenlab.transport.liveness import LivenessSocket, proxy_process
-from xenlab.transport.ssh_config import SSH_PORT, Route, Target, unknown_name
+from xenlab.transport.ssh_config import Route, Target, unknown_name
 
 # Login: with a key file or an agent's key, never with a password.
 
@@ -115,7 +115,8 @@ def log_in(transport: paramiko.Transport, target: Target, route: Route, deadline
                 return
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise ConnectionRefused(
-            f"{route.address} broke off the login of {route.user}: {error or 'connection closed'}",
+            f"cannot log in as {route.user}@{route.address}: because the login was broken off: "
+            f"{error or 'connection closed'}",
             where=target.host,
             hint="look at the machine's own log of sshd",
         ) from error
@@ -142,22 +143,22 @@ def _refusal(
     authorize = f"add the public key to ~{route.user}/.ssh/authorized_keys there"
     if methods and "publickey" not in methods:
         again = "further " if offer.tried and "password" not in methods else ""
-        problem = f"{who} asks for a {again}{' or '.join(methods)}; only keys and agents are used"
+        reason = f"it asks for a {again}{' or '.join(methods)}; only keys and agents are used"
         hint = f"{authorize} and allow PubkeyAuthentication in its sshd_config"
     elif time.monotonic() > deadline:
         return ConnectionRefused(
-            f"{who} did not answer the login in time",
+            f"cannot log in as {who}: because it did not answer in time",
             where=target.host,
             hint="look at the machine's load, then run the step again",
         )
     elif not offer.tried:
         names = ", ".join(str(path) for path in route.identities) or "no identity file"
-        problem = f"there is no key to log in as {who}: {names} not usable, no agent key{notes}"
+        reason = f"there is no key for that: {names} not usable, no agent key{notes}"
         hint = "name a key file in ssh.identity, or ssh-add it to an agent"
     else:
-        problem = f"{who} accepts none of the keys offered: {', '.join(offer.tried)}{notes}"
+        reason = f"it accepts none of the keys offered: {', '.join(offer.tried)}{notes}"
         hint = f"{authorize}, or name another key in ssh.identity"
-    return Unreachable(problem, where=target.host, hint=hint)
+    return Unreachable(f"cannot log in as {who}: because {reason}", where=target.host, hint=hint)
 
 
 # Login shells: how a command gets past whatever shell an account has, and what that prints first.
@@ -349,10 +350,8 @@ def connect(
     transport = _Transport(carrier)
     try:
         _greet(transport, target, route, deadline, timeout, last_words)
-        files, name, port = route.known_hosts, route.key_alias or route.host, route.port
-        if route.key_alias:
-            port = SSH_PORT
-        hostkeys.check(transport.get_remote_server_key(), files, name, port, where=target.host)
+        key = transport.get_remote_server_key()
+        hostkeys.check(key, route.known_hosts, *route.pinned_as, where=target.host)
         log_in(transport, target, route, deadline)
     except BaseException:
         transport.packetizer.complete_handshake()
@@ -394,7 +393,7 @@ def _dial(
             tunnel = via.tunnel(route.host, route.port, timeout)
         except (SessionRefused, TimeoutError, EOFError) as error:
             raise ConnectionRefused(
-                f"the jump host cannot reach {route.address}: {error}",
+                f"cannot connect to {route.address}: because the jump host cannot: {error}",
                 where=target.host,
                 hint="try it there: ssh JUMPHOST nc -vz " + route.address.replace(":", " "),
             ) from error
@@ -418,16 +417,15 @@ def _dial(
             link.close()
             failure = error
     if isinstance(failure, ConnectionRefusedError):
-        problem, advice = f"nobody listens on {route.address}", "start sshd there"
+        reason, hint = "nobody listens there", "start sshd there"
     elif isinstance(failure, TimeoutError):
-        problem = f"no answer from {route.address} within {timeout:.0f} s"
-        advice = "check that the machine is up and no firewall drops packets"
+        reason = f"there was no answer within {timeout:.0f} s"
+        hint = "check that the machine is up and no firewall drops packets"
     else:
-        problem, advice = (
-            f"{route.address} cannot be reached: {failure.strerror}",
-            "check the route",
-        )
-    raise ConnectionRefused(problem, where=target.host, hint=advice) from failure
+        reason, hint = str(failure.strerror), "check the route"
+    raise ConnectionRefused(
+        f"cannot connect to {route.address}: because {reason}", where=target.host, hint=hint
+    ) from failure
 
 
 def _nothing() -> None:
@@ -443,11 +441,7 @@ def _greet(
     last_words: Callable[[], str],
 ) -> None:
     """Exchange versions and keys, asking for a key type that is pinned."""
-    known = hostkeys.known_keys(
-        route.known_hosts,
-        route.key_alias or route.host,
-        SSH_PORT if route.key_alias else route.port,
-    )
+    known = hostkeys.known_keys(route.known_hosts, *route.pinned_as)
     options = transport.get_security_options()
     # one pass in C instead of two, of which one in Python: each packet costs less
     options.ciphers = (*QUICK_CIPHERS, *(c for c in options.ciphers if c not in QUICK_CIPHERS))
@@ -465,16 +459,16 @@ def _greet(
         words = f" ({last_words()})" if last_words() else ""
         kind: type[NoConnection] = ConnectionRefused
         if time.monotonic() >= deadline - 0.05:
-            problem = f"{route.address} does not answer as an SSH server within {timeout:.0f} s"
+            reason = f"it did not answer as an SSH server within {timeout:.0f} s"
         elif isinstance(error, IncompatiblePeer):
-            problem = f"{route.address} speaks no algorithm in common: {error}"
+            reason = f"it speaks no algorithm in common: {error}"
             kind = Unreachable
         elif not transport.remote_version:
-            problem = f"{route.address} closed the connection before its SSH greeting"
+            reason = "it closed the connection before its SSH greeting"
         else:
-            problem = f"{route.address} broke off the key exchange: {error or 'connection closed'}"
+            reason = f"it broke off the key exchange: {error or 'connection closed'}"
         raise kind(
-            problem + words,
+            f"cannot connect to {route.address}: because {reason}{words}",
             where=target.host,
             hint="wait for the boot to end; check that the port is sshd's",
         ) from error

@@ -46,12 +46,10 @@ def place(target: Target) -> tuple[Path, str, int]:
     route = resolve(target)
     if not route.known_hosts:
         raise StepFailed(
-            f"no known_hosts file is named for {target.host}",
+            f"cannot pin a key of {target.host}: because no known_hosts file is named for it",
             hint="name one in the ssh_config (UserKnownHostsFile) or in ssh.known_hosts",
         )
-    if route.key_alias:
-        return route.known_hosts[0], route.key_alias, SSH_PORT
-    return route.known_hosts[0], route.host, route.port
+    return route.known_hosts[0], *route.pinned_as
 
 
 def describe(key: paramiko.PKey) -> str:
@@ -86,7 +84,7 @@ def check(
     same = [line for line in lines if line.key == key]
     if any(line.revoked for line in same):
         raise HostKeyRefused(
-            f"{host} offers {describe(key)}, which is revoked in {named}",
+            f"cannot trust {host}: because it offers {describe(key)}, which is revoked in {named}",
             where=where,
             hint="do not connect; give the machine a new host key",
         )
@@ -97,14 +95,15 @@ def check(
     place = next((file for file in files if file.is_file() or not file.exists()), "known_hosts")
     if not others:
         raise HostKeyRefused(
-            f"{host} is unknown: it offers {describe(key)}, and no key of it stands in {named}",
+            f"cannot trust {host}: because its key is unknown: it offers {describe(key)}, and no "
+            f"key of it stands in {named}",
             where=where,
             hint="compare the fingerprint on the machine's own console "
             "(ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub), "
             f"then pin the key: {keyscan} >> {place}",
         )
     raise HostKeyRefused(
-        f"the key of {host} has changed: it offers {describe(key)}, "
+        f"cannot trust {host}: because its key has changed: it offers {describe(key)}, "
         f"pinned is {'; '.join(str(line) for line in others)}",
         where=where,
         hint="somebody may stand in between, or the machine was reinstalled: compare the "
@@ -123,7 +122,11 @@ def pin(file: Path, name: str, port: int, key_line: str, *, alone: bool = False)
     """
     key = _key_of(key_line)
     if key is None:
-        raise BadInput(f"{key_line.strip()!r} is no public host key", where=name)
+        raise BadInput(
+            f"cannot pin {key_line.strip()!r}: because it is no public host key",
+            where=name,
+            hint="give a line of a .pub file, or of ssh-keyscan",
+        )
     file = regular_file(file, name)
     with durable.space(file.parent):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -149,14 +152,16 @@ def regular_file(file: Path, name: str) -> Path:
     try:
         place = file.expanduser().resolve()
     except (OSError, RuntimeError) as error:
-        raise BadInput(f"no key can be pinned in {file}: {error}", where=name) from None
-    if place.exists() and not place.is_file():
-        raise BadInput(
-            f"no key can be pinned in {file}: it is no regular file",
-            where=name,
-            hint="name a file in ssh.known_hosts, or in the ssh_config (UserKnownHostsFile)",
-        )
-    return place
+        reason = str(error)
+    else:
+        if not place.exists() or place.is_file():
+            return place
+        reason = "it is no regular file"
+    raise BadInput(
+        f"cannot pin a key in {file}: because {reason}",
+        where=name,
+        hint="name a file in ssh.known_hosts, or in the ssh_config (UserKnownHostsFile)",
+    )
 
 
 def _without(file: Path, host: str, key: paramiko.PKey, old: bytes) -> bytes:

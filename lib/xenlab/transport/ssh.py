@@ -252,7 +252,7 @@ class SSH:
         text = entry.text(text, mark)
         if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
             raise BadInput(
-                f"the command is longer than {LONGEST_COMMAND} bytes",
+                f"cannot send the command: because it is longer than {LONGEST_COMMAND} bytes",
                 where=self.name,
                 hint="pass data through its input",
             )
@@ -343,7 +343,7 @@ class SSH:
                 return status
             if not connection.started(channel):
                 raise Unreachable(
-                    "the server does not run commands for this user",
+                    "cannot run commands: because the server starts none for this user",
                     where=self.name,
                     hint="look at ForceCommand and the login shell",
                 )
@@ -354,8 +354,7 @@ class SSH:
         # a machine that shuts down ends its shells by a signal
         kind = ConnectionRefused if status > 128 else Unreachable
         return kind(
-            "the server runs no commands for this user: its login shell or a forced command "
-            + answer,
+            f"cannot run commands: because the user's login shell or a forced command {answer}",
             where=self.name,
             hint="give the user a shell there (usermod -s /bin/sh), or look at ForceCommand in "
             "sshd_config and at command= in authorized_keys",
@@ -365,7 +364,7 @@ class SSH:
         patience = self._timing["patience"]
         why = f" (no sign of life for {patience:.0f} s)" if connection.liveness.silent else ""
         return ConnectionLost(
-            f"the connection broke while a command ran{why}: whether it finished is unknown",
+            f"cannot say whether the command finished: because the connection broke{why}",
             where=self.name,
             hint="look at the machine, then repeat the step: it probes before it acts",
         )
@@ -403,7 +402,7 @@ class SSH:
                 reason = "it closed the connection"
             if fresh:
                 raise ConnectionRefused(
-                    f"the server opens no session: {reason}",
+                    f"cannot open a session: because the server refuses it: {reason}",
                     where=self.name,
                     hint="look at MaxSessions and the log of its sshd",
                 )
@@ -447,7 +446,11 @@ class SSH:
             if hop.host == self.target.host:
                 continue
             if self._depth >= MAX_HOPS:
-                raise BadInput(f"ProxyJump {jump} goes in circles", where=self.name)
+                raise BadInput(
+                    f"cannot follow ProxyJump {jump}: because it goes in circles",
+                    where=self.name,
+                    hint="give the jump host a Host block without ProxyJump",
+                )
             target = Target(
                 hop.host,
                 config=self.target.config,

@@ -56,6 +56,11 @@ class Route:
         """``host:port`` for messages."""
         return f"{self.host}:{self.port}"
 
+    @property
+    def pinned_as(self) -> tuple[str, int]:
+        """The name and the port that the host's key is pinned under."""
+        return (self.key_alias, SSH_PORT) if self.key_alias else (self.host, self.port)
+
 
 def resolve(target: Target) -> Route:
     """Everything needed to connect to a target.
@@ -64,9 +69,16 @@ def resolve(target: Target) -> Route:
     """
     # A ProxyCommand is a shell's line, into which OpenSSH puts both as they are.
     if not target.host or FORBIDDEN.search(target.host):
-        raise BadInput(f"{target.host!r} is no host name", hint="give a name, address or alias")
+        raise BadInput(
+            f"cannot connect to {target.host!r}: because that is no host name",
+            hint="give a name, address or alias",
+        )
     if FORBIDDEN.search(target.user):
-        raise BadInput(f"{target.user!r} is no user name", where=target.host)
+        raise BadInput(
+            f"cannot log in as {target.user!r}: because that is no user name",
+            where=target.host,
+            hint="correct ssh.user",
+        )
     settings = _read_config(target) if target.config else {}
 
     def one(key: str, default: str = "") -> str:
@@ -131,7 +143,10 @@ def hops(jump: str) -> list[Target]:
             word.strip(),
         )
         if not match:
-            raise BadInput(f"ProxyJump {jump!r} is not [user@]host[:port]")
+            raise BadInput(
+                f"cannot follow ProxyJump {jump!r}: because {word.strip()!r} names no host",
+                hint="write [user@]host[:port], one after the other, commas between them",
+            )
         host = match["six"] or match["host"]
         found.append(Target(host, port=int(match["port"] or 0), user=match["user"] or ""))
     return found
@@ -141,13 +156,16 @@ def unknown_name(target: Target, route: Route) -> Unreachable:
     """The error for a name that neither the resolver nor the ssh_config knows."""
     if not target.config:
         return Unreachable(
-            f"the name {route.host} is not known", where=target.host, hint="check ssh.host"
+            f"cannot connect to {route.host}: because the name is not known",
+            where=target.host,
+            hint="check ssh.host",
         )
     aliases = config_aliases(Path(target.config).expanduser())
     near = difflib.get_close_matches(target.host, aliases, 1, 0.5)
     named = f"{near[0]}?" if near else "one of " + ", ".join(aliases) if aliases else ""
     return Unreachable(
-        f"{route.host} is neither an alias of {target.config} nor a name that resolves",
+        f"cannot connect to {route.host}: because it is neither an alias of {target.config} nor a "
+        "name that resolves",
         where=target.host,
         hint=f"did you mean {named}" if named else "",
     )
@@ -180,16 +198,18 @@ def _read_config(target: Target) -> dict[str, list[str]]:
         )
     except FileNotFoundError:
         raise BadInput(
-            "the program ssh, which reads ssh_config files, is missing",
+            f"cannot read {config}: because the program ssh, which does that, is missing",
             hint="apt-get install openssh-client",
         ) from None
     except subprocess.TimeoutExpired:
         raise BadInput(
-            f"{config} was not read within 30 s", hint="look at its Match exec"
+            f"cannot read {config}: because ssh took more than 30 s", hint="look at its Match exec"
         ) from None
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines() or ["ssh -G failed"]
-        raise BadInput(f"{config} cannot be used for {target.host}: {reason[0]}")
+        raise BadInput(
+            f"cannot use {config} for {target.host}: because {reason[0]}", hint="correct that line"
+        )
     settings: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         key, _, value = line.partition(" ")
@@ -200,7 +220,11 @@ def _read_config(target: Target) -> dict[str, list[str]]:
 def _existing(name: str, what: str, where: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir() or not path.exists():
-        raise BadInput(f"the {what} {path} does not exist", where=where, hint="check the path")
+        raise BadInput(
+            f"cannot use the {what} {path}: because there is no such file",
+            where=where,
+            hint="check the path",
+        )
     return path
 
 
