@@ -30,7 +30,7 @@ def space(folder: Path) -> Iterator[None]:
             raise
         if error.errno == errno.EFBIG:
             raise DiskFull(
-                f"a file below {folder} may not grow further: nothing more is done on the machine",
+                f"cannot go on: because a file below {folder} may not grow further",
                 hint="raise the limit (ulimit -f), then take the run up again",
             ) from error
         raise full(folder) from error
@@ -46,7 +46,7 @@ def require(folder: Path, size: int) -> None:
 def full(folder: Path, how: str = "") -> DiskFull:
     """The error for a full disk that holds this folder."""
     return DiskFull(
-        f"the disk that holds {folder} is full{how}: nothing more is done on the machine",
+        f"cannot go on: because the disk that holds {folder} is full{how}",
         hint="free space there, then take the run up again",
     )
 

@@ -221,7 +221,7 @@ class Transport(Protocol):
 class Host:
     """A machine, or a root directory on it (`inside`), that commands and files are handled on.
 
-    ``watcher`` is told of each command; ``heard`` gets its output as well, unmasked. ``quiet``
+    ``watcher`` is told of each command; ``on_output`` gets its output as well, unmasked. ``quiet``
     keeps stdout that only a program reads, such as a listing of many MiB, from both.
     """
 
@@ -229,7 +229,7 @@ class Host:
     root: str = "/"
     mark: str | None = None
     watcher: Watcher | None = field(default=None, compare=False)
-    heard: Output | None = field(default=None, compare=False)
+    on_output: Output | None = field(default=None, compare=False)
     quiet: bool = field(default=False, compare=False)
     stoppable: bool = field(default=True, compare=False)
 
@@ -284,17 +284,14 @@ class Host:
         mark = self.mark if self.mark is not None else watcher.mark if watcher else ""
         mark = mark or f"run-{uuid.uuid4().hex}"
         own = f"{mark}/{uuid.uuid4().hex[:8]}"
-        text = command.text
-        if self.root != "/":
-            text = "exec " + Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
         secrets = (*command.secrets, *(watcher.secrets if watcher else ()))
         said = mask(command.by_hand(), secrets)
-        with self._told(command, input) as call:
+        with self._announced(command, input) as call:
             try:
                 if patience is not None:
                     self.transport.connect(self.stop, seconds=patience)
                 call.status, out, err = self.transport.execute(
-                    text,
+                    self._in_root(command.text),
                     input=input,
                     timeout=timeout,
                     on_output=call.hear,
@@ -315,16 +312,21 @@ class Host:
             raise CommandFailed(result)
         return result
 
+    def _in_root(self, text: str) -> str:
+        if self.root == "/":
+            return text
+        return "exec " + Command.argv("chroot", self.root, "/bin/sh", "-c", text).text
+
     @contextlib.contextmanager
-    def _told(self, command: Command, input: bytes = b"") -> Iterator[_Told]:
+    def _announced(self, command: Command, input: bytes = b"") -> Iterator[_Running]:
         """Tell the watcher of a command, of its output and its end, whatever that is."""
         call = self.watcher.started(self.name, command, input) if self.watcher else None
-        told = _Told(call, self.heard, quiet=self.quiet)
+        running = _Running(call, self.on_output, quiet=self.quiet)
         try:
-            yield told
+            yield running
         finally:
             if call is not None:
-                call.ended(told.status, told.seconds)
+                call.ended(running.status, running.seconds)
 
     def look(
         self, command: Command, *statuses: int, timeout: float = READ_SECONDS
@@ -405,14 +407,14 @@ class Host:
         place = self.followed(remote)
         # as a person would type it
         typed = Command.argv("scp", "--", local, f"{self.transport.name}:{place}")
-        with self._told(typed) as told:
+        with self._announced(typed) as running:
             try:
                 self.transport.upload(local, place, progress)
-                told.status = 0
+                running.status = 0
             except CommandError as error:
-                told.hear("stderr", error.result.err)
+                running.hear("stderr", error.result.err)
                 if isinstance(error, CommandFailed):
-                    told.status = error.result.status
+                    running.status = error.result.status
                 raise
 
     def followed(self, path: str) -> str:
@@ -499,7 +501,7 @@ class Host:
 
     def _aside(self) -> Host:
         """The machine for a command about a step's processes: not one of them, and not stopped."""
-        return replace(self, mark="", root="/", heard=None, stoppable=False)
+        return replace(self, mark="", root="/", on_output=None, stoppable=False)
 
     def _end_own(self, mark: str, timeout: float) -> None:
         try:
@@ -518,14 +520,14 @@ def _exactly(mark: str) -> str:
     return re.sub(r"[][.*^$\\]", r"\\\g<0>", mark)
 
 
-class _Told:
+class _Running:
     """How a command goes, for those who follow it."""
 
-    def __init__(self, shown: Call | None, heard: Output | None, *, quiet: bool) -> None:
+    def __init__(self, call: Call | None, on_output: Output | None, *, quiet: bool) -> None:
         self.status: int | None = None
         self._start = time.monotonic()
         self._quiet = quiet
-        listeners = (shown.output if shown else None, heard)
+        listeners = (call.output if call else None, on_output)
         self._listeners = [listener for listener in listeners if listener is not None]
 
     @property

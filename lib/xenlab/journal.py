@@ -88,60 +88,60 @@ def read_chain(path: Path) -> Chain:
     """
     path = kept_file(path.parent, path.name)
     data = path.read_bytes() if path.exists() else b""
-    kept = _kept(path)
+    head_file = _read_head(path)
     lines, torn = split(data)
-    if torn.endswith(b"\n") and kept is not None and _count(kept) > len(lines):
+    if torn.endswith(b"\n") and head_file is not None and _count(head_file) > len(lines):
         lines, torn = data.split(b"\n")[:-1], b""
     records: list[dict[str, Any]] = []
     heads = [FIRST]
     for number, line in enumerate(lines, start=1):
         record = parse(line)
         if record is None:
-            raise JournalDamaged(f"line {number} is no JSON of a record", where=str(path))
+            raise _no_record(path, f"line {number}")
         records.append(record)
         if record.get("prev") != heads[-1] or record.get("seq") != number:
-            raise _broken(path, lines, number, kept or b"")
+            raise _broken(path, lines, number, head_file or b"")
         heads.append(digest(line))
-    known, cut = _known(path, heads, kept, records)
+    known, cut = _known(path, heads, head_file, records)
     return Chain(tuple(records), heads[-1], torn, len(records) - known, cut)
 
 
-def _kept(path: Path) -> bytes | None:
+def _read_head(path: Path) -> bytes | None:
     place = kept_file(path.parent, HEAD)
     if not place.exists():
         return None
-    kept = place.read_bytes()
-    return kept if kept.strip(b"\0") else b""
+    head_file = place.read_bytes()
+    return head_file if head_file.strip(b"\0") else b""
 
 
-def _count(kept: bytes) -> int:
+def _count(head_file: bytes) -> int:
     """The number of the line that a head file names; 0 where it names none."""
-    words = kept.split()
+    words = head_file.split()
     return int(words[1]) if len(words) == 2 and words[1].isdigit() else 0
 
 
 def _known(
-    path: Path, heads: Sequence[str], kept: bytes | None, records: Sequence[dict[str, Any]]
+    path: Path, heads: Sequence[str], head_file: bytes | None, records: Sequence[dict[str, Any]]
 ) -> tuple[int, bool]:
     """How many records the head file knows, and whether it was cut off; raises JournalDamaged."""
     last = len(records)
     step = records[-1].get("step", "?") if records else "none"
-    if kept is None:
+    if head_file is None:
         if last:
             raise JournalDamaged(f"{HEAD} is gone", where=str(path), hint=_HINT)
         return 0, False
-    if _count(kept) > last:
+    if _count(head_file) > last:
         raise JournalDamaged(
             f"the journal is cut off after line {last} (step {step}): {HEAD} names line "
-            f"{_count(kept)}, which was on disk before",
+            f"{_count(head_file)}, which was on disk before",
             where=str(path),
             hint=_HINT,
         )
     for number in range(last, -1, -1):
         # without a number: what earlier versions wrote
         forms = (head_line(heads[number], number), f"{heads[number]}\n".encode())
-        whole = kept in forms
-        if whole or forms[0].startswith(kept):
+        whole = head_file in forms
+        if whole or forms[0].startswith(head_file):
             if all(r.get("phase") not in SYNCED for r in records[number : last - 1]):
                 return number, not whole
             break
@@ -153,11 +153,15 @@ def _known(
     )
 
 
-def _broken(path: Path, lines: Sequence[bytes], number: int, kept: bytes) -> JournalDamaged:
+def _no_record(path: Path, which: str) -> JournalDamaged:
+    return JournalDamaged(f"{which} is no JSON of a record", where=str(path), hint=_HINT)
+
+
+def _broken(path: Path, lines: Sequence[bytes], number: int, head_file: bytes) -> JournalDamaged:
     """The error for a chain that breaks at a line; one that its follower knows is not to blame."""
     record = parse(lines[number - 1]) or {}
     follower = parse(lines[number]) if number < len(lines) else None
-    known = follower.get("prev") if follower else kept.decode(errors="replace")[:64]
+    known = follower.get("prev") if follower else head_file.decode(errors="replace")[:64]
     if known == digest(lines[number - 1]) and record.get("seq") == number > 1:
         number -= 1
         record = parse(lines[number - 1]) or {}
@@ -347,9 +351,7 @@ class Journal:
         for line in lines:
             record = parse(line)
             if record is None:
-                raise JournalDamaged(
-                    f"line {self._seq + 1} is no JSON of a record", where=str(self.path)
-                )
+                raise _no_record(self.path, f"line {self._seq + 1}")
             self._wrote(line, record)
         if torn:
             os.ftruncate(file, self._size)
@@ -472,7 +474,7 @@ class Reader:
         self._offset += sum(len(line) + 1 for line in lines)
         records = [record for line in lines if (record := parse(line)) is not None]
         if len(records) < len(lines):
-            raise JournalDamaged("a line is no JSON of a record", where=str(self._path))
+            raise _no_record(self._path, "a line")
         return records
 
 

@@ -73,7 +73,7 @@ class Holder:
             if sign.encode() in piece:
                 self._locked.set()
 
-        told = replace(host, heard=hear)
+        told = replace(host, on_output=hear)
         self._thread = threading.Thread(target=told.run, args=(command,), kwargs={"timeout": 120})
         self._thread.start()
         assert self._locked.wait(60)

@@ -131,7 +131,7 @@ def run_when_unlocked(
     Raises StepFailed, with who it is, if a lock was held for too long.
     """
     lines = _Lines(lambda line: report(Waiting(line)) if line.startswith(WAITING) else None)
-    result = replace(host, heard=lines.hear).run(command, timeout=timeout, check=False)
+    result = replace(host, on_output=lines.hear).run(command, timeout=timeout, check=False)
     if result.status == _GIVEN_UP:
         said = (result.stderr.strip().splitlines() or [""])[-1]
         raise StepFailed(

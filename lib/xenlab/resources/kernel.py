@@ -442,7 +442,7 @@ class _Log:
             if stream == "stdout":
                 self._count(piece)
 
-        return replace(host, heard=seen)
+        return replace(host, on_output=seen)
 
     def _count(self, piece: bytes) -> None:
         *lines, self._rest = (self._rest + piece).split(b"\n")
