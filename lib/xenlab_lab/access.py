@@ -96,19 +96,22 @@ def _refused(words: str) -> LabError:
         shown = _FINGERPRINT.search(words)
         key = f"the host key {shown[0]}" if shown else "the host key"
         return LabError(
-            f"ssh is refused: {key} is not a pinned one",
+            f"cannot log in to the lab: because {key} is not a pinned one",
             hint="if the system was installed anew, pin its key; or start over: xenlab lab reset",
         )
     return LabError(
-        f"ssh is refused: {words.splitlines()[-1]}",
+        f"cannot log in to the lab: because ssh was refused: {words.splitlines()[-1]}",
         hint="boot the rescue system and check authorized_keys",
     )
 
 
-def _failed(what: str, console: Path) -> LabError:
+def _failed(reason: str, console: Path) -> LabError:
     lines = console.read_text(errors="replace").splitlines()[-_TAIL:] if console.exists() else []
     tail = "\nlast lines of the console:\n  " + "\n  ".join(lines) if lines else ""
-    return LabError(what + tail, hint=f"read the whole console: {console}")
+    return LabError(
+        f"cannot log in to the lab: because {reason}{tail}",
+        hint=f"read the whole console: {console}",
+    )
 
 
 # A person at the machine's serial console; Ctrl-] leaves.
@@ -128,7 +131,8 @@ def attach_console(path: Path) -> None:
     except OSError as error:
         line.close()
         raise LabError(
-            f"the serial console does not answer: {error.strerror}", hint="xenlab lab up"
+            f"cannot attach to the serial console: because of {error.strerror}",
+            hint="xenlab lab up",
         ) from error
     keyboard = sys.stdin.fileno()
     with line:
@@ -202,7 +206,7 @@ class Access:
             public = path.with_suffix(".pub")
             if path.exists() and public.exists():
                 continue
-            # a pair that was half-written when somebody pulled the plug is no pair
+            # a pair that was half-written when the power failed is no pair
             path.unlink(missing_ok=True)
             public.unlink(missing_ok=True)
             tools.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path])
@@ -228,11 +232,11 @@ class Access:
         words = self._rescue_key.with_suffix(".pub").read_text().split()
         rescue = f"{_LOOPBACK}{port} {words[0]} {words[1]}"
         lines = self.known_hosts.read_text().splitlines() if self.known_hosts.exists() else []
-        kept = [
+        others = [
             f"{_LOOPBACK}{port} {line.partition(' ')[2]}" if line.startswith(_LOOPBACK) else line
             for line in lines
         ]
-        unique = dict.fromkeys([rescue, *kept])
+        unique = dict.fromkeys([rescue, *others])
         durable.replace(self.known_hosts, "".join(f"{line}\n" for line in unique).encode())
 
     def forget_hosts(self) -> None:

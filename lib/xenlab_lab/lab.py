@@ -20,7 +20,7 @@ from xenlab.transport import local
 from xenlab_lab import media, mirrors, stage, tools
 from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
 from xenlab_lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
-from xenlab_lab.stage import Made
+from xenlab_lab.stage import StageMaker
 
 # What a lab remembers between two commands, and what it is doing.
 
@@ -56,7 +56,8 @@ def load_state(path: Path) -> State:
         return State()
     except ValidationError as error:
         raise LabError(
-            f"{path} is damaged: {error.errors()[0]['msg']}", hint="xenlab lab reset"
+            f"cannot read {path}: because it is damaged: {error.errors()[0]['msg']}",
+            hint="xenlab lab reset",
         ) from error
 
 
@@ -124,7 +125,8 @@ class Lab:
         """Raises BadInput if the name is not lower case letters, digits and inner dashes."""
         if not _NAME.fullmatch(name):
             raise BadInput(
-                f"{name!r} cannot be a lab's name", hint="use lower case letters, digits and dashes"
+                f"cannot name a lab {name!r}: because a folder and a disk are named after it",
+                hint="use lower case letters, digits and dashes",
             )
         self.name = name
         self.folder = cache_root() / "labs" / name
@@ -137,19 +139,19 @@ class Lab:
         self,
         boot: Boot | None = None,
         *,
-        made: Made = stage.stage,
+        make_stage: StageMaker = stage.stage,
         network: Network | None = None,
         firmware: media.Firmware | None = None,
         seconds: float = UP_SECONDS,
     ) -> Status:
         """Create what is missing, start the machine and wait until ssh lets us in.
 
-        `boot` defaults to what was booted last, a new lab's rescue system at first; `made` makes
-        the stage that is unpacked from there. `network` is remembered as well, "restricted" at
-        first: the domains reach the controller's package mirrors and nothing else. So is
+        `boot` defaults to what was booted last, a new lab's rescue system at first; `make_stage`
+        makes the stage that is unpacked from there. `network` is remembered as well, "restricted"
+        at first: the domains reach the controller's package mirrors and nothing else. So is
         `firmware`, "bios" at first. Interrupted or failed, it leaves no process of its own behind.
         """
-        with self._alone():
+        with self._locked():
             remembered = load_state(self._state_file)
             source: Boot = boot or remembered.boot
             way: Network = network or remembered.network
@@ -162,7 +164,7 @@ class Lab:
                 save_state(self._state_file, remembered)
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
-                made(self._report)
+                make_stage(self._report)
             self._run(source, seconds)
             return self.status()
 
@@ -172,19 +174,19 @@ class Lab:
         A running system is asked to shut down first. Without `wait` it returns as soon as the
         machine runs, for callers that wait for the new system themselves.
         """
-        with self._alone():
+        with self._locked():
             self._stop()
             self._run(source, seconds if wait else None)
             return self.status()
 
     def down(self, *, hard: bool = False) -> None:
-        """Shut the running system down, or with `hard` pull the plug; no process is left."""
-        with self._alone():
+        """Shut the running system down, or with `hard` cut its power; no process is left."""
+        with self._locked():
             self._stop(hard=hard)
 
     def reset(self) -> None:
         """Throw away disk, snapshots and pinned host keys. Own keys and media are kept."""
-        with self._alone():
+        with self._locked():
             self._stop(hard=True)
             try:
                 port = load_state(self._state_file).port
@@ -199,7 +201,7 @@ class Lab:
 
     def remove(self) -> None:
         """Stop the machine and delete everything the lab owns."""
-        with self._alone():
+        with self._locked():
             self._stop(hard=True)
             shutil.rmtree(self.folder)
 
@@ -226,8 +228,11 @@ class Lab:
     def snapshot(self, tag: str) -> None:
         """Keep disk and memory of the running machine under a name (replaces an older one)."""
         if not _TAG.fullmatch(tag):
-            raise BadInput(f"{tag!r} cannot be a snapshot's name", hint="use letters and digits")
-        with self._alone():
+            raise BadInput(
+                f"cannot name a snapshot {tag!r}: because QEMU may misread that",
+                hint="use letters and digits",
+            )
+        with self._locked():
             self._running()
             self._report(f"saving snapshot {tag}", None)
             self.machine.save(tag)
@@ -237,11 +242,11 @@ class Lab:
 
     def restore(self, tag: str) -> Status:
         """Put disk and memory back to a snapshot and run on; the machine may be off."""
-        with self._alone():
+        with self._locked():
             now = load_state(self._state_file)
             if tag not in now.snapshots:
                 raise BadInput(
-                    f"there is no snapshot {tag!r}",
+                    f"cannot restore snapshot {tag!r}: because there is none of that name",
                     hint=f"use one of: {', '.join(sorted(now.snapshots)) or 'none yet'}",
                 )
             self._report(f"restoring snapshot {tag}", None)
@@ -257,7 +262,7 @@ class Lab:
 
     def set_guests(self, guests: Mapping[str, str]) -> None:
         """Write the guests (name to address in the lab) into the lab's ssh_config."""
-        with self._alone():
+        with self._locked():
             now = load_state(self._state_file)
             now.guests = dict(guests)
             save_state(self._state_file, now)
@@ -373,17 +378,21 @@ class Lab:
 
     def _running(self) -> None:
         if self.machine.pid() is None:
-            raise LabError(f"the lab {self.name!r} is not running", hint="xenlab lab up")
+            raise LabError(
+                f"cannot reach the lab {self.name!r}: because it is not running",
+                hint="xenlab lab up",
+            )
 
     def _known(self, domain: str) -> None:
         names = [DOM0, *load_state(self._state_file).guests]
         if domain not in names:
             raise BadInput(
-                f"the lab has no domain {domain!r}", hint=f"use one of: {', '.join(names)}"
+                f"cannot reach {domain!r}: because the lab has no domain of that name",
+                hint=f"use one of: {', '.join(names)}",
             )
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = cache_root() / "labs" / f".{self.name}.lock"
         try:
@@ -391,7 +400,8 @@ class Lab:
                 yield
         except BlockingIOError:
             raise LabError(
-                f"another command is working on the lab {self.name!r}", hint="wait for its end"
+                f"cannot work on the lab {self.name!r}: because another command does",
+                hint="wait for its end",
             ) from None
 
     @contextmanager

@@ -124,7 +124,7 @@ def qmp_job(socket: Path, command: str, *, seconds: float, **arguments: Any) -> 
         await client.execute("job-dismiss", {"id": job})
         for one in jobs:
             if one["id"] == job and "error" in one:
-                raise LabError(f"QEMU could not finish {command}: {one['error']}")
+                raise _refused(command, str(one["error"]))
 
     _session(socket, talk, command, seconds)
 
@@ -158,13 +158,15 @@ def _session(
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(work).result()
     except ExecuteError as error:
-        raise LabError(f"QEMU refused {what}: {error}") from error
+        raise _refused(what, str(error)) from error
     except TimeoutError as error:
-        raise LabError(f"QEMU did not finish {what} within {seconds:.0f} s") from error
+        raise _refused(what, f"it took more than {seconds:.0f} s") from error
     except (QMPError, OSError, EOFError) as error:
-        raise LabError(
-            f"QEMU does not answer to {what}: {error or type(error).__name__}"
-        ) from error
+        raise _refused(what, f"it does not answer: {error or type(error).__name__}") from error
+
+
+def _refused(what: str, reason: str) -> LabError:
+    return LabError(f"cannot have QEMU {what}: because {reason}", hint="xenlab lab status")
 
 
 # The virtual machine: one QEMU process in one folder, driven over QMP.
@@ -202,7 +204,7 @@ def serial_for(name: str) -> str:
     serial = "XENLAB-" + name.upper()
     if len(serial) > SERIAL_MAX:
         raise LabError(
-            f"the lab name {name!r} is too long",
+            f"cannot name a lab {name!r}: because its disk's serial would be too long",
             hint=f"use at most {SERIAL_MAX - len('XENLAB-')} characters",
         )
     return serial
@@ -278,7 +280,10 @@ class Machine:
         machine already runs, or QEMU ends at once; QEMU's own words are in the message.
         """
         if self.pid() is not None:
-            raise LabError(f"the machine of lab {self.name!r} is already running")
+            raise LabError(
+                f"cannot start the machine of lab {self.name!r}: because it is running",
+                hint="xenlab lab down",
+            )
         self._clear_leftovers()
         wanted = port
         for _ in range(_PORT_TRIES):
@@ -289,9 +294,12 @@ class Machine:
             if refusal is None:
                 return chosen
             if _PORT_TAKEN not in refusal.lower():
-                raise LabError(f"QEMU did not start: {refusal}")
+                raise LabError(
+                    f"cannot start QEMU: because it ended: {refusal}",
+                    hint=f"look at {self.folder / 'qemu.log'}",
+                )
             wanted = None
-        raise LabError("no free port on loopback was found for the lab's sshd")
+        raise _no_port()
 
     def power_button(self) -> None:
         """Press the ACPI power button. Raises LabError if QEMU does not answer."""
@@ -427,25 +435,17 @@ class Machine:
         log = self.folder / "qemu.log"
         child: subprocess.Popen[bytes] | None = None
         try:
-            with log.open("wb") as output, local.uninterrupted():
-                child = subprocess.Popen(
-                    words,
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            # an interruption of the start finds the child that it must end
+            with local.uninterrupted():
+                child = _started(words, log)
             limit = time.monotonic() + _START_SECONDS
             while child.poll() is None:
                 if self.pid() == child.pid and self._qmp.exists():
                     qmp_execute(self._qmp, "query-status", seconds=_START_SECONDS)
                     return None
                 if time.monotonic() > limit:
-                    raise LabError(f"QEMU did not take commands within {_START_SECONDS:.0f} s")
+                    raise _refused("start", f"it took more than {_START_SECONDS:.0f} s")
                 wait_for_end(child.pid, 0.05)
-        except FileNotFoundError:
-            raise tools.missing(words[0]) from None
         except BaseException:
             if child is not None:
                 kill_process(child.pid)
@@ -455,6 +455,22 @@ class Machine:
     def _clear_leftovers(self) -> None:
         for path in (self._pidfile, self._qmp, self.console_socket):
             path.unlink(missing_ok=True)
+
+
+def _started(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """QEMU, started in the folder of its log."""
+    try:
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                words,
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except FileNotFoundError:
+        raise tools.missing(words[0]) from None
 
 
 def _free_port(wanted: int | None) -> int:
@@ -469,7 +485,14 @@ def _free_port(wanted: int | None) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise LabError("no free port on loopback")
+    raise _no_port()
+
+
+def _no_port() -> LabError:
+    return LabError(
+        "cannot start the machine: because no port on loopback is free for its sshd",
+        hint="end what listens on so many: ss -ltnp",
+    )
 
 
 # Whether KVM on this machine can run Xen, found out by running it.
@@ -552,15 +575,8 @@ def kvm_boots(xen: Path, kernel: Path, folder: Path, accel: str = "kvm") -> bool
     ]
     child: subprocess.Popen[bytes] | None = None
     try:
-        with (folder / "qemu.log").open("wb") as said, local.uninterrupted():
-            child = subprocess.Popen(
-                words,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
+        with local.uninterrupted():
+            child = _started(words, folder / "qemu.log")
         return _watch(child, log, socket)
     finally:
         if child is not None:

@@ -60,7 +60,8 @@ def mmdebstrap_keyring() -> list[str]:
     """
     if not KEYRING.exists():
         raise LabError(
-            f"Debian's keyring {KEYRING} is missing", hint="install debian-archive-keyring"
+            f"cannot check Debian's packages: because there is no {KEYRING}",
+            hint="apt-get install debian-archive-keyring",
         )
     return [f"--keyring={KEYRING}"]
 
@@ -107,7 +108,9 @@ def mmdebstrap(
         hint="run `apt-get update` on this machine",
     )
     if not tree.exists():
-        raise LabError(f"mmdebstrap left no {tree.name}")
+        raise LabError(
+            f"cannot go on: because mmdebstrap left no {tree.name}", hint="run the same again"
+        )
 
 
 # What the relay of a lab lets through: the mirrors of this machine's own apt configuration.

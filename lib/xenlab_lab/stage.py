@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from xenlab import cache
-from xenlab.cache import cache_root, cached, locked
+from xenlab.cache import cached, locked
 from xenlab_lab import tools
 from xenlab_lab.mirrors import (
     COPYRIGHTS,
@@ -66,6 +66,14 @@ _NOT_IN_STAGE = (
     "/lib/udev/hwdb.d/*", "/usr/lib/udev/hwdb.d/*", "/usr/share/zoneinfo/posix/*",
     "/usr/share/zoneinfo/right/*", "/usr/share/bash-completion/*", "/usr/share/zsh/*",
 )  # fmt: skip
+_OPTIONS = (
+    "--variant=minbase",
+    # merged from the start: the package that merges later needs all of perl
+    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+    # half a minute less in the emulated machine, as long as they are young
+    "--skip=cleanup/apt/lists",
+    *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_IN_STAGE),
+)
 _APT_CONF = """\
 Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
@@ -119,38 +127,44 @@ def built(
 
     @cache.phase_recorded(name)
     def build(folder: Path) -> None:
-        tree, file = folder / f"{name}.tar", f"{name}.tar.zst"
+        tree = folder / f"{name}.tar"
         with tempfile.TemporaryDirectory() as scratch:
             lines = _customized(Path(scratch), hooks(Path(scratch)), secure=secure)
             mmdebstrap(
                 tree,
                 packages,
                 entries,
-                [
-                    "--variant=minbase",
-                    # merged from the start: the package that merges later needs all of perl
-                    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
-                    # half a minute less in the emulated machine, as long as they are young
-                    "--skip=cleanup/apt/lists",
-                    *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_IN_STAGE),
-                    *(f"--customize-hook={line}" for line in lines),
-                ],
+                [*_OPTIONS, *(f"--customize-hook={line}" for line in lines)],
                 report,
                 f"building the {name}",
             )
         report(f"compressing the {name}", None)
-        tools.run(["zstd", "-q", "-T0", "-9", "--rm", tree.name, "-o", file], cwd=folder)
-        with (folder / file).open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        (folder / f"{file}.sha256").write_text(f"{digest}  {file}\n")
+        _compress(tree)
 
-    shelf = cache_root() / "stage"
     folder = cached("stage", inputs, build)
-    names = (f"{name}.tar.zst", f"{name}.tar.zst.sha256")
-    with locked(shelf / ".names.lock"):
-        for link in names:
-            _point(shelf / link, Path(folder.name, link))
-    return shelf / names[0], shelf / names[1]
+    # both under one lock: the tarball of one build has its own checksum file beside it
+    with locked(folder.parent / ".names.lock"):
+        return _named(folder / f"{name}.tar.zst"), _named(folder / f"{name}.tar.zst.sha256")
+
+
+def _compress(tree: Path) -> None:
+    """Leave in a tarball's place the compressed one and its checksum file."""
+    file = f"{tree.name}.zst"
+    tools.run(["zstd", "-q", "-T0", "-9", "--rm", tree.name, "-o", file], cwd=tree.parent)
+    with (tree.parent / file).open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    (tree.parent / f"{file}.sha256").write_text(f"{digest}  {file}\n")
+
+
+def _named(file: Path) -> Path:
+    """A link to it in the folder above, by which the file that was built last is always found."""
+    link, target = file.parents[1] / file.name, Path(file.parent.name, file.name)
+    if not (link.is_symlink() and link.readlink() == target):
+        fresh = link.with_name(f".{link.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.rename(link)
+    return link
 
 
 def _customized(scratch: Path, hooks: Sequence[str], *, secure: bool) -> list[str]:
@@ -172,15 +186,6 @@ def _customized(scratch: Path, hooks: Sequence[str], *, secure: bool) -> list[st
         'rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap',
         *([f"upload {authorities} {authorities}"] if secure else []),
     ]
-
-
-def _point(link: Path, target: Path) -> None:
-    if link.is_symlink() and link.readlink() == target:
-        return
-    fresh = link.with_name(f".{link.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target)
-    fresh.rename(link)
 
 
 # A stage with Portage and OpenRC on Debian's userland. It is not Gentoo: see the page about it.
@@ -248,18 +253,10 @@ def _portage(folder: Path, report: tools.Report) -> Path:
     sdist, source, place = folder / "sdist", folder / "source", folder / "installed"
     report("fetching Portage", None)
     # the wheel would put configuration and package database inside a virtual environment
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--no-binary",
-        "portage",
-    ]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    only = ["--no-binary", "portage", "--require-hashes", "-r", folder / "requirements.txt"]
     tools.run(
-        [*pip, "--dest", sdist, "--require-hashes", "-r", folder / "requirements.txt"],
+        [*pip, *only, "--dest", sdist],
         hint="run `pip download portage` on this machine",
     )
     source.mkdir()
@@ -273,9 +270,9 @@ def _portage(folder: Path, report: tools.Report) -> Path:
 
 # The stages that a lab can make, by the file that each of them is.
 
-Made = Callable[[Report], tuple[Path, Path]]
+StageMaker = Callable[[Report], tuple[Path, Path]]
 
 
-def maker(path: str) -> Made:
+def maker(path: str) -> StageMaker:
     """What makes the stage that a site names; where it is one of the person's own, Debian's."""
     return portage_stage if Path(path).name == f"{NAME}.tar.zst" else stage

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from xenlab.errors import LabError
+from xenlab.transport.local import end_group
 
 Report = Callable[[str, float | None], None]
 """Told what is being done, and how much of it is done (0.0 to 1.0, None if unknown)."""
 
-STOP_GRACE = 30.0
+ENGLISH = {"LC_ALL": "C.UTF-8"}
+"""What the environment of a program has, whose messages are read or shown."""
+
+STOP_SECONDS = 30.0
+"""How long a program may take to end: mmdebstrap unmounts on SIGTERM what it has mounted."""
 
 
 def quiet(what: str, done: float | None) -> None:
@@ -41,7 +45,7 @@ def run(
         process = subprocess.Popen(
             words,
             cwd=cwd,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**os.environ, **ENGLISH, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -58,52 +62,41 @@ def run(
             report(f"{what}: {tail[-1][:60]}" if what else tail[-1][:80], None)
         status = process.wait()
     except BaseException:
-        _end(process)
+        end_group(process, STOP_SECONDS)
         raise
     if status:
         lines = "\n  ".join(tail)
-        raise LabError(f"{words[0]} failed with exit status {status}:\n  {lines}", hint=hint)
+        raise _failed(words[0], status, f"\n  {lines}", hint)
 
 
-def output(argv: Sequence[str | Path], *, input_text: str | None = None) -> str:
+def output(argv: Sequence[str]) -> str:
     """What a program prints. Raises LabError if it is missing or fails."""
-    words = [str(word) for word in argv]
     try:
         done = subprocess.run(
-            words,
-            input=input_text,
-            stdin=subprocess.DEVNULL if input_text is None else None,
+            argv,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, **ENGLISH},
         )
     except FileNotFoundError:
-        raise missing(words[0]) from None
+        raise missing(argv[0]) from None
     if done.returncode:
-        raise LabError(
-            f"{words[0]} failed with exit status {done.returncode}: {done.stderr.strip()[-400:]}"
-        )
+        raise _failed(argv[0], done.returncode, f" {done.stderr.strip()[-400:]}")
     return done.stdout
 
 
 def missing(program: str) -> LabError:
     """The error for a program that is not installed."""
     return LabError(
-        f"the program {program} is not installed", hint="`make lab` installs what is missing"
+        f"cannot run {program}: because it is not installed",
+        hint="`make lab` installs what is missing",
     )
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    # mmdebstrap unmounts what it mounted on SIGTERM; SIGKILL at once would leave mounts behind.
-    for sig, grace in ((signal.SIGTERM, STOP_GRACE), (signal.SIGKILL, STOP_GRACE)):
-        try:
-            os.killpg(process.pid, sig)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(grace)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+def _failed(program: str, status: int, said: str, hint: str = "") -> LabError:
+    return LabError(
+        f"cannot go on without {program}: because it failed with exit status {status}:{said}",
+        hint=hint,
+    )

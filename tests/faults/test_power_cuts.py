@@ -137,7 +137,7 @@ def powered_again(site: Site) -> None:
     def up() -> bool:
         done = site.xenlab("lab", "up", "-f", str(site.parameters))
         # the run itself may be booting it, in 04.8
-        busy = "another command is working on the lab" in done.stdout + done.stderr
+        busy = "because another command does" in done.stdout + done.stderr
         assert busy or done.returncode == 0, done.stdout + done.stderr
         return not busy
 

@@ -69,4 +69,5 @@ def test_input_goes_through(lab_ssh: Ssh) -> None:
 def test_a_guest_that_the_lab_does_not_know(lab_ssh: Ssh) -> None:
     done = lab_ssh("domu9", "--", "true")
     assert done.returncode == 2
-    assert b"the lab has no domain 'domu9'\nTry: use one of: dom0, domu2" in done.stderr
+    assert b"cannot reach 'domu9': because the lab has no domain of that name\n" in done.stderr
+    assert b"Try: use one of: dom0, domu2" in done.stderr

@@ -49,7 +49,7 @@ def phases(folder: Path) -> list[str]:
 def test_nothing_is_begun_that_cannot_be_recorded(folder: Path) -> None:
     journal = opened(folder)
     fill(folder.parent)
-    with pytest.raises(DiskFull, match=r"^cannot go on: .* are free\)$") as caught:
+    with pytest.raises(DiskFull, match=r"^cannot go on: .* are free\)\n") as caught:
         step(journal, "running", "running")
     step(journal, "final", "failed", message=str(caught.value))
     audit.end(folder, 1)

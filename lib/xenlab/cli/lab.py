@@ -107,7 +107,7 @@ def up(
         if open_network is not None:
             network = "open" if open_network else "restricted"
         firmware = site.firmware if known else None
-        status = lab.up(made=maker(site.stage), network=network, firmware=firmware)
+        status = lab.up(make_stage=maker(site.stage), network=network, firmware=firmware)
         if guests and guests != status.guests:
             lab.set_guests(guests)
             status = lab.status()
