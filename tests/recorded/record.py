@@ -17,6 +17,7 @@ from xenlab.host import Host
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target
 
+
 def main(config: str, name: str = "dom0") -> None:
     """Replace ``tests/recorded/xl/list.txt`` by what the host prints now."""
     host = Host(SSH(Target(name, config)))

@@ -374,7 +374,9 @@ def test_a_boot_is_proven_by_a_new_boot_id() -> None:
 
 def test_a_machine_that_does_not_come_back_is_said() -> None:
     machine = Host(Booting("old", "old"))
-    with pytest.raises(StepFailed, match="cannot boot the disk: because there was no new boot within 1 s"):
+    with pytest.raises(
+        StepFailed, match="cannot boot the disk: because there was no new boot within 1 s"
+    ):
         reboot(Quick(), "disk", machine, Host(Local()), silent)
 
 

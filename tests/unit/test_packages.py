@@ -52,7 +52,9 @@ def test_what_is_not_wanted_and_there() -> None:
     assert found is not None
     assert found.summary == "remove dpkg"
     assert found.rows == ({"package": "dpkg", "found": "ii"},)
-    with pytest.raises(BadInput, match="cannot remove openssh-server: because the chapters need it"):
+    with pytest.raises(
+        BadInput, match="cannot remove openssh-server: because the chapters need it"
+    ):
         Apt().removed("openssh-server")
     with pytest.raises(BadInput, match="a package's name must be"):
         Apt().removed("--purge")
@@ -75,5 +77,7 @@ def test_a_site_that_nobody_has_written_down() -> None:
     assert isinstance(packages(lab_site()), Apt)
     gentoo = lab_site(platform="gentoo", software=[], shared_packages=[])
     assert isinstance(packages(gentoo), Portage)
-    with pytest.raises(BadInput, match="platform gentoo-2006: because xenlab knows no package manager"):
+    with pytest.raises(
+        BadInput, match="platform gentoo-2006: because xenlab knows no package manager"
+    ):
         packages(lab_site(platform="gentoo-2006", software=[], shared_packages=[]))

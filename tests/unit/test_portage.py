@@ -153,7 +153,9 @@ def test_what_is_to_go_and_is_not_there_is_not_looked_for() -> None:
     for name in ("--depclean", "less"):
         with pytest.raises(BadInput, match="a package's name must be"):
             Portage(SITE).removed(name)
-    with pytest.raises(BadInput, match="cannot remove net-fs/nfs-utils: because the chapters need it"):
+    with pytest.raises(
+        BadInput, match="cannot remove net-fs/nfs-utils: because the chapters need it"
+    ):
         Portage(SITE).removed(LESS, "net-fs/nfs-utils")
 
 
