@@ -7,9 +7,8 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -69,9 +68,10 @@ def save_state(path: Path, state: State) -> None:
 # What a lab is doing, as a value.
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(BaseModel):
     """What a lab is doing. `accel`, `port` and `pid` are None unless it runs."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     running: bool
@@ -86,13 +86,6 @@ class Status:
     console_log: Path
     guests: dict[str, str]
     snapshots: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values for JSON."""
-        return {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in asdict(self).items()
-        }
 
 
 # The lab itself.

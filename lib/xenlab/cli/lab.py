@@ -167,7 +167,7 @@ def status(name: Name = "lab", as_json: Json = False) -> None:
     """Show what the lab is doing."""
     found = _lab(name).status()
     if as_json:
-        print_json(found.as_dict())
+        print_json(found.model_dump(mode="json"))
     else:
         _print_status(found)
         _print_overview(found)
