@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,7 @@ from xenlab_lab.stage import StageMaker
 
 # What a lab remembers between two commands, and what it is doing.
 
+Accel = Literal["kvm", "tcg"]
 Boot = Literal["rescue", "disk"]
 Network = Literal["restricted", "open"]
 """What the domains reach: the mirrors' relay alone, or all that this machine reaches."""
@@ -37,7 +38,7 @@ class State(BaseModel):
     network: Network = "restricted"
     firmware: media.Firmware = "bios"
     port: int | None = None
-    accel: Literal["kvm", "tcg"] = "tcg"
+    accel: Accel = "tcg"
     guests: dict[str, str] = Field(default_factory=dict)
     snapshots: dict[str, Boot] = Field(default_factory=dict)
 
@@ -145,7 +146,7 @@ class Lab:
         `firmware`, "bios" at first. Interrupted or failed, it leaves no process of its own behind.
         """
         with self._locked():
-            remembered = load_state(self._state_file)
+            remembered = self._state()
             source: Boot = boot or remembered.boot
             way: Network = network or remembered.network
             what = firmware or remembered.firmware
@@ -153,8 +154,7 @@ class Lab:
             if self.machine.pid() is not None and now != (source, way, what):
                 self._stop()
             if now[1:] != (way, what):
-                remembered.network, remembered.firmware = way, what
-                save_state(self._state_file, remembered)
+                self._remember(network=way, firmware=what)
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
                 make_stage(self._report)
@@ -182,7 +182,7 @@ class Lab:
         with self._locked():
             self._stop(hard=True)
             try:
-                port = load_state(self._state_file).port
+                port = self._state().port
             except LabError:
                 # a damaged state is one of the reasons to reset
                 port = None
@@ -200,8 +200,7 @@ class Lab:
 
     def status(self) -> Status:
         """What the lab is doing now; also while another command works on it."""
-        now = load_state(self._state_file)
-        pid = self.machine.pid()
+        now, pid = self._state(), self.machine.pid()
         return Status(
             name=self.name,
             running=pid is not None,
@@ -229,14 +228,13 @@ class Lab:
             self._running()
             self._report(f"saving snapshot {tag}", None)
             self.machine.save(tag)
-            now = load_state(self._state_file)
-            now.snapshots[tag] = now.boot
-            save_state(self._state_file, now)
+            now = self._state()
+            self._remember(snapshots={**now.snapshots, tag: now.boot})
 
     def restore(self, tag: str) -> Status:
         """Put disk and memory back to a snapshot and run on; the machine may be off."""
         with self._locked():
-            now = load_state(self._state_file)
+            now = self._state()
             if tag not in now.snapshots:
                 raise BadInput(
                     f"cannot restore snapshot {tag!r}: because there is none of that name",
@@ -256,9 +254,7 @@ class Lab:
     def set_guests(self, guests: Mapping[str, str]) -> None:
         """Write the guests (name to address in the lab) into the lab's ssh_config."""
         with self._locked():
-            now = load_state(self._state_file)
-            now.guests = dict(guests)
-            save_state(self._state_file, now)
+            now = self._remember(guests=dict(guests))
             self.access.write_config(now.port or 22, now.guests)
 
     def ssh_argv(self, domain: str = DOM0, command: Sequence[str] = ()) -> list[str]:
@@ -304,7 +300,7 @@ class Lab:
 
     def _start(self, source: Boot, *, paused: bool = False) -> None:
         self.access.create_keys()
-        now = load_state(self._state_file)
+        now = self._state()
         firmware = media.firmware_words(now.firmware, self.folder)
         direct = None
         if source == "rescue":
@@ -313,26 +309,25 @@ class Lab:
             self.access.key_archive(initrd, image)
             direct = Direct(kernel, initrd)
         self.machine.create_disk()
-        now.accel = "kvm" if kvm_usable(self._report) else "tcg"
-        self._report(f"starting the machine: from {source}, {now.accel}", None)
-        now.port = self.machine.start(
+        accel: Accel = "kvm" if kvm_usable(self._report) else "tcg"
+        self._report(f"starting the machine: from {source}, {accel}", None)
+        port = self.machine.start(
             direct,
-            accel=now.accel,
+            accel=accel,
             port=now.port,
             paused=paused,
             open_network=now.network == "open",
             firmware=firmware,
         )
-        now.boot = source
-        self.access.pin(now.port)
-        self.access.write_config(now.port, now.guests)
-        save_state(self._state_file, now)
+        self.access.pin(port)
+        self.access.write_config(port, now.guests)
+        self._remember(boot=source, accel=accel, port=port)
 
     def _wait(self, seconds: float) -> None:
-        now = load_state(self._state_file)
-        assert now.port is not None
+        port = self._state().port
+        assert port is not None
         wait_for_ssh(
-            now.port,
+            port,
             self.access.argv(DOM0, ["true"]),
             seconds=seconds,
             alive=lambda: self.machine.pid() is not None,
@@ -369,6 +364,14 @@ class Lab:
             return False
         return done.returncode == 0
 
+    def _state(self) -> State:
+        return load_state(self._state_file)
+
+    def _remember(self, **changes: Any) -> State:
+        now = self._state().model_copy(update=changes)
+        save_state(self._state_file, now)
+        return now
+
     def _running(self) -> None:
         if self.machine.pid() is None:
             raise LabError(
@@ -377,7 +380,7 @@ class Lab:
             )
 
     def _known(self, domain: str) -> None:
-        names = [DOM0, *load_state(self._state_file).guests]
+        names = [DOM0, *self._state().guests]
         if domain not in names:
             raise BadInput(
                 f"cannot reach {domain!r}: because the lab has no domain of that name",
@@ -387,7 +390,7 @@ class Lab:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = cache_root() / "labs" / f".{self.name}.lock"
+        lock = self.folder.with_name(f".{self.name}.lock")
         try:
             with locked(lock, wait=False), local.ending_cleanly():
                 yield
