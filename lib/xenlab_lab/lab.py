@@ -21,7 +21,7 @@ from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
 from xenlab_lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
 from xenlab_lab.stage import StageMaker
 
-# What a lab remembers between two commands, and what it is doing.
+# What a lab remembers between two commands.
 
 Accel = Literal["kvm", "tcg"]
 Boot = Literal["rescue", "disk"]
@@ -66,9 +66,6 @@ def save_state(path: Path, state: State) -> None:
     durable.replace(path, f"{state.model_dump_json(indent=2)}\n".encode())
 
 
-# What a lab is doing, as a value.
-
-
 class Status(BaseModel):
     """What a lab is doing. `accel`, `port` and `pid` are None unless it runs."""
 
@@ -87,9 +84,6 @@ class Status(BaseModel):
     console_log: Path
     guests: dict[str, str]
     snapshots: list[str]
-
-
-# The lab itself.
 
 
 UP_SECONDS = 600.0

@@ -24,8 +24,6 @@ from xenlab_lab.mirrors import (
 )
 from xenlab_lab.tools import Report
 
-# What the lab unpacks onto its empty disk: a root tarball, the howto's Stage3.
-
 RECIPE = 1
 
 STAGE_PACKAGES = (

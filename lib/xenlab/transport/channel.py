@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 from xenlab.command import Command
 from xenlab.errors import BadInput, Overdue
 from xenlab.host import FOLLOW, LOOK_SHELL, PLACE, Output, Progress
-from xenlab.transport.connection import FAILURES, Connection, Entry
+from xenlab.transport.connection import FAILURES, Connection, LoginShell
 from xenlab.transport.local import QUIET_SECONDS, Captured, run_copy
 
 # Both directions of one remote command at once, without threads and without deadlock.
@@ -165,10 +165,10 @@ class Conversation:
     `xenlab.transport.ssh.SSH.converse` starts one.
     """
 
-    def __init__(self, connection: Connection, channel: Any, entry: Entry) -> None:
+    def __init__(self, connection: Connection, channel: Any, login_shell: LoginShell) -> None:
         self._connection = connection
         self._channel = channel
-        self._entry = entry
+        self._login_shell = login_shell
         self._heard = {"stdout": b"", "stderr": b""}
 
     @property
@@ -193,7 +193,7 @@ class Conversation:
             ended = channel.closed or channel.eof_received
             while pieces := list(_arrived(channel)):
                 for name, piece in pieces:
-                    self._heard[name] += self._entry.without_greeting(name, piece)
+                    self._heard[name] += self._login_shell.without_greeting(name, piece)
             if b"\n" in self._heard["stdout"]:
                 break
             if not self._connection.alive:
@@ -251,22 +251,22 @@ class Shell:
     ) -> None:
         self.connection = connection
         self._channel = channel
-        self._entry = Entry()
-        connection.start(channel, self._entry.text(SHELL))
+        self._login_shell = LoginShell()
+        connection.start(channel, self._login_shell.text(SHELL))
         channel.settimeout(None)
         self._poller = select.poll()
         self._poller.register(channel.fileno(), select.POLLIN)
         deadline = time.monotonic() + timeout
-        while not self._entry.passed:
+        while not self._login_shell.passed:
             gone = not self.alive
-            pieces = [self._entry.without_greeting(*piece) for piece in _arrived(channel)]
+            pieces = [self._login_shell.without_greeting(*piece) for piece in _arrived(channel)]
             stopped = stop is not None and stop.is_set()
             if not pieces and (gone or stopped or time.monotonic() > deadline):
                 self.close()
                 raise KeyboardInterrupt if stopped else NoShell
             if not pieces:
                 self._poller.poll(POLL_SECONDS * 1000)
-        if self._entry.joined:
+        if self._login_shell.joined:
             self.close()
             raise NoShell
 
@@ -305,7 +305,7 @@ class Shell:
             moved = False
             for name, arrived in _arrived(self._channel):
                 moved = True
-                piece = self._entry.without_greeting(name, arrived)
+                piece = self._login_shell.without_greeting(name, arrived)
                 captured.add(name, streams[name].take(piece))
             if moved:
                 continue

@@ -27,7 +27,7 @@ from xenlab.transport.ssh_config import Route, Target, unknown_name
 
 
 @dataclass
-class _Offer:
+class _KeyOffer:
     """The keys that may be tried, and why others may not."""
 
     route: Route
@@ -81,7 +81,7 @@ class _Offer:
 
 def public_keys(route: Route) -> tuple[str, ...]:
     """The public halves of the keys that would be tried there, as authorized_keys(5) has them."""
-    found = (key for name, key in _Offer(route).candidates())
+    found = (key for name, key in _KeyOffer(route).candidates())
     return tuple(f"{key.get_name()} {key.get_base64()}" for key in found)
 
 
@@ -91,7 +91,7 @@ def log_in(transport: paramiko.Transport, target: Target, route: Route, deadline
     Raises Unreachable with one sentence where no key is accepted, ConnectionRefused where nobody
     answers any more.
     """
-    offer = _Offer(route)
+    offer = _KeyOffer(route)
     accepted: list[str] | None = None
     try:
         for name, key in offer.candidates():
@@ -134,7 +134,7 @@ def _ask_methods(transport: paramiko.Transport, route: Route) -> list[str]:
 def _refusal(
     target: Target,
     route: Route,
-    offer: _Offer,
+    offer: _KeyOffer,
     methods: list[str] | None,
     deadline: float,
 ) -> NoConnection:
@@ -182,7 +182,7 @@ _ENTER = (
 )
 
 
-class Entry:
+class LoginShell:
     """One command's way through the login shell.
 
     ``joined`` says that the login shell has put both streams into one.
@@ -344,12 +344,12 @@ def connect(
     if not log.hasHandlers():
         log.addHandler(logging.NullHandler())
     deadline = time.monotonic() + timeout
-    channel, last_words, on_close = _dial(target, route, via, timeout)
+    channel, last_words, on_close = _open_stream(target, route, via, timeout)
     liveness = LivenessSocket(channel, patience, on_close)
     carrier: Any = liveness
     transport = _Transport(carrier)
     try:
-        _greet(transport, target, route, deadline, timeout, last_words)
+        _exchange_keys(transport, target, route, deadline, timeout, last_words)
         key = transport.get_remote_server_key()
         hostkeys.check(key, route.known_hosts, *route.pinned_as, where=target.host)
         log_in(transport, target, route, deadline)
@@ -384,7 +384,7 @@ def _channel_request(channel: Any, message: Any) -> None:
     channel._handle_request(message)
 
 
-def _dial(
+def _open_stream(
     target: Target, route: Route, via: Connection | None, timeout: float
 ) -> tuple[Any, Callable[[], str], Callable[[], None]]:
     """A byte stream to the host: what carries it, its last words, how to end it."""
@@ -432,7 +432,7 @@ def _nothing() -> None:
     return None
 
 
-def _greet(
+def _exchange_keys(
     transport: paramiko.Transport,
     target: Target,
     route: Route,

@@ -29,7 +29,7 @@ from xenlab.transport.channel import (
     communicate,
     upload,
 )
-from xenlab.transport.connection import FAILURES, Connection, Entry, SessionRefused, connect
+from xenlab.transport.connection import FAILURES, Connection, LoginShell, SessionRefused, connect
 from xenlab.transport.ssh_config import Target, hops, resolve
 
 # Wait: a machine that does not answer is waited for, with a word about it, but not in vain.
@@ -221,14 +221,14 @@ class SSH:
         self, text: str, *, timeout: float, stop: threading.Event | None = None
     ) -> Conversation:
         """Start a command that stays, beside those that `execute` counts; raises as that does."""
-        entry = Entry()
+        login_shell = LoginShell()
         connection, channel, _ = self._session(timeout, stop, tell=False)
         try:
-            connection.start(channel, entry.text(text))
+            connection.start(channel, login_shell.text(text))
         except FAILURES as error:
             channel.close()
             raise self._lost(connection) from error
-        return Conversation(connection, channel, entry)
+        return Conversation(connection, channel, login_shell)
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a file to the machine, whole or not at all.
@@ -248,8 +248,8 @@ class SSH:
         stop: threading.Event | None = None,
         mark: str = "",
     ) -> tuple[int, bytes, bytes]:
-        entry = Entry()
-        text = entry.text(text, mark)
+        login_shell = LoginShell()
+        text = login_shell.text(text, mark)
         if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
             raise BadInput(
                 f"cannot send the command: because it is longer than {LONGEST_COMMAND} bytes",
@@ -267,11 +267,11 @@ class SSH:
                     on_output=on_output,
                     stop=stop,
                     writable=connection.liveness.writable,
-                    without_greeting=entry.without_greeting,
+                    without_greeting=login_shell.without_greeting,
                 )
                 status = self._status(connection, channel)
-                if not entry.passed:
-                    raise self._no_shell(status, entry.said)
+                if not login_shell.passed:
+                    raise self._no_shell(status, login_shell.said)
                 return status, out, err
             except FAILURES as error:
                 if not _within(0.5, lambda: not connection.alive):
