@@ -508,8 +508,8 @@ class Host:
             self.end_marked(mark)
         except XenlabError as error:
             raise ConnectionLost(
-                f"timed out after {timeout:.0f} s, and ending the command failed: whether it "
-                f"still runs is unknown ({error.message})",
+                f"cannot say whether the command still runs: because it timed out after "
+                f"{timeout:.0f} s, and ending it failed: {error.message}",
                 where=self.name,
                 hint="look at the machine's console",
             ) from error

@@ -29,7 +29,7 @@ def word(value: object) -> Quoted:
     """
     text = str(value)
     if not re.fullmatch(r"[\w.:/+@=,-]+", text, re.ASCII):
-        raise BadInput(f"{text!r:.80} is no plain word, and its file knows no quoting")
+        raise _refused(text, "a file that knows no quoting", "it is no plain word")
     return Quoted(text)
 
 
@@ -57,7 +57,7 @@ def cmdline(value: object) -> Quoted:
     """A kernel's command line where the file has no quoting: GRUB legacy's grub.conf."""
     text = str(value)
     if not re.fullmatch(r"[A-Za-z0-9._,:;=/@%+~^!*#\[\] -]*", text):
-        raise BadInput(f"{text!r:.80} cannot stand in a file that knows no quoting")
+        raise _refused(text, "a file that knows no quoting", "not all of it is plain there")
     return Quoted(text)
 
 
@@ -65,7 +65,7 @@ def kconfig(value: object) -> Quoted:
     """A line of a kernel's .config."""
     text = _line(value)
     if not re.match(r"CONFIG_\w+=\S", text, re.ASCII):
-        raise BadInput(f"{text!r:.80} is no line of a kernel's .config")
+        raise _refused(text, "a kernel's .config", "it is no CONFIG_NAME=VALUE")
     return Quoted(text)
 
 
@@ -73,7 +73,7 @@ def xl(value: object) -> Quoted:
     """A string of xl.cfg(5), as its reader takes it apart (libxlu_cfg: backslash escapes)."""
     text = str(value)
     if re.search(r"[^ -~]", text):
-        raise BadInput(f"{text!r:.80} cannot stand in a domain's configuration: plain ASCII only")
+        raise _refused(text, "a domain's configuration", "xl reads plain ASCII alone")
     return Quoted('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
 
 
@@ -86,7 +86,7 @@ def unit(value: object) -> Quoted:
     """A setting of a unit that is one path to the end of its line (systemd.unit(5))."""
     text = _unit_line(value)
     if text != text.strip() or text.endswith("\\"):
-        raise BadInput(f"{text!r:.80} cannot stand in a unit: a blank or \\ at its end is lost")
+        raise _refused(text, "a unit", "a blank or \\ at its end is lost")
     return Quoted(text.replace("%", "%%"))
 
 
@@ -121,9 +121,7 @@ def double_quoted(value: object) -> Quoted:
     """A value in double quotes that neither a shell nor Portage changes (make.conf, conf.d)."""
     text = _line(value)
     if set(text) & set('"$`\\'):
-        raise BadInput(
-            f"{text!r:.80} cannot stand in double quotes: it would be read as something else"
-        )
+        raise _refused(text, "double quotes", "it would be read as something else")
     return Quoted(f'"{text}"')
 
 
@@ -131,7 +129,7 @@ def ini(value: object) -> Quoted:
     """The rest of a line after a key, in files that configparser reads."""
     text = _line(value)
     if text != text.strip() or set(text) & set("%"):
-        raise BadInput(f"{text!r:.80} cannot stand in a file of sections and keys")
+        raise _refused(text, "a file of sections and keys", "it would be read as something else")
     return Quoted(text)
 
 
@@ -173,12 +171,17 @@ def environment(**options: Any) -> Environment:
     return made
 
 
+def _refused(text: str, file: str, reason: str) -> BadInput:
+    return BadInput(
+        f"cannot write {text!r:.80} into {file}: because {reason}",
+        hint="choose another value, of letters, digits and plain punctuation",
+    )
+
+
 def _line(value: object) -> str:
     text = str(value)
     if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
-        raise BadInput(
-            f"{text!r:.80} cannot stand in a line of a file: it is no line of plain text"
-        )
+        raise _refused(text, "a line of a file", "it is no line of plain text")
     return text
 
 
@@ -186,7 +189,7 @@ def _unit_line(value: object) -> str:
     text = _line(value)
     # no characters at all to Unicode, and systemd passes over a line with one of them
     if any(ord(each) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(each) <= 0xFDEF for each in text):
-        raise BadInput(f"{text!r:.80} cannot stand in a unit: it is no text to systemd")
+        raise _refused(text, "a unit", "it is no text to systemd")
     return text
 
 

@@ -205,7 +205,7 @@ def test_a_deadline_on_a_machine_that_is_gone(sshd: Sshd) -> None:
         transport._connection = None
 
     watched = replace(host, mark="gone", on_output=vanish)
-    with pytest.raises(ConnectionLost, match=r"timed out after 1 s, and ending the command failed"):
+    with pytest.raises(ConnectionLost, match=r"timed out after 1 s, and ending it failed"):
         watched.run("echo; sleep 20", timeout=1)
 
 

@@ -151,7 +151,7 @@ def test_settings_that_a_shell_sources(tmp_path: Path, text: str) -> None:
 def test_settings_are_lines() -> None:
     site = lab_site().model_copy(update={"uplink": "eth0\nBRIDGE=x", "lan_bridge": "a\nb"})
     for written in (bridge_program, network.written):
-        with pytest.raises(BadInput, match="cannot stand in a line of a file"):
+        with pytest.raises(BadInput, match="into a line of a file"):
             written(site)
 
 
