@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from xenlab.command import Command, Result
 from xenlab.errors import BadInput, CommandFailed, StepFailed
@@ -388,3 +388,93 @@ def parse_failed(text: str) -> dict[str, list[str]]:
         elif found:
             found[list(found)[-1]].append(line.strip())
     return found
+
+
+# Services: between a chapter that wants a daemon and the init system that has it.
+#
+# Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“.
+
+
+class Services(ABC):
+    """What an init system can be asked for; each answer is a resource, or a command."""
+
+    early: ClassVar[str]
+    """A script that lists what is started before a mount of ``$1``.
+
+    A line is who started something (a service, a unit), a tab, and the path of a program.
+    """
+
+    states: ClassVar[type[ServiceStates]]
+    """How it tells what is started at boot, and what runs."""
+
+    def enabled(self, *names: str) -> Resource:
+        """These services are started at every boot."""
+        return self.states(names, enabled=True)
+
+    def running(self, *names: str) -> Resource:
+        """These services are started at every boot, and run now."""
+        return self.states(names, enabled=True, running=True)
+
+    def disabled(self, *names: str) -> Resource:
+        """These services are not started at boot, and do not run now."""
+        return self.states(names, enabled=False, running=False)
+
+    def start(self, name: str) -> Command:
+        """The command that starts a service, unless it runs."""
+        return self.control(name, "start")
+
+    def stop(self, name: str) -> Command:
+        """The command that stops a service, if it runs."""
+        return self.control(name, "stop")
+
+    def restart(self, name: str) -> Command:
+        """The command that stops a service and starts it again."""
+        return self.control(name, "restart")
+
+    def runs(self, name: str) -> Command:
+        """The command whose exit status is 0 where a service runs."""
+        return self.control(name, "status")
+
+    @abstractmethod
+    def control(self, name: str, verb: str) -> Command:
+        """The command that has a service start, stop or restart, or tell its status."""
+
+    @abstractmethod
+    def hint(self, name: str) -> str:
+        """What a person types to see how a service is."""
+
+    @abstractmethod
+    def reload(self, name: str) -> Command:
+        """The command that has a service read its files again, if it runs."""
+
+    @abstractmethod
+    def masked(self, *names: str) -> Resource:
+        """These services do not run, and nothing can start them."""
+
+    @abstractmethod
+    def carrying(self, name: str, process: str, argument: str) -> Resource:
+        """A service's process was started with this argument; else the service is restarted."""
+
+    @abstractmethod
+    def defined(self, name: str, **values: Any) -> Resource:
+        """A service of our own, from the template of its name; neither enabled nor started."""
+
+    @abstractmethod
+    def adjusted(self, name: str, **values: Any) -> Resource:
+        """What xenlab adds to a service of the distribution, from the template of its name."""
+
+    @abstractmethod
+    def after_mount(self, name: str, folder: str) -> Resource:
+        """A service starts once what belongs at this folder is mounted (howto: S58)."""
+
+    @abstractmethod
+    def waited(self, folder: str, *names: str) -> Resource:
+        """The condition that these services started after the folder was mounted."""
+
+    @abstractmethod
+    def none_failed(self) -> NoneFailed:
+        """The condition that no service has failed; one that did is named with its last lines."""
+
+    @abstractmethod
+    def server_unordered(self) -> Resource:
+        """NFS mounts do not wait for this machine's own NFS server (howto: S60)."""

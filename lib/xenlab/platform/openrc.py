@@ -10,7 +10,7 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, ServiceStates
+from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, Services, ServiceStates
 from xenlab.resources.base import All, Condition, Report, Resource
 from xenlab.resources.files import File, ShellWord
 
@@ -81,148 +81,6 @@ _FAILED = """
 def candidates(name: str) -> str:
     """The names that a service's script may have, separated by bars."""
     return "|".join((name, *ALSO_CALLED.get(name, ())))
-
-
-# What is started before a file system is mounted, which `Services.early` lists.
-#
-# Howto: „/usr sharing“.
-
-EARLY = r"""
-PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
-echo "PID 1	/sbin/init"
-for program in mount mount.nfs4; do
-    echo "netmount	$(command -v "$program")"
-done
-set --
-for service in $(
-    ls -A /etc/runlevels/sysinit /etc/runlevels/boot | grep -v ':$'
-    rc-depend --type ineed,iuse,iafter netmount
-); do
-    [ -e "/etc/init.d/$service" ] && [ -e "/run/openrc/started/$service" ] || continue
-    set -- "$@" "/etc/init.d/$service"
-done
-# every word of a script that is a program's name: more than it starts, but none less
-ls -A $(printf %s "$PATH" | tr : ' ') 2> /dev/null | awk '
-    FNR == NR { program[$0]; next }
-    /^[ \t]*#/ { next }
-    {
-        service = FILENAME; sub(/.*\//, "", service)
-        count = split($0, words, /[^A-Za-z0-9_\/.+-]+/)
-        for (i = 1; i <= count; i++)
-            if ((words[i] in program || words[i] ~ /^\//) && !seen[service, words[i]]++)
-                print service "\t" words[i]
-    }' - "$@" \
-    | while read -r service word; do
-        # what the shell does itself has no path
-        program=$(command -v -- "$word") || continue
-        case $program in /*) [ ! -f "$program" ] || printf '%s\t%s\n' "$service" "$program" ;; esac
-    done
-"""
-"""The scripts that are started before netmount, with the programs that they name."""
-
-
-class OpenRc:
-    """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
-
-    early = EARLY
-
-    def enabled(self, *names: str) -> Resource:
-        """These scripts are in a runlevel that is entered at boot."""
-        return Scripts(names, enabled=True)
-
-    def running(self, *names: str) -> Resource:
-        """These scripts are in such a runlevel, and started."""
-        return Scripts(names, enabled=True, running=True)
-
-    def disabled(self, *names: str) -> Resource:
-        """These scripts are in no runlevel, and stopped."""
-        return Scripts(names, enabled=False, running=False)
-
-    def masked(self, *names: str) -> Resource:
-        """As disabled: what needs such a service would start it all the same."""
-        return self.disabled(*(name for name in names if "." not in name))
-
-    def reload(self, name: str) -> Command:
-        """``rc-service NAME reload``."""
-        script = """
-            script=$(script_of "$1")
-            ! runs "$script" || asked reload "$script" || asked restart "$script"
-        """
-        command = Command.script(FUNCTIONS + script, candidates(name))
-        return command.typed_as("rc-service {name} reload", name=name)
-
-    def carrying(self, name: str, process: str, argument: str) -> Resource:
-        """The process of a script has an argument; a script of the process's own counts first."""
-        return Carrying(name, process, argument, self._asked("restart", f"{process}|{name}"))
-
-    def defined(self, name: str, **values: Any) -> Resource:
-        """A script in /etc/init.d."""
-        return File(f"{SCRIPTS}/{name}", template=f"{name}.openrc", values=values, mode=0o755)
-
-    def adjusted(self, name: str, **values: Any) -> Resource:
-        """A script of its own that comes before it: OpenRC has no additions to a script."""
-        own = f"xenlab-{name}"
-        return All((self.defined(own, **values), self.enabled(own)))
-
-    def after_mount(self, name: str, folder: str) -> Resource:
-        """``rc_need`` in conf.d(5): what is mounted over the network comes first."""
-        names = candidates(name).split("|")
-        return All(tuple(ShellWord(f"{SETTINGS}/{each}", "rc_need", "netmount") for each in names))
-
-    def waited(self, folder: str, *names: str) -> Resource:
-        """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
-        script = (
-            FUNCTIONS
-            + """
-            PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
-            mountpoint -q -- "$1"; shift
-            for name do
-                rc-depend --type ineed,iafter "$(script_of "$name")" | grep -qw netmount
-            done
-        """
-        )
-        return Condition(
-            Command.script(script, folder, *(candidates(name) for name in names)),
-            f"{folder} is not mounted, or a service does not wait for it",
-            "rc-status; rc-depend --type ineed SERVICE",
-        )
-
-    def none_failed(self) -> NoneFailed:
-        """No script has failed to start, and no daemon that one has started is gone."""
-        return NoneFailed(Command.script(_FAILED), "rc-status --all; rc-service SCRIPT status")
-
-    def server_unordered(self) -> Resource:
-        """Nothing: OpenRC orders no mount after this machine's own server by itself."""
-        return All(())
-
-    def start(self, name: str) -> Command:
-        """``rc-service NAME start``, where it does not run."""
-        return self._asked("start", name)
-
-    def stop(self, name: str) -> Command:
-        """``rc-service NAME stop``, where it runs."""
-        return self._asked("stop", name)
-
-    def restart(self, name: str) -> Command:
-        """``rc-service NAME restart``."""
-        return self._asked("restart", name)
-
-    def runs(self, name: str) -> Command:
-        """``rc-service NAME status``."""
-        return self._asked("status", name)
-
-    def hint(self, name: str) -> str:
-        """``rc-service NAME status``."""
-        return f"rc-service {name} status; rc-status"
-
-    def _asked(self, verb: str, name: str) -> Command:
-        script = """
-            script=$(script_of "$1")
-            asked "$2" "$script"
-        """
-        names = "|".join(candidates(each) for each in name.split("|"))
-        command = Command.script(FUNCTIONS + script, names, verb)
-        return command.typed_as("rc-service {name} {verb}", name=name.split("|")[0], verb=verb)
 
 
 @dataclass(frozen=True)
@@ -299,3 +157,119 @@ class Scripts(ServiceStates):
         enable = "yes" if self.enabled else ""
         command = Command.script(FUNCTIONS + script, enable, now, *map(candidates, self.names))
         host.run(command, timeout=START_SECONDS)
+
+
+# What is started before a file system is mounted, which `Services.early` lists.
+#
+# Howto: „/usr sharing“.
+
+EARLY = r"""
+PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
+echo "PID 1	/sbin/init"
+for program in mount mount.nfs4; do
+    echo "netmount	$(command -v "$program")"
+done
+set --
+for service in $(
+    ls -A /etc/runlevels/sysinit /etc/runlevels/boot | grep -v ':$'
+    rc-depend --type ineed,iuse,iafter netmount
+); do
+    [ -e "/etc/init.d/$service" ] && [ -e "/run/openrc/started/$service" ] || continue
+    set -- "$@" "/etc/init.d/$service"
+done
+# every word of a script that is a program's name: more than it starts, but none less
+ls -A $(printf %s "$PATH" | tr : ' ') 2> /dev/null | awk '
+    FNR == NR { program[$0]; next }
+    /^[ \t]*#/ { next }
+    {
+        service = FILENAME; sub(/.*\//, "", service)
+        count = split($0, words, /[^A-Za-z0-9_\/.+-]+/)
+        for (i = 1; i <= count; i++)
+            if ((words[i] in program || words[i] ~ /^\//) && !seen[service, words[i]]++)
+                print service "\t" words[i]
+    }' - "$@" \
+    | while read -r service word; do
+        # what the shell does itself has no path
+        program=$(command -v -- "$word") || continue
+        case $program in /*) [ ! -f "$program" ] || printf '%s\t%s\n' "$service" "$program" ;; esac
+    done
+"""
+"""The scripts that are started before netmount, with the programs that they name."""
+
+
+class OpenRc(Services):
+    """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
+
+    early = EARLY
+    states = Scripts
+
+    def masked(self, *names: str) -> Resource:
+        """As disabled: what needs such a service would start it all the same."""
+        return self.disabled(*(name for name in names if "." not in name))
+
+    def reload(self, name: str) -> Command:
+        """``rc-service NAME reload``."""
+        script = """
+            script=$(script_of "$1")
+            ! runs "$script" || asked reload "$script" || asked restart "$script"
+        """
+        command = Command.script(FUNCTIONS + script, candidates(name))
+        return command.typed_as("rc-service {name} reload", name=name)
+
+    def carrying(self, name: str, process: str, argument: str) -> Resource:
+        """The process of a script has an argument; a script of the process's own counts first."""
+        return Carrying(name, process, argument, self.control(f"{process}|{name}", "restart"))
+
+    def defined(self, name: str, **values: Any) -> Resource:
+        """A script in /etc/init.d."""
+        return File(f"{SCRIPTS}/{name}", template=f"{name}.openrc", values=values, mode=0o755)
+
+    def adjusted(self, name: str, **values: Any) -> Resource:
+        """A script of its own that comes before it: OpenRC has no additions to a script."""
+        own = f"xenlab-{name}"
+        return All((self.defined(own, **values), self.enabled(own)))
+
+    def after_mount(self, name: str, folder: str) -> Resource:
+        """``rc_need`` in conf.d(5): what is mounted over the network comes first."""
+        names = candidates(name).split("|")
+        return All(tuple(ShellWord(f"{SETTINGS}/{each}", "rc_need", "netmount") for each in names))
+
+    def waited(self, folder: str, *names: str) -> Resource:
+        """The folder is mounted, and the services come after what mounts it (rc-depend(8))."""
+        script = (
+            FUNCTIONS
+            + """
+            PATH=$PATH:/lib/rc/bin:/usr/libexec/rc/bin
+            mountpoint -q -- "$1"; shift
+            for name do
+                rc-depend --type ineed,iafter "$(script_of "$name")" | grep -qw netmount
+            done
+        """
+        )
+        return Condition(
+            Command.script(script, folder, *(candidates(name) for name in names)),
+            f"{folder} is not mounted, or a service does not wait for it",
+            "rc-status; rc-depend --type ineed SERVICE",
+        )
+
+    def none_failed(self) -> NoneFailed:
+        """No script has failed to start, and no daemon that one has started is gone."""
+        return NoneFailed(Command.script(_FAILED), "rc-status --all; rc-service SCRIPT status")
+
+    def server_unordered(self) -> Resource:
+        """Nothing: OpenRC orders no mount after this machine's own server by itself."""
+        return All(())
+
+    def control(self, name: str, verb: str) -> Command:
+        """``rc-service NAME VERB``, where there is something to do; bars separate names."""
+        script = """
+            script=$(script_of "$1")
+            asked "$2" "$script"
+        """
+        names = "|".join(candidates(each) for each in name.split("|"))
+        command = Command.script(FUNCTIONS + script, names, verb)
+        return command.typed_as("rc-service {name} {verb}", name=name.split("|")[0], verb=verb)
+
+    def hint(self, name: str) -> str:
+        """``rc-service NAME status``."""
+        return f"rc-service {name} status; rc-status"

@@ -11,7 +11,7 @@ from typing import Any
 
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, ServiceStates
+from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, Services, ServiceStates
 from xenlab.quoting import unit_word
 from xenlab.resources.base import Condition, Difference, Report, Resource, run_or_refuse
 from xenlab.resources.files import File, Symlink
@@ -271,22 +271,11 @@ systemctl show -p Id,InactiveExitTimestampMonotonic,ExecCondition,ExecStartPre,E
 """The units that are ordered before the mount and were started, with what they execute."""
 
 
-class Systemd:
+class Systemd(Services):
     """Debian's answer: systemd, its SysV scripts included."""
 
     early = EARLY
-
-    def enabled(self, *names: str) -> Resource:
-        """These units are enabled (systemctl(1), is-enabled)."""
-        return Units(names, enabled=True)
-
-    def running(self, *names: str) -> Resource:
-        """These units are enabled and active."""
-        return Units(names, enabled=True, running=True)
-
-    def disabled(self, *names: str) -> Resource:
-        """These units are neither enabled nor active."""
-        return Units(names, enabled=False, running=False)
+    states = Units
 
     def masked(self, *names: str) -> Resource:
         """These units are masked: also a unit that wants them cannot start them."""
@@ -332,21 +321,10 @@ class Systemd:
         """nfs-server-generator is out of use."""
         return ServerUnordered()
 
-    def start(self, name: str) -> Command:
-        """``systemctl start``."""
-        return Command.argv("systemctl", "start", "--", name)
-
-    def stop(self, name: str) -> Command:
-        """``systemctl stop``."""
-        return Command.argv("systemctl", "stop", "--", name)
-
-    def restart(self, name: str) -> Command:
-        """``systemctl restart``."""
-        return Command.argv("systemctl", "restart", "--", name)
-
-    def runs(self, name: str) -> Command:
-        """``systemctl is-active``."""
-        return Command.argv("systemctl", "--quiet", "is-active", "--", name)
+    def control(self, name: str, verb: str) -> Command:
+        """``systemctl``, with its own word for the status."""
+        words = ("--quiet", "is-active") if verb == "status" else (verb,)
+        return Command.argv("systemctl", *words, "--", name)
 
     def hint(self, name: str) -> str:
         """``systemctl status``."""
