@@ -78,22 +78,21 @@ class ConnectionLost(XenlabError):
 class CommandError(XenlabError):
     """A command did not do its work; carries its Result. Which kind tells whether it ended."""
 
-    def __init__(self, what: str, result: Result, *, hint: str = "", where: str = "") -> None:
+    def __init__(self, what: str, result: Result, *, hint: str = "") -> None:
         self.result = result
         message = f"{what}: {_shortened(result.command)}"
         for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
             tail = mask(text, result.secrets).rstrip().splitlines()[-10:]
             if tail:
                 message += f"\nlast lines of {name}:\n  " + "\n  ".join(tail)
-        super().__init__(message, hint=hint, where=where or result.host)
+        super().__init__(message, hint=hint, where=result.host)
 
 
 class CommandFailed(CommandError):
     """A command ended with another status than zero."""
 
-    def __init__(self, result: Result, *, hint: str = "", where: str = "") -> None:
-        what = f"command failed with exit status {result.status}"
-        super().__init__(what, result, hint=hint, where=where)
+    def __init__(self, result: Result, *, hint: str = "") -> None:
+        super().__init__(f"command failed with exit status {result.status}", result, hint=hint)
 
 
 class CommandTimeout(CommandError):

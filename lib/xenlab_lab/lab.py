@@ -18,7 +18,7 @@ from xenlab.errors import BadInput, LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, stage, tools
 from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
-from xenlab_lab.machine import CPUS, DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
+from xenlab_lab.machine import DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
 from xenlab_lab.stage import StageMaker
 
 # What a lab remembers between two commands.
@@ -106,7 +106,6 @@ class Lab:
         name: str = "lab",
         *,
         memory: int = MEMORY_MIB,
-        cpus: int = CPUS,
         disk_gib: int = DISK_GIB,
         report: tools.Report = tools.quiet,
     ) -> None:
@@ -118,7 +117,7 @@ class Lab:
             )
         self.name = name
         self.folder = cache_root() / "labs" / name
-        self.machine = Machine(self.folder, name, memory=memory, cpus=cpus, disk_gib=disk_gib)
+        self.machine = Machine(self.folder, name, memory=memory, disk_gib=disk_gib)
         self.access = Access(self.folder)
         self._report = report
         self._state_file = self.folder / "state.json"
@@ -155,7 +154,7 @@ class Lab:
             self._run(source, seconds)
             return self.status()
 
-    def boot(self, source: Boot, *, wait: bool = False, seconds: float = UP_SECONDS) -> Status:
+    def boot(self, source: Boot, *, wait: bool = False) -> Status:
         """Start the machine afresh from "disk" or "rescue"; remembered for the next `up`.
 
         A running system is asked to shut down first. Without `wait` it returns as soon as the
@@ -163,7 +162,7 @@ class Lab:
         """
         with self._locked():
             self._stop()
-            self._run(source, seconds if wait else None)
+            self._run(source, UP_SECONDS if wait else None)
             return self.status()
 
     def down(self, *, hard: bool = False) -> None:
@@ -257,14 +256,8 @@ class Lab:
         self._known(domain)
         return self.access.argv(domain, command)
 
-    def console_argv(self, domain: str) -> list[str]:
-        """The command line that joins a guest's Xen console (leave with Ctrl-])."""
-        self._running()
-        self._known(domain)
-        return self.access.argv(DOM0, ["xl", "console", domain], tty=True)
-
     def attach(self, domain: str = DOM0) -> int:
-        """Join a console from this terminal: dom0's serial line or a guest's.
+        """Join a console from this terminal, dom0's serial line or a guest's; Ctrl-] leaves.
 
         Returns the exit status.
         """
@@ -272,7 +265,8 @@ class Lab:
         if domain == DOM0:
             attach_console(self.machine.console_socket)
             return 0
-        return subprocess.call(self.console_argv(domain))
+        self._known(domain)
+        return subprocess.call(self.access.argv(DOM0, ["xl", "console", domain], tty=True))
 
     def wait_for_ssh(self, seconds: float = UP_SECONDS) -> None:
         """Wait until dom0 (or the rescue system) lets us in; ends early if the machine dies."""

@@ -234,13 +234,11 @@ class Machine:
         name: str,
         *,
         memory: int = MEMORY_MIB,
-        cpus: int = CPUS,
         disk_gib: int = DISK_GIB,
     ) -> None:
         self.folder = folder
         self.name = name
         self.memory = memory
-        self.cpus = cpus
         self.disk_gib = disk_gib
         self.serial = serial_for(name)
         self.disk = folder / "disk.qcow2"
@@ -388,7 +386,7 @@ class Machine:
             *("-vga", "std"),
             *("-M", "q35"),
             *ACCELERATION[accel],
-            *("-smp", str(self.cpus), "-m", str(self.memory)),
+            *("-smp", str(CPUS), "-m", str(self.memory)),
             *("-chardev", f"socket,id=qmp,path={self._qmp.name},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
             *(
@@ -555,7 +553,7 @@ def hypervisor(report: tools.Report = tools.quiet) -> Path:
     return cached("xen", {"package": package, "recipe": KVM_RECIPE}, build) / "xen.elf"
 
 
-def kvm_boots(xen: Path, kernel: Path, folder: Path, accel: str = "kvm") -> bool:
+def kvm_boots(xen: Path, kernel: Path, folder: Path) -> bool:
     """Whether this Xen gets as far as its dom0 kernel's first words; leaves console.log.
 
     A KVM that cannot go on stops the machine, which ends the trial at once.
@@ -568,7 +566,8 @@ def kvm_boots(xen: Path, kernel: Path, folder: Path, accel: str = "kvm") -> bool
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-pidfile", str(pidfile), "-M", "q35"),
-        *("-accel", accel, "-cpu", "host" if accel == "kvm" else "max,-smap", "-m", "1024"),
+        *ACCELERATION["kvm"],
+        *("-m", "1024"),
         *("-qmp", f"unix:{socket.name},server=on,wait=off", "-serial", f"file:{log.name}"),
         *("-kernel", str(xen), "-append", "console=com1 com1=115200,8n1 dom0_mem=512M"),
         *("-initrd", f"{module.name} console=hvc0 earlyprintk=xen"),
