@@ -111,8 +111,8 @@ class Relay:
     ) -> HTTPResponse:
         """What a server answers; the connection to it is kept for the next request."""
         while True:
-            kept = self._upstream is not None and self._first == first
-            if self._upstream is None or not kept:
+            reused = self._upstream is not None and self._first == first
+            if self._upstream is None or not reused:
                 self._upstream, self._first = HTTPConnection(*first, timeout=_SECONDS), first
             try:
                 self._upstream.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -124,7 +124,7 @@ class Relay:
                 self._upstream.close()
                 self._upstream = None
                 # the other side may close what it has kept open, and that is no answer
-                if not kept:
+                if not reused:
                     raise _unreached(first, error) from None
 
     def _pass_on(self, method: str, response: HTTPResponse, *, lasting: bool) -> bool:

@@ -119,9 +119,9 @@ class Apt:
 
     def removed(self, *names: str) -> Resource:
         """``apt-get remove``: what another package needs is refused, or what the chapters need."""
-        kept = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
+        needed = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
         xen = (*HYPERVISOR["bios"], "grub-efi-amd64")
-        require_unneeded(names, (*kept, *self.compiler, *xen, "openssh-server"))
+        require_unneeded(names, (*needed, *self.compiler, *xen, "openssh-server"))
         return AptRemoved(names)
 
     def stored(self, *names: str) -> Resource:

@@ -324,8 +324,8 @@ class Portage:
 
     def removed(self, *names: str) -> Resource:
         """``emerge --depclean``: what another package, or a chapter, needs is refused."""
-        kept = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
-        require_unneeded(names, (*kept, *HYPERVISOR, "net-misc/openssh"))
+        needed = (*self.nfs_client, *self.nfs_server, *self.static_shell, *self.imaging)
+        require_unneeded(names, (*needed, *HYPERVISOR, "net-misc/openssh"))
         return PortageRemoved(names)
 
     def stored(self, *names: str) -> Resource:
