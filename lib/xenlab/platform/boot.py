@@ -266,10 +266,7 @@ class Grub2:
     settings: str = "/etc/default/grub.d/xenlab.cfg"
 
     def hypervisor_links(self) -> Resource:
-        """The names that the hypervisor's image is known by.
-
-        The links xen.gz, xen-4.gz, xen-4.17.gz, which Debian does not make.
-        """
+        """The links xen.gz, xen-4.gz, xen-4.17.gz to the hypervisor, which Debian does not make."""
         return HypervisorLinks()
 
     def entry(self, entry: XenEntry) -> tuple[Resource, ...]:

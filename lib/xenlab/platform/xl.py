@@ -79,25 +79,19 @@ class Xl:
     consoled: tuple[str, str] = ("xen", "XENCONSOLED_ARGS")
 
     def config_path(self, name: str) -> str:
-        """Where a domain's configuration file is.
-
-        ``/etc/xen/NAME.cfg``; xl, unlike xm, does not search for a bare name.
-        """
+        """``/etc/xen/NAME.cfg``: xl, unlike xm, does not search for a bare name."""
         return f"/etc/xen/{name}.cfg"
 
     def configured(self, domain: DomainSpec) -> Resource:
-        """A domain's configuration file, accepted by the toolstack.
-
-        The file, checked by ``xl create -n`` before it takes its place.
-        """
+        """A domain's configuration file, which ``xl create -n`` accepts before it is in place."""
         return DomainConfig(self.config_path(domain.name), xl_config(domain))
 
     def extended(
         self, name: str, chapter: str, *, vifs: tuple[Vif, ...] = (), cmdline: str = ""
     ) -> Resource:
-        """What a later chapter adds to a domain's configuration; nothing takes it away again.
+        """What a later chapter adds to a domain's file: a block at its end, which stays there.
 
-        A block at the file's end; ``+=`` adds to the lists and texts above it.
+        ``+=`` adds to the lists and texts above it.
         """
         lines = []
         if vifs:
@@ -114,10 +108,7 @@ class Xl:
         return DomainRunning(name, self.config_path(name), console)
 
     def all_running(self, names: Sequence[str]) -> Resource:
-        """Domains that run, their boots followed at the same time, up to the login prompts.
-
-        ``xl create -p`` for one after the other, then ``xl unpause`` for all.
-        """
+        """Domains that run, all booted at the same time: ``xl create -p`` of each, ``xl unpause``."""
         return DomainsRunning(tuple((name, self.config_path(name)) for name in names))
 
     def console(self, name: str) -> Resource:
@@ -129,10 +120,7 @@ class Xl:
         return DomainRebooted(name)
 
     def gone(self, name: str) -> Command:
-        """The command whose exit status is 0 where no such domain runs.
-
-        None whose state in ``xl list`` is that of one that runs.
-        """
+        """The command whose exit status is 0 where ``xl list`` shows no such domain that runs."""
         script = 'case $(state_of "$1") in "" | *[pscd]*) ;; *) exit 1 ;; esac'
         return Command.script(STATE_OF + script, name)
 
@@ -145,42 +133,27 @@ class Xl:
         return DomainDestroyed(name)
 
     def autostarted(self, names: tuple[str, ...]) -> Resource:
-        """Just these guests start with dom0, in this order.
-
-        Links in ``/etc/xen/auto``, which xendomains goes through.
-        """
+        """Just these guests start with dom0, in this order: links in ``/etc/xen/auto``."""
         return AutoLinks(names)
 
     def consoles_kept(self) -> Resource:
-        """What the console daemon is told: what guests and hypervisor write goes to files.
-
-        ``--log=all`` for xenconsoled(8).
-        """
+        """``--log=all`` for xenconsoled(8): what guests and hypervisor write goes to files."""
         name, variable = self.consoled
         return ShellWord(f"{self.settings}/{name}", variable, "--log=all")
 
     def shut_down_with_dom0(self) -> tuple[Resource, ...]:
-        """Guests are shut down with dom0, and their memory is not written to disk.
-
-        Two lines for the script xendomains.
-        """
+        """xendomains shuts guests down with dom0, and does not write their memory to disk."""
         wanted = {"XENDOMAINS_SAVE": "", "XENDOMAINS_RESTORE": "false"}
         path = f"{self.settings}/xendomains"
         return tuple(Line(path, f'{key}="{value}"', key=f"{key}=") for key, value in wanted.items())
 
     def domains(self, host: Host) -> pd.DataFrame:
-        """The domains that there are: name, id, memory_mib, vcpus, state, seconds of CPU time.
-
-        ``xl list``.
-        """
+        """``xl list``: name, id, memory_mib, vcpus, state, seconds of CPU time."""
         found = (astuple(one) for one in domains(host))
         return pd.DataFrame(found, columns=COLUMNS)
 
     def why_silent(self, host: Host, name: str) -> str:
-        """Why a guest cannot answer: its domain does not run, or not any more; "" where it does.
-
-        The state that ``xl list`` shows; where there is no Xen, no domain runs.
-        """
+        """Why a guest cannot answer: its domain does not run, or not any more; "" where it does."""
         return standing(host, name)
 
 
