@@ -35,13 +35,13 @@ def netifrc_settings_path(interface: str) -> str:
     return f"/etc/conf.d/{netifrc_script(interface)}"
 
 
-def netifrc_settings(interface: str, address: str, gateway: str = "", *, stays: bool = False) -> str:
-    """``config_`` and ``routes_`` of an interface; ``stays``: only by hand is it stopped."""
+def netifrc_settings(interface: str, address: str, gateway: str = "", *, stay: bool = False) -> str:
+    """``config_`` and ``routes_`` of an interface; ``stay``: only by hand is it stopped."""
     name = re.sub(r"[^A-Za-z0-9]", "_", interface)
     lines = ["# written by xenlab", f"config_{name}={double_quoted(address)}"]
     if gateway:
         lines.append(f"routes_{name}={double_quoted(f'default via {gateway}')}")
-    if stays:
+    if stay:
         lines.append('rc_keyword="-stop"')
     return "".join(f"{line}\n" for line in lines)
 
@@ -267,7 +267,7 @@ class GentooGuest:
 
     def lan(self, interface: str, address: str) -> tuple[GuestFile, ...]:
         """An interface that stays up while the guest stops: its files come over it."""
-        return _interface(interface, netifrc_settings(interface, address, stays=True))
+        return _interface(interface, netifrc_settings(interface, address, stay=True))
 
 
 def _common(guest: GuestSettings) -> tuple[GuestFile, ...]:

@@ -108,7 +108,7 @@ class Xl:
         return DomainRunning(name, self.config_path(name), console)
 
     def all_running(self, names: Sequence[str]) -> Resource:
-        """Domains that run, all booted at the same time: ``xl create -p`` of each, ``xl unpause``."""
+        """Domains that run, all booted at once: ``xl create -p`` of each, then ``xl unpause``."""
         return DomainsRunning(tuple((name, self.config_path(name)) for name in names))
 
     def console(self, name: str) -> Resource:
