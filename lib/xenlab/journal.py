@@ -15,11 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xenlab import durable
 from xenlab.durable import kept_file, kept_folder
 from xenlab.errors import DiskFull, JournalDamaged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The chain of a journal's lines, and what its head says of them: whole, cut off, or changed.
 
@@ -173,6 +176,12 @@ def _broken(path: Path, lines: Sequence[bytes], number: int, head_file: bytes) -
     )
 
 
+COLUMNS = [
+    "seq", "time", "chapter", "step", "title", "phase", "status", "host", "boot_id", "operator",
+    "commands", "exit_status", "seconds", "attachments", "difference", "message", "mark", "run",
+    "prev",
+]  # fmt: skip
+
 STARTS = ("begin", "open")
 """The phases of the records before which the reserve is made whole."""
 
@@ -210,10 +219,8 @@ LAST_BYTES = 32 * 1024
 class Journal:
     """A run's folder and its ``journal.jsonl``; several threads and processes may append.
 
-    One record a line, a JSON object: ``run``, ``seq`` (from 1), ``time`` (UTC) and ``operator``,
-    what `append` was given (``chapter``, ``step``, ``phase``, ``status`` and more), and ``prev``,
-    the SHA-256 of the line before. What a crash cut off is put into a record of its own, whose
-    phase is "torn".
+    One record a line: `COLUMNS` says which keys there are; ``prev`` is the SHA-256 of the line
+    before. What a crash cut off is put into a record of its own, whose phase is "torn".
     Raises JournalDamaged where a file of these is a link that leads out of the folder, DiskFull.
     """
 
@@ -303,6 +310,12 @@ class Journal:
     def records(self) -> list[dict[str, Any]]:
         """All whole records, oldest first."""
         return Reader(self.path).fresh()
+
+    def frame(self) -> pd.DataFrame:
+        """All records as a DataFrame with the columns of `COLUMNS`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records()).reindex(columns=COLUMNS)
 
     def head(self) -> str:
         """The SHA-256 of the last line, which stands for all of the journal."""

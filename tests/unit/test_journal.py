@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xenlab.errors import JournalDamaged
-from xenlab.journal import FIRST, Journal, output_of, verify
+from xenlab.journal import COLUMNS, FIRST, Journal, output_of, verify
 
 
 def fill(folder: Path, count: int = 5) -> Journal:
@@ -151,6 +151,12 @@ def test_the_record_that_was_changed_is_named(tmp_path: Path) -> None:
             verify(path)
         path.write_text("".join(kept))
     assert verify(path) == 5
+
+
+def test_the_frame_has_the_promised_columns(tmp_path: Path) -> None:
+    frame = fill(tmp_path).frame()
+    assert list(frame.columns) == COLUMNS
+    assert list(frame["status"]) == ["changed"] * 5
 
 
 @pytest.mark.parametrize("status", ["", "failed", "unreachable", "unknown", "aborted"])
