@@ -145,7 +145,7 @@ mark=$1
 
 FIND_MARKED = f"look_shell='^{LOOK_SHELL}$'\n{_MARKED}"
 """Shell function that prints every process with the mark "$1" or one below it, and all that they
-started; "$1" is a basic regular expression (`_exactly`).
+started; "$1" is a basic regular expression (`_as_pattern`).
 """
 
 
@@ -481,7 +481,7 @@ class Host:
             echo "$count"
         """
         )
-        return int(self._aside().run(Command.script(script, _exactly(mark)), timeout=120).stdout)
+        return int(self._aside().run(Command.script(script, _as_pattern(mark)), timeout=120).stdout)
 
     def end_stopped(self, mark: str, stopped: KeyboardInterrupt) -> None:
         """End what carries a mark, for a person who has stopped it and waits for no machine.
@@ -497,7 +497,7 @@ class Host:
     def has_marked(self, mark: str) -> bool:
         """Whether a process that carries a mark, or one below it, still runs."""
         script = FIND_MARKED + '[ -n "$(marked)" ]'
-        return self._aside().test(Command.script(script, _exactly(mark)))
+        return self._aside().test(Command.script(script, _as_pattern(mark)))
 
     def _aside(self) -> Host:
         """The machine for a command about a step's processes: not one of them, and not stopped."""
@@ -515,7 +515,7 @@ class Host:
             ) from error
 
 
-def _exactly(mark: str) -> str:
+def _as_pattern(mark: str) -> str:
     """A mark as a basic regular expression that nothing else matches."""
     return re.sub(r"[][.*^$\\]", r"\\\g<0>", mark)
 

@@ -191,7 +191,7 @@ STEP_BYTES = 128 * 1024
 CLOSING = ("kept", "end")
 """The phases of the records that close a run."""
 
-LOOSE = ("failed", "unreachable", "unknown", "aborted")
+UNFINISHED = ("failed", "unreachable", "unknown", "aborted")
 """The statuses of an attempt at a step that may have left something running."""
 
 LOOKED = ("ok", "would change", "would be refused")
@@ -262,7 +262,7 @@ class Journal:
                         self._reserve.fill()
                     record = self._put(file, fields)
             except DiskFull as full:
-                closing = self._last_words(file, fields, full)
+                closing = self._put_closing(file, fields, full)
                 if closing is None:
                     raise
                 record = closing
@@ -426,7 +426,7 @@ class Journal:
         finally:
             os.close(file)
 
-    def _last_words(
+    def _put_closing(
         self, file: int, fields: Mapping[str, Any], full: DiskFull
     ) -> dict[str, Any] | None:
         """Record what was done already, and that the disk is full, in the space that was kept.
@@ -436,17 +436,17 @@ class Journal:
         written = None
         if fields.get("phase") in DONE_ALREADY:
             if len(json.dumps(fields)) > LAST_BYTES:
-                fields = _lightened(fields)
-            written = self._put_somehow(file, fields)
+                fields = _shortened(fields)
+            written = self._put_from_reserve(file, fields)
         self._say_full(file, full)
         return written if fields.get("phase") in CLOSING else None
 
     def _say_full(self, file: int, full: DiskFull) -> None:
         if not self._full:
             said = {"phase": "full", "status": "failed", "message": full.message}
-            self._put_somehow(file, said)
+            self._put_from_reserve(file, said)
 
-    def _put_somehow(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _put_from_reserve(self, file: int, fields: Mapping[str, Any]) -> dict[str, Any] | None:
         """Write a record, from the reserve if need be; None where that is used up."""
         while True:
             with suppress(DiskFull), durable.space(self.folder):
@@ -460,7 +460,7 @@ class Journal:
         mark = record.get("mark", "")
         if record.get("phase") == "running":
             self._unfinished.setdefault(place, {})[mark] = record
-        elif record.get("phase") == "final" and record.get("status") not in LOOSE:
+        elif record.get("phase") == "final" and record.get("status") not in UNFINISHED:
             self._unfinished.pop(place, None)
         elif record.get("phase") == "final" and mark in self._unfinished.get(place, {}):
             self._unfinished[place][mark] = record
@@ -508,7 +508,7 @@ def verify(path: Path) -> int:
     return len(read_chain(path).records)
 
 
-def _lightened(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A record without what may be long, and a word on what is left out."""
     light = {key: value for key, value in fields.items() if key not in ("commands", "difference")}
     said = f"{fields.get('message', '')}\nThe disk was full: not all of it is recorded."
