@@ -252,9 +252,9 @@ def _portage(folder: Path, report: tools.Report) -> Path:
     report("fetching Portage", None)
     # the wheel would put configuration and package database inside a virtual environment
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    only = ["--no-binary", "portage", "--require-hashes", "-r", folder / "requirements.txt"]
+    only = ["--no-binary", "portage", "--require-hashes", "-r", str(folder / "requirements.txt")]
     tools.run(
-        [*pip, *only, "--dest", sdist],
+        [*pip, *only, "--dest", str(sdist)],
         hint="run `pip download portage` on this machine",
     )
     source.mkdir()
