@@ -139,7 +139,10 @@ def test_a_revoked_key_is_refused_wherever_else_it_stands(
 ) -> None:
     known.write_text(f"box {keys['one']}\n@revoked * {keys['one']}\nbox {keys['two']}\n")
     assert known_keys([known], "box") == [key(keys["two"])]
-    with pytest.raises(HostKeyRefused, match=r"box offers ssh-ed25519 SHA256:.*, which is revoked"):
+    with pytest.raises(
+        HostKeyRefused,
+        match=r"cannot trust box: because it offers ssh-ed25519 SHA256:.*, which is revoked",
+    ):
         check(key(keys["one"]), [known], "box")
 
 

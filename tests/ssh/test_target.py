@@ -97,15 +97,30 @@ def test_no_ssh_config_is_read_unless_named(config: Path, account: Path) -> None
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Target("dom0", config="/nowhere/config"), "the ssh_config file /nowhere/config: because"),
-        (Target("dom0", identity="/nowhere/key"), "the identity file /nowhere/key: because there"),
-        (Target("dom0", known_hosts="/nowhere/k"), "the known_hosts file /nowhere/k: because"),
-        (Target(""), "'': because that is no host name"),
-        (Target("-oProxyCommand=true"), "'-oProxyCommand=true': because that is no host name"),
-        (Target("two words"), "'two words': because that is no host name"),
-        (Target("a;reboot"), "'a;reboot': because that is no host name"),
-        (Target("$(reboot)"), "'$(reboot)': because that is no host name"),
-        (Target("dom0", user="me;reboot"), "'me;reboot': because that is no user name"),
+        (
+            Target("dom0", config="/nowhere/config"),
+            "cannot use the ssh_config file /nowhere/config: because",
+        ),
+        (
+            Target("dom0", identity="/nowhere/key"),
+            "cannot use the identity file /nowhere/key: because",
+        ),
+        (
+            Target("dom0", known_hosts="/nowhere/k"),
+            "cannot use the known_hosts file /nowhere/k: because",
+        ),
+        (Target(""), "cannot connect to '': because that is no host"),
+        (
+            Target("-oProxyCommand=true"),
+            "cannot connect to '-oProxyCommand=true': because that is no host",
+        ),
+        (Target("two words"), "cannot connect to 'two words': because that is no host"),
+        (Target("a;reboot"), "cannot connect to 'a;reboot': because that is no host"),
+        (Target("$(reboot)"), "cannot connect to '$(reboot)': because that is no host"),
+        (
+            Target("dom0", user="me;reboot"),
+            "cannot log in as 'me;reboot': because that is no user name",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(target: Target, message: str) -> None:
@@ -131,5 +146,5 @@ def test_hops() -> None:
         Target("b", port=22, user="me"),
         Target("::1", port=2200),
     ]
-    with pytest.raises(BadInput, match=r"ProxyJump 'a:b:c' is not \[user@\]host\[:port\]"):
+    with pytest.raises(BadInput, match="ProxyJump 'a:b:c': because 'a:b:c' names no host"):
         hops("a:b:c")
