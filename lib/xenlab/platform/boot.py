@@ -131,7 +131,7 @@ class GrubOnDisk(Resource):
             sync
         """
         wrong = (
-            f"/boot does not lie on {self.disk}; GRUB is not installed there",
+            f"cannot install GRUB on {self.disk}: because /boot does not lie there",
             "mount the installed system's /boot (chapter 02), or correct disk",
         )
         command = Command.script(script, self.disk).refusing({_WRONG_DISK: wrong})
@@ -198,7 +198,7 @@ class GrubOnEfi(Resource):
             sync
         """
         wrong = (
-            f"/boot and {EFI_FOLDER} do not both lie on {self.disk}; GRUB is not installed there",
+            f"cannot install GRUB on {self.disk}: because /boot or {EFI_FOLDER} is elsewhere",
             "mount the installed system's /boot (chapter 02), or correct disk",
         )
         typed = (
