@@ -67,18 +67,7 @@ def resolve(target: Target) -> Route:
 
     Raises BadInput where a named file is missing or the ssh_config cannot be read.
     """
-    # A ProxyCommand is a shell's line, into which OpenSSH puts both as they are.
-    if not target.host or FORBIDDEN.search(target.host):
-        raise BadInput(
-            f"cannot connect to {target.host!r}: because that is no host name",
-            hint="give a name, address or alias",
-        )
-    if FORBIDDEN.search(target.user):
-        raise BadInput(
-            f"cannot log in as {target.user!r}: because that is no user name",
-            where=target.host,
-            hint="correct ssh.user",
-        )
+    _require_names(target)
     settings = _read_config(target) if target.config else {}
 
     def one(key: str, default: str = "") -> str:
@@ -117,6 +106,21 @@ def resolve(target: Target) -> Route:
         jump=one("proxyjump"),
         proxy_command=expand(one("proxycommand")),
     )
+
+
+def _require_names(target: Target) -> None:
+    # A ProxyCommand is a shell's line, into which OpenSSH puts both as they are.
+    if not target.host or FORBIDDEN.search(target.host):
+        raise BadInput(
+            f"cannot connect to {target.host!r}: because that is no host name",
+            hint="give a name, address or alias",
+        )
+    if FORBIDDEN.search(target.user):
+        raise BadInput(
+            f"cannot log in as {target.user!r}: because that is no user name",
+            where=target.host,
+            hint="correct ssh.user",
+        )
 
 
 def expanded(path: str) -> Path:
