@@ -1,4 +1,4 @@
-"""What platforms have in common: locks and indexes of packages, daemons, what starts early."""
+"""What platforms have in common: how one is chosen, locks and indexes of packages, daemons."""
 
 from __future__ import annotations
 
