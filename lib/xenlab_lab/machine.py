@@ -8,16 +8,13 @@ import gzip
 import os
 import platform
 import re
-import select
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,55 +27,6 @@ from xenlab.cache import cached
 from xenlab.errors import LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, tools
-
-# Finding a process again by its pid file, and waiting for its end without guessing.
-
-
-def running_pid(pidfile: Path) -> int | None:
-    """The pid in `pidfile` if that process still runs and is the one that was started with it.
-
-    A pid that was given to another program since then counts as dead.
-    """
-    try:
-        pid = int(pidfile.read_text())
-        words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
-        state = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, ValueError, IndexError):
-        return None
-    if state in "ZX":
-        _reap(pid)
-        return None
-    return pid if os.fsencode(pidfile) in words else None
-
-
-def wait_for_end(pid: int, seconds: float) -> bool:
-    """Whether the process ended within `seconds`; collects it if it is a child."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        ended = bool(select.select([handle], [], [], seconds)[0])
-    finally:
-        os.close(handle)
-    if ended:
-        _reap(pid)
-    return ended
-
-
-def kill_process(pid: int) -> None:
-    """End a process with SIGKILL and wait until it is gone."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    wait_for_end(pid, 30.0)
-
-
-def _reap(pid: int) -> None:
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
-
 
 # Talking to a running QEMU: one short QMP connection per request.
 
@@ -259,7 +207,7 @@ class Machine:
 
     def pid(self) -> int | None:
         """The process id of the running QEMU, None if there is none."""
-        return running_pid(self._pidfile)
+        return tools.running_pid(self._pidfile)
 
     def start(
         self,
@@ -306,7 +254,7 @@ class Machine:
     def wait_off(self, seconds: float) -> bool:
         """Whether QEMU ended by itself within `seconds`."""
         pid = self.pid()
-        if pid is None or wait_for_end(pid, seconds):
+        if pid is None or tools.wait_for_end(pid, seconds):
             self._clear_leftovers()
             return True
         return False
@@ -319,18 +267,18 @@ class Machine:
             return
         try:
             qmp_execute(self._qmp, "quit")
-            ended = wait_for_end(pid, _QUIT_SECONDS)
+            ended = tools.wait_for_end(pid, _QUIT_SECONDS)
         except LabError:
             ended = False
         if not ended:
-            kill_process(pid)
+            tools.kill_process(pid)
         self._clear_leftovers()
 
     def kill(self) -> None:
         """End QEMU with SIGKILL, for a start that did not get far enough to be asked."""
         pid = self.pid()
         if pid is not None:
-            kill_process(pid)
+            tools.kill_process(pid)
         self._clear_leftovers()
 
     def save(self, tag: str) -> None:
@@ -443,10 +391,10 @@ class Machine:
                     return None
                 if time.monotonic() > limit:
                     raise _refused("start", f"it took more than {_START_SECONDS:.0f} s")
-                wait_for_end(child.pid, 0.05)
+                tools.wait_for_end(child.pid, 0.05)
         except BaseException:
             if child is not None:
-                kill_process(child.pid)
+                tools.kill_process(child.pid)
             raise
         return log.read_text(errors="replace").strip() or f"exit status {child.returncode}"
 
@@ -579,7 +527,7 @@ def kvm_boots(xen: Path, kernel: Path, folder: Path) -> bool:
         return _watch(child, log, socket)
     finally:
         if child is not None:
-            kill_process(child.pid)
+            tools.kill_process(child.pid)
             child.wait()
         for path in (pidfile, socket, module):
             path.unlink(missing_ok=True)
@@ -590,7 +538,7 @@ def _watch(child: subprocess.Popen[bytes], log: Path, socket: Path) -> bool:
     while time.monotonic() < limit:
         if log.exists() and _ALIVE in log.read_text(errors="replace"):
             return True
-        if wait_for_end(child.pid, _LOOK_SECONDS):
+        if tools.wait_for_end(child.pid, _LOOK_SECONDS):
             return False
         if socket.exists() and not qmp_execute(socket, "query-status")["running"]:
             return False
