@@ -1,6 +1,6 @@
 """The page "From 2006 to today": each statement of the howto, then and now.
 
-Then is what `xenlab render gentoo-2006` writes, now are the steps whose heading carries the
+Then are the files and commands of machine_2006.py, now are the steps whose heading carries the
 statement's number as a cell tag.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import nbformat
 import yaml
+from machine_2006 import Artefact, artefacts
 
-from xenlab.runs.report import Artefact, render_files
 from xenlab.site import schema as parameters
 
 HERE = Path(__file__).parent
@@ -28,10 +28,9 @@ The howto's statements in its own order, in German and in English, each with the
 out today. Their numbers, S01 to S60, count them through the howto: the cells of the chapters are
 tagged with them, and the files and commands of 2006 below are captioned with them.
 
-`xenlab render gentoo-2006 --output DIR` writes them out. Commands are typed line by line, what
-follows a chroot inside it. Where a text comes from stands above it: *howto*, its own lines;
-*handbook*, what Gentoo's handbook had one do there; *Xen 3.0.1*, its example files;
-*reconstruction*, what the howto speaks of and does not show.
+Commands are typed line by line, what follows a chroot inside it. Where a text comes from stands
+above it: *howto*, its own lines; *handbook*, what Gentoo's handbook had one do there; *Xen 3.0.1*,
+its example files; *reconstruction*, what the howto speaks of and does not show.
 """
 
 
@@ -43,7 +42,7 @@ def page() -> str:
     """The page as MyST markdown."""
     statements: Statements = yaml.safe_load((HERE / "statements.yaml").read_text())
     then: dict[str, list[Artefact]] = defaultdict(list)
-    for artefact in render_files(parameters.load(SITE)):
+    for artefact in artefacts(parameters.load(SITE)):
         then[artefact.chapter].append(artefact)
     parts = [INTRODUCTION]
     for place in sorted(NOTEBOOKS.glob("[0-8]*.ipynb")):

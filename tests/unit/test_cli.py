@@ -83,7 +83,6 @@ except SystemExit as end:
         (["--version"], 0),
         (["status"], 2),
         (["run", "--mode", "try", "-f", "good.yaml"], 2),
-        (["render", "bad.yaml", "-o", "out"], 2),
         (["lab", "up", "-f", "bad.yaml"], 2),
         (["script", "-f", "bad.yaml", "-o", "out"], 2),
         (["script", "99", "-f", "good.yaml", "-o", "out"], 2),

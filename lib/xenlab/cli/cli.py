@@ -262,27 +262,6 @@ def script(
 
 
 @app.command()
-def render(
-    site: Annotated[str, typer.Argument(help="A site by its name, gentoo-2006, or its file.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="A folder that is not there yet.")
-    ],
-) -> None:
-    """Write out the files and commands of the howto as it was; no machine is needed."""
-    from xenlab.site import schema as parameters
-
-    named = site.endswith((".yaml", ".yml"))
-    file = Path(site) if named else Path("parameters") / f"{site}.yaml"
-    wanted = parameters.load(file)
-    from xenlab.runs.report import write_files
-
-    written = write_files(wanted, output)
-    chapters = len({artefact.chapter for artefact in written})
-    console = Terminal(soft_wrap=True, highlight=False)
-    console.print(f"{len(written)} files in {chapters} chapters; {output / 'CONTENTS'} lists them")
-
-
-@app.command()
 def uninstall(
     listed: Annotated[bool, typer.Option("--list", help="List it; nothing is removed.")] = False,
     runs: Runs = None,

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from docs.machine_2006 import TEMPLATES, artefacts, contents
 
-from xenlab.cli.cli import main
-from xenlab.errors import BadInput
-from xenlab.runs.report import Artefact, contents, render_files, write_files
 from xenlab.site import schema as parameters
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +28,7 @@ BLOCKS, MENTIONED, DIFFERENCES = listed("blocks"), listed("mentioned"), listed("
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
     """The text of each rendered file."""
-    return {f"{a.chapter}/{a.path}": a.text for a in render_files(SITE)}
+    return {f"{a.chapter}/{a.path}": a.text for a in artefacts(SITE)}
 
 
 def wanted(block: dict[str, Any]) -> list[str]:
@@ -80,8 +78,7 @@ def test_each_difference_has_a_reason_and_is_one() -> None:
 
 
 def test_every_template_is_listed_and_every_chapter_has_something() -> None:
-    folder = ROOT / "lib" / "xenlab" / "data" / "gentoo-2006"
-    there = {str(p.relative_to(folder))[:-3] for p in folder.rglob("*.j2")}
+    there = {str(p.relative_to(TEMPLATES))[:-3] for p in TEMPLATES.rglob("*.j2")}
     assert there == {f"{entry['chapter']}/{entry['path']}" for entry in contents()}
     chapters = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     first, last = "00_ingredients", "90"
@@ -91,7 +88,7 @@ def test_every_template_is_listed_and_every_chapter_has_something() -> None:
 
 def test_what_is_checked_is_all_that_there_is(texts: dict[str, str]) -> None:
     checked = {entry["file"] for entry in (*BLOCKS, *MENTIONED)}
-    reconstructed = {f"{a.chapter}/{a.path}" for a in render_files(SITE) if a.origin != "howto"}
+    reconstructed = {f"{a.chapter}/{a.path}" for a in artefacts(SITE) if a.origin != "howto"}
     assert set(texts) - checked <= reconstructed
 
 
@@ -105,7 +102,7 @@ def test_commands_and_scripts_are_sound_shell(texts: dict[str, str]) -> None:
 def test_a_path_is_no_command(tmp_path: Path) -> None:
     image = "/mnt/share/$(touch T) 'a' \"b\" `touch T`/base.tar.gz"
     site = SITE.model_copy(update={"image": image})
-    text = "\n".join(a.text for a in render_files(site) if a.path == "commands.txt")
+    text = "\n".join(a.text for a in artefacts(site) if a.path == "commands.txt")
     lines = [line for line in text.splitlines() if line.startswith(("tar ", 'mkdir -p "$'))]
     said = 'tar() { for each do printf "%s\\n" "$each"; done; }; mkdir() { tar "$2"; }\n'
     done = subprocess.run(
@@ -121,40 +118,10 @@ def test_a_path_is_no_command(tmp_path: Path) -> None:
 
 
 def test_the_patch_applies_to_the_script_that_the_howto_shows(tmp_path: Path) -> None:
-    patch = next(a.text for a in render_files(SITE) if a.path == "syslog-ng.patch")
+    patch = next(a.text for a in artefacts(SITE) if a.path == "syslog-ng.patch")
     old = [line[1:] for line in patch.splitlines()[3:] if line[:1] in " -"]
     script = tmp_path / "syslog-ng"
     script.write_text("".join(f"# {n}\n" for n in range(11)) + "\n".join(old) + "\n")
     command = ["patch", str(script)]
     subprocess.run(command, input=patch, text=True, check=True, capture_output=True)
     assert "\tneed clock hostname netmount\n" in script.read_text()
-
-
-def test_files_are_written_with_a_list_of_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    folder = tmp_path / "out"
-    with pytest.raises(SystemExit) as ended:
-        main(["render", "gentoo-2006", "--output", str(folder)])
-    assert ended.value.code == 0
-    assert "in 15 chapters" in capsys.readouterr().out
-    artefacts: list[Artefact] = render_files(SITE)
-    for artefact in artefacts:
-        assert (folder / artefact.chapter / artefact.path).read_text() == artefact.text
-    head, *lines = (folder / "CONTENTS").read_text().splitlines()
-    assert "the howto's statements" in head and len(lines) == len(artefacts)
-    assert "04_grub/boot/grub/grub.conf  (howto; S16, S18, S19)" in lines
-
-
-def test_nothing_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("precious\n")
-    with pytest.raises(BadInput, match="is not empty"):
-        write_files(SITE, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_a_machine_of_today_is_not_rendered() -> None:
-    lab = parameters.load(ROOT / "parameters" / "lab.yaml")
-    with pytest.raises(BadInput, match="only gentoo-2006 is rendered, and lab is debian"):
-        render_files(lab)
