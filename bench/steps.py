@@ -37,7 +37,6 @@ from tests.sites import lab_site  # noqa: E402
 from tests.ssh.conftest import Sshd  # noqa: E402
 
 from xenlab.chapter.chapter import Chapter  # noqa: E402
-from xenlab.chapter.step import Silent  # noqa: E402
 from xenlab.host import Host  # noqa: E402
 from xenlab.journal import Journal, verify  # noqa: E402
 from xenlab.resources.base import Difference, Report, Resource  # noqa: E402
@@ -106,7 +105,7 @@ def xenlab_step(sshd: Sshd, folder: Path) -> Way:
     ssh = Ssh(host=sshd.alias, config=str(sshd.config))
     site = lab_site(ssh=ssh)
     journal = Journal(folder / "run")
-    chapter = Chapter("00_ingredients", site, journal, Silent())
+    chapter = Chapter("00_ingredients", site, journal)
 
     def act(number: int) -> None:
         chapter.ensure(f"00.{number + 1} Look", Probe(), on=chapter.host)

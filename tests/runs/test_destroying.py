@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import pytest
 from tests.sites import lab_site
 from tests.ssh.conftest import Sshd
 
+from xenlab.chapter import events
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapter.step import Silent
 from xenlab.errors import ConsentNeeded
 from xenlab.host import Host
 from xenlab.journal import Journal
@@ -32,16 +32,17 @@ TABLE = (
 LARGER = (*TABLE[:3], Partition("web", 17), TABLE[4])
 
 
-class Asking(Silent):
-    """A view in front of which a person gives what is asked for."""
+class Asking:
+    """A sink in front of which a person gives what is asked for."""
 
     def __init__(self) -> None:
         self.asked: list[ConsentNeeded] = []
 
-    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
-        self.asked.append(needed)
-        for made in needed.made or (needed.serial,):
-            give(made)
+    def on(self, event: events.Event) -> None:
+        if isinstance(event, events.Consent):
+            self.asked.append(event.needed)
+            for made in event.needed.made or (event.needed.serial,):
+                event.give(made)
 
 
 @dataclass
@@ -57,13 +58,13 @@ class Machine:
     def image(self) -> Path:
         return self.folder / "base.tar.zst"
 
-    def chapter(self, *, view: Silent | None = None, **more: Any) -> Chapter:
+    def chapter(self, *, sink: events.Sink = events.ignore, **more: Any) -> Chapter:
         """A chapter of a run of its own."""
         bound = more.pop("may_destroy", [])
         serial = f"{self.disk} {96 << 20}"
         site = lab_site(ssh=self.ssh, disk=self.disk, may_wipe=[serial], may_destroy=bound)
         journal = Journal(self.folder / f"run{len(self.books)}")
-        chapter = Chapter("01_x", site, journal, view or Silent(), **more)
+        chapter = Chapter("01_x", site, journal, sink, **more)
         chapter.root = "/"
         self.books.append(chapter)
         return chapter
@@ -242,17 +243,17 @@ def test_guests_whose_records_are_lost_are_asked_for_and_typed_names_hold_once(
     assert last(plan)["status"] == "would be refused"
     said = f"nobody has agreed to lose it: mail ({machine.part(3)}, ext4)"
     assert said in last(plan)["message"] and "--destroy mail --destroy" in last(plan)["message"]
-    view = Asking()
-    chapter = machine.chapter(view=view)
+    person = Asking()
+    chapter = machine.chapter(sink=person.on)
     with pytest.raises(ConsentNeeded):
         machine.unpack(chapter)
-    assert view.asked[0].made == (f"mail {machine.uuid(3)}", f"web {machine.uuid(4)}")
+    assert person.asked[0].made == (f"mail {machine.uuid(3)}", f"web {machine.uuid(4)}")
     machine.unpack(chapter)
     assert last(chapter)["status"] == "changed"
     HERE.run(f"rm -r '{machine.folder}/records'")
     with pytest.raises(ConsentNeeded):
         machine.unpack(chapter)
-    assert len(view.asked) == 2
+    assert len(person.asked) == 2
 
 
 def test_a_foreign_disk_is_covered_by_its_serial(machine: Machine) -> None:

@@ -17,7 +17,6 @@ from tests.ssh.small import Site
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.machine_lock import Hold
-from xenlab.chapter.step import Silent
 from xenlab.command import Command
 from xenlab.errors import MachineBusy, StepFailed
 from xenlab.host import Host
@@ -64,7 +63,7 @@ def opened(sshd: Sshd, tmp_path: Path) -> Iterator[Open]:
         ssh = Ssh(host=sshd.alias, config=str(sshd.config), patience_seconds=SECONDS)
         journal = Journal(tmp_path / run)
         site = lab_site(ssh=ssh)
-        chapter = Chapter("05_base", site, journal, Silent(), mode=mode, hold=hold, stop=stop)
+        chapter = Chapter("05_base", site, journal, mode=mode, hold=hold, stop=stop)
         chapter.root = "/"
         books.append(chapter)
         return chapter

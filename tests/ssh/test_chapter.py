@@ -18,9 +18,9 @@ from tests.sites import lab_site
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 
 from xenlab.chapter.chapter import Chapter, open_chapter
+from xenlab.chapter.events import Phase, ignore
 from xenlab.chapter.machine_lock import Hold, MachineLock
-from xenlab.chapter.recorder import CommandLog, Phase, Recorder
-from xenlab.chapter.step import Silent
+from xenlab.chapter.recorder import CommandLog, Recorder
 from xenlab.chapters import disk as base_system
 from xenlab.chapters import kernel
 from xenlab.command import Command
@@ -82,7 +82,7 @@ def chapter(sshd: Sshd, journal: Journal) -> Chapter:
 def open_chapter_at(
     sshd: Sshd, journal: Journal, mode: str = "apply", hold: Hold = Hold.STEP
 ) -> Chapter:
-    chapter = Chapter("05_base_configuration", site(sshd), journal, Silent(), mode=mode, hold=hold)
+    chapter = Chapter("05_base_configuration", site(sshd), journal, mode=mode, hold=hold)
     # The machine under test is no dom0: its own root is what the steps work on.
     chapter.root = "/"
     return chapter
@@ -152,7 +152,7 @@ def test_a_checksum_file_that_is_badly_signed_fails_the_step_that_needs_it(
     ).model_copy(update={"ssh": site(sshd).ssh})
     (notebook,) = NOTEBOOKS.glob(f"{number[:2]}_*.ipynb")
     (cell,) = (code for code in code_cells(notebook) if f'"{number} ' in code)
-    chapter = Chapter(notebook.stem, signed, journal, Silent())
+    chapter = Chapter(notebook.stem, signed, journal)
     names = {**vars(kernel), "base_system": base_system, "chapter": chapter}
     with pytest.raises(BadInput, match=f"cannot believe {forged}"):
         exec(cell, names)
@@ -515,7 +515,7 @@ def left_by_another_run(sshd: Sshd, journal: Journal, phase: Phase, lock: bool =
     if lock:
         held.take()
     recorder, mark = Recorder(()), "other/09.3/abc"
-    log = CommandLog("box", (), other, lambda *_: None)
+    log = CommandLog("box", (), other, ignore)
     host = Host(SSH(sshd.target), watcher=recorder)
     with recorder.step(log, mark), recorder.during(phase):
         host.run("sleep 1000 >/dev/null 2>&1 & sleep 1000 >/dev/null 2>&1 &")

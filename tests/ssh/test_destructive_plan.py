@@ -11,7 +11,6 @@ from tests.sites import lab_site
 from tests.ssh.conftest import Sshd
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapter.step import Silent
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
@@ -42,7 +41,7 @@ def journal(tmp_path: Path) -> Journal:
 def plan(sshd: Sshd, journal: Journal, disk: str, *may_wipe: str, name: str = "01_x") -> Chapter:
     ssh = Ssh(host=sshd.alias, config=str(sshd.config))
     site = lab_site(ssh=ssh, disk=disk, may_wipe=list(may_wipe))
-    chapter = Chapter(name, site, journal, Silent(), mode="plan")
+    chapter = Chapter(name, site, journal, mode="plan")
     chapter.root = "/"
     return chapter
 

@@ -20,7 +20,6 @@ from tests.unit.rootdir import root_with
 
 import xenlab.host
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapter.step import Silent
 from xenlab.command import Command
 from xenlab.errors import ConnectionLost, StepFailed, XenlabError
 from xenlab.host import RECEIVE, Host, Output, size_and_digest
@@ -397,7 +396,7 @@ def test_a_word_that_is_hidden_from_records_stays_in_files(
     make_noise(sshd.folder)
     journal = Journal(tmp_path / "run")
     site = lab_site(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
-    chapter = Chapter("05_base_configuration", site, journal, Silent())
+    chapter = Chapter("05_base_configuration", site, journal)
     file = tmp_path / "file"
     file.write_bytes(b"# the default-route of dom0\nnew=1\n\xff default-route")
     os.chown(file, 65534, 65534)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from tests.ssh.conftest import Sshd, kill, processes_with, wait_until
 
+from xenlab.chapter.events import ignore
 from xenlab.chapter.machine_lock import Hold, MachineLock
 from xenlab.chapter.recorder import CommandLog, Recorder
 from xenlab.errors import MachineBusy, StepFailed
@@ -228,7 +229,7 @@ def test_what_was_lost_is_taken_again_but_not_what_was_given_back(
 ) -> None:
     lock, watcher = of_run("one"), Recorder(())
     entries = sshd.notes / "working"
-    log = CommandLog("box", (), Journal(tmp_path / "run"), lambda *_: None)
+    log = CommandLog("box", (), Journal(tmp_path / "run"), ignore)
     with watcher.step(log, "mark"):
         lock.again(watcher)
         assert not lock.held
@@ -248,7 +249,7 @@ def test_who_waits_to_be_told_whether_it_is_free_may_be_stopped(sshd: Sshd) -> N
     said: list[str] = []
     ssh = SSH(sshd.target, wait=Wait(600, said.append))
     sshd.stop()
-    log = CommandLog("box", (), Journal(sshd.folder / "run"), lambda *_: None)
+    log = CommandLog("box", (), Journal(sshd.folder / "run"), ignore)
     with watcher.step(log, "mark"), ThreadPoolExecutor(1) as pool:
         taking = pool.submit(MachineLock(ssh, Path("/runs/one")).take, watcher)
         wait_until(lambda: said)

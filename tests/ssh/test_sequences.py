@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from tests.ssh.small import Site
 
+from xenlab.chapter import events
 from xenlab.chapter.card import Card
-from xenlab.chapter.notebook import TextView
+from xenlab.chapter.notebook import TextSink
 from xenlab.cli.terminal import Terminal
 from xenlab.masking import clean
 from xenlab.resources.base import Asked, Difference
@@ -83,22 +84,25 @@ def test_no_way_to_the_terminal_is_open() -> None:
 
 def test_a_chapter_as_text_is_plain() -> None:
     out = io.StringIO()
-    view = TextView(out)
-    view.chapter("01_first", "site", EVIL, "apply", Path("/run"))
-    step = view.step_started("01.1 Look")
-    step.progress(Asked(EVIL), None)
-    step.difference("", Difference(EVIL, diff=EVIL, rows=({"now": EVIL},)))
-    step.table(pd.DataFrame({EVIL: [EVIL]}))
-    step.finished("failed", 1.0, EVIL)
+    sink = TextSink(out)
+    for event in (
+        events.Opened("01_first", "site", EVIL, "apply", Path("/run")),
+        events.Started("01.1 Look"),
+        events.Progress(Asked(EVIL), None),
+        events.Differs("", Difference(EVIL, diff=EVIL, rows=({"now": EVIL},))),
+        events.Table(pd.DataFrame({EVIL: [EVIL]})),
+        events.Finished("failed", 1.0, EVIL),
+    ):
+        sink.on(event)
     assert COMMANDS.findall(out.getvalue()) == []
     assert out.getvalue().count(PLAIN) >= 7
 
 
 def test_a_card_is_plain_in_every_part() -> None:
     card = Card("01.1 Look", message=EVIL, doing=EVIL, asked=EVIL, note=EVIL, kept=EVIL)
-    card.differences.append((EVIL, Difference(EVIL, diff=EVIL, rows=({"now": EVIL},))))
-    card.add_output(EVIL)
-    card.add_table(pd.DataFrame({EVIL: [EVIL]}))
+    card.take(events.Differs(EVIL, Difference(EVIL, diff=EVIL, rows=({"now": EVIL},))))
+    card.take(events.Output("stdout", EVIL, "change"))
+    card.take(events.Table(pd.DataFrame({EVIL: [EVIL]})))
     for status in ("running", "failed", "ok"):
         card.status = status
         assert COMMANDS.findall(card.html()) == []

@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
+from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS, SHOWN_BYTES, TAIL_LINES, Card, diff_lines, duration
-from xenlab.chapter.notebook import TextView
+from xenlab.chapter.notebook import TextSink
 from xenlab.masking import clean
 from xenlab.resources.base import Difference
 
 HOSTILE = "<script>alert(1)</script> \" ' & </pre></details> <img src=x onerror=alert(2)>"
+
+
+def printed(text: str) -> events.Output:
+    return events.Output("stdout", text, "change")
 
 
 class Page(HTMLParser):
@@ -55,8 +60,8 @@ def test_everything_hostile_is_escaped() -> None:
         (HOSTILE, Difference(HOSTILE, f"--- a\n+++ b\n+{HOSTILE}\n")),
         ("", Difference("rows", rows=({HOSTILE: HOSTILE},))),
     ]
-    card.add_output(HOSTILE + "\n")
-    card.add_table(pd.DataFrame({HOSTILE: [HOSTILE]}))
+    card.take(printed(HOSTILE + "\n"))
+    card.take(events.Table(pd.DataFrame({HOSTILE: [HOSTILE]})))
     page = Page(card.html())
     assert "script" not in page.tags and "img" not in page.tags
     assert not {name for name in page.attributes if name.startswith("on")}
@@ -66,7 +71,7 @@ def test_everything_hostile_is_escaped() -> None:
 @given(st.text(), st.text(), st.text(), st.sampled_from([*COLOURS, "never heard of"]))
 def test_any_text_gives_a_whole_page(title: str, output: str, diff: str, status: str) -> None:
     card = Card(title, status=status, message=output, doing=title, done=0.5)
-    card.add_output(output)
+    card.take(printed(output))
     card.differences = [(title, Difference(title, diff))]
     Page(card.html())
 
@@ -85,8 +90,8 @@ def test_terminal_output_becomes_plain_lines() -> None:
 
 def test_a_page_uses_only_what_jupyterlab_keeps_of_an_untrusted_notebook() -> None:
     card = Card("04.2 Write", status="running", doing="writing", done=0.4)
-    card.add_output("x\n")
-    card.add_picture(b"png")
+    card.take(printed("x\n"))
+    card.take(events.Picture(b"png"))
     text = card.html()
     assert "currentColor" not in text and "var(" not in text and "<style" not in text
     assert {"id", "onclick", "href"} & Page(text).attributes == set()
@@ -102,7 +107,7 @@ def test_a_page_uses_only_what_jupyterlab_keeps_of_an_untrusted_notebook() -> No
 def test_long_output_is_cut_and_says_where_the_whole_is() -> None:
     card = Card("04.2 Build", status="changed", seconds=1, kept="runs/x/output")
     for number in range(200_000):
-        card.add_output(f"line {number}\n")
+        card.take(printed(f"line {number}\n"))
     text = card.html()
     assert len(text) < SHOWN_BYTES + 8192
     assert "output, 200000 lines" in text and "runs/x/output" in text
@@ -111,14 +116,14 @@ def test_long_output_is_cut_and_says_where_the_whole_is() -> None:
 
 def test_short_output_stands_whole() -> None:
     card = Card("04.2 Build", status="changed", seconds=1, kept="runs/x/output")
-    card.add_output("one\ntwo\n")
+    card.take(printed("one\ntwo\n"))
     assert "output, 2 lines" in card.html() and "runs/x/output" not in card.html()
 
 
 def test_a_running_step_shows_the_last_lines_and_how_far_it_is() -> None:
     card = Card("04.2 Build", note="since 16:00:00 UTC", doing="compiling", done=1.7)
     for number in range(100):
-        card.add_output(f"line {number}.\n")
+        card.take(printed(f"line {number}.\n"))
     text = card.html()
     assert "line 99." in text and f"line {100 - TAIL_LINES}." in text
     assert f"line {99 - TAIL_LINES}." not in text
@@ -149,14 +154,14 @@ def test_a_diff_is_told_apart_by_line() -> None:
 def test_a_table_keeps_its_values() -> None:
     card = Card("00.1 Facts", status="ok")
     frame = pd.DataFrame({"n": [1, 2], "x": [1.5, None], "t": ["a", pd.NA]})
-    card.add_table(frame)
+    card.take(events.Table(frame))
     ((columns, rows, more),) = card.tables
     assert columns == ["n", "x", "t"] and rows == [["1", "1.5", "a"], ["2", "", ""]] and more == 0
-    card.add_table(frame.set_index("n").groupby("n").size().to_frame("many"))
+    card.take(events.Table(frame.set_index("n").groupby("n").size().to_frame("many")))
     assert card.tables[1][0] == ["n", "many"]
-    card.add_table(pd.DataFrame({"n": range(1000)}))
+    card.take(events.Table(pd.DataFrame({"n": range(1000)})))
     assert "and 500 more rows" in card.html() and "nothing" not in Page(card.html()).words
-    card.add_table(pd.DataFrame(columns=["file", "diff"]))
+    card.take(events.Table(pd.DataFrame(columns=["file", "diff"])))
     assert "nothing to show" in Page(card.html()).words
 
 
@@ -179,17 +184,20 @@ def test_durations_as_people_say_them(seconds: float, said: str) -> None:
 def test_outside_of_a_notebook_a_step_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
     import sys
 
-    view = TextView(sys.stdout)
-    view.chapter("04_grub", "lab", "dom0", "apply", Path("runs/x"))
-    step = view.step_started("04.2 Write the Xen entry")
-    step.difference("", Difference("write /etc/default/grub", "+GRUB_TIMEOUT=2\n"))
-    step.difference("domu1", Difference("boot", rows=({"a": "1"},)))
-    step.progress("writing", 0.5)
-    step.output("stdout", "hidden\n", "change")
-    step.table(pd.DataFrame({"key": ["value"]}))
-    step.table(pd.DataFrame(columns=["key"]))
-    step.picture(b"1234")
-    step.finished("changed", 1.2, "said")
+    sink = TextSink(sys.stdout)
+    for event in (
+        events.Opened("04_grub", "lab", "dom0", "apply", Path("runs/x")),
+        events.Started("04.2 Write the Xen entry"),
+        events.Differs("", Difference("write /etc/default/grub", "+GRUB_TIMEOUT=2\n")),
+        events.Differs("domu1", Difference("boot", rows=({"a": "1"},))),
+        events.Progress("writing", 0.5),
+        printed("hidden\n"),
+        events.Table(pd.DataFrame({"key": ["value"]})),
+        events.Table(pd.DataFrame(columns=["key"])),
+        events.Picture(b"1234"),
+        events.Finished("changed", 1.2, "said"),
+    ):
+        sink.on(event)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "04_grub: site lab, host dom0, mode apply, run runs/x"
     assert lines[1] == "changed      04.2 Write the Xen entry  1.2 s"
@@ -202,6 +210,7 @@ SETUP = """
 import pathlib, threading, time
 from IPython.display import DisplayHandle
 from xenlab.chapter import notebook
+from xenlab.chapter.events import Finished, Opened, Output, Progress, Started
 from xenlab.errors import StepFailed
 assert notebook.in_notebook()
 sent = []
@@ -210,26 +219,26 @@ DisplayHandle.update = lambda *words, **more: (
     sent.append(time.monotonic()), update(*words, **more)
 )
 notebook.show_errors_briefly()
-view = notebook.NotebookView()
-view.chapter("04_grub", "lab", "dom0", "apply", pathlib.Path("/of/a/machine/runs/x"))
+on = notebook.NotebookSink().on
+on(Opened("04_grub", "lab", "dom0", "apply", pathlib.Path("/of/a/machine/runs/x")))
 """
 BUSY = """
-step = view.step_started("04.2 Write the Xen entry")
+on(Started("04.2 Write the Xen entry"))
 def work(name):
     for number in range(300):
-        step.output("stdout", f"{name} {number}\\n", "change")
-        step.progress(name, number / 300)
+        on(Output("stdout", f"{name} {number}\\n", "change"))
+        on(Progress(name, number / 300))
         time.sleep(0.003)
 threads = [threading.Thread(target=work, args=(name,)) for name in ("domu1", "domu2")]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-step.finished("changed", 1.0)
+on(Finished("changed", 1.0))
 gaps = [b - a for a, b in zip(sent, sent[1:-1])]
 assert len(sent) > 2 and min(gaps) > 0.2, gaps
 """
 LATE = """
-step = view.step_started("04.3 Quiet after one word")
-step.output("stdout", "first\\n", "change")
+on(Started("04.3 Quiet after one word"))
+on(Output("stdout", "first\\n", "change"))
 before = len(sent)
 time.sleep(0.6)
 assert len(sent) == before + 1, "what was said last is seen although nothing follows"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xenlab.chapter.events import Event, Output, ignore
 from xenlab.chapter.recorder import INLINE_BYTES, CommandLog, Recorder
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, CommandTimeout, OutsideStep
@@ -20,22 +21,15 @@ from xenlab.transport.local import Local
 PASSWORD = Secret("default-route")
 
 
-def nothing(stream: str, text: str, phase: str) -> None:
-    pass
-
-
 class Watched:
     """A host whose commands one log holds, and what was shown of them."""
 
     def __init__(self, folder: Path, *secrets: Secret) -> None:
         self.folder = folder
-        self.shown: list[tuple[str, str, str]] = []
+        self.shown: list[Event] = []
         self.recorder = Recorder(secrets)
-        self.log = CommandLog("controller", secrets, Journal(folder), self._show)
+        self.log = CommandLog("controller", secrets, Journal(folder), self.shown.append)
         self.host = Host(Local(), watcher=self.recorder)
-
-    def _show(self, stream: str, text: str, phase: str) -> None:
-        self.shown.append((stream, text, phase))
 
 
 @pytest.fixture
@@ -54,7 +48,7 @@ def test_each_command_has_its_phase_status_and_output(watched: Watched) -> None:
     assert (second["phase"], second["label"], second["output"]) == ("change", "domu1", mark)
     assert mark.startswith("mark/")
     assert sorted(third["output"].split()) == ["err", "out"]
-    assert ("command", "[domu1] $ echo $XENLAB_STEP\n", "change") in watched.shown
+    assert Output("command", "[domu1] $ echo $XENLAB_STEP\n", "change") in watched.shown
 
 
 def test_outside_a_step_nothing_runs(watched: Watched, tmp_path: Path) -> None:
@@ -122,7 +116,7 @@ def test_any_output_is_kept_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, cut: int
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
-    log = CommandLog("dom0", (), Journal(folder), nothing)
+    log = CommandLog("dom0", (), Journal(folder), ignore)
     entry = log.started("dom0", Command("true"), b"", "look", "")
     entry.output("stdout", data[:cut])
     entry.output("stdout", data[cut:])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from xenlab.chapter.events import ignore
 from xenlab.chapter.recorder import Recorder
-from xenlab.chapter.step import Silent, Step
+from xenlab.chapter.step import Step
 from xenlab.command import Command
 from xenlab.errors import DiskFull, StepFailed
 from xenlab.host import Host
@@ -52,7 +53,7 @@ def test_what_went_wrong_in_a_step_is_said_though_its_output_is_not_kept(tmp_pat
     journal = Journal(tmp_path / "run")
     journal.append(chapter="04_x", phase="open", status="apply")
     recorder = Recorder(())
-    step = Step(journal, Silent().step_started("x"), "04_x", "04.1 X", "here", str, recorder)
+    step = Step(journal, ignore, "04_x", "04.1 X", "here", str, recorder)
 
     def fail() -> None:
         with no_file_larger(60_000), step:
@@ -69,7 +70,7 @@ def test_what_went_wrong_in_a_step_is_said_though_its_output_is_not_kept(tmp_pat
 def test_what_went_wrong_in_a_step_is_said_though_its_outputs_are_gone(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "run")
     recorder = Recorder(())
-    step = Step(journal, Silent().step_started("x"), "04_x", "04.1 X", "here", str, recorder)
+    step = Step(journal, ignore, "04_x", "04.1 X", "here", str, recorder)
 
     def fail() -> None:
         with step:

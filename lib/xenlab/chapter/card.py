@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from xenlab.chapter.recorder import Phase
+from xenlab.chapter import events
 from xenlab.masking import clean
 from xenlab.resources.base import Asked, Difference
 
@@ -98,21 +97,39 @@ class Card:
         """How long it took, as people say it."""
         return "" if self.seconds is None else duration(self.seconds)
 
-    def add_output(self, text: str) -> None:
-        """Show more output; of very much only the end is held."""
+    def take(self, event: events.Event) -> None:
+        """Show what has happened in the step."""
+        match event:
+            case events.Script(text, where):
+                self.script, self.where = text, where
+            case events.Differs(label, difference):
+                self.differences.append((label, difference))
+            case events.Progress(Asked() as what):
+                self.asked = what
+            case events.Progress(what, done):
+                self.doing, self.done = what, done
+            case events.Output(_, text, "change"):
+                self._add_output(text)
+            case events.Output(stream, text):
+                self.looks += stream == "command"
+                self.looked = (self.looked + text)[-SHOWN_BYTES:]
+            case events.Table(frame):
+                self._add_table(frame)
+            case events.Picture(png):
+                self.pictures.append(base64.b64encode(png).decode())
+            case events.Finished(status, seconds, message):
+                self.status, self.seconds, self.message = status, seconds, message
+
+    def _add_output(self, text: str) -> None:
+        """Of very much output only the end is held."""
         self.lines += text.count("\n")
         self.output += text
         if len(self.output) > 2 * SHOWN_BYTES:
             self.output = self.output[-SHOWN_BYTES:]
             self.cut = True
 
-    def add_look(self, stream: str, text: str) -> None:
-        """Show a command that only looked ("command"), or what it printed, apart from changes."""
-        self.looks += stream == "command"
-        self.looked = (self.looked + text)[-SHOWN_BYTES:]
-
-    def add_table(self, frame: pd.DataFrame) -> None:
-        """Show a table; its index is shown where it has a name."""
+    def _add_table(self, frame: pd.DataFrame) -> None:
+        """A table's index is shown where it has a name."""
         if any(name is not None for name in frame.index.names):
             frame = frame.reset_index()
         part = frame.head(SHOWN_ROWS)
@@ -121,10 +138,6 @@ class Card:
             for pair in zip(part.itertuples(False), part.isna().itertuples(False), strict=True)
         ]
         self.tables.append(([str(name) for name in frame.columns], rows, len(frame) - len(rows)))
-
-    def add_picture(self, png: bytes) -> None:
-        """Show a PNG picture."""
-        self.pictures.append(base64.b64encode(png).decode())
 
     def html(self) -> str:
         """HTML with inline styles and no script, every value escaped."""
@@ -208,89 +221,54 @@ def environment() -> Environment:
 PAINT_SECONDS = 0.25
 """The least time between two drawings of a step that runs."""
 
+Paint = Callable[[], None]
+"""Draws a card anew where people see it."""
 
-class PaintedStep(ABC):
-    """One step's card; any thread may tell it something (xenlab.chapter.step.StepView)."""
 
-    def __init__(self, card: Card) -> None:
-        self._card = card
-        self._lock = threading.RLock()
+class Painter:
+    """A sink that draws the card of each step; ``place`` puts a new one where people see it."""
+
+    def __init__(self, place: Callable[[Card], Paint]) -> None:
+        self.card = Card("")
+        self._place = place
+        self._kept = ""
+        self._paint: Paint = lambda: None
+        self._painted = 0.0
         self._later: threading.Timer | None = None
-        self._painted = time.monotonic()
+        self._lock = threading.RLock()
 
-    @abstractmethod
-    def paint(self, card: Card) -> None:
-        """Draw the card where people see it."""
-
-    def difference(self, label: str, difference: Difference) -> None:
-        """Show what the step would change."""
+    def on(self, event: events.Event) -> None:
+        """Take an event of a chapter's or of the step under way (`events.Sink`)."""
         with self._lock:
-            self._card.differences.append((label, difference))
-            self._changed()
-
-    def script(self, text: str, where: str) -> None:
-        """Show what brings the step's state about, and on which host."""
-        with self._lock:
-            self._card.script, self._card.where = text, where
-            self._changed()
-
-    def progress(self, what: str, done: float | None) -> None:
-        """Show what is being done, or what a person is asked for until the step is over."""
-        with self._lock:
-            if isinstance(what, Asked):
-                self._card.asked = what
-            else:
-                self._card.doing, self._card.done = what, done
-            self._changed()
-
-    def output(self, stream: str, text: str, phase: Phase) -> None:
-        """Show output; its beginning is let go when there is far more than a page holds."""
-        with self._lock:
-            if phase == "change":
-                self._card.add_output(text)
-            else:
-                self._card.add_look(stream, text)
-            self._changed()
-
-    def table(self, frame: pd.DataFrame) -> None:
-        """Show a table."""
-        with self._lock:
-            self._card.add_table(frame)
-            self._changed()
-
-    def picture(self, png: bytes) -> None:
-        """Show a picture."""
-        with self._lock:
-            self._card.add_picture(png)
-            self._changed()
-
-    def finished(self, status: str, seconds: float, message: str = "") -> None:
-        """Show the final state; nothing changes after it."""
-        with self._lock:
-            if self._later is not None:
-                self._later.cancel()
-            card = self._card
-            card.status, card.seconds, card.message = status, seconds, message
-            self._paint()
+            match event:
+                case events.Opened():
+                    self._kept = f"{event.place}/output"
+                case events.Started(title):
+                    self.card = Card(title, kept=self._kept)
+                    self._paint = self._place(self.card)
+                    self._painted = time.monotonic()
+                case _:
+                    self.card.take(event)
+                    self._changed()
 
     def _changed(self) -> None:
-        """Paint now, or once the least time since the last painting is over."""
-        if self._card.status != "running" or self._later is not None:
-            return
+        """Draw now, or once the least time since the last drawing is over."""
         wait = self._painted + PAINT_SECONDS - time.monotonic()
-        if wait <= 0:
-            self._paint()
-            return
-        self._later = threading.Timer(wait, self._paint_later)
-        self._later.daemon = True
-        self._later.start()
+        if self.card.status != "running" or wait <= 0:
+            self._draw()
+        elif self._later is None:
+            self._later = threading.Timer(wait, self._draw_later, [self.card])
+            self._later.daemon = True
+            self._later.start()
 
-    def _paint_later(self) -> None:
+    def _draw_later(self, card: Card) -> None:
         with self._lock:
-            self._later = None
-            if self._card.status == "running":
-                self._paint()
+            if card is self.card and self._later is not None:
+                self._draw()
 
-    def _paint(self) -> None:
+    def _draw(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         self._painted = time.monotonic()
-        self.paint(self._card)
+        self._paint()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import pandas as pd
 
+from xenlab.chapter import events
 from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
 from xenlab.chapter.recorder import Recorder, declared_secrets, discover_secrets
 from xenlab.chapter.step import (
@@ -24,9 +25,7 @@ from xenlab.chapter.step import (
     WOULD_CHANGE,
     Agreed,
     Consents,
-    Silent,
     Step,
-    View,
     made_anew,
     planned_before,
     require_consents,
@@ -79,8 +78,8 @@ class Chapter(PlatformAnswers):
     ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
     what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
-    its hosts run nothing outside of one. ``stop`` stops the step under way once it is set, the
-    opening as well.
+    its hosts run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step
+    under way once it is set, the opening as well.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class Chapter(PlatformAnswers):
         name: str,
         site: Parameters,
         journal: Journal,
-        view: View,
+        sink: events.Sink = events.ignore,
         *,
         mode: str = "apply",
         hold: Hold = Hold.STEP,
@@ -111,14 +110,14 @@ class Chapter(PlatformAnswers):
         self._machine = MachineLock(self._ssh, journal.folder, hold)
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
-        self._view = view
+        self._sink = sink
         self._boot_id = ""
         self._connections = 0
         self._looking = threading.Lock()
         self._number = name.partition("_")[0]
         self._needs = 0
         journal.append(chapter=name, phase="open", status=mode, host=self.host.name)
-        view.chapter(name, site.site, self.host.name, mode, journal.folder)
+        sink(events.Opened(name, site.site, self.host.name, mode, journal.folder))
         try:
             self._open()
         except BaseException:
@@ -233,7 +232,7 @@ class Chapter(PlatformAnswers):
             drawn = looked(figure) if callable(figure) else figure
             drawn.savefig(data, format="png", dpi=130, bbox_inches="tight")
             step.attach("picture", data.getvalue(), ".png")
-            step.view.picture(data.getvalue())
+            step.sink(events.Picture(data.getvalue()))
 
     def check(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """What must hold, or the chapter ends here; nothing is changed."""
@@ -308,7 +307,7 @@ class Chapter(PlatformAnswers):
         self._agreed = {}
         step = Step(
             journal=self.journal,
-            view=self._view.step_started(title),
+            sink=self._sink,
             chapter=self.name,
             title=title,
             host=host.name,
@@ -433,7 +432,7 @@ class Chapter(PlatformAnswers):
             self._agreed = looked(require_consents, host, todo, self._consents)
         except ConsentNeeded as needed:
             if needed.serial or needed.made:
-                self._view.consent(needed, self.consent)
+                self._sink(events.Consent(needed, self.consent))
             raise
         for each in self._agreed.values():
             for thing in each.lost:
@@ -549,11 +548,20 @@ def way_to(site: Parameters, host: str = "") -> Target:
 
 # Opening a chapter: its parameters, its run folder, its journal.
 
+SINK = "_xenlab_sink"
+"""The variable by which a chapter's cells are told who shows their steps (an `events.Sink`)."""
+
+STOP = "_xenlab_stop"
+"""The variable that holds what stops them once it is set (a `threading.Event`)."""
+
+RUNBOOK = "_xenlab_runbook"
+"""The variable that holds what a chapter's cells get where no chapter is opened, only written."""
+
 
 def open_chapter(
     name: str,
     namespace: Mapping[str, Any],
-    view: View | None = None,
+    sink: events.Sink = events.ignore,
     stop: threading.Event | None = None,
 ) -> Chapter:
     """Open a chapter for the parameters found in a notebook's namespace.
@@ -573,7 +581,7 @@ def open_chapter(
         name,
         site,
         journal,
-        view or Silent(),
+        sink,
         mode=mode,
         hold=hold,
         stop=stop,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -17,14 +15,14 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import display as ipython_display
 
-from xenlab.chapter.card import Card, PaintedStep, duration, environment
-from xenlab.chapter.chapter import Chapter
-from xenlab.chapter.chapter import open_chapter as open_in_view
-from xenlab.chapter.recorder import Phase
-from xenlab.chapter.step import RUNBOOK, STOP, VIEW, WOULD_CHANGE, StepView, View
+from xenlab.chapter import events
+from xenlab.chapter.card import Card, Paint, Painter, duration, environment
+from xenlab.chapter.chapter import RUNBOOK, SINK, STOP, Chapter
+from xenlab.chapter.chapter import open_chapter as open_shown_by
+from xenlab.chapter.step import WOULD_CHANGE
 from xenlab.errors import ConsentNeeded, XenlabError
 from xenlab.masking import clean
-from xenlab.resources.base import Asked, Difference, Waiting
+from xenlab.resources.base import Asked, Waiting
 
 # The consent card: a person types what a step may destroy, a disk's serial or a guest's name.
 
@@ -95,46 +93,32 @@ _display: Callable[..., Any] = ipython_display
 _shell: Callable[[], Any] = get_ipython
 
 
-class NotebookView:
-    """Shows a chapter in the notebook's cells, one display per step (xenlab.chapter.step.View)."""
+class NotebookSink:
+    """Shows a chapter in the notebook's cells, one display a step (`events.Sink`)."""
 
     def __init__(self) -> None:
-        self._kept = ""
+        self._painter = Painter(_placed)
 
-    def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
-        """A line that says where the chapter works and where its records go."""
-        # a page names no path of the machine that it was made on
-        place = f"{run.parent.name}/{run.name}"
-        self._kept = f"{place}/output"
-        facts = {"chapter": name, "site": site, "host": host, "mode": mode, "run": place}
-        page = environment().get_template("chapter.html.j2").render(facts=facts)
-        text = " · ".join(f"{key} {value}" for key, value in facts.items())
-        _display({"text/html": page, "text/plain": text}, raw=True)
-
-    def step_started(self, title: str) -> StepView:
-        """A step's display, at once visible."""
-        return NotebookStep(title, self._kept)
-
-    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
-        """A card to type the consent into, below the step; a run of its own asks nobody."""
-        if "XENLAB_RUN" not in os.environ:
-            _display(ConsentCard(needed, give).widget)
+    def on(self, event: events.Event) -> None:
+        """Show it; a run of its own asks nobody for a consent."""
+        match event:
+            case events.Opened(name, site, host, mode):
+                run = event.place
+                facts = {"chapter": name, "site": site, "host": host, "mode": mode, "run": run}
+                page = environment().get_template("chapter.html.j2").render(facts=facts)
+                text = " · ".join(f"{key} {value}" for key, value in facts.items())
+                _display({"text/html": page, "text/plain": text}, raw=True)
+            case events.Consent(needed, give) if "XENLAB_RUN" not in os.environ:
+                _display(ConsentCard(needed, give).widget)
+        self._painter.on(event)
 
 
-class NotebookStep(PaintedStep):
-    """One step's display in a cell's output."""
-
-    def __init__(self, title: str, kept: str) -> None:
-        note = f"since {datetime.now(UTC):%H:%M:%S} UTC"
-        card = Card(title, note=note, kept=kept)
-        super().__init__(card)
-        # None outside IPython
-        self._handle: Any = _display(_bundle(card), raw=True, display_id=True)
-
-    def paint(self, card: Card) -> None:
-        """Replace what the cell shows."""
-        if self._handle is not None:
-            self._handle.update(_bundle(card), raw=True)
+def _placed(card: Card) -> Paint:
+    """Show a card in the cell's output; what shows it there anew."""
+    card.note = f"since {datetime.now(UTC):%H:%M:%S} UTC"
+    # None outside IPython
+    handle: Any = _display(_bundle(card), raw=True, display_id=True)
+    return lambda: handle and handle.update(_bundle(card), raw=True)
 
 
 def _bundle(card: Card) -> dict[str, str]:
@@ -142,6 +126,44 @@ def _bundle(card: Card) -> dict[str, str]:
     if card.message:
         plain += f"\n{card.message}"
     return {"text/html": card.html(), "text/plain": clean(plain)}
+
+
+# What it looks like in a panel, whose buttons start steps outside of a notebook's cells.
+
+
+class Cards:
+    """Shows steps as cards, the newest on top, and at most so many (`events.Sink`)."""
+
+    def __init__(self, most: int = 200) -> None:
+        self._most = most
+        self._painter = Painter(self._placed)
+        self.widget = widgets.VBox()
+        self.widget.add_class("xenlab-cards")
+
+    @property
+    def card(self) -> Card:
+        """The card of the step that was started last."""
+        return self._painter.card
+
+    def on(self, event: events.Event) -> None:
+        """Show it; a chapter begins with an empty box."""
+        match event:
+            case events.Opened():
+                self.widget.children = ()
+            case events.Consent(needed, give):
+                self._add(ConsentCard(needed, give).widget)
+        self._painter.on(event)
+
+    def _placed(self, card: Card) -> Paint:
+        html = widgets.HTML(card.html())
+        self._add(html)
+        return lambda: setattr(html, "value", card.html())
+
+    def _add(self, widget: Any) -> None:
+        self.widget.children = (widget, *self.widget.children)[: self._most]
+
+
+# Whether there is a notebook, and how an error looks in it.
 
 
 def in_notebook() -> bool:
@@ -180,86 +202,59 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
     if RUNBOOK in namespace:
         runbook: Chapter = namespace[RUNBOOK]
         return runbook
-    if VIEW in namespace:
-        return open_in_view(name, namespace, namespace[VIEW], namespace.get(STOP))
+    if SINK in namespace:
+        return open_shown_by(name, namespace, namespace[SINK], namespace.get(STOP))
     if not in_notebook():
-        return open_in_view(name, namespace, TextView(sys.stdout))
+        return open_shown_by(name, namespace, TextSink(sys.stdout).on)
     show_errors_briefly()
-    view: View = NotebookView()
-    return open_in_view(name, namespace, view)
+    return open_shown_by(name, namespace, NotebookSink().on)
 
 
-class TextView:
-    """Shows a chapter as lines of text, one a step and one for each difference."""
+class TextSink:
+    """Writes a chapter as lines of text, each step when it is finished (`events.Sink`).
+
+    What a step printed is in the run folder, and its message says how to agree to what it asks.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-
-    def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
-        """A line that says where the chapter works and where its records go."""
-        line = f"{name}: site {site}, host {host}, mode {mode}, run {run}"
-        print(clean(line), file=self._out)
-
-    def step_started(self, title: str) -> StepView:
-        """A step, shown when it is finished."""
-        return TextStep(self._out, title)
-
-    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
-        """Nothing: the step's own message says how to agree."""
-
-
-class TextStep:
-    """One step as text, written when it is finished; its output is in the run folder."""
-
-    def __init__(self, out: TextIO, title: str) -> None:
-        self._out = out
-        self._title = title
+        self._title = self._script = ""
         self._lines: list[str] = []
-        self._script = ""
-        self._lock = threading.Lock()
 
-    def difference(self, label: str, difference: Difference) -> None:
-        """A line of its summary, the diff below it."""
-        self._add(f"{label}: {difference.summary}" if label else difference.summary)
-        if difference.diff:
-            self._add(difference.diff)
-        if difference.rows:
-            self.table(pd.DataFrame(list(difference.rows)))
+    def on(self, event: events.Event) -> None:
+        """Take a line or more for the step; what is waited for is written at once."""
+        match event:
+            case events.Opened(name, site, host, mode, run):
+                self._print(f"{name}: site {site}, host {host}, mode {mode}, run {run}")
+            case events.Started(title):
+                self._title, self._script, self._lines = title, "", []
+            case events.Script(text):
+                self._script = text
+            case events.Differs(label, difference):
+                self._add(f"{label}: {difference.summary}" if label else difference.summary)
+                self._add(difference.diff)
+                if difference.rows:
+                    self._add_table(pd.DataFrame(list(difference.rows)))
+            case events.Progress(Asked() as what):
+                self._print(f"waiting for you: {what}")
+            case events.Progress(Waiting() as what):
+                self._print(what)
+            case events.Table(frame):
+                self._add_table(frame)
+            case events.Picture(png):
+                self._add(f"(a picture of {len(png)} bytes)")
+            case events.Finished(status, seconds, message):
+                if status == WOULD_CHANGE and self._script:
+                    self._add(f"would run:\n{self._script}")
+                self._add(message)
+                step = f"{status:12} {self._title}  {duration(seconds)}"
+                print(step, *self._lines, sep="\n", file=self._out)
 
-    def script(self, text: str, where: str) -> None:
-        """The commands, as a person would type them."""
-        self._script = text
+    def _print(self, line: str) -> None:
+        print(clean(line), file=self._out, flush=True)
 
-    def progress(self, what: str, done: float | None) -> None:
-        """What is waited for, at once; the rest is over when the step is written."""
-        if isinstance(what, Asked | Waiting):
-            you = "waiting for you: " if isinstance(what, Asked) else ""
-            print(clean(f"{you}{what}"), file=self._out, flush=True)
-
-    def output(self, stream: str, text: str, phase: Phase) -> None:
-        """Nothing: the run folder has the whole output."""
-
-    def table(self, frame: pd.DataFrame) -> None:
-        """The table in columns, a word where it has no rows."""
+    def _add_table(self, frame: pd.DataFrame) -> None:
         self._add("nothing to show" if frame.empty else frame.to_string(index=False))
 
-    def picture(self, png: bytes) -> None:
-        """A word that there is one."""
-        self._add(f"(a picture of {len(png)} bytes)")
-
-    def finished(self, status: str, seconds: float, message: str = "") -> None:
-        """Write the step."""
-        if self._script and status == WOULD_CHANGE:
-            self._add(f"would run:\n{self._script}")
-        if message:
-            self._add(message)
-        print(
-            f"{status:12} {self._title}  {duration(seconds)}",
-            *self._lines,
-            sep="\n",
-            file=self._out,
-        )
-
     def _add(self, text: str) -> None:
-        with self._lock:
-            self._lines.extend(f"    {line}" for line in clean(text).rstrip("\n").splitlines())
+        self._lines += [f"    {line}" for line in clean(text).rstrip("\n").splitlines()]

@@ -7,12 +7,13 @@ import os
 import re
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
+from xenlab.chapter.events import Output, Phase, Sink
 from xenlab.command import Command
 from xenlab.errors import BadInput, OutsideStep
 from xenlab.masking import LEAST, MaskedStream, Secret, mask, mask_bytes
@@ -164,17 +165,11 @@ def _lines(identity: str) -> Iterator[str]:
 
 # The commands of a chapter's hosts: each belongs to the step under way, and is recorded there.
 
-Phase = Literal["look", "change", "verify"]
-"""What a command is for: to see how the machine is, to change it, to see that the change holds."""
-
 CHANGE: Final = "change"
 """Stands in the mark of a command that is for a change: such a one is not left at work."""
 
 INLINE_BYTES = 4096
 """Output up to this size stands in the journal's record itself, more in a file of its own."""
-
-Shown = Callable[[str, str, Phase], None]
-"""Called with "command", "stdout" or "stderr", masked text, and what the command is for."""
 
 
 class Keeper(Protocol):
@@ -190,13 +185,11 @@ class Keeper(Protocol):
 class CommandLog:
     """The commands of one step, in the order in which they were started; threads may share it."""
 
-    def __init__(
-        self, host: str, secrets: tuple[Secret, ...], keeper: Keeper, shown: Shown
-    ) -> None:
+    def __init__(self, host: str, secrets: tuple[Secret, ...], keeper: Keeper, sink: Sink) -> None:
         self.secrets = secrets
         self._host = host
         self._keeper = keeper
-        self._shown = shown
+        self._sink = sink
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
 
@@ -207,13 +200,13 @@ class CommandLog:
         with self._lock:
             self.secrets = tuple(dict.fromkeys((*command.secrets, *self.secrets)))
             secrets = self.secrets
-        entry = _Entry(phase, label, host, mask(str(command), secrets), secrets, self._show)
+        entry = _Entry(phase, label, host, mask(str(command), secrets), secrets, self._sink)
         if input:
             data = mask_bytes(input, secrets)
             path, digest = self._keeper.save_input(data)
             entry.given = {"path": path, "sha256": digest, "bytes": len(data)}
         prefix = f"[{label}] " if label else ""
-        self._show("command", f"{prefix}$ {entry.command.rstrip()}\n", phase)
+        self._sink(Output("command", f"{prefix}$ {entry.command.rstrip()}\n", phase))
         with self._lock:
             self._entries.append(entry)
         return entry
@@ -262,9 +255,6 @@ class CommandLog:
             record["output"] = text
         return record
 
-    def _show(self, stream: str, text: str, phase: Phase) -> None:
-        self._shown(stream, text, phase)
-
 
 @dataclass
 class _Entry:
@@ -275,7 +265,7 @@ class _Entry:
     host: str
     command: str
     secrets: tuple[Secret, ...]
-    shown: Shown
+    sink: Sink
     status: int | None = None
     seconds: float = 0.0
     given: dict[str, Any] = field(default_factory=dict)
@@ -312,7 +302,7 @@ class _Entry:
         self.data += data
         text = decoder.decode(data, final)
         if text:
-            self.shown(stream, text, self.phase)
+            self.sink(Output(stream, text, self.phase))
 
 
 class Recorder:

@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from xenlab.chapter.recorder import CommandLog, Phase, Recorder
+from xenlab.chapter import events
+from xenlab.chapter.recorder import CommandLog, Recorder
 from xenlab.errors import (
     BadInput,
     ConnectionLost,
@@ -27,103 +25,8 @@ from xenlab.masking import mask
 from xenlab.resources.base import Asked, Difference, Made, Resource, Waiting
 from xenlab.resources.blockdevices import Identified, identified
 
-# What a chapter shows its work to: a notebook, a terminal, or nothing.
-
-VIEW = "_xenlab_view"
-"""The variable by which a chapter's cells are told where to show their steps (a `View`)."""
-
-STOP = "_xenlab_stop"
-"""The variable that holds what stops them once it is set (a `threading.Event`)."""
-
-
-RUNBOOK = "_xenlab_runbook"
-"""The variable that holds what a chapter's cells get where no chapter is opened, only written."""
-
-
-class StepView(Protocol):
-    """Where one step appears."""
-
-    def difference(self, label: str, difference: Difference) -> None:
-        """What the step would change; ``label`` tells parts of one step apart."""
-
-    def script(self, text: str, where: str) -> None:
-        """What brings the step's state about, as a person would type it; ``where`` is its host."""
-
-    def progress(self, what: str, done: float | None) -> None:
-        """What is being done now and the fraction (0 to 1) done, None where it is not counted.
-
-        `Asked` words are what the step now waits for a person to do, `Waiting` words what it waits
-        for that comes by itself.
-        """
-
-    def output(self, stream: str, text: str, phase: Phase) -> None:
-        """A command ("command") or what it printed ("stdout", "stderr"), masked, as it arrives.
-
-        ``phase`` says what the command is for: to look, to change, or to verify.
-        """
-
-    def table(self, frame: pd.DataFrame) -> None:
-        """A table of facts."""
-
-    def picture(self, png: bytes) -> None:
-        """A picture."""
-
-    def finished(self, status: str, seconds: float, message: str = "") -> None:
-        """The step's final status, its duration in seconds and what a person should know."""
-
-
-class View(Protocol):
-    """Where a chapter appears."""
-
-    def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
-        """The chapter that was opened, and where."""
-
-    def step_started(self, title: str) -> StepView:
-        """A step begins."""
-
-    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
-        """A step stopped for want of consent; ``give`` takes what a person agreed to lose.
-
-        That is the disk's serial, or each of ``made``, once the person typed the names.
-        """
-
-
-class Silent:
-    """A view that shows nothing, for scripts and tests."""
-
-    def chapter(self, name: str, site: str, host: str, mode: str, run: Path) -> None:
-        """Nothing."""
-
-    def step_started(self, title: str) -> StepView:
-        """A step that shows nothing."""
-        return _SilentStep()
-
-    def consent(self, needed: ConsentNeeded, give: Callable[[str], None]) -> None:
-        """Nobody is there to be asked."""
-
-
-class _SilentStep:
-    def difference(self, label: str, difference: Difference) -> None:
-        pass
-
-    def script(self, text: str, where: str) -> None:
-        pass
-
-    def progress(self, what: str, done: float | None) -> None:
-        pass
-
-    def output(self, stream: str, text: str, phase: Phase) -> None:
-        pass
-
-    def table(self, frame: pd.DataFrame) -> None:
-        pass
-
-    def picture(self, png: bytes) -> None:
-        pass
-
-    def finished(self, status: str, seconds: float, message: str = "") -> None:
-        pass
-
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Consent: nothing is wiped unless it was named, and never while it is in use.
 #
@@ -267,7 +170,7 @@ class Step:
     """
 
     journal: Journal
-    view: StepView
+    sink: events.Sink
     chapter: str
     title: str
     host: str
@@ -284,8 +187,9 @@ class Step:
         self.number = self.title.split()[0]
         self.mark = f"{self.journal.run}/{self.number}/{time.time_ns():x}"
         self._start = time.monotonic()
-        self._log = CommandLog(self.host, self.recorder.secrets, self.journal, self._shown)
+        self._log = CommandLog(self.host, self.recorder.secrets, self.journal, self.sink)
         self._under_way = self.recorder.step(self._log, self.mark)
+        self.sink(events.Started(self.title))
 
     def __enter__(self) -> Step:
         self._under_way.__enter__()
@@ -324,7 +228,7 @@ class Step:
             hint=self._masked(difference.hint),
         )
         self.differences[label] = masked
-        self.view.difference(label, masked)
+        self.sink(events.Differs(label, masked))
 
     def names(self, parts: Mapping[str, Sequence[Resource]], where: str) -> None:
         """Note and show what brings the step's state about, as shell text; ``where`` it runs."""
@@ -333,7 +237,7 @@ class Step:
         lines = [f"# {k}\n{text}" if several else text for k, text in texts.items() if text]
         self.script = self._masked("\n".join(lines))
         if self.script:
-            self.view.script(self.script, where)
+            self.sink(events.Script(self.script, where))
 
     def note(self, message: str) -> None:
         """Add a sentence to what a person should know."""
@@ -348,19 +252,19 @@ class Step:
         text = self._masked(what)
         if isinstance(what, Asked):
             self._record("asked", "running", message=text)
-            self.view.progress(Asked(text), None)
+            self.sink(events.Progress(Asked(text), None))
         elif isinstance(what, Waiting):
             self._record("waiting", "running", message=text)
-            self.view.progress(Waiting(f"{label}: {text}" if label else text), None)
+            self.sink(events.Progress(Waiting(f"{label}: {text}" if label else text), None))
         else:
-            self.view.progress(f"{label}: {text}" if label else text, done)
+            self.sink(events.Progress(f"{label}: {text}" if label else text, done))
 
     def table(self, frame: pd.DataFrame) -> None:
         """Keep and show a table."""
         secrets = self.recorder.secrets
         frame = frame.map(lambda v: mask(v, secrets) if isinstance(v, str) else v)
         self.attach("table", frame.to_csv(index=False).encode(), ".csv")
-        self.view.table(frame)
+        self.sink(events.Table(frame))
 
     def finish(self) -> None:
         """Write the final record; raises DiskFull where not all of it could be kept."""
@@ -369,15 +273,12 @@ class Step:
         try:
             self._finish(round(seconds, 3))
         finally:
-            self.view.finished(self.status, seconds, self.message)
+            self.sink(events.Finished(self.status, seconds, self.message))
 
     def attach(self, name: str, data: bytes, suffix: str) -> None:
         """Keep a table, a picture or a log beside the step's record."""
         path, digest = self.journal.save_output(f"{self.number}-{name}", data, suffix)
         self.attachments.append({"path": path, "sha256": digest})
-
-    def _shown(self, stream: str, text: str, phase: Phase) -> None:
-        self.view.output(stream, text, phase)
 
     def _masked(self, text: str) -> str:
         return mask(text, self.recorder.secrets)

@@ -10,14 +10,14 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS
-from xenlab.chapter.chapter import Chapter
-from xenlab.chapter.step import CHANGED, OK, STOP, VIEW, StepView
+from xenlab.chapter.chapter import SINK, STOP, Chapter
+from xenlab.chapter.notebook import Cards
+from xenlab.chapter.step import CHANGED, OK
 from xenlab.errors import XenlabError
-from xenlab.panel.cards import CardView, Worker
-from xenlab.panel.domains import DomainPanel
+from xenlab.panel.domains import DomainPanel, Worker
 from xenlab.panel.site import ParametersForm, SiteFile
-from xenlab.resources.base import Difference
 from xenlab.runs.execute import StepCell, opening_code, step_cells
 from xenlab.site.schema import Parameters, declared, for_chapter
 
@@ -38,7 +38,7 @@ class ChapterPanel:
         self._file = file
         self._paths = {path.stem: path for path in sorted(notebooks.glob("[0-8]*.ipynb"))}
         self._worker = Worker(self._show_buttons)
-        self._cards = CardView()
+        self._cards = Cards()
         self._name = ""
         self._namespace: dict[str, Any] = {}
         self._steps: list[StepCell] = []
@@ -145,7 +145,7 @@ class ChapterPanel:
         path = self._paths[self._name]
         namespace: dict[str, Any] = {
             **for_chapter(site, declared(path)),
-            VIEW: _Watched(self._cards, self._note),
+            SINK: self._on,
             STOP: self._worker.stop,
         }
         try:
@@ -165,10 +165,15 @@ class ChapterPanel:
             chapter.close()
             self._namespace = {}
 
-    def _note(self, number: str, status: str) -> None:
-        if number in self._states:
-            self._states[number] = status
-            self._show_steps()
+    def _on(self, event: events.Event) -> None:
+        """Pass everything on to the cards, and each step's state to the list."""
+        self._cards.on(event)
+        if isinstance(event, events.Started | events.Finished):
+            card = self._cards.card
+            number = card.title.partition(" ")[0]
+            if number in self._states:
+                self._states[number] = card.status
+                self._show_steps()
 
     def _say(self, text: str) -> None:
         self.message.value = (
@@ -190,42 +195,6 @@ class ChapterPanel:
     def _show_steps(self) -> None:
         rows = "".join(_row(step, self._states[step.number]) for step in self._steps)
         self._list.value = f'<div class="xenlab-steps">{rows}</div>'
-
-
-class _Watched:
-    """Passes everything on to the cards, and each step's states to the list."""
-
-    def __init__(self, cards: CardView, note: Any) -> None:
-        self._cards = cards
-        self._note = note
-        self.chapter = cards.chapter
-        self.consent = cards.consent
-
-    def step_started(self, title: str) -> StepView:
-        """A card whose step is also a line of the list."""
-        number = title.partition(" ")[0]
-        self._note(number, "running")
-        return _WatchedStep(self._cards.step_started(title), lambda s: self._note(number, s))
-
-
-class _WatchedStep:
-    def __init__(self, card: StepView, note: Any) -> None:
-        self._card = card
-        self._note = note
-        self.script = card.script
-        self.progress = card.progress
-        self.output = card.output
-        self.table = card.table
-        self.picture = card.picture
-
-    def difference(self, label: str, difference: Difference) -> None:
-        """Show what the step would change."""
-        self._card.difference(label, difference)
-
-    def finished(self, status: str, seconds: float, message: str = "") -> None:
-        """The final state, on the card and in the list."""
-        self._card.finished(status, seconds, message)
-        self._note(status)
 
 
 def _button(text: str, icon: str, style: str) -> Any:

@@ -1,4 +1,4 @@
-"""The domains as a live table: start, shut down, reboot, destroy, and what a console says."""
+"""The domains as a live table, with buttons and consoles; the thread that a panel works in."""
 
 from __future__ import annotations
 
@@ -11,16 +11,67 @@ import ipywidgets as widgets
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.notebook import Cards
 from xenlab.command import Command
 from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import BadInput, XenlabError
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.masking import Secret, clean, mask
-from xenlab.panel.cards import CardView, Unrecorded, Worker
 from xenlab.panel.site import SiteFile
 from xenlab.resources.base import Resource
 from xenlab.resources.xen import CRASHED, RUNNING, log_path
+
+# One piece of work at a time in a thread of its own, so that buttons are heard meanwhile.
+
+
+class Worker:
+    """Does what it is given in a thread; tells ``changed`` when it begins and when it ends.
+
+    ``stop`` is set to stop what is being done, whatever it does.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.stop = threading.Event()
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being done."""
+        return self._thread is not None
+
+    def start(self, work: Callable[[], None]) -> bool:
+        """Do this now; False, and nothing is done, where something else still is."""
+        with self._lock:
+            if self._thread is not None:
+                return False
+            self.stop.clear()
+            self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+            self._thread.start()
+            self._changed()
+        return True
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for its end; whether it came in time."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+        return not self.busy
+
+    def _run(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            # that it begins is told before that it ends
+            pass
+        try:
+            work()
+        finally:
+            self._thread = None
+            self._changed()
+
+
+# The table of the domains.
 
 CHAPTER = "91_panel"
 LOOK_SECONDS = 3.0
@@ -42,7 +93,7 @@ class DomainPanel:
         self._file = file
         self._worker = Worker(self._show_buttons)
         self._follower = Worker(self._follow_on)
-        self._cards = CardView(most=6)
+        self._cards = Cards(most=6)
         self._book: Chapter | None = None
         self._number = 0
         self._running: dict[str, Mapping[Any, Any]] = {}
@@ -175,7 +226,7 @@ class DomainPanel:
                 raise KeyboardInterrupt
             journal = Journal(new_run_folder(runs_folder(), site.site))
             stop = self._worker.stop
-            self._book = Chapter(CHAPTER, site, journal, self._cards, stop=stop)
+            self._book = Chapter(CHAPTER, site, journal, self._cards.on, stop=stop)
         return self._book
 
     def _holds(self, chapter: Chapter) -> bool:
@@ -294,6 +345,34 @@ def _facts(name: str, facts: Mapping[Any, Any] | None, text: str = "not running"
 
 def _said(text: str) -> str:
     return f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
+
+
+# Looks at a machine that decide nothing: they are on no record, and can be stopped.
+
+
+class Unrecorded:
+    """Notes nothing of what a host runs, and stops it once ``stop`` is set (host.Watcher)."""
+
+    mark = ""
+    looks = True
+
+    def __init__(self, stop: threading.Event, secrets: tuple[Secret, ...]) -> None:
+        self.stop = stop
+        self.secrets = secrets
+
+    def started(self, host: str, command: Command, input: bytes) -> Unnoted:
+        """A command is about to run."""
+        return Unnoted()
+
+
+class Unnoted:
+    """One command of which nothing is noted (host.Call)."""
+
+    def output(self, stream: str, piece: bytes) -> None:
+        """Nothing."""
+
+    def ended(self, status: int | None, seconds: float) -> None:
+        """Nothing."""
 
 
 def console_end(host: Host, name: str, secrets: tuple[Secret, ...]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from xenlab import durable
+from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
 from xenlab.durable import kept_file, locked_folder, runs_folder
 from xenlab.errors import BadInput, JournalDamaged
@@ -116,40 +117,38 @@ def _console(path: Path) -> tuple[str, bool]:
 
 
 def _card(folder: Path, step: StepState) -> Card:
+    """A step's card, from what its record says that happened."""
     record = step.record
-    card = Card(step.title, step.status, step.seconds, step.message)
+    card = Card(step.title, kept=f"{folder.name}/output")
+    card.take(events.Script(str(record.get("script", "")), str(record.get("host", ""))))
     for label, difference in (record.get("difference") or {}).items():
-        card.differences.append((label, _difference(difference)))
-    card.script, card.where = str(record.get("script", "")), str(record.get("host", ""))
+        card.take(events.Differs(label, _difference(difference)))
     for attachment in record.get("attachments") or ():
-        _attach(card, kept_file(folder, str(attachment["path"])))
-    card.kept = f"{folder.name}/output"
+        if (event := _attached(kept_file(folder, str(attachment["path"])))) is not None:
+            card.take(event)
     for command in record.get("commands") or ():
-        _add(card, command, output_of(folder, command))
+        phase, printed = command["phase"], output_of(folder, command)
+        label = f"[{command['label']}] " if "label" in command else ""
+        line = f"{label}$ {str(command['command']).rstrip()}\n"
+        card.take(events.Output("command", line, phase))
+        if printed and not printed.endswith("\n"):
+            printed += "\n"
+        card.take(events.Output("stdout", printed, phase))
+    card.take(events.Finished(step.status, step.seconds, step.message))
     return card
 
 
-def _add(card: Card, command: Mapping[str, Any], printed: str) -> None:
-    label = f"[{command['label']}] " if "label" in command else ""
-    line = f"{label}$ {str(command['command']).rstrip()}\n"
-    if printed and not printed.endswith("\n"):
-        printed += "\n"
-    if command["phase"] == "change":
-        card.add_output(line + printed)
-    else:
-        card.add_look("command", line)
-        card.add_look("stdout", printed)
-
-
-def _attach(card: Card, path: Path) -> None:
+def _attached(path: Path) -> events.Event | None:
     if not path.exists():
-        return
+        return None
     if path.suffix == ".png":
-        card.add_picture(path.read_bytes())
-    elif path.suffix == ".csv" and path.stat().st_size:
-        card.add_table(pd.read_csv(path, dtype=str, keep_default_na=False))
-    elif path.stat().st_size <= SHOWN_BYTES:
-        card.add_output(path.read_bytes().decode("utf-8", "replace"))
+        return events.Picture(path.read_bytes())
+    if path.suffix == ".csv" and path.stat().st_size:
+        return events.Table(pd.read_csv(path, dtype=str, keep_default_na=False))
+    if path.stat().st_size <= SHOWN_BYTES:
+        text = path.read_bytes().decode("utf-8", "replace")
+        return events.Output("stdout", text, "change")
+    return None
 
 
 def _difference(record: Mapping[str, Any]) -> Difference:

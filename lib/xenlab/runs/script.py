@@ -10,8 +10,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from xenlab.chapter.chapter import Wanted, made
-from xenlab.chapter.step import RUNBOOK
+from xenlab.chapter.chapter import RUNBOOK, Wanted, made
 from xenlab.command import CONTROLLER, MACHINE, Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host, Transport
