@@ -140,7 +140,7 @@ def test_it_is_kept_for_the_next_chapter_of_the_run_for_a_while(of_run: Take) ->
     following.release()
     assert free(other)
     other.release()
-    short = of_run("one", kept=2)
+    short = of_run("one", next_seconds=2)
     short.take()
     short.release(for_next=True)
     assert not free(other)

@@ -15,7 +15,7 @@ from tests.ssh.small import Site
 
 from xenlab.chapter.chapter import open_chapter
 from xenlab.chapter.recorder import discover_secrets
-from xenlab.cli.lab import keep_console
+from xenlab.cli.lab import copy_console
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.masking import Secret
@@ -110,7 +110,7 @@ def test_declared_secrets_are_nowhere_in_what_a_console_said(
     log = Lab(place.lab).status().console_log
     log.parent.mkdir(parents=True)
     log.write_text(f"login: {PASSWORD}\r\n")
-    keep_console(place, tmp_path)
+    copy_console(place, tmp_path)
     assert (tmp_path / "console" / "dom0.log").read_bytes() == f"login: {FOUND}\r\n".encode()
     transport = Namespace()
     try:

@@ -99,7 +99,7 @@ def test_a_chapter_as_text_is_plain() -> None:
 
 
 def test_a_card_is_plain_in_every_part() -> None:
-    card = Card("01.1 Look", message=EVIL, doing=EVIL, asked=EVIL, note=EVIL, kept=EVIL)
+    card = Card("01.1 Look", message=EVIL, doing=EVIL, asked=EVIL, note=EVIL, folder=EVIL)
     card.take(events.Differs(EVIL, Difference(EVIL, diff=EVIL, rows=({"now": EVIL},))))
     card.take(events.Output("stdout", EVIL, "change"))
     card.take(events.Table(pd.DataFrame({EVIL: [EVIL]})))

@@ -37,7 +37,7 @@ def make_run(folder: Path) -> Path:
     (folder / "04_grub.ipynb").write_text('{"cells": []}')
     (folder / "console").mkdir()
     (folder / "console" / "dom0.log").write_text("login:")
-    audit.keep_files(folder)
+    audit.record_files(folder)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_a_run_as_it_was_recorded(run: Path) -> None:
 
 def test_what_is_kept_is_recorded_once(run: Path) -> None:
     before = Journal(run).head()
-    audit.keep_files(run)
+    audit.record_files(run)
     assert Journal(run).head() == before
 
 
@@ -112,7 +112,7 @@ def test_only_the_run_s_own_files_go_without_a_record(run: Path, name: str) -> N
 def test_nobody_vouches_for_what_a_link_leads_to(run: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("PRIVATE KEY")
     (run / "output" / "link").symlink_to(tmp_path / "secret")
-    audit.keep_files(run)
+    audit.record_files(run)
     assert audit.inspect(run).problems == ("output/link: no record names it",)
 
 

@@ -233,7 +233,7 @@ def test_a_lab_that_is_started_without_a_file_needs_no_other_site_s_values(
     site, known = cli_lab._site_of_lab(None)
     assert (site.lab, known) == ("lab", False)
     assert site.stage == f"{tmp_path}/cache/stage/stage.tar.zst"
-    assert "15_shared_usr" in cli_lab._whole(site, "lab").parts
+    assert "15_shared_usr" in cli_lab._estimate(site, "lab").parts
 
 
 def test_what_is_left_here_is_listed_with_what_removes_it(

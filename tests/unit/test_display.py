@@ -105,7 +105,7 @@ def test_a_page_uses_only_what_jupyterlab_keeps_of_an_untrusted_notebook() -> No
 
 
 def test_long_output_is_cut_and_says_where_the_whole_is() -> None:
-    card = Card("04.2 Build", status="changed", seconds=1, kept="runs/x/output")
+    card = Card("04.2 Build", status="changed", seconds=1, folder="runs/x/output")
     for number in range(200_000):
         card.take(printed(f"line {number}\n"))
     text = card.html()
@@ -115,7 +115,7 @@ def test_long_output_is_cut_and_says_where_the_whole_is() -> None:
 
 
 def test_short_output_stands_whole() -> None:
-    card = Card("04.2 Build", status="changed", seconds=1, kept="runs/x/output")
+    card = Card("04.2 Build", status="changed", seconds=1, folder="runs/x/output")
     card.take(printed("one\ntwo\n"))
     assert "output, 2 lines" in card.html() and "runs/x/output" not in card.html()
 

@@ -72,7 +72,7 @@ def writes(folder: Path) -> list[Callable[[], object]]:
         lambda: runs.begin(folder),
         *chapter("04_x", "04.1", "04.2"),
         *chapter("05_x", "05.1"),
-        lambda: audit.keep_files(folder),
+        lambda: audit.record_files(folder),
         lambda: journal.append(phase="end", status=0),
     ]
 
@@ -141,7 +141,7 @@ def test_a_run_goes_on_after_a_power_cut(data: st.DataObject) -> None:
     with TemporaryDirectory() as place:
         folder = lay_out(Path(place), files)
         runs.begin(folder)
-        audit.keep_files(folder)
+        audit.record_files(folder)
         Journal(folder).append(phase="end", status=0)
         found = audit.inspect(folder)
     assert (found.problems, found.cut) == ((), ())

@@ -85,7 +85,7 @@ def test_a_file_beside_the_run_s_own_is_a_finding(run: Path, name: str) -> None:
 
 def test_what_is_no_file_is_a_finding_too(run: Path) -> None:
     os.mkfifo(run / "output" / "pipe")
-    audit.keep_files(run)
+    audit.record_files(run)
     assert audit.inspect(run).problems == ("output/pipe: no record names it",)
 
 
@@ -121,7 +121,7 @@ def test_a_report_that_is_gone_or_forged_is_made_anew(run: Path) -> None:
 
 
 def test_a_run_that_goes_on_gets_another_report_and_another_log(run: Path) -> None:
-    audit.keep_files(run)
+    audit.record_files(run)
     runs.begin(run)
     chapter(Journal(run), "the second time")
     assert free_place(run, "kernels", ".log").name == "kernels.2.log"
@@ -163,7 +163,7 @@ def test_a_power_cut_before_the_report_takes_its_place_is_no_change(
         (folder / "report.html").write_text("all went well")
         assert audit.inspect(folder).problems != ()
         (folder / "report.html").write_bytes(kept)
-    audit.keep_files(folder)
+    audit.record_files(folder)
     closed(folder)
     found = audit.inspect(folder)
     assert (found.problems, found.cut) == ((), ())

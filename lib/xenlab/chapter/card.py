@@ -54,7 +54,7 @@ RAN = {
 class Card:
     """What is to be seen of one step; `html` draws it.
 
-    ``kept`` names where the whole output is kept, for a page that shows only a part of it.
+    ``folder`` has the whole output, where a page shows only a part of it.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Card:
     seconds: float | None = None
     message: str = ""
     note: str = ""
-    kept: str = ""
+    folder: str = ""
     doing: str = ""
     done: float | None = None
     asked: str = ""
@@ -141,7 +141,7 @@ class Card:
 
     def html(self) -> str:
         """HTML with inline styles and no script, every value escaped."""
-        text, cut = shown(self.output)
+        text, cut = last_part(self.output)
         return _template().render(
             card=self,
             text=text,
@@ -164,7 +164,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def shown(text: str) -> tuple[str, bool]:
+def last_part(text: str) -> tuple[str, bool]:
     """The part of an output that stands in a page, at most `SHOWN_BYTES`; whether it was cut."""
     data = text.encode()
     if len(data) <= SHOWN_BYTES:
@@ -231,7 +231,7 @@ class Painter:
     def __init__(self, place: Callable[[Card], Paint]) -> None:
         self.card = Card("")
         self._place = place
-        self._kept = ""
+        self._folder = ""
         self._paint: Paint = lambda: None
         self._painted = 0.0
         self._later: threading.Timer | None = None
@@ -242,9 +242,9 @@ class Painter:
         with self._lock:
             match event:
                 case events.Opened():
-                    self._kept = f"{event.place}/output"
+                    self._folder = f"{event.place}/output"
                 case events.Started(title):
-                    self.card = Card(title, kept=self._kept)
+                    self.card = Card(title, folder=self._folder)
                     self._paint = self._place(self.card)
                     self._painted = time.monotonic()
                 case _:

@@ -386,7 +386,7 @@ class Chapter(PlatformAnswers):
 
     def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
         """Whether a difference may stay, and nobody agreed to lose what is there; it is said."""
-        if not difference.stays or not self._consents.without(looked(resource.destroys, host)):
+        if not difference.stays or not self._consents.missing(looked(resource.destroys, host)):
             return False
         step.note(difference.stays)
         return True

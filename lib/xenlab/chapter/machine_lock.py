@@ -155,7 +155,7 @@ HOLD = (
     UPTIME
     + STRAYS
     + """
-run=$1 words=$2 silence=$3 kept=$4 busy=$5 change=$6
+run=$1 words=$2 silence=$3 next=$4 busy=$5 change=$6
 folder=${XENLAB_NOTES:-/run/xenlab}/working
 # who can open a file can lock it
 umask 077
@@ -201,7 +201,7 @@ printf 'taken%s\\n' "$strays"
 while word=$(timeout "$silence" head -c 1 9>&-) && [ "$word" = . ]; do :; done
 if [ "$word" = n ]; then
     uptime_seconds
-    printf '%s\\n%s\\n%s\\n' "$run" "$((now + kept))" "$words" > "$mine"
+    printf '%s\\n%s\\n%s\\n' "$run" "$((now + next))" "$words" > "$mine"
 else
     rm -f -- "$mine"
 fi
@@ -233,12 +233,12 @@ class MachineLock:
         hold: Hold = Hold.STEP,
         *,
         silence: int = SILENCE_SECONDS,
-        kept: int = NEXT_SECONDS,
+        next_seconds: int = NEXT_SECONDS,
         busy: int = BUSY_SECONDS,
     ) -> None:
         self._ssh = ssh
         self.hold = hold
-        self._seconds = (silence, kept, busy)
+        self._seconds = (silence, next_seconds, busy)
         self._run = f"{platform.node()}:{run.absolute()}"
         self._who = f"{run.name} of {getpass.getuser()}@{platform.node()} ({run.absolute()})"
         self._held: Conversation | None = None

@@ -11,12 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from xenlab.chapter.events import Output, Phase, Sink
 from xenlab.command import Command
 from xenlab.errors import BadInput, OutsideStep
+from xenlab.journal import Journal
 from xenlab.masking import LEAST, MaskedStream, Secret, mask, mask_bytes
+
+if TYPE_CHECKING:
+    from xenlab.site.schema import SecretReference
 
 # What must never be recorded: the secrets that xenlab can know of, or was told of by reference.
 
@@ -41,16 +45,9 @@ _CREDENTIALS = re.compile(r'://[^\s/:@"<>]*:([^\s/"<>]+)@')
 _BARE_PROXY = re.compile(r"[^\s/:@]*:([^\s/]+)@")
 
 
-class Reference(Protocol):
-    """Where a secret is found: a variable of the environment, or a file (`~` is the home)."""
-
-    env: str
-    file: str
-
-
 def discover_secrets(
     identity: str,
-    references: Iterable[Reference] = (),
+    references: Iterable[SecretReference] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> tuple[Secret, ...]:
     """The secrets of this environment, of a private key's file, and those that are referred to.
@@ -71,7 +68,7 @@ def discover_secrets(
 
 
 def declared_secrets(
-    references: Iterable[Reference], environment: Mapping[str, str] = os.environ
+    references: Iterable[SecretReference], environment: Mapping[str, str] = os.environ
 ) -> tuple[Secret, ...]:
     """The secrets that are referred to, a file's line by line if it has several.
 
@@ -172,23 +169,15 @@ INLINE_BYTES = 4096
 """Output up to this size stands in the journal's record itself, more in a file of its own."""
 
 
-class Keeper(Protocol):
-    """Where what is too large for a record is kept (`xenlab.journal.Journal`)."""
-
-    def save_output(self, name: str, data: bytes, suffix: str = ".txt") -> tuple[str, str]:
-        """Keep an output in a file; its path in the run folder and its SHA-256."""
-
-    def save_input(self, data: bytes) -> tuple[str, str]:
-        """Keep what a command was given; its path in the run folder and its SHA-256."""
-
-
 class CommandLog:
     """The commands of one step, in the order in which they were started; threads may share it."""
 
-    def __init__(self, host: str, secrets: tuple[Secret, ...], keeper: Keeper, sink: Sink) -> None:
+    def __init__(
+        self, host: str, secrets: tuple[Secret, ...], journal: Journal, sink: Sink
+    ) -> None:
         self.secrets = secrets
         self._host = host
-        self._keeper = keeper
+        self._journal = journal
         self._sink = sink
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
@@ -203,7 +192,7 @@ class CommandLog:
         entry = _Entry(phase, label, host, mask(str(command), secrets), secrets, self._sink)
         if input:
             data = mask_bytes(input, secrets)
-            path, digest = self._keeper.save_input(data)
+            path, digest = self._journal.save_input(data)
             entry.given = {"path": path, "sha256": digest, "bytes": len(data)}
         prefix = f"[{label}] " if label else ""
         self._sink(Output("command", f"{prefix}$ {entry.command.rstrip()}\n", phase))
@@ -249,7 +238,7 @@ class CommandLog:
         data = bytes(entry.data)
         text = _inline(data) if name else data[-INLINE_BYTES:].decode("utf-8", "replace")
         if text is None:
-            path, digest = self._keeper.save_output(name, data)
+            path, digest = self._journal.save_output(name, data)
             record["output"] = {"path": path, "sha256": digest, "bytes": len(data)}
         elif text:
             record["output"] = text

@@ -46,7 +46,7 @@ class Consents:
     disks: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
 
-    def without(self, things: Iterable[Made]) -> tuple[Made, ...]:
+    def missing(self, things: Iterable[Made]) -> tuple[Made, ...]:
         """Those of what xenlab made that nobody has agreed to lose."""
         return tuple(t for t in things if t.name not in self.made and str(t) not in self.made)
 
@@ -68,7 +68,7 @@ def require_consents(
         for r in resources
         if r.wipes()
     }
-    needed = {device: consents.without(each.lost) for device, each in agreed.items()}
+    needed = {device: consents.missing(each.lost) for device, each in agreed.items()}
     refused = refusal_by_name(needed)
     if refused is not None:
         raise refused

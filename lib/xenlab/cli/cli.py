@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ from xenlab.cli.terminal import (
     Commands,
     Terminal,
     print_json,
+    say,
     site_file,
     turn_colour_off,
     without_colour,
@@ -248,7 +250,7 @@ def script(
     if output.exists():
         raise BadInput(f"{output} is there already", hint="name another folder")
     plan = execute.prepare(
-        notebooks or kept_notebooks(), chapters or [], site_file(file), mode="plan"
+        notebooks or notebooks_folder(), chapters or [], site_file(file), mode="plan"
     )
 
     from xenlab.chapters.kernel import release_by_hand
@@ -258,7 +260,7 @@ def script(
 
     known = {RELEASE: release_by_hand(plan.site), GENERATION: generation_by_hand(plan.site)}
     for path in script.write(plan, output, known):
-        Terminal(soft_wrap=True, highlight=False).print(Text(str(path)))
+        say(str(path))
 
 
 @app.command()
@@ -271,10 +273,9 @@ def uninstall(
         raise BadInput(
             "cannot remove it all: because some is yours", hint="xenlab uninstall --list"
         )
-    console = Terminal(soft_wrap=True, highlight=False)
-    console.print(Text(f"{'what':36}  {'size':>11}  removed by", style="dim"))
+    say(f"{'what':36}  {'size':>11}  removed by", "dim")
     for what, size, command in cli_lab.left_here(cli_runs.runs_folder(runs)):
-        console.print(Text(f"{what:36}  {size:>11}  {command}"))
+        say(f"{what:36}  {size:>11}  {command}")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -288,8 +289,7 @@ def main(words: list[str] | None = None) -> None:
     except XenlabError as error:
         if "--debug" in own:
             raise
-        console = Terminal(stderr=True, soft_wrap=True)
-        console.print(Text(str(error), style="bold red" if console.is_terminal else ""))
+        say(str(error), "bold red", stderr=True)
         sys.exit(2 if isinstance(error, BadInput) else 1)
 
 
@@ -302,7 +302,7 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
 
     person = Terminal(stderr=request.as_json)
     console = Terminal(quiet=True, force_terminal=False) if request.quiet else person
-    chapter_folder = request.notebooks or kept_notebooks()
+    chapter_folder = request.notebooks or notebooks_folder()
     if request.resume:
         folder = cli_runs.find(request.resume, request.runs)
         plan = execute.prepare_resume(chapter_folder, folder, request.file)
@@ -321,9 +321,11 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
     plan = execute.allowing(plan, request.destroy)
     # before the run, whose chapters reach the guests by their names
     reach = cli_lab.introduce_guests(plan.site)
-    shown = execute.Shown(console, person, commands=request.verbose)
-    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), shown)
-    closed = execute.close(outcome, lambda: cli_lab.keep_console(plan.site, outcome.folder))
+    from xenlab.runs.progress import Follower
+
+    follow = partial(Follower, console, person=person, commands=request.verbose)
+    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
+    closed = execute.close(outcome, lambda: cli_lab.copy_console(plan.site, outcome.folder))
     return closed, reach
 
 
@@ -344,17 +346,15 @@ def _show(
     if outcome.status:
         problem = outcome.problem or "not all chapters are done"
         again = f"{PROGRAM} run --resume {outcome.folder.name}"
-        complaint = Terminal(stderr=True, soft_wrap=True)
-        style = "bold red" if complaint.is_terminal else ""
-        complaint.print(Text(f"\n{problem}", style=style))
-        complaint.print(Text(f"take it up again: {again}"))
+        say(f"\n{problem}", "bold red", stderr=True)
+        say(f"take it up again: {again}", stderr=True)
         raise typer.Exit(outcome.status)
     if request.as_json:
         return
     if drift is not None:
         _print_drift(drift)
     for line in () if request.quiet else reach:
-        Terminal().print(Text(line), soft_wrap=True)
+        say(line)
 
 
 def _print_document(outcome: Outcome, drift: Sequence[StepState] | None) -> None:
@@ -370,23 +370,21 @@ def _print_outcome(request: Request, outcome: Outcome) -> None:
     # what draws a table takes a second to import, which a refusal need not wait for
     from xenlab.runs.progress import summary, totals
 
-    console = Terminal(soft_wrap=True)
     if request.quiet:
-        console.print(Text("; ".join(part for part in totals(outcome.chapters) if part)))
+        say("; ".join(part for part in totals(outcome.chapters) if part))
         return
-    console.print()
+    say("")
     Terminal().print(summary(outcome.chapters))
-    console.print(Text(f"\nrun folder: {outcome.folder}"))
+    say(f"\nrun folder: {outcome.folder}")
     if outcome.report is not None:
-        console.print(Text(f"report:     {outcome.report}"))
+        say(f"report:     {outcome.report}")
 
 
 def _print_drift(drift: Sequence[StepState]) -> None:
-    console = Terminal(soft_wrap=True, highlight=False)
     if not drift:
-        console.print(Text("\nno drift"))
+        say("\nno drift")
         return
-    console.print(Text(f"\ndrift in {len(drift)} step{'s' * (len(drift) > 1)}:"))
+    say(f"\ndrift in {len(drift)} step{'s' * (len(drift) > 1)}:")
     for step in drift:
         found = (step.record.get("difference") or {}).items()
         # several states without names are counted: only a name says whose the difference is
@@ -394,10 +392,10 @@ def _print_drift(drift: Sequence[StepState]) -> None:
             (f"{label}: " if label.strip("0123456789") else "") + difference["summary"]
             for label, difference in found
         )
-        console.print(Text(f"  {step.title}: {'; '.join(said)}"))
+        say(f"  {step.title}: {'; '.join(said)}")
 
 
-def kept_notebooks() -> Path:
+def notebooks_folder() -> Path:
     """The folder ``notebooks`` here or in a folder above; raises BadInput."""
     here = Path.cwd()
     for folder in (here, *here.parents):

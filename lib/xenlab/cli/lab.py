@@ -20,7 +20,7 @@ from typer.core import TyperCommand
 
 from xenlab import durable
 from xenlab.cli.runs import Json
-from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_json, site_file
+from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_json, site_file, table
 from xenlab.command import Command
 from xenlab.durable import free_place, kept_folder
 from xenlab.errors import BadInput, XenlabError
@@ -28,7 +28,7 @@ from xenlab.masking import mask_bytes
 
 if TYPE_CHECKING:
     from xenlab.resources.base import Report
-    from xenlab.runs.expected import Whole
+    from xenlab.runs.expected import Estimate
     from xenlab.site.schema import Parameters
     from xenlab_lab.lab import Lab, Network, Status
 
@@ -101,7 +101,7 @@ def up(
     from xenlab_lab.stage import maker
 
     guests = _addresses(site) if known else {}
-    with _reporting(_whole(site, name or site.lab)) as report:
+    with _reporting(_estimate(site, name or site.lab)) as report:
         lab = _lab(name or site.lab, report)
         network: Network | None = None
         if open_network is not None:
@@ -154,12 +154,10 @@ def list_labs(as_json: Json = False) -> None:
     if as_json:
         print_json(labs)
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("lab", "state", "disk"):
-        table.add_column(column)
+    listed = table("lab", "state", "disk")
     for lab in labs:
-        table.add_row(lab["name"], lab["state"], mib(lab["disk_bytes"]))
-    Terminal().print(table if labs else Text("there is no lab yet"))
+        listed.add_row(lab["name"], lab["state"], mib(lab["disk_bytes"]))
+    Terminal().print(listed if labs else "there is no lab yet")
 
 
 @app.command()
@@ -277,7 +275,7 @@ def introduce_guests(site: Parameters) -> list[str]:
     ]
 
 
-def keep_console(site: Parameters, folder: Path) -> None:
+def copy_console(site: Parameters, folder: Path) -> None:
     """Copy the serial log of the site's lab, masked, into a run's folder, beside an earlier copy.
 
     Raises DiskFull, BadInput where a declared secret cannot be read any more.
@@ -411,7 +409,7 @@ def _print_facts(facts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _reporting(whole: Whole | None = None) -> Iterator[Report]:
+def _reporting(estimate: Estimate | None = None) -> Iterator[Report]:
     """A region that shows what goes on, on a terminal; elsewhere a line for each thing."""
     from xenlab.chapter.card import duration
     from xenlab.runs.progress import Live
@@ -434,18 +432,18 @@ def _reporting(whole: Whole | None = None) -> Iterator[Report]:
         total = None if done is None else 1.0
         live.update(now=f"[dim]{escape(detail.rstrip(')')[:60])}", completed=done, total=total)
 
-    with Live(console, whole) as live:
+    with Live(console, estimate) as live:
         yield report
         end()
 
 
-def _whole(site: Parameters, name: str) -> Whole:
+def _estimate(site: Parameters, name: str) -> Estimate:
     """What starting the lab takes, and then its chapters, where `make lab` goes on with them."""
     from xenlab import cache
     from xenlab.runs import expected
     from xenlab.runs.expected import BEGAN
 
     now = _lab(name).status()
-    parts = [] if now.running else cache.phases_of_start(now.boot, site.stage)
+    phases = [] if now.running else cache.phases_of_start(now.boot, site.stage)
     notebooks = sorted(Path("notebooks").glob("[0-8]*.ipynb")) if BEGAN in os.environ else []
-    return expected.of_lab(site, parts, [path.stem for path in notebooks], Path("runs"))
+    return expected.estimate(site, [path.stem for path in notebooks], Path("runs"), phases)

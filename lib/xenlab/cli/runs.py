@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from xenlab import durable
 from xenlab.chapter.card import duration
-from xenlab.cli.terminal import Commands, Terminal, print_json
+from xenlab.cli.terminal import Commands, Terminal, print_json, say, table
 from xenlab.errors import BadInput
 
 if TYPE_CHECKING:
@@ -44,13 +43,14 @@ def list_runs(runs: Runs = None, as_json: Json = False) -> None:
     if as_json:
         print_json(_records(found))
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("run", "mode", "chapters", "state", "time"):
-        table.add_column(name)
+    if found.empty:
+        say(f"no run in {runs_folder(runs)} yet")
+        return
+    listed = table("run", "mode", "chapters", "state", "time")
     for run in found.to_dict("records"):
         done = f"{run['done']}/{run['chapters']}"
-        table.add_row(run["run"], run["mode"], done, run["state"], duration(run["seconds"]))
-    Terminal().print(Text(f"no run in {runs_folder(runs)} yet") if found.empty else table)
+        listed.add_row(run["run"], run["mode"], done, run["state"], duration(run["seconds"]))
+    Terminal().print(listed)
 
 
 @app.command()
@@ -69,7 +69,6 @@ def show(
 
     folder = find(run, runs)
     states = folders.states(folder)
-    console = Terminal()
     if step:
         found = [each for state in states for each in state.steps if each.number == step]
         if not found:
@@ -80,16 +79,16 @@ def show(
         if as_json:
             print_json(step_as_dict(found[-1]) | {"commands": found[-1].record.get("commands", [])})
         else:
-            console.print(step_record(folder, found[-1]), soft_wrap=True)
+            Terminal().print(step_record(folder, found[-1]), soft_wrap=True)
         return
     if as_json:
         print_json(run_as_dict(folder, states))
         return
-    console.print(summary(states))
+    Terminal().print(summary(states))
     for state in states:
         if state.message:
-            console.print(Text(f"\n{state.name}: {state.message}"), soft_wrap=True)
-    console.print(Text(f"\n{folder}"), soft_wrap=True)
+            say(f"\n{state.name}: {state.message}")
+    say(f"\n{folder}")
 
 
 @app.command()
@@ -104,7 +103,6 @@ def diff(
     from xenlab.runs import report as tables
 
     first, second = find(run, runs), find(other, runs)
-    console = Terminal()
     changes = tables.parameter_changes(first, second)
     pairs = tables.step_pairs(first, second)
     differing = pairs[pairs["first"] != pairs["second"]]
@@ -122,11 +120,11 @@ def diff(
         )
         return
     if not changes.empty:
-        _print_parameters(console, changes, first.name, second.name)
+        _print_parameters(changes, first.name, second.name)
     if not steps.empty:
-        _print_steps(console, steps, first.name, second.name)
+        _print_steps(steps, first.name, second.name)
     times = (duration(pairs[f"{name} seconds"].sum()) for name in ("first", "second"))
-    console.print(
+    say(
         f"{len(changes)} parameters and {len(differing)} of {len(pairs)} steps differ; "
         f"{' and '.join(times)} in steps"
     )
@@ -184,17 +182,16 @@ def verify(
 
     folder = find(run, runs)
     found = inspect(folder, signers)
-    console = Terminal(soft_wrap=True, highlight=False)
     if found.problems:
         for problem in found.problems:
-            console.print(Text(problem, style="bold red" if console.is_terminal else ""))
-        console.print(Text(f"{folder} is not what was recorded"))
+            say(problem, "bold red")
+        say(f"{folder} is not what was recorded")
         raise typer.Exit(1)
     for said in found.cut:
-        console.print(Text(said, style="yellow" if console.is_terminal else ""))
-    console.print(Text(f"{found.records} records and {found.files} files are as recorded"))
-    console.print(Text(f"head: {found.head}"))
-    console.print(Text(f"signed by: {found.signed_by or 'nobody'}"))
+        say(said, "yellow")
+    say(f"{found.records} records and {found.files} files are as recorded")
+    say(f"head: {found.head}")
+    say(f"signed by: {found.signed_by or 'nobody'}")
 
 
 @audit.command("sign")
@@ -214,9 +211,7 @@ def sign(
 
 def runs_folder(given: Path | None) -> Path:
     """The folder of all runs: the one given, else where they are kept."""
-    if given is not None:
-        return given
-    return durable.runs_folder()
+    return given or durable.runs_folder()
 
 
 def find(name: str, runs: Path | None) -> Path:
@@ -266,27 +261,21 @@ def _records(table: pd.DataFrame) -> Any:
     return json.loads(table.to_json(orient="records", date_format="iso", date_unit="s"))
 
 
-def _print_parameters(console: Terminal, changes: pd.DataFrame, first: str, second: str) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("parameter", first, second):
-        table.add_column(name, overflow="fold")
+def _print_parameters(changes: pd.DataFrame, first: str, second: str) -> None:
+    listed = table("parameter", first, second)
     for row in changes.to_dict("records"):
-        table.add_row(*(Text(str(value)) for value in row.values()))
-    console.print(table)
-    console.print()
+        listed.add_row(*(Text(str(value)) for value in row.values()))
+    Terminal().print(listed, "")
 
 
-def _print_steps(console: Terminal, steps: pd.DataFrame, first: str, second: str) -> None:
+def _print_steps(steps: pd.DataFrame, first: str, second: str) -> None:
     from xenlab.runs.progress import styled
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("step", first, second):
-        table.add_column(name, overflow="fold")
+    listed = table("step", first, second)
     for row in steps.to_dict("records"):
         sides = [
             f"{styled(row[name])}  {duration(row[f'{name} seconds'])}" if row[name] else "—"
             for name in ("first", "second")
         ]
-        table.add_row(Text(row["title"]), *sides)
-    console.print(table)
-    console.print()
+        listed.add_row(Text(row["title"]), *sides)
+    Terminal().print(listed, "")

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -68,6 +69,17 @@ class Terminal(Console):
         """The pieces of what is printed, each one's text made plain."""
         for piece in super().render(renderable, options):
             yield piece if piece.control else Segment(clean(piece.text), piece.style)
+
+
+def say(text: str, style: str = "", *, stderr: bool = False) -> None:
+    """Print a text as it is, whose lines are not wrapped; the style is a terminal's alone."""
+    Terminal(stderr=stderr, soft_wrap=True).print(Text(text, style=style))
+
+
+def table(*columns: str) -> Table:
+    """An empty table with these columns, whose long values are folded."""
+    folded = (Column(name, overflow="fold") for name in columns)
+    return Table(*folded, box=None, pad_edge=False, header_style="dim")
 
 
 def print_json(document: object) -> None:

@@ -16,7 +16,7 @@ from xenlab.chapter.chapter import SINK, STOP, Chapter
 from xenlab.chapter.notebook import Cards
 from xenlab.chapter.step import CHANGED, OK
 from xenlab.errors import XenlabError
-from xenlab.panel.domains import DomainPanel, Worker
+from xenlab.panel.domains import DomainPanel, Worker, complaint
 from xenlab.panel.site import ParametersForm, SiteFile
 from xenlab.runs.execute import StepCell, opening_code, step_cells
 from xenlab.site.schema import Parameters, declared, for_chapter
@@ -72,7 +72,7 @@ class ChapterPanel:
     def close(self) -> None:
         """Stop what runs and let go of the machine, without waiting for either."""
         self._worker.stop.set()
-        chapter, self._namespace = self._book(), {}
+        chapter, self._namespace = self._chapter(), {}
         if chapter is not None:
             threading.Thread(target=self._let_go, args=(chapter,), daemon=True).start()
 
@@ -100,7 +100,7 @@ class ChapterPanel:
         self._show_steps()
         self._show_buttons()
 
-    def _book(self) -> Chapter | None:
+    def _chapter(self) -> Chapter | None:
         chapter = self._namespace.get("chapter")
         return chapter if isinstance(chapter, Chapter) else None
 
@@ -128,13 +128,13 @@ class ChapterPanel:
                 raise KeyboardInterrupt
             exec(compile(step.code, f"<{step.number}>", "exec"), self._namespace)
         except XenlabError as error:
-            self._say(str(error))
+            self.message.value = complaint(str(error))
             return False
         except KeyboardInterrupt:
-            self._say(f"{step.number} was stopped")
+            self.message.value = complaint(f"{step.number} was stopped")
             return False
         except Exception as error:
-            self._say(f"{type(error).__name__}: {error}")
+            self.message.value = complaint(f"{type(error).__name__}: {error}")
             raise
         if not self._left():
             self._end()
@@ -160,7 +160,7 @@ class ChapterPanel:
         return namespace
 
     def _end(self) -> None:
-        chapter = self._book()
+        chapter = self._chapter()
         if chapter is not None:
             chapter.close()
             self._namespace = {}
@@ -174,11 +174,6 @@ class ChapterPanel:
             if number in self._states:
                 self._states[number] = card.status
                 self._show_steps()
-
-    def _say(self, text: str) -> None:
-        self.message.value = (
-            f'<pre style="color: {COLOURS["failed"]}; white-space: pre-wrap">{escape(text)}</pre>'
-        )
 
     def _stop(self) -> None:
         self._worker.stop.set()

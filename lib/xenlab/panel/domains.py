@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
+from xenlab.chapter.card import COLOURS
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.notebook import Cards
 from xenlab.command import Command
@@ -71,6 +72,12 @@ class Worker:
             self._changed()
 
 
+def complaint(text: str) -> str:
+    """What went wrong, as HTML."""
+    style = f"color: {COLOURS['failed']}; white-space: pre-wrap"
+    return f'<pre style="{style}">{escape(clean(text))}</pre>'
+
+
 # The table of the domains.
 
 CHAPTER = "91_panel"
@@ -94,7 +101,7 @@ class DomainPanel:
         self._worker = Worker(self._show_buttons)
         self._follower = Worker(self._follow_on)
         self._cards = Cards(most=6)
-        self._book: Chapter | None = None
+        self._chapter: Chapter | None = None
         self._number = 0
         self._running: dict[str, Mapping[Any, Any]] = {}
         self.rows: dict[str, _Row] = {}
@@ -175,13 +182,13 @@ class DomainPanel:
                     self._look(self._opened())
                     self.message.value = ""
                 except XenlabError as error:
-                    error.hide(self._book.recorder.secrets if self._book else ())
-                    self.message.value = _said(str(error))
+                    error.hide(self._chapter.recorder.secrets if self._chapter else ())
+                    self.message.value = complaint(str(error))
                 except KeyboardInterrupt:
                     continue
                 self._follower.stop.wait(LOOK_SECONDS)
         except Exception as error:
-            self.message.value = _said(f"{type(error).__name__}: {error}")
+            self.message.value = complaint(f"{type(error).__name__}: {error}")
             self.watch.value = False
             raise
         finally:
@@ -195,7 +202,7 @@ class DomainPanel:
     def _let_go(self) -> None:
         """Close the chapter once no step has it any more."""
         self._worker.wait()
-        chapter, self._book = self._book, None
+        chapter, self._chapter = self._chapter, None
         self._forget()
         if chapter is not None:
             chapter.close()
@@ -218,16 +225,16 @@ class DomainPanel:
 
     def _opened(self) -> Chapter:
         site = self._file.site
-        if self._book is not None and self._book.site is not site:
+        if self._chapter is not None and self._chapter.site is not site:
             self._let_go()
-        if self._book is None:
+        if self._chapter is None:
             # no step runs without a chapter: its event is free for the opening
             if not self._wanted(self._worker.stop):
                 raise KeyboardInterrupt
             journal = Journal(new_run_folder(runs_folder(), site.site))
             stop = self._worker.stop
-            self._book = Chapter(CHAPTER, site, journal, self._cards.on, stop=stop)
-        return self._book
+            self._chapter = Chapter(CHAPTER, site, journal, self._cards.on, stop=stop)
+        return self._chapter
 
     def _holds(self, chapter: Chapter) -> bool:
         """Whether it is wanted, and for this site."""
@@ -261,14 +268,14 @@ class DomainPanel:
             chapter.ensure(f"91.{self._number} {what.capitalize()} {name}", actions[what](name))
             self._look(chapter)
         except XenlabError as error:
-            self.answer.value = _said(str(error))
+            self.answer.value = complaint(str(error))
         except KeyboardInterrupt:
-            self.answer.value = _said(f"{what} {name} was stopped")
+            self.answer.value = complaint(f"{what} {name} was stopped")
 
     def _ready(self) -> Chapter:
         """The chapter for a step, opened for the site as it is now; raises BadInput."""
         self._file.required()
-        chapter = self._book
+        chapter = self._chapter
         if chapter is None or not self._holds(chapter):
             raise BadInput(
                 "cannot start: because nobody has looked at the domains yet", hint="press Watch"
@@ -341,10 +348,6 @@ def _facts(name: str, facts: Mapping[Any, Any] | None, text: str = "not running"
         f'<span style="white-space: nowrap"><b style="display: inline-block; width: 7em">'
         f"{escape(name)}</b>{escape(text)}</span>"
     )
-
-
-def _said(text: str) -> str:
-    return f'<pre style="white-space: pre-wrap">{escape(clean(text))}</pre>'
 
 
 # Looks at a machine that decide nothing: they are on no record, and can be stopped.

@@ -24,7 +24,7 @@ STATEMENT = "journal.signed"
 
 SIGNATURE = f"{STATEMENT}.sig"
 
-UNKEPT = ("journal.jsonl", HEAD, RESERVE, STATEMENT, SIGNATURE, "run.lock")
+UNNAMED = ("journal.jsonl", HEAD, RESERVE, STATEMENT, SIGNATURE, "run.lock")
 """What no record names: the journal, its signature and the run's lock."""
 
 REPORT = "report.html"
@@ -54,7 +54,7 @@ class Audit:
     cut: tuple[str, ...] = ()
 
 
-def keep_files(folder: Path) -> None:
+def record_files(folder: Path) -> None:
     """Record the digest of each file of a run that no record names yet; each is on disk then.
 
     What an interruption left unfinished is removed. Raises DiskFull.
@@ -76,7 +76,7 @@ def keep_files(folder: Path) -> None:
 
 def end(folder: Path, status: int) -> None:
     """Record a run's files and its end; raises DiskFull where there is no space even for that."""
-    keep_files(folder)
+    record_files(folder)
     Journal(folder).append(phase="end", status=status)
 
 
@@ -173,7 +173,7 @@ def sign(folder: Path, key: Path) -> Path:
             hint="start a new run; a damaged one is not signed",
         )
     with run_lock(folder):
-        keep_files(folder)
+        record_files(folder)
     statement = folder / STATEMENT
     (folder / SIGNATURE).unlink(missing_ok=True)
     durable.replace(statement, _statement(folder, read_chain(folder / "journal.jsonl")).encode())
@@ -245,13 +245,13 @@ def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         commands = record.get("commands") or ()
         given = [c["input"] for c in commands if "input" in c]
         printed = [c["output"] for c in commands if isinstance(c.get("output"), dict)]
-        for kept in (*given, *printed, *(record.get("attachments") or ())):
-            yield str(kept["path"]), str(kept["sha256"])
+        for file in (*given, *printed, *(record.get("attachments") or ())):
+            yield str(file["path"]), str(file["sha256"])
 
 
 def _files(folder: Path) -> list[str]:
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({str(path.relative_to(folder)) for path in found} - {*UNKEPT})
+    return sorted({str(path.relative_to(folder)) for path in found} - {*UNNAMED})
 
 
 def _older(report: Path, digests: Sequence[str]) -> bool:

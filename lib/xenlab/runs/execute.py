@@ -13,22 +13,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from xenlab import durable
 from xenlab.chapter.recorder import declared_secrets
 from xenlab.durable import free_place
 from xenlab.errors import BadInput, DiskFull, JournalDamaged
 from xenlab.host import Host
 from xenlab.journal import RESERVE_BYTES, Journal
+from xenlab.runs import audit, expected
 from xenlab.runs import folder as runs
 from xenlab.runs.folder import DONE, NOT_RUN, UNFINISHED, ChapterState
 from xenlab.site import schema as parameters
 from xenlab.site.schema import Parameters
+from xenlab.transport import local
 from xenlab.transport.local import Local
 
 if TYPE_CHECKING:
     from xenlab.runs.kernels import Kernels
+    from xenlab.runs.progress import Follower
 
 FAILED = 1
 INTERRUPTED = 130
@@ -150,30 +151,16 @@ def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
     return replace(plan, destroy=tuple(destroy))
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Where a run is seen while it goes on: its steps, and what a person must do.
-
-    ``commands`` says whether each step's are shown as well.
-    """
-
-    steps: Console
-    person: Console
-    commands: bool = False
-
-
-def execute_plan(plan: RunPlan, runs_folder: Path, shown: Shown) -> Outcome:
+def execute_plan(plan: RunPlan, runs_folder: Path, follow: Callable[..., Follower]) -> Outcome:
     """Execute the chapters in order into the run's folder; stop at the first that is not done.
 
-    The exit status is 0 only if the journal holds every chapter's end and no step of them that
-    failed; 130 after an interruption, when no process of the run is left.
+    ``follow`` makes what shows the run while it goes on: of its folder, the titles of each
+    chapter's steps, and how long they are expected to take. The exit status is 0 only if the
+    journal holds every chapter's end and no step of them that failed; 130 after an interruption,
+    when no process of the run is left.
     """
     _refuse_without_room(plan, plan.folder or runs_folder)
-    # what executes notebooks takes a second to import: a refusal need not wait for that
-    from xenlab.durable import new_run_folder
-    from xenlab.runs import audit
-
-    folder = plan.folder or new_run_folder(runs_folder.absolute(), plan.site.site)
+    folder = plan.folder or durable.new_run_folder(runs_folder.absolute(), plan.site.site)
     if plan.folder is None:
         runs.create(folder, _record(plan))
     seen = runs.Chapters(folder)
@@ -181,11 +168,11 @@ def execute_plan(plan: RunPlan, runs_folder: Path, shown: Shown) -> Outcome:
     with runs.run_lock(folder) as lock:
         try:
             if plan.folder is not None:
-                audit.keep_files(folder)
+                audit.record_files(folder)
             runs.begin(folder)
             for name in (*plan.consents, *plan.destroy):
                 Journal(folder).append(phase="consent", status="given", message=name)
-            problem = _chapters(plan, folder, lock, shown, seen, begun)
+            problem = _chapters(plan, folder, lock, follow, seen, begun)
             status = FAILED if problem else 0
         except DiskFull as full:
             status, problem = FAILED, str(full)
@@ -204,7 +191,7 @@ def _chapters(
     plan: RunPlan,
     folder: Path,
     lock: int,
-    shown: Shown,
+    follow: Callable[..., Follower],
     seen: runs.Chapters,
     begun: list[str],
 ) -> str:
@@ -212,29 +199,24 @@ def _chapters(
 
     ``begun`` gets the name of each that is started. Raises DiskFull.
     """
-    from xenlab.runs import expected
-    from xenlab.runs.progress import Follower
-    from xenlab.transport import local
-
-    whole = None
+    estimate = None
     if plan.mode == "apply":
-        whole = expected.of_run(plan.site, [path.stem for path in plan.todo], folder.parent)
+        names = [path.stem for path in plan.todo]
+        estimate = expected.estimate(plan.site, names, folder.parent)
     with ExitStack() as stack:
         stack.enter_context(local.ending_cleanly())
         kernels = stack.enter_context(_kernels(plan, folder, lock))
         if plan.todo:
             kernels.prepare()
         steps = {path.stem: [step.title for step in step_cells(path)] for path in plan.todo}
-        follower = stack.enter_context(
-            Follower(
-                shown.steps, folder, steps, whole, person=shown.person, commands=shown.commands
-            )
-        )
+        follower = stack.enter_context(follow(folder, steps, estimate))
         for path in plan.todo:
             durable.require(folder, CHAPTER_BYTES)
             begun.append(path.stem)
             follower.begin(path.stem)
-            problem = _execute(path, plan, folder, kernels)
+            output = free_place(folder, path.stem, ".ipynb")
+            values, last = plan.values[path.stem], path == plan.todo[-1]
+            problem = kernels.execute(path, output, values, last=last)
             state = _judged(seen, path.stem, begun)
             follower.end(state)
             if state.status != DONE:
@@ -242,17 +224,15 @@ def _chapters(
     return ""
 
 
-def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
-    """``keep`` what else belongs into a run's folder, report, and record its files and its end.
+def close(outcome: Outcome, copy_console: Callable[[], None]) -> Outcome:
+    """Complete a run's folder: the console's log, the report, a record of its files and its end.
 
     What the disk has no space for is left out, and the outcome says so.
     """
-    from xenlab.runs import audit, report
+    # what draws tables takes a second to import
+    from xenlab.runs import report
 
-    def end() -> None:
-        audit.end(outcome.folder, outcome.status)
-
-    def write() -> None:
+    def write_report() -> None:
         nonlocal outcome
         outcome = replace(outcome, report=report.write(outcome.folder))
 
@@ -268,10 +248,10 @@ def close(outcome: Outcome, keep: Callable[[], None]) -> Outcome:
 
     try:
         # before the end, which names the files of a run: people read the report
-        for act in (keep, write):
-            tried(act)
+        tried(copy_console)
+        tried(write_report)
     finally:
-        tried(end)
+        tried(lambda: audit.end(outcome.folder, outcome.status))
     return outcome
 
 
@@ -294,6 +274,7 @@ def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterS
 
 
 def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:
+    # what executes notebooks takes a second to import: a refusal need not wait for that
     from xenlab.runs.kernels import Kernels
 
     return Kernels(
@@ -306,12 +287,6 @@ def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:
         lock=lock,
         log=free_place(folder, "kernels", ".log"),
     )
-
-
-def _execute(path: Path, plan: RunPlan, folder: Path, kernels: Kernels) -> str:
-    output = free_place(folder, path.stem, ".ipynb")
-    last = path == plan.todo[-1]
-    return kernels.execute(path, output, plan.values[path.stem], last=last)
 
 
 def _end_leftovers(folder: Path) -> None:

@@ -48,8 +48,8 @@ def began() -> float:
 
 
 @dataclass
-class Whole:
-    """Parts in the order of their turn and the seconds that each is expected to take, if known.
+class Estimate:
+    """How long all that was begun takes: its parts in their order, each one's seconds if known.
 
     ``kernels`` are compiled beside them, in their order, but those that are ``made`` already;
     chapters are ``slower`` then.
@@ -196,18 +196,13 @@ class Figures:
     again: Seconds
 
 
-def of_run(site: Parameters, chapters: Sequence[str], folder: Path) -> Whole:
-    """What a run of these chapters takes whose folder will be in ``folder``."""
+def estimate(
+    site: Parameters, chapters: Sequence[str], folder: Path, phases: Sequence[str] = ()
+) -> Estimate:
+    """What these phases of a lab take, and then a run of these chapters, with its folder there."""
     known = figures(site)
-    parts = _chapters(site, chapters, folder, known)
-    return Whole(parts, *_kernels(site, chapters, known), _slower(site))
-
-
-def of_lab(site: Parameters, names: Sequence[str], chapters: Sequence[str], folder: Path) -> Whole:
-    """What these phases of a lab take, and then a run of these chapters."""
-    known = figures(site)
-    parts = {**_phases(names, known), **_chapters(site, chapters, folder, known)}
-    return Whole(parts, *_kernels(site, chapters, known), _slower(site))
+    parts = {**_phases(phases, known), **_chapters(site, chapters, folder, known)}
+    return Estimate(parts, *_kernels(site, chapters, known), _slower(site))
 
 
 def figures(site: Parameters) -> Figures:

@@ -20,7 +20,7 @@ from rich.text import Text
 from xenlab.chapter.card import RAN, diff_lines, duration
 from xenlab.journal import Reader, output_of
 from xenlab.masking import clean
-from xenlab.runs.expected import Whole, about, clock
+from xenlab.runs.expected import Estimate, about, clock
 from xenlab.runs.folder import DONE, ChapterState, StepState
 
 # What goes on now: a region at the foot of a terminal; elsewhere a line for each event.
@@ -34,9 +34,9 @@ class Live(AbstractContextManager["Live"]):
     What has ended goes above the region, as a line that stays.
     """
 
-    def __init__(self, console: Console, whole: Whole | None = None) -> None:
+    def __init__(self, console: Console, estimate: Estimate | None = None) -> None:
         self.console = console
-        self._whole = whole
+        self._estimate = estimate
         self._bars = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=26)),
             BarColumn(bar_width=20),
@@ -80,12 +80,12 @@ class Live(AbstractContextManager["Live"]):
         """Something has begun; ``line`` is what is printed where there is no region."""
         with self._changing:
             self._since = time.time()
-            if self._whole is not None:
-                self._whole.begin(part)
+            if self._estimate is not None:
+                self._estimate.begin(part)
             self._bars.reset(self._thing, total=total, description=escape(name), visible=True)
             self._bars.update(self._thing, count="", now="")
             if not self.console.is_terminal:
-                self._print(line, with_whole=True)
+                self._print(line, with_estimate=True)
             self.show()
 
     def update(
@@ -107,8 +107,8 @@ class Live(AbstractContextManager["Live"]):
     def end(self, part: str, line: str) -> None:
         """It has ended; the line, as markup, stays."""
         with self._changing:
-            if self._whole is not None:
-                self._whole.end(part)
+            if self._estimate is not None:
+                self._estimate.end(part)
             self._bars.update(self._thing, visible=False)
             self.show()
             self.console.print(line, highlight=False, soft_wrap=True)
@@ -118,14 +118,14 @@ class Live(AbstractContextManager["Live"]):
         with self._changing:
             now = time.time()
             self._bars.update(self._thing, clock=clock(now - self._since))
-            if self._whole is not None:
-                self._whole.look()
-                self._show_kernel(self._whole, now)
-                self._show_whole(self._whole, now)
+            if self._estimate is not None:
+                self._estimate.look()
+                self._show_kernel(self._estimate, now)
+                self._show_estimate(self._estimate, now)
             self._bars.refresh()
 
-    def _show_kernel(self, whole: Whole, now: float) -> None:
-        found = whole.compiling(now)
+    def _show_kernel(self, estimate: Estimate, now: float) -> None:
+        found = estimate.compiling(now)
         name, spent, expected = found or ("", 0.0, 1.0)
         if name != self._compiling and not self.console.is_terminal:
             if self._compiling:
@@ -143,21 +143,21 @@ class Live(AbstractContextManager["Live"]):
             visible=bool(name),
         )
 
-    def _show_whole(self, whole: Whole, now: float) -> None:
-        done, left = whole.done(now), whole.remaining(now)
+    def _show_estimate(self, estimate: Estimate, now: float) -> None:
+        done, left = estimate.done(now), estimate.remaining(now)
         self._bars.update(
             self._all,
             total=None if done is None else 1,
             completed=done or 0,
-            count=whole.place(),
-            clock=clock(now - whole.start),
+            count=estimate.place(),
+            clock=clock(now - estimate.start),
             now="" if left is None else f"[bold]about {about(left)} left",
             visible=True,
         )
 
-    def _print(self, line: str, *, with_whole: bool = False) -> None:
-        if with_whole and self._whole is not None:
-            line = f"{line} ({self._whole.words(time.time())})"
+    def _print(self, line: str, *, with_estimate: bool = False) -> None:
+        if with_estimate and self._estimate is not None:
+            line = f"{line} ({self._estimate.words(time.time())})"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _refresh(self) -> None:
@@ -182,7 +182,6 @@ STYLES = {
     "aborted": "bold yellow",
     "unfinished": "bold yellow",
     "not run": "dim",
-    "skipped": "dim",
 }
 
 
@@ -198,7 +197,7 @@ DIFF_STYLES = {
 class Follower(AbstractContextManager["Follower"]):
     """Shows each step of a run as its journal grows: a region on a terminal, lines elsewhere.
 
-    ``chapters`` gives the titles of each chapter's steps, in their order; ``whole`` knows how long
+    ``chapters`` gives the titles of each chapter's steps, in their order; ``estimate`` how long
     they take. ``person`` shows what a person must do, by default where the steps are shown;
     ``commands`` says whether each step's are shown as well.
     """
@@ -208,7 +207,7 @@ class Follower(AbstractContextManager["Follower"]):
         console: Console,
         folder: Path,
         chapters: Mapping[str, Sequence[str]],
-        whole: Whole | None = None,
+        estimate: Estimate | None = None,
         *,
         person: Console | None = None,
         commands: bool = False,
@@ -221,7 +220,7 @@ class Follower(AbstractContextManager["Follower"]):
         self._over = threading.Event()
         self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._live = Live(console, whole)
+        self._live = Live(console, estimate)
         self._finished: dict[str, set[str]] = {}
 
     def __enter__(self) -> Follower:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from xenlab import durable
 from xenlab.chapter import events
-from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, shown
+from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, last_part
 from xenlab.durable import kept_file, locked_folder, runs_folder
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import CLOSING, FIRST, Journal, digest, output_of, read_chain
@@ -113,13 +113,13 @@ def _facts(folder: Path) -> dict[str, str]:
 
 def _console(path: Path) -> tuple[str, bool]:
     """The end of what a machine said on its serial line, and whether that is not all."""
-    return shown(path.read_bytes().decode("utf-8", "replace"))
+    return last_part(path.read_bytes().decode("utf-8", "replace"))
 
 
 def _card(folder: Path, step: StepState) -> Card:
     """A step's card, from what its record says that happened."""
     record = step.record
-    card = Card(step.title, kept=f"{folder.name}/output")
+    card = Card(step.title, folder=f"{folder.name}/output")
     card.take(events.Script(str(record.get("script", "")), str(record.get("host", ""))))
     for label, difference in (record.get("difference") or {}).items():
         card.take(events.Differs(label, _difference(difference)))

@@ -100,8 +100,8 @@ class Written:
         if self.unknown:
             yield CONTROLLER, indent(self.unknown, "# ") + "\nexit 1"
         done = [one for each in self.resources for one in each.commands()]
-        kept = [one for each in self.resources for one in each.recorded()]
-        for note, commands in (("", done), ("# what xenlab check goes by\n", kept)):
+        records = [one for each in self.resources for one in each.recorded()]
+        for note, commands in (("", done), ("# what xenlab check goes by\n", records)):
             placed = ((self._place(one), one.in_script()) for one in commands)
             for place, same in groupby(placed, lambda each: each[0]):
                 texts = [text for (_, text), _ in groupby(same) if text]

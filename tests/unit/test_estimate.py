@@ -1,4 +1,4 @@
-"""How long the whole still takes, from earlier runs here or from figures; and how it is shown."""
+"""How long all of it still takes, from earlier runs here or from figures; and how it is shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xenlab.cache import cache_root
 from xenlab.journal import Journal
 from xenlab.runs import expected
 from xenlab.runs import folder as runs
-from xenlab.runs.expected import PRIOR_SECONDS, WAIT, Whole, about, clock
+from xenlab.runs.expected import PRIOR_SECONDS, WAIT, Estimate, about, clock
 from xenlab.runs.progress import Follower, Live
 from xenlab.site import schema as parameters
 from xenlab.site.schema import Parameters
@@ -46,66 +46,68 @@ def site() -> Parameters:
 
 
 def test_the_parts_that_are_left_are_what_it_takes() -> None:
-    whole = Whole({"one": 10, "two": 20, "three": 30}, start=1000)
-    assert whole.remaining(1000) == 60 and whole.place() == "1/3"
-    whole.begin("one", 1000)
-    assert whole.remaining(1004) == 56
+    estimate = Estimate({"one": 10, "two": 20, "three": 30}, start=1000)
+    assert estimate.remaining(1000) == 60 and estimate.place() == "1/3"
+    estimate.begin("one", 1000)
+    assert estimate.remaining(1004) == 56
     # longer than expected: nothing is left of it, and the others stay
-    assert whole.remaining(1015) == 50
-    whole.end("one", 1010)
-    assert whole.remaining(1010) == 50 and whole.place() == "2/3"
-    assert whole.done(1010) == pytest.approx(10 / 60)
+    assert estimate.remaining(1015) == 50
+    estimate.end("one", 1010)
+    assert estimate.remaining(1010) == 50 and estimate.place() == "2/3"
+    assert estimate.done(1010) == pytest.approx(10 / 60)
     for part in ("two", "three"):
-        whole.begin(part, 1010)
-        whole.end(part, 1040)
-    assert whole.remaining(1060) == 0 and whole.done(1060) == 1 and whole.place() == "3/3"
+        estimate.begin(part, 1010)
+        estimate.end(part, 1040)
+    assert estimate.remaining(1060) == 0 and estimate.done(1060) == 1 and estimate.place() == "3/3"
 
 
 def test_where_nobody_knows_a_part_nothing_is_promised() -> None:
-    whole = Whole({"one": 10, "two": None}, start=1000)
-    assert whole.remaining(1000) is None and whole.done(1000) is None
-    assert whole.words(1007) == "0:07 since the start"
-    assert Whole({"one": 300}, start=1000).words(1007) == "0:07 since the start, about 5 min left"
+    estimate = Estimate({"one": 10, "two": None}, start=1000)
+    assert estimate.remaining(1000) is None and estimate.done(1000) is None
+    assert estimate.words(1007) == "0:07 since the start"
+    assert (
+        Estimate({"one": 300}, start=1000).words(1007) == "0:07 since the start, about 5 min left"
+    )
 
 
 def test_a_slow_machine_is_expected_to_stay_slow() -> None:
-    whole = Whole({"one": PRIOR_SECONDS, "two": 100}, start=0)
-    whole.begin("one", 0)
-    whole.end("one", 3 * PRIOR_SECONDS)
-    assert whole.remaining(3 * PRIOR_SECONDS) == 200
+    estimate = Estimate({"one": PRIOR_SECONDS, "two": 100}, start=0)
+    estimate.begin("one", 0)
+    estimate.end("one", 3 * PRIOR_SECONDS)
+    assert estimate.remaining(3 * PRIOR_SECONDS) == 200
 
 
 def test_a_chapter_waits_for_its_kernel_and_no_longer() -> None:
     third, eighth = WAIT
     parts = {"01_partitions": 10.0, third: 4.0, "04_grub": 50.0, eighth: 5.0, "09_domu_root": 7.0}
     kernels = {DOM0: 300.0, DOMU: 200.0}
-    assert Whole(parts, kernels, start=0).remaining(0) == 507
-    assert Whole(parts, kernels, {DOM0}, start=0).remaining(0) == 207
-    assert Whole(parts, kernels, {DOM0, DOMU}, start=0).remaining(0) == 76
-    whole = Whole(parts, kernels, start=0)
-    whole.begin(DOM0, 0)
-    assert whole.remaining(100) == 407
-    assert whole.compiling(100) == (DOM0, 100, 300)
-    whole.end(DOM0, 290)
-    whole.begin(DOMU, 290)
-    assert whole.remaining(290) == 207
+    assert Estimate(parts, kernels, start=0).remaining(0) == 507
+    assert Estimate(parts, kernels, {DOM0}, start=0).remaining(0) == 207
+    assert Estimate(parts, kernels, {DOM0, DOMU}, start=0).remaining(0) == 76
+    estimate = Estimate(parts, kernels, start=0)
+    estimate.begin(DOM0, 0)
+    assert estimate.remaining(100) == 407
+    assert estimate.compiling(100) == (DOM0, 100, 300)
+    estimate.end(DOM0, 290)
+    estimate.begin(DOMU, 290)
+    assert estimate.remaining(290) == 207
 
 
 def test_a_lab_is_slower_beside_a_compiler() -> None:
     parts = {"stage": 30.0, "01_partitions": 10.0, "04_grub": 100.0}
-    whole = Whole(parts, {DOM0: 90.0}, slower=3.0, start=0)
+    estimate = Estimate(parts, {DOM0: 90.0}, slower=3.0, start=0)
     # 30 seconds of no chapter, 60 beside the compiler for 20 seconds of work, and 90 after it
-    assert whole.remaining(0) == 180
+    assert estimate.remaining(0) == 180
     for part, begin, end in ((DOM0, 0, None), ("stage", 0, 30), ("01_partitions", 30, 60)):
-        whole.begin(part, begin)
+        estimate.begin(part, begin)
         if end:
-            whole.end(part, end)
-    whole.begin("04_grub", 60)
+            estimate.end(part, end)
+    estimate.begin("04_grub", 60)
     # as fast as expected: three seconds of these are one of work
-    assert whole.remaining(60) == 120
-    assert whole.remaining(75) == 105
-    whole.end(DOM0, 90)
-    assert whole.remaining(90) == 90
+    assert estimate.remaining(60) == 120
+    assert estimate.remaining(75) == 105
+    estimate.end(DOM0, 90)
+    assert estimate.remaining(90) == 90
 
 
 @given(
@@ -119,30 +121,30 @@ def test_what_is_left_is_never_negative_and_never_grows_by_waiting(
     slower: float, seconds: list[float], ended: int, first: float, more: float
 ) -> None:
     parts = {f"{number}": each for number, each in enumerate(seconds)}
-    whole = Whole(parts, {DOM0: 50}, slower=slower, start=0)
+    estimate = Estimate(parts, {DOM0: 50}, slower=slower, start=0)
     for part in list(parts)[:ended]:
-        whole.begin(part, 0)
-        whole.end(part, first)
-    before, after = whole.remaining(first), whole.remaining(first + more)
+        estimate.begin(part, 0)
+        estimate.end(part, first)
+    before, after = estimate.remaining(first), estimate.remaining(first + more)
     assert before is not None and after is not None and before >= 0
     assert after <= before + 0.001
-    share = whole.done(first + more)
+    share = estimate.done(first + more)
     assert share is not None and 0 <= share <= 1
 
 
 def test_the_phases_file_tells_what_began(root: Path) -> None:
-    whole = Whole({"stage": 100, "01_partitions": 10}, {DOM0: 300}, {DOM0}, start=time.time())
+    estimate = Estimate({"stage": 100, "01_partitions": 10}, {DOM0: 300}, {DOM0}, start=time.time())
     with cache.phase_recorded(DOM0):
         with cache.phase_recorded("stage"):
-            whole.look()
-            assert whole.place() == "1/2"
-        whole.look()
+            estimate.look()
+            assert estimate.place() == "1/2"
+        estimate.look()
         now = time.time()
-        assert whole.place() == "2/2" and whole.remaining(now) == pytest.approx(10, abs=5)
-        assert whole.compiling(now)
-    whole.look()
-    assert not whole.compiling(time.time())
-    assert Whole({"stage": 100}, start=time.time() + 60).place() == "1/1"
+        assert estimate.place() == "2/2" and estimate.remaining(now) == pytest.approx(10, abs=5)
+        assert estimate.compiling(now)
+    estimate.look()
+    assert not estimate.compiling(time.time())
+    assert Estimate({"stage": 100}, start=time.time() + 60).place() == "1/1"
 
 
 def test_durations_as_people_say_them() -> None:
@@ -155,17 +157,17 @@ def test_every_chapter_of_the_lab_has_a_figure(site: Parameters, tmp_path: Path)
     known = expected.figures(site)
     assert list(known.first) == list(known.again) == CHAPTERS
     names = [cache.PACKAGES, "Python requirements", *cache.phases_of_start("rescue", site.stage)]
-    whole = expected.of_lab(site, names, CHAPTERS, tmp_path)
+    estimate = expected.estimate(site, CHAPTERS, tmp_path, names)
     assert set(names) <= known.phases.keys()
     text = (ROOT / "lib/xenlab/data/expected-seconds.json").read_text()
     # the parts, and the waiting for the kernels, add up to what was measured in all
-    assert whole.remaining(whole.start) == pytest.approx(json.loads(text)["whole"], rel=0.1)
+    assert estimate.remaining(estimate.start) == pytest.approx(json.loads(text)["whole"], rel=0.1)
 
 
 def test_another_machine_than_the_lab_has_no_figures(site: Parameters, tmp_path: Path) -> None:
     other = site.model_copy(update={"power": "manual"})
-    assert expected.of_run(other, CHAPTERS, tmp_path).remaining(0) is None
-    assert expected.of_run(other, [], tmp_path).remaining(0) == 0
+    assert expected.estimate(other, CHAPTERS, tmp_path).remaining(0) is None
+    assert expected.estimate(other, [], tmp_path).remaining(0) == 0
 
 
 def ran(
@@ -203,7 +205,7 @@ def test_what_took_how_long_here_counts_more(site: Parameters, tmp_path: Path) -
     known = expected.figures(site)
 
     def parts() -> dict[str, float | None]:
-        return dict(expected.of_run(site, CHAPTERS, tmp_path).parts)
+        return dict(expected.estimate(site, CHAPTERS, tmp_path).parts)
 
     # the disk is empty: nothing has been done on it, whatever was done before
     assert parts() == {
@@ -232,8 +234,8 @@ def test_phases_take_what_they_took(site: Parameters, root: Path, tmp_path: Path
     root.mkdir()
     lines = ('{"what": "stage", "began": 10, "ended": 17}', '{"what": "stage", "began": 20}')
     (root / cache.PHASES).write_text("\n".join(lines) + "\n")
-    whole = expected.of_lab(site, ["stage", "rescue system"], [], tmp_path)
-    assert whole.parts == {
+    estimate = expected.estimate(site, [], tmp_path, ["stage", "rescue system"])
+    assert estimate.parts == {
         "stage": 7,
         "rescue system": expected.figures(site).phases["rescue system"],
     }
@@ -253,17 +255,17 @@ def test_what_is_in_the_cache_is_not_waited_for(site: Parameters, root: Path) ->
 def test_a_kernel_that_is_compiled_is_not_waited_for(site: Parameters, root: Path) -> None:
     (root / "kernel/dom0-1234").mkdir(parents=True)
     (root / "kernel/dom0-1234/manifest").touch()
-    whole = expected.of_run(site, CHAPTERS, root)
-    assert whole.made == {DOM0} and list(whole.kernels) == [DOM0, DOMU]
+    estimate = expected.estimate(site, CHAPTERS, root)
+    assert estimate.made == {DOM0} and list(estimate.kernels) == [DOM0, DOMU]
     target = site.model_copy(update={"build_on": "target"})
-    assert not expected.of_run(target, CHAPTERS, root).kernels
+    assert not expected.estimate(target, CHAPTERS, root).kernels
 
 
 def shown(tmp_path: Path, *, terminal: bool) -> str:
     console = Console(record=True, width=100, force_terminal=terminal, color_system=None)
     journal = Journal(tmp_path / "run")
-    whole = Whole({"01_x": 60, "02_y": 120}, {DOM0: 300}, start=time.time() - 65)
-    with Follower(console, journal.folder, {"01_x": ["01.1 Title"]}, whole) as follower:
+    estimate = Estimate({"01_x": 60, "02_y": 120}, {DOM0: 300}, start=time.time() - 65)
+    with Follower(console, journal.folder, {"01_x": ["01.1 Title"]}, estimate) as follower:
         with cache.phase_recorded(DOM0):
             follower.begin("01_x")
             journal.append(chapter="01_x", phase="open")
@@ -299,7 +301,7 @@ def test_a_terminal_has_one_region_and_a_line_of_what_has_ended(tmp_path: Path) 
 def test_a_region_ends_with_its_block_and_stays_small() -> None:
     screen = StringIO()
     console = Console(file=screen, width=80, height=10, force_terminal=True, color_system=None)
-    with Live(console, Whole({str(number): 60 for number in range(40)})) as live:
+    with Live(console, Estimate({str(number): 60 for number in range(40)})) as live:
         for number in range(40):
             live.begin(str(number), f"part [x] {number}", None, "")
             live.update(now="now " * 30, completed=0.5, total=1)
