@@ -121,11 +121,11 @@ def test_bad_input(site: Site) -> None:
     site.chapter("01_first", site.made("01.1"))
     assert site.xenlab("run", "-f", "site.yaml").returncode == 0
     for words, said in (
-        (["audit", "verify", "2026"], "there is no run 2026"),
+        (["audit", "verify", "2026"], "cannot find the run 2026"),
         (["audit", "verify", "--signers", "nobody"], "there is no such file of signers"),
-        (["audit", "sign", "--key", "no-key"], "this key cannot sign"),
-        (["diff", "2026"], "there is no run 2026"),
-        (["check", "07", "-f", "site.yaml"], "no chapter 07"),
+        (["audit", "sign", "--key", "no-key"], "cannot sign with this key"),
+        (["diff", "2026"], "cannot find the run 2026"),
+        (["check", "07", "-f", "site.yaml"], "cannot run chapter '07'"),
     ):
         done = site.xenlab(*words)
         assert done.returncode == 2, words

@@ -42,7 +42,10 @@ def test_a_run_that_cannot_be_recorded_does_not_start(site: Site) -> None:
     with small_disk(site.runs, 300):
         done = site.xenlab("run", "-f", "site.yaml")
         assert done.returncode == 2
-        assert "cannot start: 1 chapters may need 2.2 MiB, and 0.3 MiB are free" in done.stderr
+        assert (
+            "cannot start: because what is left to do may need 2.2 MiB, and 0.3 MiB are free"
+            in done.stderr
+        )
         assert site.run_folders() == []
     assert not site.path("01.1").exists()
 

@@ -98,7 +98,9 @@ def test_a_step_that_changes_the_machine_has_it_alone(opened: Open, tmp_path: Pa
     running = one.journal
     wait_until(lambda: any(r["phase"] == "running" for r in running.records()))
     other.check("05.1 Look", Made(Path("/etc/passwd")))
-    with pytest.raises(MachineBusy, match="cannot work on this machine: another run does, one of"):
+    with pytest.raises(
+        MachineBusy, match="cannot work on this machine: because another run does, one of"
+    ):
         other.ensure("05.2 Make it", Made(tmp_path / "quick"))
     assert other.journal.records()[-1]["status"] == "failed"
     assert not (tmp_path / "quick").exists()

@@ -71,7 +71,7 @@ def test_a_second_run_is_told_whose_it_is_from_where_and_since_when(of_run: Take
     with pytest.raises(MachineBusy) as caught:
         second.take()
     assert re.fullmatch(
-        r"box: cannot work on this machine: another run does, first of \S+@\S+ "
+        r"box: cannot work on this machine: because another run does, first of \S+@\S+ "
         r"\(/controller/runs/first\), since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\nTry: wait until .*",
         str(caught.value),
     ), str(caught.value)
@@ -173,7 +173,9 @@ def test_a_machine_that_cannot_lock_says_why(make_sshd: Callable[..., Sshd]) -> 
     sshd = make_sshd()
     sshd.notes.write_text("no folder")
     ssh = SSH(sshd.target)
-    with pytest.raises(StepFailed, match="cannot lock the machine for this run: mkdir: cannot"):
+    with pytest.raises(
+        StepFailed, match="cannot lock the machine for this run: because mkdir: cannot"
+    ):
         MachineLock(ssh, Path("/runs/one")).take()
     ssh.close()
 
@@ -193,7 +195,8 @@ def test_a_lock_that_somebody_keeps_is_named(sshd: Sshd, of_run: Take) -> None:
         with pytest.raises(StepFailed) as caught:
             of_run("other", busy=1).take()
     assert str(caught.value) == (
-        f"box: cannot lock the machine for this run: another process has held {file} for 1 s\n"
+        "box: cannot lock the machine for this run: because another process has held "
+        f"{file} for 1 s\n"
         f"Try: look which one: fuser -v {file}"
     )
 
@@ -205,7 +208,9 @@ def test_a_run_that_has_ended_is_not_said_to_go_on(of_run: Take) -> None:
     with pytest.raises(MachineBusy) as caught:
         of_run("other").take()
     said = str(caught.value)
-    assert "cannot work on this machine: it is kept for the next chapter of first of " in said
+    assert (
+        "cannot work on this machine: because it is kept for the next chapter of first of " in said
+    )
     assert re.search(r"Try: try again in \d+ s: unless that run goes on, it is free then$", said)
 
 

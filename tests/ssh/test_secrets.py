@@ -164,9 +164,12 @@ def test_credentials_in_a_url_are_nowhere_and_yet_in_the_file(site: Site) -> Non
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ({"env": "NO_SUCH_VARIABLE"}, "$NO_SUCH_VARIABLE cannot be masked: the environment has"),
-        ({"env": "SHORT"}, "$SHORT cannot be masked: it has less than 6 characters"),
-        ({"file": "/no/such/file"}, "/no/such/file cannot be masked: No such file"),
+        (
+            {"env": "NO_SUCH_VARIABLE"},
+            "mask the secret in $NO_SUCH_VARIABLE: because the environment has",
+        ),
+        ({"env": "SHORT"}, "mask the secret in $SHORT: because it has less than 6 characters"),
+        ({"file": "/no/such/file"}, "mask the secret in /no/such/file: because No such file"),
         ({"env": PASSWORD}, "secrets[0] must be the name of an environment variable"),
         ({"file": PASSWORD}, "secrets[0] must be a path"),
         ({"value": PASSWORD}, "secrets[0] must be {env: NAME} or {file: PATH}"),
@@ -193,7 +196,7 @@ def test_a_chapter_that_is_opened_alone_reads_them_too(
 ) -> None:
     monkeypatch.setenv("XENLAB_RUNS", str(site.runs))
     values = {"ssh": {"host": site.sshd.alias, "config": str(site.sshd.config)}}
-    with pytest.raises(BadInput, match=r"\$NO_SUCH_VARIABLE cannot be masked"):
+    with pytest.raises(BadInput, match=r"cannot mask the secret in \$NO_SUCH_VARIABLE"):
         open_chapter("01_first", values | {"secrets": [{"env": "NO_SUCH_VARIABLE"}]})
     assert not site.runs.exists()
 

@@ -190,7 +190,7 @@ def test_a_run_that_goes_on_is_not_signed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
-    with runs.run_lock(run), pytest.raises(BadInput, match="another process works on the run"):
+    with runs.run_lock(run), pytest.raises(BadInput, match="because another process does"):
         audit.sign(run, make_key(tmp_path / "anna"))
 
 
@@ -241,10 +241,10 @@ def test_what_does_not_hold_is_not_signed(run: Path, tmp_path: Path) -> None:
 
 
 def test_bad_input(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="this key cannot sign"):
+    with pytest.raises(BadInput, match="cannot sign with this key"):
         audit.sign(run, tmp_path / "no-key")
     assert audit.inspect(run).problems == ()
-    with pytest.raises(BadInput, match="no such file of signers"):
+    with pytest.raises(BadInput, match="there is no such file of signers"):
         audit.inspect(run, tmp_path / "nobody")
-    with pytest.raises(BadInput, match="this run has no journal"):
+    with pytest.raises(BadInput, match="because it has no journal"):
         audit.inspect(tmp_path)

@@ -178,7 +178,7 @@ def test_the_command_prints_the_picture_or_one_sentence(run: Path, tmp_path: Pat
     done = ask(run)
     assert done.returncode == 0 and ElementTree.fromstring(done.stdout).tag == f"{SVG}svg"
     refused = ask(tmp_path)
-    assert refused.returncode == 2 and "there is no run" in refused.stderr
+    assert refused.returncode == 2 and "cannot find the run" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

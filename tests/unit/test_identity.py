@@ -139,7 +139,7 @@ class TestConsent:
         refused = refusal(without_a_serial(guid="guid: "), "/dev/vda6", ("OTHER",))
         assert refused is not None
         assert refused.serial == "/dev/vda 17179869184"
-        assert "whose disk has the path and size /dev/vda 17179869184" in str(refused)
+        assert "its disk has the path and size /dev/vda 17179869184" in str(refused)
         assert refusal(without_a_serial(), "/dev/vda6", (refused.serial,)) is None
 
     def test_path_and_size_do_not_count_where_there_is_a_serial(self) -> None:

@@ -53,7 +53,7 @@ def test_each_command_has_its_phase_status_and_output(watched: Watched) -> None:
 
 def test_outside_a_step_nothing_runs(watched: Watched, tmp_path: Path) -> None:
     place = tmp_path / "x"
-    with pytest.raises(OutsideStep, match="cannot run a command outside a step: touch"):
+    with pytest.raises(OutsideStep, match="because no step is under way: touch"):
         watched.host.run(Command.argv("touch", place))
     assert not place.exists()
 

@@ -158,7 +158,8 @@ class Chapter(PlatformAnswers):
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
                 return
-            raise ChapterOrder(step.message, hint=f"run chapter {chapter}")
+            said = f"cannot go on: because {step.message}"
+            raise ChapterOrder(said, hint=f"run chapter {chapter}")
 
     def _missing(self, step: Step, resources: Sequence[Wanted]) -> Difference | None:
         step.differences.clear()

@@ -336,7 +336,9 @@ class MachineLock:
         except (TimeoutError, EOFError) as error:
             why = str(error) if isinstance(error, EOFError) else "no answer in time"
             raise ConnectionLost(
-                f"the machine did not say whether it is free: {why}", where=self._ssh.name
+                f"cannot work on this machine: because it did not say whether it is free: {why}",
+                where=self._ssh.name,
+                hint="run the step again once it answers",
             ) from error
         return held, answer
 
@@ -344,26 +346,27 @@ class MachineLock:
         kind, _, what = answer.partition(" ")
         if kind == "refused":
             raise MachineBusy(
-                f"cannot work on this machine: another run does, {what or 'nobody says which'}",
+                "cannot work on this machine: because another run does, "
+                f"{what or 'nobody says which'}",
                 where=self._ssh.name,
                 hint="wait until that run is over, or end it where it runs",
             )
         if kind == "kept":
             seconds, _, who = what.partition(" ")
             raise MachineBusy(
-                f"cannot work on this machine: it is kept for the next chapter of {who}",
+                f"cannot work on this machine: because it is kept for the next chapter of {who}",
                 where=self._ssh.name,
                 hint=f"try again in {seconds} s: unless that run goes on, it is free then",
             )
         if kind == "stuck":
             raise StepFailed(
-                f"cannot lock the machine for this run: another process has held {what} for "
-                f"{self._seconds[-1]} s",
+                "cannot lock the machine for this run: because another process has held "
+                f"{what} for {self._seconds[-1]} s",
                 where=self._ssh.name,
                 hint=f"look which one: fuser -v {what}",
             )
         raise StepFailed(
-            f"cannot lock the machine for this run: {complaint or answer or 'no answer'}",
+            f"cannot lock the machine for this run: because {complaint or answer or 'no answer'}",
             where=self._ssh.name,
             hint="log in as root, and install util-linux (flock)",
         )

@@ -87,7 +87,7 @@ def _of_variable(name: str, environment: Mapping[str, str]) -> list[str]:
     value = environment.get(name, "")
     if not value:
         raise BadInput(
-            f"the secret in ${name} cannot be masked: the environment has no such variable",
+            f"cannot mask the secret in ${name}: because the environment has no such variable",
             hint=f"export {name}, or take it out of `secrets`",
         )
     return _parts(value, f"${name}")
@@ -102,12 +102,12 @@ def _of_file(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise BadInput(
-            f"the secret in {path} cannot be masked: {reason}",
+            f"cannot mask the secret in {path}: because {reason}",
             hint="correct its path, or take it out of `secrets`",
         ) from None
     if len(data) > MOST_BYTES:
         raise BadInput(
-            f"the secret in {path} cannot be masked: the file has more than {MOST_BYTES} bytes",
+            f"cannot mask the secret in {path}: because the file has more than {MOST_BYTES} bytes",
             hint="name the file that holds the secret alone",
         )
     return _parts(text, path)
@@ -118,8 +118,8 @@ def _parts(value: str, where: str) -> list[str]:
     long = [line for line in lines if len(line) >= LEAST and not line.startswith("-----")]
     if not long:
         raise BadInput(
-            f"the secret in {where} cannot be masked: it has less than {LEAST} characters, which "
-            "would blot out half of each output",
+            f"cannot mask the secret in {where}: because it has less than {LEAST} characters, "
+            "and would blot out half of each output",
             hint="take a longer one, or take it out of `secrets`",
         )
     return long
@@ -331,7 +331,8 @@ class Recorder:
         """Note a command in the step under way; raises OutsideStep where there is none."""
         if self._log is None:
             raise OutsideStep(
-                f"cannot run a command outside a step: {mask(str(command), self._secrets)}",
+                "cannot run a command: because no step is under way: "
+                f"{mask(str(command), self._secrets)}",
                 where=host,
                 hint="pass the step a function that makes the resource",
             )

@@ -120,14 +120,14 @@ def refusal(found: Identified, device: str, may_wipe: tuple[str, ...]) -> Consen
     """Why the device must not be wiped, None where it may be."""
     if found.device.used:
         return ConsentNeeded(
-            f"{device} is in use ({', '.join(found.device.used)}) and is never wiped while it is",
+            f"cannot wipe {device}: because it is in use ({', '.join(found.device.used)})",
             hint="unmount it, or name another disk",
         )
     if any(value in may_wipe for _, value in found.known_by):
         return None
     kind, best = found.known_by[0]
     return ConsentNeeded(
-        f"this step destroys all data on {device}, whose disk has the {kind} {best}; "
+        f"cannot wipe {device}: because its disk has the {kind} {best}, and "
         f"may_wipe allows only: {', '.join(may_wipe) or 'nothing'}",
         hint=f"add {best!r} to may_wipe if this is really the disk to wipe",
         device=device,
@@ -143,7 +143,7 @@ def refusal_by_name(needed: Mapping[str, Sequence[Made]]) -> ConsentNeeded | Non
     listed = "; ".join(f"{thing.name} ({thing.what})" for thing in things.values())
     names = dict.fromkeys(thing.name for thing in things.values())
     return ConsentNeeded(
-        f"this step destroys what xenlab made, and nobody has agreed to lose it: {listed}",
+        f"cannot destroy what xenlab made: because nobody has agreed to lose it: {listed}",
         hint=f"to lose it, run this with {' '.join(f'--destroy {name}' for name in names)}, or "
         f"have may_destroy: [{', '.join(things)}]",
         device=", ".join(device for device, each in needed.items() if each),

@@ -97,7 +97,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.quiet and self.verbose:
-            raise BadInput("cannot be quiet and verbose at once", hint="give -q or -v")
+            raise BadInput("cannot show less: because -v asks for more", hint="give -q or -v")
 
 
 def _version(wanted: bool) -> None:
@@ -152,7 +152,7 @@ def run(
     """Execute chapters, all of them if none is named; exit status 0 if all are done."""
     if resume and (chapters or from_ or lab or mode != "apply"):
         raise BadInput(
-            "a run that is taken up again has its own chapters, mode and lab",
+            "cannot take up a run with these: because it has its own chapters, mode and lab",
             hint="give only --resume, and -f where the parameters file was moved",
         )
     request = Request(
@@ -248,7 +248,9 @@ def script(
     from xenlab.runs import execute
 
     if output.exists():
-        raise BadInput(f"{output} is there already", hint="name another folder")
+        raise BadInput(
+            f"cannot write into {output}: because it is there already", hint="name another folder"
+        )
     plan = execute.prepare(
         notebooks or notebooks_folder(), chapters or [], site_file(file), mode="plan"
     )
@@ -401,4 +403,7 @@ def notebooks_folder() -> Path:
     for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir():
             return folder / "notebooks"
-    raise BadInput(f"there is no folder notebooks in {here} or above", hint="use --notebooks")
+    raise BadInput(
+        f"cannot find the chapters: because there is no folder notebooks in {here} or above",
+        hint="use --notebooks",
+    )

@@ -139,7 +139,9 @@ def remove(
 ) -> None:
     """Stop a lab and delete all of it: disk, snapshots, keys."""
     if not _lab(name).folder.is_dir():
-        raise BadInput(f"there is no lab {name}", hint="xenlab lab list")
+        raise BadInput(
+            f"cannot remove the lab {name!r}: because there is none", hint="xenlab lab list"
+        )
     confirm(name, f"the lab {name!r} with its disk", f"xenlab lab remove {name}", yes=yes)
     with _reporting() as report:
         _lab(name, report).remove()
@@ -207,7 +209,10 @@ def kernels(file: File = None) -> None:
 
     site = parameters.load(site_file(file))
     if site.build_on != "controller":
-        raise BadInput(f"build_on: {site.build_on}: this machine is not the one that compiles")
+        raise BadInput(
+            f"cannot compile kernels here: because the site has build_on: {site.build_on}",
+            hint="build_on: controller",
+        )
     from xenlab import cache
     from xenlab.chapters import kernel
     from xenlab.host import Host

@@ -73,7 +73,7 @@ def show(
         found = [each for state in states for each in state.steps if each.number == step]
         if not found:
             raise BadInput(
-                f"the run {folder.name} has no step {step}",
+                f"cannot show step {step}: because the run {folder.name} has none",
                 hint=f"xenlab show {folder.name} lists them",
             )
         if as_json:

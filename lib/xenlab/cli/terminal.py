@@ -101,7 +101,9 @@ def confirm(name: str, what: str, command: str, *, yes: bool) -> None:
     Terminal(stderr=True).print(Text(f"This deletes {what}. Type {name} to go on: "), end="")
     typed = sys.stdin.readline().strip()
     if typed != name:
-        raise BadInput(f"nothing was deleted: {typed!r} is not {name!r}")
+        raise BadInput(
+            f"cannot delete {what}: because {typed!r} is not {name!r}", hint=f"type {name}"
+        )
 
 
 def find_site(given: Path | None) -> Path | None:
@@ -144,8 +146,10 @@ class Commands(TyperGroup):
         if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             typed = f"{ctx.command_path} {args[0]}"
             near = _nearest(args[0], self, ctx)
-            rest = f"did you mean {near}?" if near else f"{PROGRAM} --help lists the commands"
-            raise BadInput(f"there is no command {typed}: {rest}")
+            raise BadInput(
+                f"cannot run {typed}: because there is no such command",
+                hint=near or f"{PROGRAM} --help",
+            )
         return super().resolve_command(ctx, args)
 
 

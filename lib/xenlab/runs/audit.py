@@ -12,7 +12,7 @@ from typing import Any
 
 from xenlab import durable
 from xenlab.durable import kept_file, locked_folder
-from xenlab.errors import BadInput, JournalDamaged, XenlabError
+from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import HEAD, RESERVE, Chain, Journal, read_chain
 from xenlab.runs.folder import run_lock
 
@@ -88,9 +88,17 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
     """
     path = folder / "journal.jsonl"
     if not path.exists() and {*_files(folder)} - {*PARTIAL} != {"run.json"}:
-        raise BadInput("this run has no journal", where=str(folder))
+        raise BadInput(
+            "cannot verify this run: because it has no journal",
+            where=str(folder),
+            hint="name a run that `xenlab runs` lists",
+        )
     if signers is not None and not signers.is_file():
-        raise BadInput("there is no such file of signers", where=str(signers))
+        raise BadInput(
+            "cannot tell who signed: because there is no such file of signers",
+            where=str(signers),
+            hint="name a file as ssh-keygen(1) describes under ALLOWED SIGNERS",
+        )
     try:
         chain = read_chain(path)
     except JournalDamaged as error:
@@ -180,7 +188,11 @@ def sign(folder: Path, key: Path) -> Path:
     done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(statement))
     if done.returncode:
         statement.unlink()
-        raise BadInput(f"this key cannot sign: {done.stderr.strip()}", where=str(key))
+        raise BadInput(
+            f"cannot sign with this key: because {done.stderr.strip()}",
+            where=str(key),
+            hint="name a private key, or the public one of a key that an agent holds",
+        )
     return folder / SIGNATURE
 
 
@@ -234,7 +246,10 @@ def _keygen(action: str, *words: str, said: str | None = None) -> subprocess.Com
             command, input=said, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except FileNotFoundError:
-        raise XenlabError("ssh-keygen is not installed", hint="install openssh-client") from None
+        raise BadInput(
+            "cannot look at signatures: because ssh-keygen is not installed",
+            hint="install openssh-client",
+        ) from None
 
 
 def _named(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -90,7 +90,10 @@ def prepare(
     it. Raises BadInput.
     """
     if mode not in MODES:
-        raise BadInput(f"there is no mode {mode}", hint=f"use {' or '.join(MODES)}")
+        raise BadInput(
+            f"cannot run in mode {mode}: because there is no such mode",
+            hint=f"use {' or '.join(MODES)}",
+        )
     site = parameters.load(file, overrides)
     declared_secrets(site.secrets)
     known = _notebooks(notebooks)
@@ -98,7 +101,10 @@ def prepare(
     first = _chapter(from_, known) if from_ else ""
     names = [name for name in known if name in wanted and name >= first]
     if not names:
-        raise BadInput(f"no chapter is left to run from {first} on")
+        raise BadInput(
+            f"cannot run from {first} on: because none of the chapters is left then",
+            hint="name later chapters, or an earlier one with --from",
+        )
     paths = tuple(known[name] for name in names)
     values = {path.stem: _values(path, site) for path in paths}
     return RunPlan(site, mode, paths, paths, values, str(file.absolute()), overrides or {})
@@ -145,7 +151,7 @@ def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
     for name in destroy:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise BadInput(
-                f"cannot destroy {name!r}: it is no name of a guest's partition, and not dom0",
+                f"cannot destroy {name!r}: because it is neither dom0 nor a guest's partition",
                 hint="use a name that a refused step shows",
             )
     return replace(plan, destroy=tuple(destroy))
@@ -259,7 +265,7 @@ def _refuse_without_room(plan: RunPlan, folder: Path) -> None:
     free, needed = durable.free(folder), RESERVE_BYTES + len(plan.todo) * CHAPTER_BYTES
     if plan.todo and free < needed:
         raise BadInput(
-            f"cannot start: {len(plan.todo)} chapters may need {durable.mib(needed)}, and "
+            f"cannot start: because what is left to do may need {durable.mib(needed)}, and "
             f"{durable.mib(free)} are free for {folder}",
             hint="free space there, or give another folder with --runs",
         )
@@ -299,7 +305,10 @@ def _notebooks(folder: Path) -> dict[str, Path]:
     """The chapters; notebooks from 90 on look at what was run."""
     found = {path.stem: path.absolute() for path in sorted(folder.glob("[0-8]*.ipynb"))}
     if not found:
-        raise BadInput(f"there are no chapters in {folder}", hint="start where `notebooks` is")
+        raise BadInput(
+            f"cannot run a chapter: because there are none in {folder}",
+            hint="use --notebooks, or start where the folder `notebooks` is",
+        )
     return found
 
 
@@ -312,10 +321,15 @@ def _chapter(name: str, known: Mapping[str, Path]) -> str:
     if len(starting) == 1:
         return starting[0]
     if starting:
-        raise BadInput(f"{name} may be {' or '.join(starting)}", hint="give more of the name")
+        raise BadInput(
+            f"cannot choose a chapter: because {name} may be {' or '.join(starting)}",
+            hint="give more of the name",
+        )
     near = difflib.get_close_matches(plain, known, 1, 0.5)
-    question = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-    raise BadInput(f"no chapter {name}{question}")
+    raise BadInput(
+        f"cannot run chapter {name!r}: because there is none of that name",
+        hint=near[0] if near else f"one of {', '.join(known)}",
+    )
 
 
 def _values(path: Path, site: Parameters) -> dict[str, Any]:
@@ -323,8 +337,11 @@ def _values(path: Path, site: Parameters) -> dict[str, Any]:
     for name in names:
         if name not in Parameters.model_fields:
             near = difflib.get_close_matches(name, Parameters.model_fields, 1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            raise BadInput(f"its parameters cell declares {name}", where=path.stem, hint=hint)
+            raise BadInput(
+                f"cannot run this chapter: because its parameters cell declares {name}",
+                where=path.stem,
+                hint=f"call it {near[0]}" if near else "declare only what a site may have",
+            )
     return parameters.for_chapter(site, names)
 
 
@@ -333,7 +350,8 @@ def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path
     changed = [key for key in old if old[key] != new[key] and key not in CONSENTS]
     if changed:
         raise BadInput(
-            f"{file} is not what the run {folder.name} began with: {', '.join(changed)} differ",
+            f"cannot take up the run {folder.name}: because {file} is not what it began with: "
+            f"{', '.join(changed)} differ",
             hint=f"start a new run, or put the file back: only {' and '.join(CONSENTS)} may change",
         )
 

@@ -93,13 +93,20 @@ def read(folder: Path) -> dict[str, Any]:
         found = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(
-            "this run has no run.json: it was not started by `xenlab run`", where=str(folder)
+            "cannot read run.json: because this run was not started by `xenlab run`",
+            where=str(folder),
+            hint="name a run that was",
         ) from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"run.json cannot be read: {error}", where=str(folder)) from None
+        raise _unreadable(folder, str(error)) from None
     if not isinstance(found, dict):
-        raise BadInput("run.json holds no mapping", where=str(folder))
+        raise _unreadable(folder, "it holds no mapping")
     return found
+
+
+def _unreadable(folder: Path, why: str) -> BadInput:
+    hint = "compare with a copy of the run folder"
+    return BadInput(f"cannot read run.json: because {why}", where=str(folder), hint=hint)
 
 
 def every(runs: Path) -> list[Path]:
@@ -114,14 +121,19 @@ def find(runs: Path, name: str) -> Path:
     folders = every(runs)
     if name == "last":
         if not folders:
-            raise BadInput(f"there is no run in {runs} yet")
+            raise BadInput(
+                f"cannot find the last run: because there is no run in {runs} yet",
+                hint="name the folder of the runs with --runs",
+            )
         return folders[-1]
     for folder in (runs / name, Path(name)):
         if (folder / "journal.jsonl").exists() or (folder / "run.json").exists():
             return folder
     near = difflib.get_close_matches(name, [f.name for f in folders], 1, 0.6)
-    hint = f"did you mean {near[0]}?" if near else "`xenlab runs` lists them"
-    raise BadInput(f"there is no run {name} in {runs}", hint=hint)
+    raise BadInput(
+        f"cannot find the run {name}: because there is none of that name in {runs}",
+        hint=near[0] if near else "`xenlab runs` lists them",
+    )
 
 
 class Chapters:
@@ -186,7 +198,8 @@ def run_lock(folder: Path) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise BadInput(
-                        f"another process works on the run {folder.name}", hint="wait for its end"
+                        f"cannot work on the run {folder.name}: because another process does",
+                        hint="wait for its end",
                     ) from None
                 time.sleep(0.2)
         yield handle

@@ -69,7 +69,11 @@ def _is_current(folder: Path) -> bool:
 def render(folder: Path) -> str:
     """The report of a run as it is now; changes nothing. Raises BadInput where no journal is."""
     if not (folder / "journal.jsonl").exists():
-        raise BadInput("this run has no journal yet", where=str(folder))
+        raise BadInput(
+            "cannot report this run: because it has no journal yet",
+            where=str(folder),
+            hint=f"xenlab run --resume {folder.name}",
+        )
     facts = _facts(folder)
     chapters = [
         (chapter, [Markup(_card(folder, step).html()) for step in chapter.steps])
