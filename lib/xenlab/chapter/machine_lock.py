@@ -128,7 +128,7 @@ NEXT_SECONDS = 60
 
 # $strays becomes a tab, an age in seconds and a mark for each process of a change that a run began
 # here which had the lock before
-STRAYS = """
+FIND_STRAYS = """
 strays() {
     strays=
     for id in $(LC_ALL=C grep -lz '^XENLAB_STEP=' /proc/[0-9]*/environ /proc/[0-9]*/cmdline \\
@@ -151,9 +151,9 @@ strays() {
 
 # An entry is three lines: the run, until which second of uptime it is kept for the run's next
 # chapter though nobody has it locked, and the words for whoever is refused.
-HOLD = (
+TAKE_LOCK = (
     UPTIME
-    + STRAYS
+    + FIND_STRAYS
     + """
 run=$1 words=$2 silence=$3 next=$4 busy=$5 change=$6
 folder=${XENLAB_NOTES:-/run/xenlab}/working
@@ -302,7 +302,7 @@ class MachineLock:
     def _take(self, watcher: Watcher | None) -> None:
         words = f"{self._who}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
         look_for = "" if self._looked else CHANGE
-        command = Command.script(HOLD, self._run, words, *self._seconds, look_for)
+        command = Command.script(TAKE_LOCK, self._run, words, *self._seconds, look_for)
         call = watcher.started(self._ssh.name, command, b"") if watcher else None
         start, status = time.monotonic(), None
         try:

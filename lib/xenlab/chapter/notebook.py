@@ -131,8 +131,8 @@ def _bundle(card: Card) -> dict[str, str]:
 # What it looks like in a panel, whose buttons start steps outside of a notebook's cells.
 
 
-class Cards:
-    """Shows steps as cards, the newest on top, and at most so many (`events.Sink`)."""
+class WidgetSink:
+    """Shows steps as cards in a box of widgets, the newest on top, and at most so many."""
 
     def __init__(self, most: int = 200) -> None:
         self._most = most

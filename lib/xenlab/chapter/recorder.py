@@ -214,7 +214,7 @@ class CommandLog:
         found: list[dict[str, Any]] = []
         last: _Entry | None = None
         for entry in entries:
-            if last is not None and last.repeated_by(entry):
+            if entry == last:
                 found[-1]["times"] = found[-1].get("times", 1) + 1
                 found[-1]["seconds"] = round(found[-1]["seconds"] + entry.seconds, 3)
                 continue
@@ -247,16 +247,19 @@ class CommandLog:
 
 @dataclass
 class _Entry:
-    """One command, followed to its end (`xenlab.host.Call`)."""
+    """One command, followed to its end (`xenlab.host.Call`).
+
+    It equals another that is this very command again, with the same result.
+    """
 
     phase: Phase
     label: str
     host: str
     command: str
-    secrets: tuple[Secret, ...]
-    sink: Sink
+    secrets: tuple[Secret, ...] = field(compare=False)
+    sink: Sink = field(compare=False)
     status: int | None = None
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     given: dict[str, Any] = field(default_factory=dict)
     data: bytearray = field(default_factory=bytearray)
 
@@ -276,14 +279,6 @@ class _Entry:
         self.status, self.seconds = status, seconds
         for stream, (masked, decoder) in self._streams.items():
             self._take(stream, masked.flush(), decoder, final=True)
-
-    def repeated_by(self, other: _Entry) -> bool:
-        """Whether another is this very command again, with the same result."""
-        mine = (self.phase, self.label, self.host, self.command, self.status, self.given, self.data)
-        return mine == (
-            *(other.phase, other.label, other.host, other.command, other.status),
-            *(other.given, other.data),
-        )
 
     def _take(
         self, stream: str, data: bytes, decoder: codecs.IncrementalDecoder, *, final: bool

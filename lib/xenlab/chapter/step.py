@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from xenlab.chapter import events
@@ -195,12 +194,7 @@ class Step:
         self._under_way.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._hide(error)
             self.message = self._masked(_said(error))

@@ -446,9 +446,10 @@ def _estimate(site: Parameters, name: str) -> Estimate:
     """What starting the lab takes, and then its chapters, where `make lab` goes on with them."""
     from xenlab import cache
     from xenlab.runs import expected
+    from xenlab.runs.execute import chapter_notebooks
     from xenlab.runs.expected import BEGAN
 
     now = _lab(name).status()
     phases = [] if now.running else cache.phases_of_start(now.boot, site.stage)
-    notebooks = sorted(Path("notebooks").glob("[0-8]*.ipynb")) if BEGAN in os.environ else []
-    return expected.estimate(site, [path.stem for path in notebooks], Path("runs"), phases)
+    chapters = [*chapter_notebooks(Path("notebooks"))] if BEGAN in os.environ else []
+    return expected.estimate(site, chapters, Path("runs"), phases)

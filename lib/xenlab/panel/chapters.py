@@ -13,12 +13,12 @@ import ipywidgets as widgets
 from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS
 from xenlab.chapter.chapter import SINK, STOP, Chapter
-from xenlab.chapter.notebook import Cards
+from xenlab.chapter.notebook import WidgetSink
 from xenlab.chapter.step import CHANGED, OK
 from xenlab.errors import XenlabError
 from xenlab.panel.domains import DomainPanel, Worker, complaint
 from xenlab.panel.site import ParametersForm, SiteFile
-from xenlab.runs.execute import StepCell, opening_code, step_cells
+from xenlab.runs.execute import StepCell, chapter_notebooks, opening_code, step_cells
 from xenlab.site.schema import Parameters, declared, for_chapter
 
 # A chapter in the panel: its steps with their states, run one by one or to the end, stopped.
@@ -36,9 +36,9 @@ class ChapterPanel:
 
     def __init__(self, notebooks: Path, file: SiteFile) -> None:
         self._file = file
-        self._paths = {path.stem: path for path in sorted(notebooks.glob("[0-8]*.ipynb"))}
+        self._paths = chapter_notebooks(notebooks)
         self._worker = Worker(self._show_buttons)
-        self._cards = Cards()
+        self._cards = WidgetSink()
         self._name = ""
         self._namespace: dict[str, Any] = {}
         self._steps: list[StepCell] = []
@@ -228,6 +228,6 @@ class Panel:
         self.domains.close()
 
 
-def open_panel(file: str, notebooks: str = ".") -> widgets.Tab:
+def open_panel(file: str) -> widgets.Tab:
     """The panel for a parameters file, as a cell's last value. Raises BadInput."""
-    return Panel(Path(file).expanduser(), Path(notebooks)).widget
+    return Panel(Path(file).expanduser(), Path()).widget

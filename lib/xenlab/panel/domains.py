@@ -12,7 +12,7 @@ import pandas as pd
 
 from xenlab.chapter.card import COLOURS
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapter.notebook import Cards
+from xenlab.chapter.notebook import WidgetSink
 from xenlab.command import Command
 from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import BadInput, XenlabError
@@ -100,7 +100,7 @@ class DomainPanel:
         self._file = file
         self._worker = Worker(self._show_buttons)
         self._follower = Worker(self._follow_on)
-        self._cards = Cards(most=6)
+        self._cards = WidgetSink(most=6)
         self._chapter: Chapter | None = None
         self._number = 0
         self._running: dict[str, Mapping[Any, Any]] = {}
@@ -354,7 +354,10 @@ def _facts(name: str, facts: Mapping[Any, Any] | None, text: str = "not running"
 
 
 class Unrecorded:
-    """Notes nothing of what a host runs, and stops it once ``stop`` is set (host.Watcher)."""
+    """Notes nothing of what a host runs, and stops it once ``stop`` is set.
+
+    It is the host's watcher, and what the watcher gives for each command (host.Watcher, host.Call).
+    """
 
     mark = ""
     looks = True
@@ -363,13 +366,9 @@ class Unrecorded:
         self.stop = stop
         self.secrets = secrets
 
-    def started(self, host: str, command: Command, input: bytes) -> Unnoted:
+    def started(self, host: str, command: Command, input: bytes) -> Unrecorded:
         """A command is about to run."""
-        return Unnoted()
-
-
-class Unnoted:
-    """One command of which nothing is noted (host.Call)."""
+        return self
 
     def output(self, stream: str, piece: bytes) -> None:
         """Nothing."""

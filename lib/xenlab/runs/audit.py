@@ -71,7 +71,7 @@ def record_files(folder: Path) -> None:
             with durable.space(folder):
                 durable.sync(folder / path)
                 durable.sync((folder / path).parent)
-            journal.append(phase="kept", path=path, sha256=_digest(folder / path))
+            journal.append(phase="kept", path=path, sha256=digest_of(folder / path))
 
 
 def end(folder: Path, status: int) -> None:
@@ -236,7 +236,10 @@ def last_digest(records: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def digest_of(place: Path) -> str:
     """The SHA-256 of a file; "" where there is none."""
-    return _digest(place) if place.is_file() else ""
+    if not place.is_file():
+        return ""
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _keygen(action: str, *words: str, said: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -283,11 +286,6 @@ def _compare(folder: Path, name: str, digest: str) -> str:
         return error.message
     if not path.is_file():
         return f"{name}: it is gone"
-    if _digest(path) != digest:
+    if digest_of(path) != digest:
         return f"{name}: it was changed since it was recorded"
     return ""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -96,7 +96,7 @@ def prepare(
         )
     site = parameters.load(file, overrides)
     declared_secrets(site.secrets)
-    known = _notebooks(notebooks)
+    known = chapter_notebooks(notebooks)
     wanted = {_chapter(name, known) for name in chapters} or set(known)
     first = _chapter(from_, known) if from_ else ""
     names = [name for name in known if name in wanted and name >= first]
@@ -127,7 +127,7 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
         old = {*site.may_wipe, *site.may_destroy}
         consents = tuple(each for each in (*now.may_wipe, *now.may_destroy) if each not in old)
         site = now
-    known = _notebooks(notebooks)
+    known = chapter_notebooks(notebooks)
     paths = tuple(known[_chapter(name, known)] for name in record["chapters"])
     seen = runs.Chapters(folder)
     todo = tuple(path for path in paths if seen.state(path.stem).status != DONE)
@@ -301,8 +301,11 @@ def _end_leftovers(folder: Path) -> None:
         Host(Local()).end_marked(attempt["mark"])
 
 
-def _notebooks(folder: Path) -> dict[str, Path]:
-    """The chapters; notebooks from 90 on look at what was run."""
+def chapter_notebooks(folder: Path) -> dict[str, Path]:
+    """The chapters of a folder, by name; notebooks from 90 on look at what was run.
+
+    Raises BadInput where there are none.
+    """
     found = {path.stem: path.absolute() for path in sorted(folder.glob("[0-8]*.ipynb"))}
     if not found:
         raise BadInput(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -21,7 +20,7 @@ from typing import Any
 from xenlab import durable
 from xenlab.durable import kept_file
 from xenlab.errors import BadInput
-from xenlab.journal import Journal, Reader
+from xenlab.journal import Journal, Reader, digest
 
 DONE = "done"
 UNFINISHED = "unfinished"
@@ -82,8 +81,8 @@ def create(folder: Path, record: Mapping[str, Any]) -> None:
 
 def begin(folder: Path) -> None:
     """Record that a run begins, or goes on, with the ``run.json`` that is there."""
-    digest = hashlib.sha256(kept_file(folder, "run.json").read_bytes()).hexdigest()
-    Journal(folder).append(phase="begin", path="run.json", sha256=digest)
+    record = kept_file(folder, "run.json").read_bytes()
+    Journal(folder).append(phase="begin", path="run.json", sha256=digest(record))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -91,6 +90,8 @@ def read(folder: Path) -> dict[str, Any]:
     place = kept_file(folder, "run.json")
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no mapping")
     except FileNotFoundError:
         raise BadInput(
             "cannot read run.json: because this run was not started by `xenlab run`",
@@ -98,15 +99,12 @@ def read(folder: Path) -> dict[str, Any]:
             hint="name a run that was",
         ) from None
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, str(error)) from None
-    if not isinstance(found, dict):
-        raise _unreadable(folder, "it holds no mapping")
+        raise BadInput(
+            f"cannot read run.json: because {error}",
+            where=str(folder),
+            hint="compare with a copy of the run folder",
+        ) from None
     return found
-
-
-def _unreadable(folder: Path, why: str) -> BadInput:
-    hint = "compare with a copy of the run folder"
-    return BadInput(f"cannot read run.json: because {why}", where=str(folder), hint=hint)
 
 
 def every(runs: Path) -> list[Path]:

@@ -6,9 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +26,7 @@ from xenlab.runs.folder import DONE, ChapterState, StepState
 REFRESH_SECONDS = 0.5
 
 
-class Live(AbstractContextManager["Live"]):
+class Live:
     """One thing after the other, below it the kernel that is compiled meanwhile, and the whole.
 
     What has ended goes above the region, as a line that stays.
@@ -64,12 +62,7 @@ class Live(AbstractContextManager["Live"]):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
         for task in (self._thing, self._kernel, self._all):
@@ -194,7 +187,7 @@ DIFF_STYLES = {
 }
 
 
-class Follower(AbstractContextManager["Follower"]):
+class Follower:
     """Shows each step of a run as its journal grows: a region on a terminal, lines elsewhere.
 
     ``chapters`` gives the titles of each chapter's steps, in their order; ``estimate`` how long
@@ -229,16 +222,11 @@ class Follower(AbstractContextManager["Follower"]):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
         self._look()
-        self._live.__exit__(kind, error, trace)
+        self._live.__exit__(*error)
 
     def begin(self, chapter: str) -> None:
         """A chapter's notebook is started."""
