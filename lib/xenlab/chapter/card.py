@@ -270,5 +270,5 @@ class Painter:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        self._painted = time.monotonic()
         self._paint()
+        self._painted = time.monotonic()
