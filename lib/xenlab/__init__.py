@@ -6,41 +6,62 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "chapter.chapter": ("way_to",),
-    "chapter.notebook": ("open_chapter",),
-    "chapters.action": ("configurations_written", "found_domains"),
-    "chapters.configuration": ("bridge_made", "interfaces"),
+    "chapter.chapter": "way_to",
+    "chapter.notebook": "open_chapter",
+    "chapters.action": (
+        "autostart_table configurations_written found_domains none_failed power_cycled"
+    ),
+    "chapters.configuration": (
+        "base_configured bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
+        "interfaces listeners log_written software_installed unmerged_table xen_runs xend_today"
+    ),
     "chapters.disk": (
-        *("file_systems", "first_partition", "kernel_mounts", "mounts", "partitioned"),
-        "swap_files",
+        "below file_systems first_partition fstab kernel_checksum kernel_mounts "
+        "mounted_again mounts partition_table source_tarball stage_checksum swap_file"
     ),
-    "chapters.figures": ("nic_layouts",),
-    "chapters.ingredients": ("Fits",),
-    "chapters.kernel": ("kernel_build",),
-    "command": ("Command",),
-    "host": ("Host",),
+    "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
+    "chapters.guests": (
+        "disk_booted_again domain_configured domain_table host_key_table image_record image_taken"
+    ),
+    "chapters.ingredients": "Brought Fits controller_software look_at_machine machine_table",
+    "chapters.kernel": (
+        "DiskBooted build_result build_tools builder configured_options kernel_build "
+        "kernel_installed kernel_release running_system wanted_options xen_entry"
+    ),
+    "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_services reaches_the_others"),
+    "chapters.shared_filesystems": (
+        "READ_ONLY exports_file fetched_once guests_unmerged_table installed_from_share "
+        "lan_network nfs3_helpers_off nfs_mount_table sources_in_guests"
+    ),
+    "chapters.shared_usr": (
+        "boot_needs export_reachable export_table guest_servers services_after_share "
+        "services_waited usr_kernel_options usr_methods usr_running usr_saved usr_swapped"
+    ),
+    "command": "Command",
+    "host": "Host",
+    "platform.boot": "XenEntry",
+    "platform.interfaces": "GuestSettings guest_system",
+    "platform.xl": "Disk DomainSpec Vif",
+    "resources.archive": "Archive",
     "resources.base": (
-        *("All", "Check", "Condition", "Difference", "Once", "OnHost", "PathsExist"),
-        *("Programs", "Report", "Resource", "text_difference"),
+        "All Check Condition Difference OnHost Once PathsExist Programs Report Resource "
+        "text_difference"
     ),
-    "resources.disk": (
-        *("BIOS_BOOT", "LINUX_BOOT", "LINUX_SWAP", "REST"),
-        *("Filesystem", "Partition", "PartitionTable"),
-    ),
-    "resources.files": (
-        *("Absent", "Directory", "File", "KernelSetting", "Line", "Relocated", "Symlink"),
-    ),
-    "resources.guest": ("GuestRoot",),
-    "resources.kernel": ("KernelBuilt", "KernelConfigured"),
-    "resources.network": ("LanDevices", "VifAttached"),
-    "resources.shared_usr": ("UsrOnShare",),
+    "resources.disk": ("BIOS_BOOT LINUX_BOOT LINUX_SWAP REST Filesystem Partition PartitionTable"),
+    "resources.files": "Absent Directory File KernelSetting Line Relocated Symlink",
+    "resources.guest": "GuestConfigured GuestRoot",
+    "resources.image": "ImageProof",
+    "resources.kernel": "KernelBuilt KernelConfigured Sources",
+    "resources.network": "LanDevices Reaches VifAttached",
+    "resources.nfs": "Exported ListensOnlyOn NfsMount ServedOn SwapFile server_settings",
+    "resources.shared_usr": "UsrOnShare",
     "resources.ssh_access": (
-        *("AuthorizedKeys", "GuestAnswers", "HostKeyPinned", "HostKeysDiffer", "OwnKeyPinned"),
-        *("SshHostKeys", "SshdSettings"),
+        "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
+        "SshdSettings"
     ),
-    "site.rules": ("device",),
+    "site.rules": "device",
 }
-_HOME = {name: place for place, names in _PLACES.items() for name in names}
+_HOME = {name: place for place, names in _PLACES.items() for name in names.split()}
 
 __all__ = [*_HOME]
 

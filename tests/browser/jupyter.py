@@ -82,6 +82,9 @@ class Jupyter:
     def run(self, number: int) -> Locator:
         """Run a code cell without waiting for its end; returns it."""
         cell = self.cell(number)
+        folded = cell.locator(".jp-InputPlaceholder")
+        if folded.is_visible():
+            folded.click()
         prompt = cell.locator(".jp-InputPrompt")
         before = prompt.inner_text()
         cell.locator(".jp-InputArea-editor").click()

@@ -10,8 +10,8 @@ import pytest
 from tests.gentoo.roots import Roots, quiet
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters import shared_filesystems as sharing
-from xenlab.chapters.configuration import log_written, waiting
+from xenlab.chapters.configuration import log_written, unmerged_table
+from xenlab.chapters.shared_filesystems import guests_unmerged_table
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
@@ -87,7 +87,7 @@ def test_a_changed_configuration_file_is_never_overwritten(host: Host) -> None:
     bring_about(PORTAGE.installed(GREETING, CHEER), host)
     assert host.read("/etc/greeting.conf") == "Grüß Gott\n"
     chapter = cast(Chapter, SimpleNamespace(target=host, packages=PORTAGE))
-    rows = waiting(chapter)
+    rows = unmerged_table(chapter)
     new = set(rows.loc[rows["file"] == "/etc/greeting.conf", "new version"])
     assert new == {"/etc/._cfg0000_greeting.conf"}
     assert shown(rows, "/etc/greeting.conf") == ["@@ -1 +1 @@", "-Grüß Gott", "+Good day"]
@@ -112,7 +112,7 @@ def test_what_dpkg_has_kept_is_found_too(host: Host) -> None:
     """
     host.run(Command.script(build))
     chapter = cast(Chapter, SimpleNamespace(target=host, packages=Apt()))
-    rows = waiting(chapter)
+    rows = unmerged_table(chapter)
     changed = ["@@ -1 +1 @@", "-version 1, changed", "+version 2"]
     assert shown(rows, "/etc/greeter.conf") == changed
     with_guest = SimpleNamespace(
@@ -121,7 +121,7 @@ def test_what_dpkg_has_kept_is_found_too(host: Host) -> None:
         guest={"domu1": host}.get,
         packages=Apt(),
     )
-    in_guests = sharing.waiting(cast(Chapter, with_guest))()
+    in_guests = guests_unmerged_table(cast(Chapter, with_guest))
     assert set(in_guests["guest"]) == {"domu1"}
     assert shown(in_guests, "/etc/greeter.conf") == changed
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_shown_is_named_all_the_same(host: Host) -> None:
     """
     host.run(Command.script(prepare))
     chapter = cast(Chapter, SimpleNamespace(target=host, packages=Apt()))
-    rows = waiting(chapter)
+    rows = unmerged_table(chapter)
     assert shown(rows, "/etc/linked") == [HIDDEN]
     assert shown(rows, "/etc/closed/inside") == [HIDDEN]
     assert shown(rows, "/etc/gone") == ["the old one is gone"]

@@ -78,7 +78,7 @@ class Guest:
 
     def _fill(self, roots: Roots) -> None:
         root = roots.domain("guest")
-        for resource in (*network.written(SITE), *Portage(SITE.portage).settled()):
+        for resource in (*network.lan_services(SITE), *Portage(SITE.portage).settled()):
             resource.apply(root, quiet)
         OpenRc().disabled("nfs-server", "xendomains").apply(root, quiet)
         OpenRc().enabled(*OWN).apply(root, quiet)

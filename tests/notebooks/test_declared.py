@@ -165,7 +165,7 @@ def test_the_reading_finds_what_lies_below_a_cell() -> None:
     """Through a name, a module, a class, and what the chapter itself answers."""
     for cell, wanted in (
         ("chapter.check('x', Fits(chapter.site))", {"dom0_mem_mib", "domains", "boot_mib"}),
-        ("kernel.tools(chapter)", {"build_on", "kernel_source", "portage", "share"}),
+        ("kernel.build_tools(chapter)", {"build_on", "kernel_source", "portage", "share"}),
         ("chapter.power", {"power", "lab"}),
         ("image_taken(chapter)", {"imaging", "software", "platform", "package_proxy"}),
     ):

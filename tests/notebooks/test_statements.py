@@ -64,6 +64,18 @@ def test_a_statement_is_shown(number: str, scripts: dict[str, dict[str, str]]) -
     assert [words for words in told["shows"] if words not in seen] == [], seen
 
 
+def test_what_chapter_11_has_a_person_type_is_what_its_cards_show(
+    scripts: dict[str, dict[str, str]],
+) -> None:
+    (path,) = (path for path in NOTEBOOKS if path.stem == "11_action")
+    above = {cell.step(): above.source for above, cell in pairwise(cells(path)) if cell.step()}
+    told = {title: re.findall(r"(?s)```\n(.*?)\n```", text) for title, text in above.items()}
+    assert sum(map(len, told.values())) == 7
+    for title, blocks in told.items():
+        shown = re.sub(r"  # .*", "", scripts["lab"].get(title or "", "")).splitlines()
+        assert [line for block in blocks for line in block.splitlines() if line not in shown] == []
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_reader_meets_a_bare_number(path: Path) -> None:
     """They are tags; the page "From 2006 to today" says what each stands for."""

@@ -5,14 +5,21 @@ import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import nbformat
 import pytest
-from tests.notebooks.chapters import NOTEBOOKS, cells, code_cells, parameters_cell, read
+from tests.notebooks.chapters import FOLDER, NOTEBOOKS, cells, code_cells, parameters_cell, read
+from tests.site_files import with_files
 
+import xenlab
 import xenlab.resources.disk
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import first_partition, partition_table
-from xenlab.site.schema import Parameters, load
+from xenlab.chapters.kernel import xen_entry
+from xenlab.runs import execute
+from xenlab.runs.script import runbook
+from xenlab.site.schema import Parameters, declared, load
 
 CHAPTERS = [
     "00_ingredients",
@@ -85,7 +92,7 @@ def test_it_is_a_valid_notebook_of_the_present_format(path: Path) -> None:
 def test_nobody_has_run_it(path: Path) -> None:
     code = [cell for cell in read(path).cells if cell.cell_type == "code"]
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
-    assert [cell.id for cell in code if set(cell.metadata) - {"tags"}] == []
+    assert [cell.id for cell in code if set(cell.metadata) - {"tags", "jupyter"}] == []
 
 
 @every_chapter
@@ -110,6 +117,19 @@ def test_the_parameters_are_the_first_code_cell_and_typed_literals_with_a_commen
         ast.literal_eval(statement.value)
         own = lines[statement.lineno - 1 : statement.end_lineno]
         assert re.search(r"  # \S", "\n".join(own)), f"line {statement.lineno} has no comment"
+
+
+@every_chapter
+def test_the_parameters_alone_are_folded_below_those_that_a_reader_may_want_to_change(
+    path: Path,
+) -> None:
+    folded = [cell for cell in read(path).cells if "jupyter" in cell.metadata]
+    assert [cell.metadata for cell in folded] == [
+        {"jupyter": {"source_hidden": True}, "tags": ["parameters"]}
+    ]
+    (above,) = (above for above, cell in pairwise(cells(path)) if "parameters" in cell.tags)
+    named = set(re.findall(r"`([a-z_]+)`", above.source)) & set(Parameters.model_fields)
+    assert named and named <= set(declared(path))
 
 
 @every_chapter
@@ -138,7 +158,10 @@ def test_no_cell_holds_logic(path: Path) -> None:
         for node in ast.walk(cell.tree)
         if (isinstance(node, LOGIC) and not of_guests(node))
         # what a step makes only once it runs, since making it takes a look at the machine
-        or (isinstance(node, ast.Lambda) and not isinstance(node.body, ast.Call))
+        or (
+            isinstance(node, ast.Lambda)
+            and not (isinstance(node.body, ast.Call) or of_guests(node.body))
+        )
     }
     assert found == set()
 
@@ -182,15 +205,26 @@ def test_papermill_can_format_its_path(path: Path) -> None:
 
 
 @every_chapter
-def test_no_import_hides_a_parameter(path: Path) -> None:
-    imported = {
-        alias.asname or alias.name
-        for cell in code_cells(path)
-        for node in ast.walk(cell.tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert imported.isdisjoint(Parameters.model_fields)
+def test_no_name_of_a_cell_hides_a_parameter(path: Path) -> None:
+    names = set()
+    for cell in code_cells(path)[1:]:
+        for node in ast.walk(cell.tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    assert names.isdisjoint(Parameters.model_fields)
+
+
+@every_chapter
+def test_it_imports_from_one_place_what_it_uses(path: Path) -> None:
+    nodes = [node for cell in code_cells(path) for node in ast.walk(cell.tree)]
+    found = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [node.module for node in found if isinstance(node, ast.ImportFrom)] == ["xenlab"]
+    imported = {alias.name for node in found for alias in node.names}
+    assert imported == {node.id for node in nodes if isinstance(node, ast.Name)} & set(
+        xenlab.__all__
+    )
 
 
 @every_chapter
@@ -212,3 +246,10 @@ def test_the_partitions_of_chapter_01_are_those_that_the_site_is_reckoned_by(
     names = vars(xenlab.resources.disk) | own
     table = eval(compile(ast.Expression(call.args[1]), cell.id, "eval"), names)
     assert table == partition_table(site)
+
+
+def test_the_entry_of_chapter_04_is_the_one_that_the_boot_is_judged_by(tmp_path: Path) -> None:
+    plan = execute.prepare(FOLDER, ("04",), with_files(tmp_path, "lab"))
+    chapter = runbook(plan, plan.notebooks[0])
+    written = next(step.resources for step in chapter.steps if step.title.startswith("04.2 "))
+    assert written == chapter.bootloader.entry(xen_entry(cast(Chapter, chapter)))

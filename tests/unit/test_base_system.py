@@ -64,17 +64,15 @@ def test_what_is_mounted_now_is_what_fstab_says(tmp_path: Path) -> None:
     assert now == {name: target for name, target in then.items() if target != "none"}
 
 
-def test_the_stage_goes_by_the_share_of_the_new_root(tmp_path: Path) -> None:
+def test_without_its_checksum_file_there_is_no_stage(tmp_path: Path) -> None:
     sums = tmp_path / "sums"
     site = lab_site(stage="/a/stage.tar.zst", stage_checksums=str(sums))
     with pytest.raises(BadInput, match="there is no stage .*sums on the controller"):
-        disk.stage(site, "/")
+        disk.stage_checksum(site)
     sums.write_text(f"{'a' * 64}  stage.tar.zst\n")
-    archive = disk.stage(site, "/mnt/dom0")
-    assert (archive.into, archive.store) == ("/mnt/dom0", "/mnt/dom0/mnt/share/stage")
-    assert disk.stage(site, "/").store == "/mnt/share/stage"
+    assert disk.stage_checksum(site) == "a" * 64
 
 
 def test_the_kernel_source_lies_where_usr_src_leads() -> None:
     site = lab_site(share="/srv/all")
-    assert disk.kernel_source(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"
+    assert disk.source_tarball(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"

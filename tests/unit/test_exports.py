@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.namespace import Namespace
 
-from xenlab.chapters.shared_filesystems import READ
+from xenlab.chapters.shared_filesystems import READ_ONLY
 from xenlab.chapters.shared_usr import WRITE
 from xenlab.command import Command
 from xenlab.host import Host
@@ -56,16 +56,17 @@ def silent(what: str, done: float | None = None) -> None:
 def test_what_is_exported_counts_and_not_what_the_file_says(host: Host, share: str) -> None:
     store = share.replace("share", "store")
     host.write(FILE, f"{share} {LAN}({WRITE})\n{store} {LAN}({WRITE})\n")
-    before, wanted = Exported((share, store), LAN, WRITE), Exported((share,), LAN, READ)
+    before, wanted = Exported((share, store), LAN, WRITE), Exported((share,), LAN, READ_ONLY)
     assert before.probe(host) is not None
     before.apply(host, silent)
     before.verify(host)
     # somebody was cut off before exportfs had read it
-    host.write(FILE, f"{share} {LAN}({READ})\n")
+    host.write(FILE, f"{share} {LAN}({READ_ONLY})\n")
     difference = wanted.probe(host)
     assert difference is not None
     assert (
-        difference.summary == f"export {share} to {LAN} ({READ}); export no more: {store} to {LAN}"
+        difference.summary
+        == f"export {share} to {LAN} ({READ_ONLY}); export no more: {store} to {LAN}"
     )
     wanted.apply(host, silent)
     wanted.verify(host)
@@ -73,7 +74,10 @@ def test_what_is_exported_counts_and_not_what_the_file_says(host: Host, share: s
 
 @pytest.mark.parametrize(
     ("now", "wanted"),
-    [("rw,no_subtree_check,no_root_squash", WRITE), (READ.replace(",mountpoint", ""), READ)],
+    [
+        ("rw,no_subtree_check,no_root_squash", WRITE),
+        (READ_ONLY.replace(",mountpoint", ""), READ_ONLY),
+    ],
 )
 def test_an_export_that_reaches_the_root_around_it_is_none(
     host: Host, share: str, now: str, wanted: str
@@ -88,8 +92,8 @@ def test_an_export_that_reaches_the_root_around_it_is_none(
 
 
 def test_nobody_else_and_nothing_else_is_served(host: Host, share: str) -> None:
-    host.write(FILE, f"{share} *({READ}) {LAN}({READ})\n")
-    wanted = Exported((share,), LAN, READ)
+    host.write(FILE, f"{share} *({READ_ONLY}) {LAN}({READ_ONLY})\n")
+    wanted = Exported((share,), LAN, READ_ONLY)
     wanted.apply(host, silent)
     difference = wanted.probe(host)
     assert difference is not None and difference.summary == f"export no more: {share} to *"
@@ -97,4 +101,4 @@ def test_nobody_else_and_nothing_else_is_served(host: Host, share: str) -> None:
 
 def test_where_there_is_no_server_yet_it_is_a_difference(host: Host, share: str) -> None:
     host.run("rm /usr/sbin/exportfs")
-    assert Exported((share,), LAN, READ).probe(host) is not None
+    assert Exported((share,), LAN, READ_ONLY).probe(host) is not None

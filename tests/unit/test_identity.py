@@ -214,7 +214,7 @@ class TestDestroying:
         """A link, as below /dev/disk/by-id: the kernel's lists know only where it leads."""
         (by_id := tmp_path / "ata-EXAMPLE").symlink_to(loop)
         disk = str(by_id)
-        assert ingredients.look(HOST, disk).disk_mib == 64
+        assert ingredients.look_at_machine(HOST, disk).disk_mib == 64
         identity = require_consent(HOST, disk, (f"{loop} {64 << 20}",))
         table = PartitionTable(disk, (Partition("one", 8), Partition("two", 0)))
         table.consented(identity).apply(HOST, quiet)

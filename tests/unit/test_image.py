@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tests.cutshort import CutShort
 from tests.sites import lab_site
 
-from xenlab.chapters import guests
 from xenlab.chapters.guests import base, parse_proof
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
@@ -311,7 +310,7 @@ def test_a_new_image_needs_a_new_proof(machine: Machine) -> None:
 
 def test_chapter_09_takes_only_an_image_whose_proof_holds(machine: Machine) -> None:
     path = Path(machine.image.path)
-    needed = guests.image_ready(lab_site().model_copy(update={"image": str(path)}))
+    needed = ImageProof(str(path))
     assert said(needed) == "there is no image with its checksum beside it"
     taken(machine)
     assert said(needed) == "there is no proof of it that holds"

@@ -16,9 +16,9 @@ from xenlab.chapters.ingredients import (
     Brought,
     Machine,
     check_fit,
-    compare,
     controller_software,
-    look,
+    look_at_machine,
+    machine_table,
     needed_memory_mib,
     parse,
 )
@@ -104,7 +104,7 @@ class TestMachine:
         assert (machine.firmware, machine.secure_boot) == found
 
     def test_this_machine(self) -> None:
-        machine = look(HOST, "/dev/no'where; $(exit 1)")
+        machine = look_at_machine(HOST, "/dev/no'where; $(exit 1)")
         assert machine.memory_mib > 0
         assert machine.disk_mib == 0
         assert set(machine.missing_tools) <= {*TOOLS, *UEFI_TOOLS}
@@ -175,13 +175,13 @@ class TestFits:
 
 class TestTables:
     def test_one_row_for_each_thing(self) -> None:
-        frame = compare(SITE, lab())
+        frame = machine_table(SITE, lab())
         assert list(frame.columns) == ["what", "wanted", "found", "fits"]
         assert set(frame["fits"]) == {"yes"}
 
     def test_the_firmware(self) -> None:
         rows = [
-            tuple(compare(site, machine).set_index("what").loc["firmware"])
+            tuple(machine_table(site, machine).set_index("what").loc["firmware"])
             for site in (SITE, UEFI)
             for machine in (lab(), lab(firmware="uefi"), lab(firmware="uefi", secure_boot=True))
         ]
@@ -195,13 +195,13 @@ class TestTables:
         ]
 
     def test_another_disk_with_the_same_names_is_named(self) -> None:
-        frame = compare(SITE, lab()).set_index("what")
+        frame = machine_table(SITE, lab()).set_index("what")
         found = frame.loc["another disk"]
         assert found["wanted"] == "left alone"
         assert found["found"].startswith("/dev/vdb, 120 MiB, has biosboot, boot, dom0swap, dom0")
 
     def test_a_disk_that_nobody_consented_to(self) -> None:
-        frame = compare(lab_site(may_wipe=[]), lab(memory_mib=100)).set_index("what")
+        frame = machine_table(lab_site(may_wipe=[]), lab(memory_mib=100)).set_index("what")
         assert frame.loc["disk to wipe", "fits"] == "asks for consent"
         assert frame.loc["memory", "fits"] == "no"
 

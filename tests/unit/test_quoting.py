@@ -16,7 +16,8 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -24,11 +25,13 @@ from hypothesis import strategies as st
 from tests.sites import lab_site
 
 from xenlab import quoting
-from xenlab.chapters import disk, guests, network, shared_filesystems
-from xenlab.chapters.configuration import bridge_program
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapters import disk, network
+from xenlab.chapters.configuration import bridge_settings
+from xenlab.chapters.shared_filesystems import READ_ONLY, exports_file
 from xenlab.errors import BadInput
 from xenlab.platform.boot import Grub2, XenEntry
-from xenlab.platform.interfaces import DebianGuest, Ifupdown
+from xenlab.platform.interfaces import DebianGuest, GuestSettings, Ifupdown
 from xenlab.platform.xl import Disk, DomainSpec, Vif, Xl, xl_config
 from xenlab.resources.files import File
 from xenlab.resources.nfs import NfsMount
@@ -150,9 +153,10 @@ def test_settings_that_a_shell_sources(tmp_path: Path, text: str) -> None:
 
 def test_settings_are_lines() -> None:
     site = lab_site().model_copy(update={"uplink": "eth0\nBRIDGE=x", "lan_bridge": "a\nb"})
-    for written in (bridge_program, network.written):
-        with pytest.raises(BadInput, match="into a line of a file"):
-            written(site)
+    with pytest.raises(BadInput, match="into a line of a file"):
+        bridge_settings(site, "/etc/default/xenlab-bridge")
+    with pytest.raises(BadInput, match="into a line of a file"):
+        network.lan_services(site)
 
 
 @few
@@ -313,7 +317,7 @@ def test_files_of_the_network(tmp_path: Path, site: Parameters) -> None:
     address, gateway = site.address, site.gateway
     found = texts(
         *Ifupdown().beside_bridge(site.uplink, address, gateway, site.bridge),
-        *network.written(site),
+        *network.lan_services(site),
     )
     own = next(text for path, text in found.items() if path.endswith("xenlab-uplink"))
     lan = next(text for path, text in found.items() if path.endswith("xenlab-lan"))
@@ -331,7 +335,15 @@ def test_files_of_the_network(tmp_path: Path, site: Parameters) -> None:
 @few
 @given(sites())
 def test_files_of_a_guest(tmp_path: Path, site: Parameters) -> None:
-    own = guests.settings(site, site.domains[0])
+    own = GuestSettings(
+        name=site.domains[0].name,
+        domain=site.domain,
+        address=site.domains[0].address,
+        gateway=site.gateway,
+        nameserver=site.nameserver,
+        dom0=site.hostname,
+        dom0_address=site.address,
+    )
     found = {file.path: file.text for file in DebianGuest().files(own)}
     place = tmp_path / "interfaces"
     place.write_text(found["/etc/network/interfaces"].partition("\n")[2])
@@ -352,8 +364,9 @@ def test_files_of_the_share(tmp_path: Path, site: Parameters) -> None:
     (tmp_path / "fstab").write_text(rows)
     tab = run("findmnt", "--fstab", "--tab-file", str(tmp_path / "fstab"), "-J", "-o", "TARGET")
     assert site.share in [row["target"] for row in json.loads(tab)["filesystems"]]
-    found = texts(*shared_filesystems.server_configured(site))
-    exports = found["/etc/exports.d/xenlab.exports"]
+    chapter = cast(Chapter, SimpleNamespace(site=site, name="14_shared_filesystems"))
+    exports = exports_file(chapter, site.share, READ_ONLY).text()
+    assert exports.startswith("# written by xenlab, chapter 14\n")
     assert exported(exports) == [site.share]
     assert [line.split()[-1].partition("(")[2][:3] for line in exports.splitlines()[1:]] == ["ro,"]
 

@@ -68,7 +68,7 @@ def power_cycled(chapter: Chapter) -> list[Resource]:
     return [Once("power-cycle", cycle, repr(names))] if names else []
 
 
-def selected(chapter: Chapter) -> pd.DataFrame:
+def autostart_table(chapter: Chapter) -> pd.DataFrame:
     """Every guest of the site, its place in the order of starting, and what is linked now."""
     order = {name: place for place, name in enumerate(chapter.site.autostart, 1)}
     links = chapter.target.run(Command.argv("ls", "--", FOLDER), check=False).stdout.split()

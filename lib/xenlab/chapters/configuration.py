@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.resources import files as package_files
-
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.choice import Packages, services
+from xenlab.platform.choice import Packages
 from xenlab.platform.portage import DISTCC_PORT
 from xenlab.quoting import sh_settings
 from xenlab.resources import network
 from xenlab.resources.base import All, Condition, Resource
-from xenlab.resources.files import File, KernelSetting
+from xenlab.resources.files import File
 from xenlab.resources.network import Bridge
 from xenlab.site.schema import Parameters
 
@@ -53,19 +51,10 @@ def software_installed(chapter: Chapter) -> tuple[Resource, ...]:
     return packages.updated(), All(wanted)
 
 
-def full_name(chapter: Chapter) -> Resource:
-    """The condition that the machine knows its full name."""
-    name = f"{chapter.site.hostname}.{chapter.site.domain}"
-    return Condition(
-        Command.script('[ "$(hostname --fqdn)" = "$1" ]', name),
-        f"the machine does not know its full name {name}",
-        "look at /etc/hosts and at “hosts:” in /etc/nsswitch.conf",
-    )
-
-
 def distcc_off(chapter: Chapter) -> Resource:
     """distcc's server does not run: whoever reaches it can run programs here."""
-    return chapter.services.disabled(*(["distcc"] if has(chapter, "distcc") else []))
+    names = [name.rpartition("/")[2] for name in chapter.site.software]
+    return chapter.services.disabled(*(name for name in names if name == "distcc"))
 
 
 def log_written(chapter: Chapter) -> Resource:
@@ -127,7 +116,7 @@ UNMERGED = ("file", "new version", "diff")
 """The columns of what `unmerged_files` finds."""
 
 
-def waiting(chapter: Chapter) -> pd.DataFrame:
+def unmerged_table(chapter: Chapter) -> pd.DataFrame:
     """What packages brought to the machine and did not put over a changed file: UNMERGED."""
     return pd.DataFrame(unmerged_files(chapter.target, chapter.packages), columns=list(UNMERGED))
 
@@ -168,19 +157,9 @@ def base_configured(chapter: Chapter) -> Resource:
     return All((installed, chapter.services.running(*site.services)))
 
 
-def has(chapter: Chapter, name: str) -> bool:
-    """Whether a program is in the site's software list, whatever category it stands in."""
-    return any(package.rpartition("/")[2] == name for package in chapter.site.software)
-
-
 # Chapter 07: what makes dom0 dom0: Xen's own configuration, and the bridge.
 #
 # Howto: „Spezifische Konfiguration“, „Xen NIC-Layout“.
-
-PROGRAM = "/usr/local/sbin/xenlab-bridge"
-SETTINGS = "/etc/default/xenlab-bridge"
-TRIED = f"{SETTINGS}.new"
-"""Settings that nobody has confirmed yet: no boot reads them."""
 
 _XEND = (
     ("(network-script network-bridge)", "xenlab-bridge.service: Xen configures no network today"),
@@ -210,25 +189,19 @@ def xend_today(chapter: Chapter) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["xend-config.sxp", "today", "in xl.conf now"])
 
 
-def bridge_settings(site: Parameters) -> str:
-    """What the program is told."""
+def bridge_settings(site: Parameters, path: str) -> File:
+    """What the program that makes the bridge is told, in this file.
+
+    That is `Bridge.settings`, which no boot reads, until the bridge was confirmed; then also
+    `Bridge.kept`.
+    """
     values = {
         "UPLINK": site.uplink,
         "BRIDGE": site.bridge,
         "VIF": network.vif(site.uplink),
         "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
     }
-    return f"# written by xenlab, chapter 07\n{sh_settings(values)}"
-
-
-def bridge_program(site: Parameters) -> tuple[Resource, ...]:
-    """The program that makes the bridge, settings to try, its unit; nothing of it runs yet."""
-    program = package_files("xenlab").joinpath("templates", "xenlab-bridge.sh").read_text()
-    return (
-        File(PROGRAM, program, mode=0o755),
-        File(TRIED, bridge_settings(site)),
-        services(site.platform).defined("xenlab-bridge", uplink=site.uplink),
-    )
+    return File(path, f"# written by xenlab, chapter 07\n{sh_settings(values)}")
 
 
 def bridge_made(site: Parameters) -> Bridge:
@@ -240,9 +213,6 @@ def bridge_made(site: Parameters) -> Bridge:
         gateway=site.gateway,
         address_on_bridge=site.dom0_ip_on_bridge,
         rollback_seconds=site.rollback_seconds,
-        program=PROGRAM,
-        settings=TRIED,
-        kept=SETTINGS,
     )
 
 
@@ -253,22 +223,11 @@ def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
     site = chapter.site
-    settings = File(SETTINGS, bridge_settings(site))
+    settings = bridge_settings(site, Bridge.kept)
     service = chapter.services.running("xenlab-bridge")
     own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
     return settings, *address(site.uplink, site.address, site.gateway, site.bridge), service
-
-
-def unfiltered() -> tuple[Resource, ...]:
-    """dom0's firewall rules are not applied to what the bridge passes on (br_netfilter)."""
-    return (
-        File("/etc/udev/rules.d/70-br-netfilter.rules", template="br-netfilter.rules"),
-        *(
-            KernelSetting(f"/proc/sys/net/bridge/bridge-nf-call-{name}", "0", required=False)
-            for name in ("iptables", "ip6tables", "arptables")
-        ),
-    )
 
 
 def interfaces(chapter: Chapter) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.boot import EFI_FOLDER
 from xenlab.platform.choice import where_stages_come_from
-from xenlab.resources.archive import RECORD, Archive, Upload, packaged_checksum, read_checksum
+from xenlab.resources.archive import RECORD, Upload, packaged_checksum, read_checksum
 from xenlab.resources.base import All, Difference, Report, Resource
 from xenlab.resources.disk import (
     BIOS_BOOT,
@@ -27,7 +27,7 @@ from xenlab.resources.disk import (
     PartitionTable,
 )
 from xenlab.resources.files import File
-from xenlab.resources.nfs import BIND, Mount, SwapFile
+from xenlab.resources.nfs import BIND, Mount
 from xenlab.site.rules import ESP, Kind, boot_partition, device, dom0_device, partitions
 from xenlab.site.schema import Domain, Parameters
 
@@ -81,11 +81,6 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
 def swap_file(domain: Domain) -> str:
     """The path in dom0 of a guest's swap file."""
     return f"{SWAP_FOLDER}/{domain.name}.swap"
-
-
-def swap_files(site: Parameters, root: str) -> dict[str, Resource]:
-    """The swap file of each guest, below the installed root as the machine sees it."""
-    return {d.name: SwapFile(below(root, swap_file(d)), site.domu_swap_mib) for d in site.domains}
 
 
 def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
@@ -158,11 +153,6 @@ class MountedAgain(Resource):
         self.mounted.apply(host, report)
 
 
-def partitioned(site: Parameters) -> Resource:
-    """What chapter 01 leaves: the table and a file system on every partition."""
-    return All((partition_table(site), *file_systems(site)))
-
-
 def below(root: str, path: str) -> str:
     """A path of the installed system as the machine itself sees it."""
     return path if root == "/" else root if path == "/" else f"{root}{path}"
@@ -171,11 +161,6 @@ def below(root: str, path: str) -> str:
 # The base system of dom0: the stage on its root, the share, sources and packages moved there.
 #
 # Howto: „System“.
-
-
-def stage(site: Parameters, root: str) -> Archive:
-    """The stage on the installed root. Raises BadInput where its checksum file is not right."""
-    return Archive(site.stage, stage_checksum(site), root, store=below(root, f"{site.share}/stage"))
 
 
 def absent_stage(site: Parameters, file: str) -> BadInput:
@@ -193,8 +178,8 @@ def stage_checksum(site: Parameters) -> str:
     )
 
 
-def kernel_source(site: Parameters, root: str = "/") -> Upload:
-    """The kernel source tarball in the sources' folder; raises BadInput as `kernel_checksum`.
+def source_tarball(site: Parameters, root: str = "/") -> Upload:
+    """The kernel sources' tarball in their folder on the share; raises as `kernel_checksum` does.
 
     ``root`` is the installed root as the machine sees it.
     """

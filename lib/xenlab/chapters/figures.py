@@ -68,13 +68,12 @@ def disk_parts(site: Parameters, disk_mib: int) -> list[Part]:
 
 def memory_parts(site: Parameters, memory_mib: int) -> list[Part]:
     """Who gets how much of the machine's memory, and what nobody gets."""
-    parts = [(name, mib, _owner(name)) for name, mib in memory_plan(site)]
+    parts = [
+        (name, mib, "dom0" if name in ("Xen", "dom0") else "guests")
+        for name, mib in memory_plan(site)
+    ]
     free = memory_mib - sum(mib for _, mib, _ in parts)
     return [*parts, *([("free", free, "free")] if free > 0 else [])]
-
-
-def _owner(name: str) -> str:
-    return "dom0" if name in ("Xen", "dom0") else "guests"
 
 
 def _draw_plan(axes: Axes, parts: list[Part], title: str) -> None:
@@ -101,7 +100,7 @@ def _draw_plan(axes: Axes, parts: list[Part], title: str) -> None:
 #
 # Howto: „Xen NIC-Layout“.
 
-_INK, _LINE, _BRIDGE, _DOM0, _GUEST = "#333333", "#8a8a8a", "#c58b2b", "#3b6ea5", "#5f9e6e"
+_LINE, _BRIDGE, _DOM0, _GUEST = "#8a8a8a", "#c58b2b", "#3b6ea5", "#5f9e6e"
 NOWHERE = "NIRVANA"
 """What the howto calls the other side of a bridge without an uplink."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
@@ -16,16 +16,14 @@ from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.boot import Power, booted, reboot
 from xenlab.platform.choice import packages
-from xenlab.platform.interfaces import GuestSettings, guest_system
-from xenlab.platform.xl import Disk, DomainSpec, Vif
-from xenlab.resources.base import Difference, PathsExist, Report, Resource, present
+from xenlab.platform.xl import DomainSpec
+from xenlab.resources.base import Difference, Report, Resource, present
 from xenlab.resources.disk import OnPartitions, by_uuid
-from xenlab.resources.guest import RECORDS, GuestConfigured
-from xenlab.resources.image import Image, ImageProof, parse_record
+from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
 from xenlab.site.rules import device, dom0_device
-from xenlab.site.schema import Domain, Parameters
+from xenlab.site.schema import Parameters
 
 # Chapter 06: the image that every guest is made from.
 #
@@ -54,12 +52,6 @@ def disk_booted_again(chapter: Chapter) -> list[Resource]:
     return [DiskBootedAgain(away, chapter.power, chapter.controller)]
 
 
-def image_proven(chapter: Chapter) -> Resource:
-    """The proof of what is in the image."""
-    empty = ("./proc/", "./sys/", "./run/", f".{chapter.site.share}/")
-    return ImageProof(chapter.site.image, empty=empty)
-
-
 def base(site: Parameters) -> str:
     """A short name for what the site asks of the generic root.
 
@@ -80,7 +72,7 @@ def base(site: Parameters) -> str:
     return hashlib.sha256(json.dumps(shaped).encode()).hexdigest()[:16]
 
 
-def recorded(chapter: Chapter) -> pd.DataFrame:
+def image_record(chapter: Chapter) -> pd.DataFrame:
     """What was recorded beside the image: size, checksum, and each statement of the proof."""
     command = Command.script('cat -- "$1.info" "$1.proof"', chapter.site.image)
     return parse_proof(chapter.target.run(command, check=False).stdout)
@@ -231,113 +223,51 @@ class ImageAtRest(Resource):
 # Chapter 09: each guest's root from the image, its own configuration, its pinned host key.
 
 
-def image_ready(site: Parameters) -> Resource:
-    """The proof of what is in the image."""
-    return ImageProof(site.image)
-
-
-def configurations(site: Parameters) -> dict[str, Resource]:
-    """Each guest's own files, host key and machine id."""
-    system = guest_system(site.platform)
-    return {
-        d.name: GuestConfigured(d.name, device(site, d.partition), system.files(settings(site, d)))
-        for d in site.domains
-    }
-
-
-def settings(site: Parameters, domain: Domain) -> GuestSettings:
-    """What is a guest's own."""
-    return GuestSettings(
-        name=domain.name,
-        domain=site.domain,
-        address=domain.address,
-        gateway=site.gateway,
-        nameserver=site.nameserver,
-        dom0=site.hostname,
-        dom0_address=site.address,
-    )
-
-
-def fingerprints(chapter: Chapter) -> Callable[[], pd.DataFrame]:
-    """A table of the guests' host keys, read when the step runs."""
-
-    def table() -> pd.DataFrame:
-        keys = host_keys(chapter.target, tuple(d.name for d in chapter.site.domains))
-        rows = [
-            [d.name, d.address.partition("/")[0], fingerprint(keys[d.name]) or "not made yet"]
-            for d in chapter.site.domains
-        ]
-        return pd.DataFrame(rows, columns=["guest", "address", "host key"])
-
-    return table
+def host_key_table(chapter: Chapter) -> pd.DataFrame:
+    """The guests' host keys: guest, address, fingerprint."""
+    keys = host_keys(chapter.target, tuple(d.name for d in chapter.site.domains))
+    rows = [
+        [d.name, d.address.partition("/")[0], fingerprint(keys[d.name]) or "not made yet"]
+        for d in chapter.site.domains
+    ]
+    return pd.DataFrame(rows, columns=["guest", "address", "host key"])
 
 
 # Chapter 10: a configuration file for each domain, and what it names.
 
-KERNEL = "/xenboot/vmlinuz-domU"
-ROOT_NAME, SWAP_NAME = "xvda1", "xvda2"
 
+def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> Resource:
+    """A domain's configuration file; its first disk, the root, is this partition of the site's.
 
-def spec(site: Parameters, domain: Domain, root: str) -> DomainSpec:
-    """A domain as the site wants it, with its root on the device ``root``.
-
-    The network names are the howto's (ethX), not enX0.
+    The file names it by UUID: at the next boot another disk may have the name of this one.
     """
-    return DomainSpec(
-        name=domain.name,
-        type=site.guest_type,
-        kernel=KERNEL,
-        cmdline=f"root=/dev/{ROOT_NAME} ro console=hvc0 net.ifnames=0 {site.domu_options}".strip(),
-        memory_mib=domain.memory_mib,
-        disks=(Disk(root, ROOT_NAME), Disk(swap_file(domain), SWAP_NAME)),
-        vifs=(Vif(domain.mac, site.bridge),),
-    )
+    first, *others = domain.disks
+
+    def with_uuid(uuids: Mapping[str, str]) -> Resource:
+        root = replace(first, path=by_uuid(uuids[partition]))
+        spec = replace(domain, disks=(root, *others), cmdline=domain.cmdline.strip())
+        return chapter.toolstack.configured(spec)
+
+    path = chapter.toolstack.config_path(domain.name)
+    return OnPartitions(chapter.site.disk, (partition,), with_uuid, f"create {path}")
 
 
-def guests_configured(site: Parameters) -> Resource:
-    """Each guest's root, unpacked and configured, as dom0 recorded it."""
-    return PathsExist(tuple(f"{RECORDS}/{d.name}/configuration" for d in site.domains))
-
-
-def named_things(site: Parameters) -> Resource:
-    """The condition that the kernel, partitions and swap files that the files name are there."""
-    devices = [path for d in site.domains for path in (device(site, d.partition), swap_file(d))]
-    hint = "run the chapters 01_partitions and 08_domu_kernel"
-    return PathsExist((KERNEL, *devices), hint)
-
-
-def configured(chapter: Chapter) -> dict[str, Resource]:
-    """Each domain's configuration file."""
-    return {domain.name: _configured(chapter, domain) for domain in chapter.site.domains}
-
-
-def _configured(chapter: Chapter, domain: Domain) -> Resource:
-    """By UUID: at the next boot another disk may have the name that this one has now."""
-    return OnPartitions(
-        chapter.site.disk,
-        (domain.partition,),
-        lambda uuids: chapter.toolstack.configured(
-            spec(chapter.site, domain, by_uuid(uuids[domain.partition]))
-        ),
-        f"create {chapter.toolstack.config_path(domain.name)}",
-    )
-
-
-def table(chapter: Chapter) -> pd.DataFrame:
-    """The domains: name, memory, disks, MAC and bridge, and whether their file is written."""
+def domain_table(chapter: Chapter) -> pd.DataFrame:
+    """The site's domains, and whether their configuration files are written."""
     site = chapter.site
-    specs = [spec(site, domain, device(site, domain.partition)) for domain in site.domains]
-    written = present(chapter.target, [chapter.toolstack.config_path(s.name) for s in specs])
+    paths = {d.name: chapter.toolstack.config_path(d.name) for d in site.domains}
+    written = present(chapter.target, list(paths.values()))
     rows = [
         {
-            "name": s.name,
-            "type": s.type,
-            "memory (MiB)": s.memory_mib,
-            "disks": ", ".join(f"{disk.name} = {disk.path}" for disk in s.disks),
-            "MAC": ", ".join(vif.mac for vif in s.vifs),
-            "bridge": ", ".join(vif.bridge for vif in s.vifs),
-            "file": "written" if chapter.toolstack.config_path(s.name) in written else "not yet",
+            "name": d.name,
+            "type": site.guest_type,
+            "memory (MiB)": d.memory_mib,
+            "root": device(site, d.partition),
+            "swap": swap_file(d),
+            "MAC": d.mac,
+            "bridge": site.bridge,
+            "file": "written" if paths[d.name] in written else "not yet",
         }
-        for s in specs
+        for d in site.domains
     ]
     return pd.DataFrame(rows)

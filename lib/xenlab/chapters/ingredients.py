@@ -99,14 +99,14 @@ _LOOK = f"""
 """
 
 
-def look(host: Host, disk: str) -> Machine:
+def look_at_machine(host: Host, disk: str) -> Machine:
     """What a machine has; one command."""
     result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS, *UEFI_TOOLS))
     return parse(result.stdout)
 
 
 def parse(text: str) -> Machine:
-    """The machine out of what `look` has printed."""
+    """The machine out of what `look_at_machine` has printed."""
     parts = re.split(r"^==> (.*) <==\n", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     processor = _pairs(sections["/proc/cpuinfo"], ":")
@@ -159,7 +159,7 @@ def tools(site: Parameters) -> tuple[str, ...]:
     return (*TOOLS, *UEFI_TOOLS) if site.firmware == "uefi" else TOOLS
 
 
-def compare(site: Parameters, machine: Machine) -> pd.DataFrame:
+def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
     """What the site wants and what the machine has, side by side."""
     memory, disk = needed_memory_mib(site), needed_mib(site)
     known_by = machine.disk.known_by
@@ -322,7 +322,7 @@ class Fits(Check):
 
     def probe(self, host: Host) -> Difference | None:
         """None if it fits; raises BadInput or StepFailed for the first thing that does not."""
-        check_fit(self.site, look(host, self.site.disk))
+        check_fit(self.site, look_at_machine(host, self.site.disk))
         return None
 
 

@@ -9,18 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.disk import kernel_checksum, kernel_source, kernel_tarball
+from xenlab.chapters.disk import kernel_checksum, kernel_tarball, source_tarball
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.boot import Power, XenEntry, booted, reboot
-from xenlab.resources.base import Condition, Difference, Programs, Report, Resource
+from xenlab.resources.base import Difference, Programs, Report, Resource
 from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import refuse_twins
-from xenlab.resources.files import File
 from xenlab.resources.kernel import (
     DOM0,
-    GUEST_KERNELS,
     RELEASE,
     KernelBuild,
     KernelBuilt,
@@ -66,7 +64,7 @@ def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
     return KernelBuild(flavour, kernel_tarball(site), trees, store, _own(site, flavour))
 
 
-def wanted(chapter: Chapter, flavour: str) -> pd.DataFrame:
+def wanted_options(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """The howto's list: each statement with the kernel options that it means today.
 
     ``running`` is what the kernel that runs on the machine now has of them, "?" where it does not
@@ -84,42 +82,27 @@ def wanted(chapter: Chapter, flavour: str) -> pd.DataFrame:
     return frame.drop(columns="found").assign(running=running)
 
 
-def tools(chapter: Chapter) -> tuple[Resource, ...]:
+def build_tools(chapter: Chapter) -> tuple[Resource, ...]:
     """What the builder must have: installed on the target, asked for on the controller."""
     if chapter.site.build_on == "controller":
         return (Programs(COMPILER, "run `make bootstrap`"),)
     packages = chapter.packages.compiler
     return (
         *((chapter.packages.installed(*packages),) if packages else ()),
-        kernel_source(chapter.site, chapter.root),
+        source_tarball(chapter.site, chapter.root),
     )
 
 
-def sources(chapter: Chapter) -> Resource:
-    """The unpacked source tree."""
-    return _sources(chapter.site, kernel_build(chapter.site, DOM0))
-
-
-def option_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
+def configured_options(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """The list again, beside what the finished .config says."""
     build = kernel_build(chapter.site, flavour)
     config = KernelConfigured(build).config(builder(chapter))
     return pd.DataFrame(honoured(build.options(), config or {}))
 
 
-def installed(chapter: Chapter, flavour: str) -> KernelInstalled:
-    """The kernel where it is booted from."""
+def kernel_installed(chapter: Chapter, flavour: str) -> KernelInstalled:
+    """The kernel where it is booted from: dom0's in /boot, the guests' in /xenboot."""
     return KernelInstalled(kernel_build(chapter.site, flavour), builder(chapter), chapter.root)
-
-
-def kernel_installed(chapter: Chapter) -> Resource:
-    """What chapter 03 leaves: dom0's kernel in /boot."""
-    return installed(chapter, DOM0)
-
-
-def is_made(site: Parameters, flavour: str, host: Host) -> bool:
-    """Whether a kernel of this site is compiled on this host."""
-    return kernel_build(site, flavour).manifest(host) is not None
 
 
 def make(site: Parameters, flavour: str, host: Host, report: Report) -> None:
@@ -128,13 +111,14 @@ def make(site: Parameters, flavour: str, host: Host, report: Report) -> None:
     A chapter that comes to its kernel meanwhile follows the build that it finds.
     """
     build = kernel_build(site, flavour)
-    for resource in (_sources(site, build), KernelConfigured(build), KernelBuilt(build)):
+    sources = Sources(build, lambda: kernel_checksum(site))
+    for resource in (sources, KernelConfigured(build), KernelBuilt(build)):
         if resource.probe(host) is not None:
             resource.apply(host, report)
             resource.verify(host)
 
 
-def result_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
+def build_result(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """What was built: release, size, seconds, notes for Xen, checksum."""
     manifest = kernel_build(chapter.site, flavour).manifest(builder(chapter)) or {}
     names = {
@@ -148,17 +132,17 @@ def result_table(chapter: Chapter, flavour: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def release(chapter: Chapter, flavour: str = DOM0) -> str:
-    """``uname -r`` of the built kernel.
+def kernel_release(chapter: Chapter) -> str:
+    """``uname -r`` of dom0's kernel.
 
     Raises StepFailed where it is not built; a plan goes on with a word in its place.
     """
-    manifest = kernel_build(chapter.site, flavour).manifest(builder(chapter))
+    manifest = kernel_build(chapter.site, DOM0).manifest(builder(chapter))
     if manifest is not None:
         return manifest["release"]
     if chapter.mode == "plan":
         return RELEASE
-    raise StepFailed(f"the {flavour} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
+    raise StepFailed(f"the {DOM0} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
 
 
 def release_by_hand(site: Parameters) -> Command:
@@ -167,24 +151,6 @@ def release_by_hand(site: Parameters) -> Command:
     file = f"{out}/include/config/kernel.release"
     where = () if site.build_on == "controller" else ("ssh", site.ssh.host)
     return Command.argv(*where, "cat", file)
-
-
-def no_guest_kernel_in_boot() -> Resource:
-    """GRUB would take a guest's kernel in /boot for the newest native one and boot that."""
-    return Condition(
-        Command.script(
-            """
-            for file in /boot/vmlinuz-*domU*; do [ ! -e "$file" ] || exit 1; done
-            ! grep -qs domU /boot/grub/grub.cfg
-            """
-        ),
-        f"a guests' kernel is in /boot or in GRUB's menu; its place is {GUEST_KERNELS}",
-        hint="remove it, then run chapter 04_grub again",
-    )
-
-
-def _sources(site: Parameters, build: KernelBuild) -> Sources:
-    return Sources(build, lambda: kernel_checksum(site))
 
 
 def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
@@ -204,46 +170,20 @@ def _cache() -> Path:
     return folder
 
 
-# Chapter 04: the menu entry, dom0's first network and logins, the boot from the disk.
+# Chapter 04: the menu entry, the boot from the disk.
 #
 # Howto: „Grub-Konfiguration für Xen“.
 
 UNMOUNT_SECONDS = 300.0
 
 
-def entry(chapter: Chapter) -> XenEntry:
-    """What the site boots."""
+def xen_entry(chapter: Chapter) -> XenEntry:
+    """The entry that step 04.2 writes."""
     site = chapter.site
-    return XenEntry(release(chapter), site.dom0_mem_mib, site.xen_options, site.dom0_options)
+    return XenEntry(kernel_release(chapter), site.dom0_mem_mib, site.xen_options, site.dom0_options)
 
 
-def menu_sources(chapter: Chapter) -> tuple[Resource, ...]:
-    """What the boot menu is made from."""
-    return chapter.bootloader.entry(entry(chapter))
-
-
-def menu(chapter: Chapter) -> Resource:
-    """The boot menu."""
-    return chapter.bootloader.menu(entry(chapter))
-
-
-def first_network(chapter: Chapter) -> tuple[Resource, ...]:
-    """Name and address under which the machine comes up from its disk."""
-    site = chapter.site
-    return (
-        File("/etc/hostname", f"{site.hostname}\n"),
-        *chapter.interfaces.uplink(site.uplink, site.address, site.gateway, site.bridge),
-    )
-
-
-def running(chapter: Chapter) -> Resource:
-    """The machine runs from its disk: GRUB, Xen, dom0 with its own kernel."""
-    return Running(
-        entry(chapter), chapter.site.disk, chapter.power, chapter.controller, chapter.root
-    )
-
-
-def running_table(chapter: Chapter) -> pd.DataFrame:
+def running_system(chapter: Chapter) -> pd.DataFrame:
     """What runs now, in the machine's own words."""
     state = xen_state(chapter.host)
     if state is None:
@@ -261,7 +201,7 @@ def running_table(chapter: Chapter) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Running(Resource):
+class DiskBooted(Resource):
     """A machine that booted its disk into Xen, with this entry's kernel and options.
 
     ``root`` is where the installed system is mounted while the rescue system runs.

@@ -14,7 +14,6 @@ from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.choice import Services, services
 from xenlab.platform.interfaces import guest_system, interfaces
-from xenlab.platform.xl import Vif
 from xenlab.quoting import sh_settings
 from xenlab.resources.base import All, Difference, Once, OnHost, Report, Resource
 from xenlab.resources.files import File
@@ -23,8 +22,7 @@ from xenlab.site.schema import LanGuest, Parameters
 
 PROGRAM = "/usr/local/sbin/xenlab-lan"
 SETTINGS = "/etc/default/xenlab-lan"
-DEVICES, BUGFIX, ADDRESS = "xenlab-lan", "xenlab-vif", "xenlab-lan-address"
-GUEST_INTERFACE = "eth1"
+BUGFIX = "xenlab-vif"
 SERVICE_SECONDS = 300.0
 
 
@@ -33,7 +31,7 @@ def bare(address: str) -> str:
     return address.partition("/")[0]
 
 
-def written(site: Parameters) -> tuple[Resource, ...]:
+def lan_services(site: Parameters) -> tuple[Resource, ...]:
     """The program, its settings, three units, and dom0's address; nothing of it runs yet."""
     values = {
         "BRIDGE": site.lan_bridge,
@@ -42,7 +40,8 @@ def written(site: Parameters) -> tuple[Resource, ...]:
     }
     program = package_files("xenlab").joinpath("templates", "xenlab-lan.sh").read_text()
     own = {"interface": site.lan_interface, "address": site.lan_address}
-    units = (services(site.platform).defined(name, **own) for name in (DEVICES, BUGFIX, ADDRESS))
+    names = ("xenlab-lan", BUGFIX, "xenlab-lan-address")
+    units = (services(site.platform).defined(name, **own) for name in names)
     return (
         File(PROGRAM, program, mode=0o755),
         File(SETTINGS, f"# written by xenlab, chapter 13\n{sh_settings(values)}"),
@@ -51,45 +50,20 @@ def written(site: Parameters) -> tuple[Resource, ...]:
     )
 
 
-def devices_made(chapter: Chapter) -> Resource:
-    """The bridge and dom0's pair are made at every boot, and now."""
-    return chapter.services.running(DEVICES)
+def guest_interface(chapter: Chapter, name: str, interface: str, address: str) -> Resource:
+    """A guest's second interface, configured „herkömmlich“ and up."""
+    files = guest_system(chapter.site.platform).lan(interface, address)
+    up = InterfaceUp(interface, address, chapter.interfaces.up(interface))
+    return OnHost(name, chapter.guest(name), All((*(file.resource() for file in files), up)))
 
 
-def configured(chapter: Chapter) -> dict[str, Resource]:
-    """Each guest's configuration, with its second interface."""
-    return {
-        g.name: chapter.toolstack.extended(
-            g.name, chapter.name, vifs=(Vif(g.mac, chapter.site.lan_bridge),)
-        )
-        for g in chapter.site.lan_guests
-    }
+def reaches_the_others(chapter: Chapter, guest: LanGuest) -> Resource:
+    """The condition that a guest reaches all others over the LAN."""
+    others = [bare(other.address) for other in chapter.site.lan_guests if other != guest]
+    return _from_guest(chapter, guest, others)
 
 
-def guests_up(chapter: Chapter) -> dict[str, Resource]:
-    """Each guest's second interface, configured „herkömmlich“ and up."""
-    system = guest_system(chapter.site.platform)
-    found: dict[str, Resource] = {}
-    for g in chapter.site.lan_guests:
-        parts = (
-            *(f.resource() for f in system.lan(GUEST_INTERFACE, g.address)),
-            InterfaceUp(GUEST_INTERFACE, g.address, chapter.interfaces.up(GUEST_INTERFACE)),
-        )
-        found[g.name] = OnHost(g.name, chapter.guest(g.name), All(parts))
-    return found
-
-
-def guests_reach_each_other(chapter: Chapter) -> dict[str, Resource]:
-    """The condition that the guests reach each other over the LAN."""
-    return {
-        g.name: _from_guest(
-            chapter, g, [bare(o.address) for o in chapter.site.lan_guests if o != g]
-        )
-        for g in chapter.site.lan_guests
-    }
-
-
-def bug(chapter: Chapter) -> Resource:
+def lan_bug(chapter: Chapter) -> Resource:
     """Seen once: dom0 is not in its own LAN („Auf Domain0 fehlt es“)."""
     site = chapter.site
     parts = (
@@ -100,29 +74,6 @@ def bug(chapter: Chapter) -> Resource:
         ),
     )
     return Once("lan-bug", WithoutTheBugfix(parts, chapter.services), repr(site.lan_guests))
-
-
-def complete(chapter: Chapter) -> Resource:
-    """The condition that the LAN's devices in dom0 are as they should be."""
-    site = chapter.site
-    return LanDevices(site.lan_bridge, site.lan_interface, site.lan_address)
-
-
-def dom0_reaches(chapter: Chapter) -> Resource:
-    """The condition that dom0 reaches every guest over the LAN."""
-    return Reaches("dom0", tuple(bare(g.address) for g in chapter.site.lan_guests))
-
-
-def stopped_and_started(chapter: Chapter) -> Resource:
-    """Shown once: stopping the BUGFIX takes dom0 out of the LAN, starting it brings it back."""
-    site = chapter.site
-    action = OutAndIn(
-        complete(chapter),
-        LanDevices(site.lan_bridge, site.lan_interface, joined=False),
-        Reaches("dom0", tuple(bare(g.address) for g in site.lan_guests)),
-        chapter.services,
-    )
-    return Once("lan-out-and-in", action, repr(site.lan_guests))
 
 
 def _from_guest(

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Interface
 
 import pandas as pd
 
-from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.action import at_hand, now_running
-from xenlab.chapters.network import GUEST_INTERFACE, bare
-from xenlab.chapters.shared_filesystems import network, old_protocols_off
+from xenlab.chapters.network import bare
+from xenlab.chapters.shared_filesystems import exports_file, lan_network, nfs3_helpers_off
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.resources.base import All, Condition, Difference, OnHost, Report, Resource
-from xenlab.resources.files import Directory, File
+from xenlab.resources.files import Directory
 from xenlab.resources.guest import OPTIONS
 from xenlab.resources.nfs import Exported, ServedOn, server_settings
 from xenlab.resources.shared_usr import (
@@ -37,46 +37,40 @@ from xenlab.site.schema import GuestExport, LanGuest, Parameters
 # Howto: „/usr sharing“.
 
 FOLDER = "usr"
+GUEST_INTERFACE = "eth1"
+"""A guest's interface in the internal LAN (chapter 13)."""
 
 
-def analysis(chapter: Chapter) -> Callable[[], pd.DataFrame]:
+def boot_needs(chapter: Chapter) -> pd.DataFrame:
     """What the boot of the first guest that runs needs before the share is mounted."""
     columns = ["started by", "program", "in /usr", "libraries in /usr"]
-
-    def table() -> pd.DataFrame:
-        there = now_running(chapter, [guest.name for guest in chapter.site.lan_guests])
-        if not there:
-            return pd.DataFrame(columns=columns)
-        host = chapter.guest(there[0])
-        rows = [
-            [
-                one.unit,
-                one.program,
-                "yes" if one.path.startswith("/usr/") else "no",
-                str(sum(1 for library in one.libraries if library.startswith("/usr/"))),
-            ]
-            for one in needed_before(host, chapter.site.share, chapter.services.early)
+    there = now_running(chapter, [guest.name for guest in chapter.site.lan_guests])
+    if not there:
+        return pd.DataFrame(columns=columns)
+    host = chapter.guest(there[0])
+    rows = [
+        [
+            one.unit,
+            one.program,
+            "yes" if one.path.startswith("/usr/") else "no",
+            str(sum(1 for library in one.libraries if library.startswith("/usr/"))),
         ]
-        return pd.DataFrame(rows, columns=columns)
+        for one in needed_before(host, chapter.site.share, chapter.services.early)
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
-    return table
 
-
-def methods(chapter: Chapter) -> Callable[[], pd.DataFrame]:
+def usr_methods(chapter: Chapter) -> pd.DataFrame:
     """The ways to a shared /usr, and which of them the guests' layout allows."""
-
-    def table() -> pd.DataFrame:
-        now = layout(chapter.target)
-        rows = [
-            ["split", "the howto's: /usr is a link to the share, a few programs copied to /bin"],
-            ["merged", "/usr mounted before the first process, the network made by the kernel"],
-        ]
-        return pd.DataFrame(
-            [[kind, way, "here" if kind == now else ""] for kind, way in rows],
-            columns=["layout", "way", ""],
-        )
-
-    return table
+    now = layout(chapter.target)
+    rows = [
+        ["split", "the howto's: /usr is a link to the share, a few programs copied to /bin"],
+        ["merged", "/usr mounted before the first process, the network made by the kernel"],
+    ]
+    return pd.DataFrame(
+        [[kind, way, "here" if kind == now else ""] for kind, way in rows],
+        columns=["layout", "way", ""],
+    )
 
 
 GENERATION = "GENERATION"
@@ -88,49 +82,53 @@ def generation_by_hand(site: Parameters) -> Command:
     return Command.argv("ssh", site.ssh.host, "cut", "-c", "1-12", f"{site.image}.sha256")
 
 
-def late(chapter: Chapter) -> dict[str, Resource]:
+def services_after_share(chapter: Chapter) -> dict[str, Resource]:
     """In each such guest: its services wait for the share, all but sshd.
 
     One that an earlier run has left down is started first.
     """
-    parts = [chapter.services.after_mount(name, chapter.site.share) for name in _late(chapter)]
-    return {
-        guest.name: All(
-            (
-                _brought_back(chapter, guest),
-                OnHost(guest.name, chapter.guest(guest.name), All(tuple(parts))),
-            )
+    late = [chapter.services.after_mount(name, chapter.site.share) for name in _late(chapter)]
+
+    def wanted(guest: LanGuest) -> Resource:
+        back = BroughtBack(
+            chapter.toolstack.running(guest.name, console=True),
+            partial(begun, name=guest.name, device=_partition(chapter, guest.name)),
+            (usr_swapped(chapter, guest), usr_kernel_options(chapter, guest)),
+            chapter.toolstack.extended(guest.name, chapter.name),
         )
-        for guest in _sharing(chapter)
-    }
+        return All((back, OnHost(guest.name, chapter.guest(guest.name), All(tuple(late)))))
+
+    return {guest.name: wanted(guest) for guest in _sharing(chapter)}
 
 
-def swapped(chapter: Chapter) -> list[Resource]:
-    """Every guest's own /usr set aside or back in its place, as the site says."""
-    return [_swap(chapter, guest) for guest in chapter.site.lan_guests]
+def usr_swapped(chapter: Chapter, guest: LanGuest) -> Resource:
+    """A guest's own /usr set aside or back in its place, as the site says."""
+    shared = guest.name in chapter.site.shared_usr
+    partition, stopped = _partition(chapter, guest.name), chapter.toolstack.stopped(guest.name)
+    if shared and _literal(chapter):
+        there, share = chapter.guest(guest.name), chapter.site.share
+        needed = partial(needed_files, there, share, chapter.services.early)
+        return UsrLinked(guest.name, partition, _folder(chapter), needed, stopped)
+    swap = UsrSwapped(guest.name, partition, shared)
+    # its kernel must not ask for a first process that goes when /usr comes back
+    return WhileDown(stopped, swap, () if shared else (usr_kernel_options(chapter, guest),))
 
 
-def configured(chapter: Chapter) -> dict[str, Resource]:
-    """Each guest's configuration with what its first process needs, or without it."""
-    return {guest.name: _told(chapter, guest) for guest in chapter.site.lan_guests}
+def usr_kernel_options(chapter: Chapter, guest: LanGuest) -> Resource:
+    """A guest's configuration with what its first process needs, or without it."""
+    shared = guest.name in chapter.site.shared_usr
+    words = _words(chapter, guest) if shared and not _literal(chapter) else ""
+    return chapter.toolstack.extended(guest.name, chapter.name, cmdline=words)
 
 
-def running(chapter: Chapter) -> list[Resource]:
-    """Every guest runs from the /usr that the site says."""
-    found: list[Resource] = []
-    for guest in chapter.site.lan_guests:
-        condition = OnHost(guest.name, chapter.guest(guest.name), _usr(chapter, guest))
-        found.append(
-            Restarted(
-                condition,
-                chapter.toolstack.stopped(guest.name),
-                chapter.toolstack.running(guest.name, console=True),
-            )
-        )
-    return found
+def usr_running(chapter: Chapter, guest: LanGuest) -> Resource:
+    """A guest that runs from the /usr that the site says."""
+    condition = OnHost(guest.name, chapter.guest(guest.name), _usr(chapter, guest))
+    stopped = chapter.toolstack.stopped(guest.name)
+    return Restarted(condition, stopped, chapter.toolstack.running(guest.name, console=True))
 
 
-def late_ones_waited(chapter: Chapter) -> dict[str, Resource]:
+def services_waited(chapter: Chapter) -> dict[str, Resource]:
     """The condition that those services started after the share was mounted."""
     waited = chapter.services.waited(chapter.site.share, *_late(chapter))
     return {
@@ -139,21 +137,16 @@ def late_ones_waited(chapter: Chapter) -> dict[str, Resource]:
     }
 
 
-def saved(chapter: Chapter) -> Callable[[], pd.DataFrame]:
+def usr_saved(chapter: Chapter) -> pd.DataFrame:
     """MiB that each guest's own /usr takes, and could give back."""
-    columns = ["guest", "/usr from", "own /usr set aside (MiB)"]
-
-    def table() -> pd.DataFrame:
-        rows = []
-        for name in at_hand(chapter, [guest.name for guest in chapter.site.lan_guests]):
-            host = chapter.guest(name)
-            where = host.run("findmnt -n -o SOURCE -T /usr/.").stdout.strip()
-            mib = own_usr_mib(host)
-            source = "its own disk" if where.startswith("/dev/") else where
-            rows.append([name, source, "-" if mib is None else str(mib)])
-        return pd.DataFrame(rows, columns=columns)
-
-    return table
+    rows = []
+    for name in at_hand(chapter, [guest.name for guest in chapter.site.lan_guests]):
+        host = chapter.guest(name)
+        where = host.run("findmnt -n -o SOURCE -T /usr/.").stdout.strip()
+        mib = own_usr_mib(host)
+        source = "its own disk" if where.startswith("/dev/") else where
+        rows.append([name, source, "-" if mib is None else str(mib)])
+    return pd.DataFrame(rows, columns=["guest", "/usr from", "own /usr set aside (MiB)"])
 
 
 def _late(chapter: Chapter) -> list[str]:
@@ -175,41 +168,6 @@ def _literal(chapter: Chapter) -> bool:
     return layout(chapter.target) == "split"
 
 
-def _swap(chapter: Chapter, guest: LanGuest) -> Resource:
-    shared = guest.name in chapter.site.shared_usr
-    if shared and _literal(chapter):
-        return _linked(chapter, guest.name)
-    swap = UsrSwapped(guest.name, _partition(chapter, guest.name), shared)
-    stopped = chapter.toolstack.stopped(guest.name)
-    # its kernel must not ask for a first process that goes when /usr comes back
-    return WhileDown(stopped, swap, () if shared else (_told(chapter, guest),))
-
-
-def _told(chapter: Chapter, guest: LanGuest) -> Resource:
-    shared = guest.name in chapter.site.shared_usr
-    words = _words(chapter, guest) if shared and not _literal(chapter) else ""
-    return chapter.toolstack.extended(guest.name, chapter.name, cmdline=words)
-
-
-def _brought_back(chapter: Chapter, guest: LanGuest) -> Resource:
-    return BroughtBack(
-        chapter.toolstack.running(guest.name, console=True),
-        partial(begun, name=guest.name, device=_partition(chapter, guest.name)),
-        (_swap(chapter, guest), _told(chapter, guest)),
-        chapter.toolstack.extended(guest.name, chapter.name),
-    )
-
-
-def _linked(chapter: Chapter, name: str) -> Resource:
-    return UsrLinked(
-        name,
-        _partition(chapter, name),
-        _folder(chapter),
-        partial(needed_files, chapter.guest(name), chapter.site.share, chapter.services.early),
-        chapter.toolstack.stopped(name),
-    )
-
-
 def _folder(chapter: Chapter) -> str:
     name = generation(chapter.target, chapter.site.image) or GENERATION
     return f"{chapter.site.share}/{FOLDER}/{name}"
@@ -221,10 +179,8 @@ def _source(chapter: Chapter) -> str:
 
 def _words(chapter: Chapter, guest: LanGuest) -> str:
     """The kernel's own network configuration (nfsroot.rst), the first process, its /usr."""
-    address, _, prefix = guest.address.partition("/")
-    bits = (0xFFFFFFFF << (32 - int(prefix))) & 0xFFFFFFFF
-    mask = ".".join(str(bits >> shift & 255) for shift in (24, 16, 8, 0))
-    network = f"ip={address}:::{mask}:{guest.name}:{GUEST_INTERFACE}:off"
+    own = IPv4Interface(guest.address)
+    network = f"ip={own.ip}:::{own.netmask}:{guest.name}:{GUEST_INTERFACE}:off"
     return f"{network} init=/.xenlab/init xenlab.usr={_source(chapter)}"
 
 
@@ -341,46 +297,32 @@ WRITE = "rw,subtree_check,no_root_squash"
 MOUNT_SECONDS = 30
 
 
-def uncircled(chapter: Chapter) -> dict[str, Resource]:
-    """In each such guest: the server waits for the share, and the share not for the server."""
-    parts = (
-        chapter.services.server_unordered(),
-        chapter.services.after_mount(SERVER, chapter.site.share),
-    )
-    return _on_servers(chapter, lambda _: All(parts))
-
-
-def serving(chapter: Chapter) -> list[Resource]:
+def guest_servers(chapter: Chapter) -> list[Resource]:
     """Each such guest exports its folder to the internal LAN, on its address there.
 
     dom0 fetches what they install.
     """
-    site, lan = chapter.site, network(chapter.site)
 
     def server(export: GuestExport) -> Resource:
         address = _address(chapter, export)
-        exports = (
-            f"# written by xenlab, chapter 15\n{quoting.exports(export.path)} {lan}({WRITE})\n"
+        parts = (
+            Directory(export.path),
+            server_settings(address),
+            exports_file(chapter, export.path, WRITE),
+            nfs3_helpers_off(chapter),
+            chapter.packages.from_store(*chapter.packages.nfs_server),
+            chapter.services.running(SERVER),
+            ServedOn(address, chapter.services.restart(SERVER)),
+            Exported((export.path,), lan_network(chapter.site), WRITE),
         )
-        return All(
-            (
-                Directory(export.path),
-                server_settings(address),
-                File("/etc/exports.d/xenlab.exports", exports),
-                old_protocols_off(chapter),
-                chapter.packages.from_store(*chapter.packages.nfs_server),
-                chapter.services.running(SERVER),
-                ServedOn(address, chapter.services.restart(SERVER)),
-                Exported((export.path,), network(site), WRITE),
-            )
-        )
+        return OnHost(export.name, chapter.guest(export.name), All(parts))
 
-    servers = list(_on_servers(chapter, server).values())
+    servers = [server(export) for export in chapter.site.guest_exports]
     return [chapter.packages.stored(*chapter.packages.nfs_server), *servers] if servers else []
 
 
-def reachable(chapter: Chapter) -> dict[str, Resource]:
-    """The condition that dom0 can mount what each such guest exports."""
+def export_reachable(chapter: Chapter, export: GuestExport) -> Resource:
+    """The condition that dom0 can mount what a guest exports."""
     script = """
         place=$(mktemp -d)
         trap 'rmdir -- "$place"' EXIT
@@ -389,19 +331,15 @@ def reachable(chapter: Chapter) -> dict[str, Resource]:
             ls -- "$2" > /dev/null
         ' sh "$1" "$place" "$2" "$3"
     """
-    return {
-        export.name: Condition(
-            Command.script(
-                script, f"{_address(chapter, export)}:{export.path}", str(MOUNT_SECONDS), OPTIONS
-            ),
-            f"dom0 cannot mount {export.path} of {export.name}",
-            f"exportfs -s and the service {SERVER} on {export.name}",
-        )
-        for export in chapter.site.guest_exports
-    }
+    source = f"{_address(chapter, export)}:{export.path}"
+    return Condition(
+        Command.script(script, source, str(MOUNT_SECONDS), OPTIONS),
+        f"dom0 cannot mount {export.path} of {export.name}",
+        f"exportfs -s and the service {SERVER} on {export.name}",
+    )
 
 
-def table(chapter: Chapter) -> pd.DataFrame:
+def export_table(chapter: Chapter) -> pd.DataFrame:
     """Who serves what, and where: guest, folder, address, and whether it is exported now."""
     rows = []
     there = at_hand(chapter, [export.name for export in chapter.site.guest_exports])
@@ -416,10 +354,3 @@ def table(chapter: Chapter) -> pd.DataFrame:
 
 def _address(chapter: Chapter, export: GuestExport) -> str:
     return next(bare(g.address) for g in chapter.site.lan_guests if g.name == export.name)
-
-
-def _on_servers(chapter: Chapter, wanted: Callable[[GuestExport], Resource]) -> dict[str, Resource]:
-    return {
-        export.name: OnHost(export.name, chapter.guest(export.name), wanted(export))
-        for export in chapter.site.guest_exports
-    }

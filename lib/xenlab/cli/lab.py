@@ -224,7 +224,7 @@ def kernels(file: File = None) -> None:
     try:
         with local.ending_cleanly(), _reporting() as report:
             for flavour, name in cache.KERNELS.items():
-                if not kernel.is_made(site, flavour, host):
+                if kernel.kernel_build(site, flavour).manifest(host) is None:
                     with cache.phase_recorded(name):
                         kernel.make(site, flavour, host, report)
     except BaseException:
