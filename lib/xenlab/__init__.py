@@ -28,7 +28,7 @@ _PLACES = {
         "DiskBooted build_result build_tools builder configured_options kernel_build "
         "kernel_installed kernel_release running_system wanted_options xen_entry"
     ),
-    "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_services reaches_the_others"),
+    "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_settings reaches_the_others"),
     "chapters.shared_filesystems": (
         "READ_ONLY exports_file fetched_once guests_unmerged_table installed_from_share "
         "lan_network nfs3_helpers_off nfs_mount_table sources_in_guests"
@@ -52,7 +52,7 @@ _PLACES = {
     "resources.guest": "GuestConfigured GuestRoot",
     "resources.image": "ImageProof",
     "resources.kernel": "KernelBuilt KernelConfigured Sources",
-    "resources.network": "LanDevices Reaches VifAttached",
+    "resources.network": "Bridge LanDevices Reaches VifAttached",
     "resources.nfs": "Exported ListensOnlyOn NfsMount ServedOn SwapFile server_settings",
     "resources.shared_usr": "UsrOnShare",
     "resources.ssh_access": (

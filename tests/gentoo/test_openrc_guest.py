@@ -12,9 +12,10 @@ from xenlab.cache import cache_root
 from xenlab.chapters import network
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.platform.interfaces import GuestSettings, guest_system
+from xenlab.platform.interfaces import GuestSettings, guest_system, interfaces
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
+from xenlab.resources.files import File
 from xenlab.resources.network import LanDevices
 from xenlab.resources.shared_usr import needed_before
 from xenlab.transport.ssh import SSH
@@ -78,7 +79,14 @@ class Guest:
 
     def _fill(self, roots: Roots) -> None:
         root = roots.domain("guest")
-        for resource in (*network.lan_services(SITE), *Portage(SITE.portage).settled()):
+        values = {"interface": SITE.lan_interface, "address": SITE.lan_address}
+        lan = (
+            File("/usr/local/sbin/xenlab-lan", template="xenlab-lan.sh", mode=0o755),
+            network.lan_settings(SITE),
+            *(OpenRc().defined(name, **values) for name in OWN),
+            *interfaces("gentoo").lan(SITE.lan_interface, SITE.lan_address),
+        )
+        for resource in (*lan, *Portage(SITE.portage).settled()):
             resource.apply(root, quiet)
         OpenRc().disabled("nfs-server", "xendomains").apply(root, quiet)
         OpenRc().enabled(*OWN).apply(root, quiet)

@@ -15,6 +15,7 @@ from tests.site_files import with_files
 import xenlab
 import xenlab.resources.disk
 from xenlab.chapter.chapter import Chapter
+from xenlab.chapters.configuration import bridge_made
 from xenlab.chapters.disk import first_partition, partition_table
 from xenlab.chapters.kernel import xen_entry
 from xenlab.runs import execute
@@ -248,8 +249,10 @@ def test_the_partitions_of_chapter_01_are_those_that_the_site_is_reckoned_by(
     assert table == partition_table(site)
 
 
-def test_the_entry_of_chapter_04_is_the_one_that_the_boot_is_judged_by(tmp_path: Path) -> None:
-    plan = execute.prepare(FOLDER, ("04",), with_files(tmp_path, "lab"))
-    chapter = runbook(plan, plan.notebooks[0])
-    written = next(step.resources for step in chapter.steps if step.title.startswith("04.2 "))
-    assert written == chapter.bootloader.entry(xen_entry(cast(Chapter, chapter)))
+def test_what_a_cell_spells_out_is_what_later_steps_check(tmp_path: Path) -> None:
+    plan = execute.prepare(FOLDER, ("04", "07"), with_files(tmp_path, "lab"))
+    entry, bridge = (runbook(plan, path) for path in plan.notebooks)
+    steps = {step.title[:5]: step.resources for step in (*entry.steps, *bridge.steps)}
+    wanted = xen_entry(cast(Chapter, entry))
+    assert steps["04.2 "] == entry.bootloader.entry(wanted)
+    assert steps["07.7 "] == (bridge_made(plan.site),)

@@ -156,7 +156,7 @@ def test_settings_are_lines() -> None:
     with pytest.raises(BadInput, match="into a line of a file"):
         bridge_settings(site, "/etc/default/xenlab-bridge")
     with pytest.raises(BadInput, match="into a line of a file"):
-        network.lan_services(site)
+        network.lan_settings(site)
 
 
 @few
@@ -317,7 +317,8 @@ def test_files_of_the_network(tmp_path: Path, site: Parameters) -> None:
     address, gateway = site.address, site.gateway
     found = texts(
         *Ifupdown().beside_bridge(site.uplink, address, gateway, site.bridge),
-        *network.lan_services(site),
+        *Ifupdown().lan(site.lan_interface, site.lan_address),
+        network.lan_settings(site),
     )
     own = next(text for path, text in found.items() if path.endswith("xenlab-uplink"))
     lan = next(text for path, text in found.items() if path.endswith("xenlab-lan"))

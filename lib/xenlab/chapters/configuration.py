@@ -205,7 +205,7 @@ def bridge_settings(site: Parameters, path: str) -> File:
 
 
 def bridge_made(site: Parameters) -> Bridge:
-    """The uplink is a port of the bridge; nobody is locked out if that fails."""
+    """What step 07.7 leaves: the uplink is a port of the bridge."""
     return Bridge(
         uplink=site.uplink,
         bridge=site.bridge,

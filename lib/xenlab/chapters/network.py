@@ -6,22 +6,19 @@ Howto: „Netzwerk“, „Xen NIC-Layout“, „Konfiguration“.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.resources import files as package_files
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.platform.choice import Services, services
-from xenlab.platform.interfaces import guest_system, interfaces
+from xenlab.platform.choice import Services
+from xenlab.platform.interfaces import guest_system
 from xenlab.quoting import sh_settings
 from xenlab.resources.base import All, Difference, Once, OnHost, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import InterfaceUp, LanDevices, Reaches, vif
 from xenlab.site.schema import LanGuest, Parameters
 
-PROGRAM = "/usr/local/sbin/xenlab-lan"
-SETTINGS = "/etc/default/xenlab-lan"
 BUGFIX = "xenlab-vif"
 SERVICE_SECONDS = 300.0
 
@@ -31,23 +28,15 @@ def bare(address: str) -> str:
     return address.partition("/")[0]
 
 
-def lan_services(site: Parameters) -> tuple[Resource, ...]:
-    """The program, its settings, three units, and dom0's address; nothing of it runs yet."""
+def lan_settings(site: Parameters) -> File:
+    """What the program that makes the internal LAN's devices is told."""
     values = {
         "BRIDGE": site.lan_bridge,
         "INTERFACE": site.lan_interface,
         "VIF": vif(site.lan_interface),
     }
-    program = package_files("xenlab").joinpath("templates", "xenlab-lan.sh").read_text()
-    own = {"interface": site.lan_interface, "address": site.lan_address}
-    names = ("xenlab-lan", BUGFIX, "xenlab-lan-address")
-    units = (services(site.platform).defined(name, **own) for name in names)
-    return (
-        File(PROGRAM, program, mode=0o755),
-        File(SETTINGS, f"# written by xenlab, chapter 13\n{sh_settings(values)}"),
-        *units,
-        *interfaces(site.platform).lan(site.lan_interface, site.lan_address),
-    )
+    text = f"# written by xenlab, chapter 13\n{sh_settings(values)}"
+    return File("/etc/default/xenlab-lan", text)
 
 
 def guest_interface(chapter: Chapter, name: str, interface: str, address: str) -> Resource:
