@@ -192,8 +192,7 @@ def xend_today(chapter: Chapter) -> pd.DataFrame:
 def bridge_settings(site: Parameters, path: str) -> File:
     """What the program that makes the bridge is told, in this file.
 
-    That is `Bridge.settings`, which no boot reads, until the bridge was confirmed; then also
-    `Bridge.kept`.
+    No boot reads it at first: what a boot reads is written once the bridge was confirmed.
     """
     values = {
         "UPLINK": site.uplink,
@@ -223,7 +222,7 @@ def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
     site = chapter.site
-    settings = bridge_settings(site, Bridge.kept)
+    settings = bridge_settings(site, "/etc/default/xenlab-bridge")
     service = chapter.services.running("xenlab-bridge")
     own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
