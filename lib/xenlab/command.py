@@ -16,6 +16,9 @@ Value = str | Path | int | Secret
 CONTROLLER, MACHINE = "controller", "machine"
 """Where a command is typed: on this machine, or on the one that becomes dom0, in its own root."""
 
+SAID = "{said}"
+"""What stands in a refusal's message for what the command said on standard error."""
+
 
 @dataclass(frozen=True)
 class Command:

@@ -8,12 +8,12 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from xenlab.command import Command, Result
+from xenlab.command import MACHINE, SAID, Command, Result
 from xenlab.errors import (
     CommandError,
     CommandFailed,
@@ -31,8 +31,16 @@ from xenlab.masking import Secret, mask
 UPTIME = """
 # $now is the machine's uptime in whole seconds
 uptime_seconds() { read -r now rest < /proc/uptime; now=${now%.*}; }
+wait_until() { # SECONDS COMMAND…: asks each second, and fails once the time is over
+    uptime_seconds; end=$((now + $1)); shift
+    until "$@"; do
+        uptime_seconds
+        [ "$now" -lt "$end" ] || return 1
+        sleep 1
+    done
+}
 """
-"""Shell function for deadlines inside a script."""
+"""Shell functions for deadlines inside a script."""
 
 
 # Whole files: what a connection brings takes a file's place only if all of it has arrived.
@@ -342,6 +350,46 @@ class Host:
             raise CommandFailed(result)
         return result
 
+    def look(
+        self,
+        command: Command | str,
+        *statuses: int,
+        absent: Collection[int] = (),
+        timeout: float = READ_SECONDS,
+    ) -> Result | None:
+        """Run a command that only looks; None where there is nothing to look at yet.
+
+        That is where the root holds no system (`NO_ROOT`), or the status is one of ``absent``.
+        Raises CommandFailed for any other that is neither 0 nor one of ``statuses``.
+        """
+        result = self.run(command, timeout=timeout, check=False)
+        if result.status in (*NO_ROOT, *absent):
+            return None
+        if result.status not in (0, *statuses):
+            raise CommandFailed(result)
+        return result
+
+    def change(self, command: Command) -> Result:
+        """Run a command that changes something, of several lines none after one that fails.
+
+        One that belongs to the machine runs there, also where this is a root directory on it.
+        Raises StepFailed for an exit status with a meaning, CommandFailed for any other but 0.
+        """
+        if "\n" in command.text and not command.text.startswith("set -e"):
+            typed = command.typed or command.text
+            command = replace(command, text=f"set -e\n{command.text}", typed=typed)
+        host = self.inside("/") if command.place == MACHINE else self
+        seconds = command.seconds or READ_SECONDS
+        result = host.run(command, input=command.input, timeout=seconds, check=False)
+        if result.status in command.refusals:
+            message, hint = command.refusals[result.status]
+            said = "\n".join(result.stderr.strip().splitlines()[-10:])
+            message = message.replace(SAID, said)
+            raise StepFailed(message, hint=hint, where=host.name)
+        if not result.ok:
+            raise CommandFailed(result)
+        return result
+
     def test(self, command: Command | str, *, timeout: float = READ_SECONDS) -> bool:
         """Whether a command ends with status 0."""
         return self.run(command, timeout=timeout, check=False).ok
@@ -392,15 +440,12 @@ class Host:
             "" if mode is None else f"{mode:o}",
             owner,
         )
-        result = self.run(command, input=data, check=False)
-        if result.status == NO_PLACE:
-            raise StepFailed(
-                f"cannot write {path}: because {result.stderr.strip()}",
-                where=self.name,
-                hint="look where the link leads; remove it if a file shall stand there",
-            )
-        if not result.ok:
-            raise CommandFailed(replace(result, command=f"write {path}"))
+        no_place = (
+            f"cannot write {path}: because {SAID}",
+            "look where the link leads; remove it if a file shall stand there",
+        )
+        command = command.typed_as("write {path}", path=path).given(data)
+        self.change(command.refusing({NO_PLACE: no_place}))
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
         """Copy a local file to a path inside the root; links, mode and owner as in `write`."""

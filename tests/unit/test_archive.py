@@ -78,7 +78,7 @@ def test_any_text_is_survived(text: str) -> None:
 
 def test_a_checksum_file_that_is_missing_or_of_another_file(tmp_path: Path) -> None:
     missing = tmp_path / "none.sha256"
-    with pytest.raises(BadInput, match=r"none\.sha256 cannot be read: No such file"):
+    with pytest.raises(BadInput, match=r"cannot read .*none\.sha256: because No such file"):
         read_checksum(str(missing), "stage.tar")
     missing.write_text(f"{'a' * 64}  other.tar\n")
     with pytest.raises(BadInput, match=r"has no SHA-256 or SHA-512 checksum of stage\.tar"):
@@ -87,7 +87,7 @@ def test_a_checksum_file_that_is_missing_or_of_another_file(tmp_path: Path) -> N
 
 def test_a_file_that_is_missing_or_changed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "stage.tar"
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="cannot read .*: because "):
         require_checksum(path, "a" * 64)
     path.write_bytes(b"one")
     checksum = checksum_of(path)

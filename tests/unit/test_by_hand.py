@@ -20,7 +20,7 @@ from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.masking import Secret
-from xenlab.resources.base import Check, OnHost, Resource, run_or_refuse
+from xenlab.resources.base import Check, OnHost, Resource
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
 from xenlab.resources.files import Absent, Directory, File, Line, Relocated, ShellWord, Symlink
 from xenlab.resources.nfs import Mount, SwapFile
@@ -98,16 +98,16 @@ def test_a_secret_is_masked_in_what_is_typed() -> None:
 def test_a_status_with_a_meaning_is_said() -> None:
     refusing = Command("exit 45").refusing({45: ("it is not so", "make it so")})
     with pytest.raises(StepFailed, match="it is not so") as caught:
-        run_or_refuse(HOST, refusing)
+        HOST.change(refusing)
     assert caught.value.hint == "make it so"
     with pytest.raises(CommandFailed):
-        run_or_refuse(HOST, Command("exit 46").refusing({45: ("it is not so", "")}))
-    assert run_or_refuse(HOST, Command("cat").given(b"in")).out == b"in"
+        HOST.change(Command("exit 46").refusing({45: ("it is not so", "")}))
+    assert HOST.change(Command("cat").given(b"in")).out == b"in"
 
 
 def test_no_line_follows_one_that_failed(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed):
-        run_or_refuse(HOST, Command.sh("false\ntouch {path}", path=tmp_path / "made"))
+        HOST.change(Command.sh("false\ntouch {path}", path=tmp_path / "made"))
     assert not (tmp_path / "made").exists()
     state = Mount("/no/such/device", str(tmp_path / "place"))
     with pytest.raises(CommandFailed):

@@ -146,7 +146,7 @@ def test_dom0_s_key_is_pinned_beside_the_rescue_system_s(tmp_path: Path, root: H
     hostkeys.pin(known, "127.0.0.1", 2222, (tmp_path / "rescue.pub").read_text())
     pinned = OwnKeyPinned(Target("dom0", config=str(config)))
     assert pinned.probe(root) is not None
-    with pytest.raises(StepFailed, match="there is no"):
+    with pytest.raises(StepFailed, match="there is no host key yet"):
         pinned.apply(root, silent)
     at(root, PUBLIC_KEY).write_text((tmp_path / "dom0.pub").read_text())
     difference = pinned.probe(root)

@@ -63,7 +63,7 @@ def test_a_file_that_xendomains_would_start_is_named(tmp_path: Path) -> None:
     with pytest.raises(StepFailed) as refused:
         links.apply(HOST, silent)
     assert links.refusal(HOST) == refused.value.message
-    assert refused.value.message == f"{tmp_path} holds what is no link: mail.cfg~"
+    assert refused.value.message.endswith("because it holds what is no link: mail.cfg~")
     (tmp_path / "mail.cfg~").unlink()
     assert links.refusal(HOST) == ""
 

@@ -122,5 +122,5 @@ def test_a_file_of_no_package_is_not_vouched_for(tmp_path: Path) -> None:
     own.write_text("sources")
     with pytest.raises(BadInput, match="no Debian package brought it"):
         packaged_checksum(str(own))
-    with pytest.raises(BadInput, match="there is no file"):
+    with pytest.raises(BadInput, match="there is no such file"):
         packaged_checksum(str(tmp_path / "none"))

@@ -13,7 +13,7 @@ from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.platform.base import START_SECONDS, Carrying, NoneFailed, Services, ServiceStates
 from xenlab.quoting import unit_word
-from xenlab.resources.base import Condition, Difference, Report, Resource, run_or_refuse
+from xenlab.resources.base import Condition, Difference, Report, Resource
 from xenlab.resources.files import File, Symlink
 
 # systemd's units as resources (systemctl(1)).
@@ -218,7 +218,7 @@ class ServerUnordered(Symlink):
         if host.root == "/":
             super().apply(host, report)
         else:
-            run_or_refuse(host, self.commands()[0])
+            host.change(self.commands()[0])
 
 
 _WAITED = """

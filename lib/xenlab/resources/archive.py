@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from xenlab.command import CONTROLLER, Command
-from xenlab.errors import BadInput, CommandFailed, StepFailed
+from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource
 
@@ -20,11 +20,6 @@ from xenlab.resources.base import Difference, Report, Resource
 
 _BEGIN = b"-----BEGIN PGP SIGNED MESSAGE-----"
 _STATUS = "[GNUPG:] "
-
-
-def is_signed(data: bytes) -> bool:
-    """Whether a text says of itself that it is signed."""
-    return _BEGIN in data
 
 
 def signed_text(data: bytes, what: str, keyring: str, signers: Sequence[str]) -> str:
@@ -35,13 +30,41 @@ def signed_text(data: bytes, what: str, keyring: str, signers: Sequence[str]) ->
     """
     if not keyring or not signers:
         raise BadInput(
-            f"cannot believe {what}: it is signed, and the site does not say by whose key",
+            f"cannot believe {what}: because it is signed, and the site does not say by whose key",
             hint="name a file of keys in checksum_keyring (gpg --export > FILE), and the "
             "fingerprints of those who are believed in checksum_signers",
         )
     keys = Path(keyring).expanduser().absolute()
     if not keys.is_file():
-        raise BadInput(f"cannot check the signature of {what}: there is no file of keys {keys}")
+        raise BadInput(
+            f"cannot check the signature of {what}: because there is no file of keys {keys}",
+            hint="name another one in checksum_keyring, or write it: gpg --export > FILE",
+        )
+    done, said = _gpgv(data, keys, what)
+    valid = [words for words in said if words[:1] == ["VALIDSIG"]]
+    # a key that has expired, or was taken back, gives a valid signature that is not good
+    good = any(words[:1] == ["GOODSIG"] for words in said)
+    if done.returncode or not good or not valid:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1].removeprefix("gpgv: ") if lines else "gpgv found no good signature"
+        raise BadInput(
+            f"cannot believe {what}: because its signature is not good ({reason})",
+            hint=f"fetch it again; if the key is missing in {keys} or has expired, fetch the key",
+        )
+    by = [words[-1] for words in valid]
+    if not {*by} & {signer.replace(" ", "").upper() for signer in signers}:
+        raise BadInput(
+            f"cannot believe {what}: because it was signed by {', '.join(by)}, whom "
+            "checksum_signers does not name",
+            hint="add that fingerprint if it is known to be the right one",
+        )
+    return done.stdout.decode(errors="replace")
+
+
+def _gpgv(
+    data: bytes, keys: Path, what: str
+) -> tuple[subprocess.CompletedProcess[bytes], list[list[str]]]:
+    """gpgv's end, and the words of each line of its status output (gnupg's doc/DETAILS)."""
     with tempfile.TemporaryFile() as status:
         words = ["gpgv", "--status-fd", str(status.fileno()), "--keyring", str(keys)]
         try:
@@ -54,31 +77,12 @@ def signed_text(data: bytes, what: str, keyring: str, signers: Sequence[str]) ->
             )
         except FileNotFoundError:
             raise BadInput(
-                f"cannot check the signature of {what}: the program gpgv is not installed",
+                f"cannot check the signature of {what}: because gpgv is not installed",
                 hint="apt-get install gpgv",
             ) from None
         status.seek(0)
-        said = [
-            line.removeprefix(_STATUS).split()
-            for line in status.read().decode(errors="replace").splitlines()
-        ]
-    valid = [words for words in said if words[:1] == ["VALIDSIG"]]
-    # a key that has expired, or was taken back, gives a valid signature that is not good
-    good = any(words[:1] == ["GOODSIG"] for words in said)
-    if done.returncode or not good or not valid:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1].removeprefix("gpgv: ") if lines else "gpgv found no good signature"
-        raise BadInput(
-            f"cannot believe {what}: its signature is not good ({reason})",
-            hint=f"fetch it again; if the key is missing in {keys} or has expired, fetch the key",
-        )
-    by = [words[-1] for words in valid]
-    if not {*by} & {signer.replace(" ", "").upper() for signer in signers}:
-        raise BadInput(
-            f"cannot believe {what}: it was signed by {', '.join(by)}, whom checksum_signers "
-            "does not name"
-        )
-    return done.stdout.decode(errors="replace")
+        lines = status.read().decode(errors="replace").splitlines()
+    return done, [line.removeprefix(_STATUS).split() for line in lines]
 
 
 # Checksums: out of a checksum file, and of a file on this machine or on a host.
@@ -117,15 +121,19 @@ def read_checksum(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadInput(f"the checksum file {path} cannot be read: {error.strerror}") from None
-    signed = is_signed(data)
-    text = (
-        signed_text(data, str(path), keyring, signers) if signed else data.decode(errors="replace")
-    )
+        raise BadInput(
+            f"cannot read the checksum file {path}: because {error.strerror}",
+            hint=f"write it with: sha256sum {name} > {path.name}",
+        ) from None
+    # a text says of itself that it is signed
+    if _BEGIN in data:
+        text = signed_text(data, str(path), keyring, signers)
+    else:
+        text = data.decode(errors="replace")
     found = find_checksum(text, name)
     if not found:
         raise BadInput(
-            f"{path} has no SHA-256 or SHA-512 checksum of {name}",
+            f"cannot check {name}: because {path} has no SHA-256 or SHA-512 checksum of {name}",
             hint=f"write it with: sha256sum {name} > {path.name}",
         )
     return found
@@ -141,17 +149,20 @@ def packaged_checksum(archive: str) -> str:
     path = Path(archive).expanduser()
     real = path.resolve()
     if not real.is_file():
-        raise BadInput(f"there is no file {path} on the controller")
+        raise BadInput(
+            f"cannot read {path}: because there is no such file on the controller",
+            hint="name one that is there in kernel_source",
+        )
     noted = _noted_by_dpkg(real)
     if not noted:
         raise BadInput(
-            f"cannot tell whether {path} is genuine: no Debian package brought it",
+            f"cannot tell whether {path} is genuine: because no Debian package brought it",
             hint="name the file that has its checksum in kernel_checksums",
         )
     status = real.stat()
     if _digest(real, "md5", status.st_size, status.st_mtime_ns) != noted:
         raise BadInput(
-            f"{path} is not what its Debian package brought: it was changed since",
+            f"cannot believe {path}: because it was changed since its Debian package brought it",
             hint="install the package again: apt-get install --reinstall",
         )
     return _digest(real, "sha256", status.st_size, status.st_mtime_ns)
@@ -185,10 +196,13 @@ def require_checksum(path: Path, checksum: str) -> None:
     try:
         found = checksum_of(path, checksum)
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+        raise BadInput(
+            f"cannot read {path}: because {error.strerror}",
+            hint="fetch or build the file, or correct its path",
+        ) from None
     if found != checksum:
         raise BadInput(
-            f"{path} has a wrong checksum: {found}, and {checksum} is wanted",
+            f"cannot take {path}: because it has a wrong checksum: {found}, wanted is {checksum}",
             hint="fetch or build the file again, or check which checksum file goes with it",
         )
 
@@ -206,7 +220,10 @@ def program_of(checksum: str) -> str:
     try:
         return _PROGRAMS[len(checksum)]
     except KeyError:
-        raise BadInput(f"{checksum!r} is neither a SHA-256 nor a SHA-512 checksum") from None
+        raise BadInput(
+            f"cannot compare with {checksum!r}: because that is neither a SHA-256 nor a SHA-512",
+            hint="write the checksum with sha256sum or sha512sum",
+        ) from None
 
 
 @lru_cache(maxsize=16)
@@ -221,8 +238,12 @@ def _digest(path: Path, program: str, size: int, mtime_ns: int) -> str:
 RECORD = "etc/xenlab-generation"
 """Where a root says which archive it was unpacked from, and that this was finished."""
 
-_UNPACK_SECONDS = 3600.0
-_EMPTY, _FOREIGN = 44, 45
+UNTAR = "tar --numeric-owner --acls --xattrs --xattrs-include='*'"
+"""Unpacks with owners, ACLs and attributes; without the last word file capabilities would be lost
+silently (tar(1)).
+"""
+
+UNPACK_SECONDS = 3600.0
 
 
 def send(host: Host, local: Path, remote: str, report: Report) -> None:
@@ -323,8 +344,7 @@ class Archive(Resource):
             f"echo {{line}} | {program_of(self.checksum)}sum --check",
             line=f"{self.checksum}  {tarball}",
         )
-        # without --xattrs-include file capabilities would be lost silently (tar(1))
-        text = "tar -C {into} --numeric-owner --acls --xattrs --xattrs-include='*' -xpf {tarball}"
+        text = f"{UNTAR} -C {{into}} -xpf {{tarball}}"
         unpack = Command.sh(text, into=self.into, tarball=tarball)
         folder = Command.argv("mkdir", "-p", self.store)
         return (folder, copy, check, unpack) if self.store else (check, unpack)
@@ -355,19 +375,17 @@ class Archive(Resource):
         report(f"checking {PurePosixPath(tarball).name}")
         if not has_checksum(host, tarball, self.checksum):
             raise StepFailed(
-                f"{tarball} is missing or has a wrong checksum",
+                f"cannot unpack {tarball}: because it is missing or has a wrong checksum",
                 hint="free space on that file system, then run the step again",
             )
         report(f"unpacking {PurePosixPath(tarball).name}")
         host.run(
             Command.script(
-                """
-                mkdir -p -- "$2/${3%/*}"
+                f"""
+                mkdir -p -- "$2/${{3%/*}}"
                 printf 'begun %s\\n' "$4" > "$2/$3"
-                # the archive may hold the record of the root it was made from; without
-                # --xattrs-include file capabilities would be lost silently (tar(1))
-                tar --numeric-owner --acls --xattrs --xattrs-include='*' --anchored \\
-                    --exclude="$3" --exclude="./$3" -C "$2" -xpf "$1"
+                # the archive may hold the record of the root it was made from
+                {UNTAR} --anchored --exclude="$3" --exclude="./$3" -C "$2" -xpf "$1"
                 sync -f -- "$2"
                 printf 'complete %s\\n' "$4" > "$2/$3.new"
                 sync -- "$2/$3.new"
@@ -378,7 +396,7 @@ class Archive(Resource):
                 RECORD,
                 self.checksum,
             ),
-            timeout=_UNPACK_SECONDS,
+            timeout=UNPACK_SECONDS,
         )
         if self.store:
             host.run(
@@ -390,7 +408,7 @@ class Archive(Resource):
         record = self._record(host)
         if record in ("", f"begun {self.checksum}"):
             return ""
-        return f"{self.into} already holds other files ({record}) and is not written over"
+        return f"cannot unpack into {self.into}: because it already holds other files ({record})"
 
     def _record(self, host: Host) -> str:
         script = """
@@ -398,18 +416,11 @@ class Archive(Resource):
             if [ -e "$1/$2" ]; then cat -- "$1/$2"; exit 0; fi
             first=$(find "$1" -xdev ! -type d -print -quit)
             [ -n "$first" ] || exit 44
-            printf '%s\\n' "$first"
-            exit 45
+            printf 'there is %s\\n' "$first"
         """
         command = Command.script(script, self.into.rstrip("/") or "/", RECORD)
-        result = host.run(command, check=False)
-        if result.status in (_EMPTY, 125, 126, 127):
-            return ""
-        if result.status == _FOREIGN:
-            return f"there is {result.stdout.strip()}"
-        if not result.ok:
-            raise CommandFailed(result)
-        return result.stdout.strip()
+        result = host.look(command, absent=(44,))
+        return result.stdout.strip() if result else ""
 
     def _local(self) -> Path:
         return Path(self.source).expanduser()

@@ -6,18 +6,12 @@ import difflib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from xenlab.command import Command, Result
-from xenlab.errors import (
-    CommandFailed,
-    ConnectionLost,
-    ConnectionRefused,
-    StepFailed,
-    Unreachable,
-)
-from xenlab.host import READ_SECONDS, Host
+from xenlab.command import Command
+from xenlab.errors import ConnectionLost, ConnectionRefused, StepFailed, Unreachable
+from xenlab.host import Host
 from xenlab.resources.blockdevices import Devices
 from xenlab.site.rules import DOM0_PARTITIONS, ESP
 
@@ -139,7 +133,7 @@ class Resource(ABC):
         """Bring the machine into the desired state; raises StepFailed, CommandFailed."""
         for command in self.commands():
             report(command.by_hand().partition("\n")[0])
-            run_or_refuse(host, command)
+            host.change(command)
 
     def verify(self, host: Host) -> None:
         """Raise StepFailed unless the state holds; by default, unless a probe finds nothing."""
@@ -168,24 +162,6 @@ class Resource(ABC):
         the very command that destroys.
         """
         return self
-
-
-def run_or_refuse(host: Host, command: Command) -> Result:
-    """Run a command that changes something, of several lines none after one that fails.
-
-    Raises StepFailed for an exit status with a meaning, CommandFailed for any other but 0.
-    """
-    if "\n" in command.text and not command.text.startswith("set -e"):
-        typed = command.typed or command.text
-        command = replace(command, text=f"set -e\n{command.text}", typed=typed)
-    seconds = command.seconds or READ_SECONDS
-    result = host.run(command, input=command.input, timeout=seconds, check=False)
-    if result.status in command.refusals:
-        message, hint = command.refusals[result.status]
-        raise StepFailed(message, hint=hint, where=host.name)
-    if not result.ok:
-        raise CommandFailed(result)
-    return result
 
 
 class Check(Resource):
@@ -313,27 +289,14 @@ class Programs(Check):
 
 
 @dataclass(frozen=True)
-class Until(Resource):
+class Until(All):
     """These states, unless ``replaced`` ends with status 0: a later chapter moved on from them."""
 
-    parts: tuple[Resource, ...]
     replaced: Command
 
     def probe(self, host: Host) -> Difference | None:
         """All differences as one, none where another state has taken the place."""
-        return None if host.test(self.replaced) else All(self.parts).probe(host)
-
-    def commands(self) -> tuple[Command, ...]:
-        """Those of all parts."""
-        return All(self.parts).commands()
-
-    def recorded(self) -> tuple[Command, ...]:
-        """What all parts record."""
-        return All(self.parts).recorded()
-
-    def apply(self, host: Host, report: Report) -> None:
-        """Apply each part that differs."""
-        All(self.parts).apply(host, report)
+        return None if host.test(self.replaced) else super().probe(host)
 
 
 # A state of another machine than the step's own: a guest's, in a step of dom0's.

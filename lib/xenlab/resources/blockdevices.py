@@ -116,7 +116,7 @@ def look(host: Host, device: str) -> Devices:
 def absent(device: str, found: Devices, host: Host) -> BadInput:
     """The error that there is no such device, with those there are."""
     return BadInput(
-        f"there is no block device {device}",
+        f"cannot use the disk: because there is no block device {device}",
         where=host.inside("/").name,
         hint=f"name one of these disks: {found.listed()}",
     )
@@ -302,8 +302,8 @@ def parse_identity(text: str) -> Identified:
 def another_disk(device: str) -> tuple[str, str]:
     """What it means where the disk is not the one that was consented to, and what to try."""
     return (
-        f"the disk of {device} is not the one that somebody consented to; nothing was destroyed",
-        "look at the machine's disks (lsblk), then run the step again",
+        f"cannot wipe {device}: because its disk is not the one that somebody consented to",
+        "look at the machine's disks (lsblk), then run the step again (nothing was destroyed)",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from xenlab.command import Command
+from xenlab.command import MACHINE, Command
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.base import Difference, Made, Report, Resource, made_on
@@ -56,8 +56,8 @@ def installed_root(host: Host, device: str) -> str:
     lines = host.inside("/").run(Command.script(script, device)).stdout.splitlines()
     if lines[1:] == [ROOT_PARTITION]:
         raise StepFailed(
-            f"the machine runs from /dev/{lines[0]}, a partition {ROOT_PARTITION}, and the site's "
-            f"is {device}: another disk has the names of the site's disk",
+            f"cannot work on {device}: because the machine runs from /dev/{lines[0]}, another "
+            f"partition {ROOT_PARTITION}: another disk has the names of the site's disk",
             where=host.name,
             hint="name the disk by what stays the same (disk: /dev/disk/by-id/…), boot a rescue "
             "system, or take the other disk out",
@@ -75,8 +75,8 @@ def refuse_twins(found: Devices) -> None:
     """Raise StepFailed where another disk is a copy of the named one."""
     for twin in twins(found):
         raise StepFailed(
-            f"{twin.path} is a copy of {found.path}: its partitions have the same UUIDs, so a boot "
-            "could take the one for the other",
+            f"cannot work on {found.path}: because {twin.path} is a copy of {found.path}: a boot "
+            "could take the one for the other, as their partitions have the same UUIDs",
             hint=f"take {twin.path} out, or give its partitions UUIDs of their own "
             f"(sfdisk --part-uuid {twin.path} NUMBER UUID)",
         )
@@ -111,7 +111,8 @@ class OnPartitions(Resource):
         uuids = self._uuids(host)
         if not uuids:
             raise StepFailed(
-                f"{self.disk} has not the site's partitions", hint="run chapter 01_partitions"
+                f"cannot tell the UUIDs: because {self.disk} has not the site's partitions",
+                hint="run chapter 01_partitions",
             )
         self.made(uuids).apply(host, report)
 
@@ -159,7 +160,7 @@ class Partition:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,36}", self.name):
             raise BadInput(
-                f"{self.name!r} cannot name a partition",
+                f"cannot name a partition {self.name!r}: because that is too long, or no word",
                 hint="use at most 36 letters, digits, dots, dashes and underscores",
             )
 
@@ -226,13 +227,7 @@ class PartitionTable(Resource):
         rows = []
         for number in sorted(found.keys() | wanted.keys()):
             now, then = found.get(number), wanted.get(number)
-            same = (
-                now is not None
-                and then is not None
-                and now[0] == then.name
-                and now[2] == then.kind
-                and (then.size_mib == 0 or now[1] == then.size_mib)
-            )
+            same = now and then and now == (then.name, then.size_mib or now[1], then.kind)
             rows.append(
                 {
                     "number": str(number),
@@ -285,12 +280,8 @@ class PartitionTable(Resource):
         """
         command = Command.script(script, self.disk, self.identity, *size_and_digest(table))
         typed = f"sfdisk --wipe always {{disk}} <<'END'\n{self.script()}END"
-        command = command.typed_as(typed, disk=self.disk).given(table).within(300)
+        command = command.typed_as(typed, disk=self.disk).given(table).within(300).at(MACHINE)
         return (command.refusing({ANOTHER_DISK: another_disk(self.disk)}),)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """A disk belongs to the machine, also where the host is a root directory on it."""
-        super().apply(host.inside("/"), report)
 
 
 @dataclass(frozen=True)
@@ -308,7 +299,10 @@ class Filesystem(Resource):
 
     def __post_init__(self) -> None:
         if not 0 < len(self.label.encode()) <= 16:
-            raise BadInput(f"{self.label!r} cannot label a file system", hint="use 1 to 16 letters")
+            raise BadInput(
+                f"cannot label a file system {self.label!r}: because that is too long, or empty",
+                hint="use 1 to 16 letters",
+            )
 
     def wipes(self) -> str:
         """The device."""
@@ -359,15 +353,14 @@ class Filesystem(Resource):
         maker += [*self.options, labelled, self.label]
         command = Command.script(script, self.device, self.identity, *maker).within(_MAKE_SECONDS)
         refusals = {
-            NO_DEVICE: (f"there is no device {self.device}", ""),
+            NO_DEVICE: (
+                f"cannot make a file system: because there is no device {self.device}",
+                "run chapter 01_partitions, or correct disk",
+            ),
             ANOTHER_DISK: another_disk(self.device),
         }
         typed = command.typed_as("{maker} {device}", maker=maker, device=self.device)
-        return (typed.refusing(refusals),)
-
-    def apply(self, host: Host, report: Report) -> None:
-        """A device belongs to the machine, also where the host is a root directory on it."""
-        super().apply(host.inside("/"), report)
+        return (typed.at(MACHINE).refusing(refusals),)
 
 
 def content(device: Device) -> str:

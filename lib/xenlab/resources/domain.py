@@ -33,22 +33,17 @@ VISIT_SECONDS = 180
 CRASHED_STATUS = 57
 """The exit status of what watches a console if the guest crashed."""
 
-REFUSALS = {
-    51: ("the console of {name} showed no login prompt in time", "read the console's output above"),
-    52: ("the kernel of {name} panicked", "read the console's output above"),
-    53: (
-        "{name} ended before its console showed a login prompt",
-        "look at xl list and /var/log/xen",
-    ),
-    54: ("xenconsoled keeps no log of {name}", "run chapter 07_dom0_configuration"),
-    55: ("the console of {name} could not be opened", "close the console where else it is open"),
-    56: ("{name} does not run", "create it first"),
-    57: (
-        "{name} crashed before its console showed a login prompt",
-        "look at the last lines of its console",
-    ),
-    58: ("{name} is paused: its console shows nothing more", "xl unpause {name}"),
+_REASONS = {
+    51: ("there was none in time", "read the console's output above"),
+    52: ("its kernel panicked", "read the console's output above"),
+    53: ("it ended before", "look at xl list and /var/log/xen"),
+    54: ("xenconsoled keeps no log of it", "run chapter 07_dom0_configuration"),
+    55: ("its console could not be opened", "close the console where else it is open"),
+    56: ("it does not run", "create it first"),
+    57: ("it crashed before", "look at the last lines of its console"),
+    58: ("it is paused", "xl unpause {name}"),
 }
+"""Why a guest's login prompt was not seen, and what to try."""
 
 # `follow` prints what a log gains beyond a size until a text stands in it, in whatever pieces it
 # came: a prompt has no end of line. The open file remembers how far it was read, so that a look
@@ -119,38 +114,31 @@ while :; do
     follow "$log" "$from" "$wanted" "$panic" "$name" 10 > /dev/null || status=$?
     [ "$status" = 51 ] && [ "$now" -lt "$give_up" ] || break
 done
-uptime_seconds; end=$((now + 30))
-until grep -aqF -- "$wanted" "$folder/out" || [ "$status" != 0 ]; do
-    kill -0 "$visit" 2>/dev/null || { status=55; break; }
-    uptime_seconds
-    [ "$now" -lt "$end" ] || status=55
-    sleep 1
-done
+left() { ! kill -0 "$visit" 2>/dev/null; }
+shown() { grep -aqF -- "$wanted" "$folder/out"; }
+shown_or_left() { shown || left; }
+[ "$status" != 0 ] || { wait_until 30 shown_or_left && shown; } || status=55
 cat -- "$folder/out"
 [ "$status" = 0 ] || exit "$status"
 printf '\\035' >&3 || exit 55
-uptime_seconds; end=$((now + 30))
-while kill -0 "$visit" 2>/dev/null; do
-    uptime_seconds
-    [ "$now" -lt "$end" ] || exit 55
-    sleep 1
-done
+wait_until 30 left || exit 55
 echo
 echo "left with Ctrl-]; $name goes on running as domain $(xl domid "$name")"
 """
 
 
 def refuse(host: Host, command: Command, name: str, *, timeout: float) -> None:
-    """Run a console script; turn its own exit statuses into sentences.
+    """Run a script that waits for a login prompt on a console.
 
-    Raises StepFailed for those, CommandFailed for any other status but 0.
+    Raises StepFailed for the statuses with a meaning, CommandFailed for any other but 0.
     """
     result = host.run(command, timeout=timeout, check=False)
-    if result.status in REFUSALS:
-        message, hint = (text.format(name=name) for text in REFUSALS[result.status])
+    if result.status in _REASONS:
+        why, hint = _REASONS[result.status]
+        message = f"cannot see the login prompt of {name}: because {why}"
         there = domain(host, name) if result.status == CRASHED_STATUS else None
         last = last_words(host, there) if there is not None else ""
-        raise StepFailed(message + last, hint=hint, where=host.name)
+        raise StepFailed(message + last, hint=hint.format(name=name), where=host.name)
     if not result.ok:
         raise CommandFailed(result)
 
@@ -163,7 +151,6 @@ class ConsoleAnswers(Resource):
     """
 
     name: str
-    seconds: int = VISIT_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
         """What will be done."""
@@ -183,9 +170,9 @@ class ConsoleAnswers(Resource):
         """Visit the console; what it showed is the step's output."""
         require_running(host, self.name)
         report(f"visiting the console of {self.name}")
-        values = (self.name, log_path(self.name), LOGIN, PANIC, self.seconds)
+        values = (self.name, log_path(self.name), LOGIN, PANIC, VISIT_SECONDS)
         command = Command.script(FOLLOW + _VISIT, *values)
-        refuse(host, command, self.name, timeout=self.seconds + 120)
+        refuse(host, command, self.name, timeout=VISIT_SECONDS + 120)
 
     def verify(self, host: Host) -> None:
         """Nothing is left behind that could be looked at; apply has seen the answer."""
@@ -223,12 +210,8 @@ exit 1
 """
 
 _GONE = """
-uptime_seconds; end=$((now + $2))
-while xl domid "$1" > /dev/null 2>&1; do
-    uptime_seconds
-    [ "$now" -lt "$end" ] || exit 1
-    sleep 1
-done
+gone() { ! xl domid "$1" > /dev/null 2>&1; }
+wait_until "$2" gone "$1"
 """
 
 _WATCH = """
@@ -245,12 +228,8 @@ old=$(xl domid "$name") || exit 56
 mkdir -p -- "${note%/*}"
 printf '%s\\n' "$old" > "$note"
 xl reboot "$name" < /dev/null
-uptime_seconds; end=$((now + seconds))
-until new=$(xl domid "$name" 2>/dev/null) && [ "$new" != "$old" ]; do
-    uptime_seconds
-    [ "$now" -lt "$end" ] || exit 51
-    sleep 1
-done
+anew() { new=$(xl domid "$name" 2>/dev/null) && [ "$new" != "$old" ]; }
+wait_until "$seconds" anew || exit 51
 echo "$name was domain $old and is domain $new now"
 follow "$log" "$from" "$wanted" "$panic" "$name" "$seconds"
 """
@@ -274,7 +253,6 @@ class DomainRunning(Resource):
     name: str
     config: str
     console: bool = False
-    seconds: int = BOOT_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
         """Whether it runs, and what else it does; a crashed one's last lines."""
@@ -295,7 +273,7 @@ class DomainRunning(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Create it, or let it go on; the console's text is the step's output."""
         if _brought_up(host, self.name, self.config, report) and self.console:
-            _watch(host, self.name, self.seconds, report)
+            _watch(host, self.name, report)
 
 
 def _up_to_the_prompt(typed: Command, scripted: Command, name: str, unless: str = "") -> Command:
@@ -319,7 +297,6 @@ class DomainsRunning(Resource):
     """
 
     configs: tuple[tuple[str, str], ...]
-    seconds: int = BOOT_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
         """Which of them do not run, and what else they do."""
@@ -361,7 +338,7 @@ class DomainsRunning(Resource):
             for name in created:
                 _let_go_on(host, name, report)
         for name in created:
-            _watch(host, name, self.seconds, report)
+            _watch(host, name, report)
 
 
 def _to_do(host: Host, name: str, config: str, found: Domain | None) -> str:
@@ -400,12 +377,12 @@ def _taken_away(host: Host, found: Domain, report: Report) -> None:
     report(f"destroying {found.name} ({found})")
     if found.state != DYING:
         host.run(Command.argv("xl", "destroy", found.name), timeout=CREATE_SECONDS)
-    command = Command.script(FOLLOW + _GONE, found.name, GONE_SECONDS)
-    if not host.run(command, timeout=GONE_SECONDS + 60, check=False).ok:
-        raise StepFailed(
-            f"domain {found.id}, {found.name}, does not go away: it is {found.state}",
-            hint="reboot the machine: something in dom0 holds its memory or a disk",
-        )
+    late = (
+        f"cannot destroy {found.name}: because domain {found.id} does not go away",
+        "reboot the machine: something in dom0 holds its memory or a disk",
+    )
+    gone = Command.script(UPTIME + _GONE, found.name, GONE_SECONDS).within(GONE_SECONDS + 60)
+    host.change(gone.refusing({1: late}))
 
 
 def _create(host: Host, name: str, config: str, options: tuple[str, ...], report: Report) -> None:
@@ -415,10 +392,11 @@ def _create(host: Host, name: str, config: str, options: tuple[str, ...], report
     host.run(command, timeout=CREATE_SECONDS)
 
 
-def _watch(host: Host, name: str, seconds: int, report: Report) -> None:
+def _watch(host: Host, name: str, report: Report) -> None:
     report(f"watching {name} boot")
-    values = (name, log_path(name), _console_note(name), LOGIN, PANIC, seconds)
-    refuse(host, Command.script(FOLLOW + _WATCH, *values), name, timeout=CREATE_SECONDS + seconds)
+    values = (name, log_path(name), _console_note(name), LOGIN, PANIC, BOOT_SECONDS)
+    command = Command.script(FOLLOW + _WATCH, *values)
+    refuse(host, command, name, timeout=CREATE_SECONDS + BOOT_SECONDS)
 
 
 def _console_note(name: str) -> str:
@@ -431,7 +409,6 @@ class DomainStopped(Resource):
     """A domain that was asked to shut down and is gone."""
 
     name: str
-    seconds: int = END_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
         """Whether it is still there, and as which domain."""
@@ -441,14 +418,14 @@ class DomainStopped(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Ask the guest to shut down, and wait until its domain is gone."""
         late = (
-            f"{self.name} did not shut down within {self.seconds} s",
+            f"cannot shut down {self.name}: because it did not within {END_SECONDS} s",
             f"look at its console, or end it with xl destroy {self.name}",
         )
-        command = Command.argv("timeout", self.seconds, "xl", "shutdown", "-ww", self.name)
+        command = Command.argv("timeout", END_SECONDS, "xl", "shutdown", "-ww", self.name)
         again = "! xl domid {name} > /dev/null 2>&1 || xl shutdown -w {name}"
         typed = command.typed_as("xl shutdown -w {name}", name=self.name)
         typed = typed.scripted_as(again, name=self.name)
-        return (typed.refusing({124: late}).within(self.seconds + 60),)
+        return (typed.refusing({124: late}).within(END_SECONDS + 60),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Ask the guest to shut down and wait until the domain is gone, not only down.
@@ -469,7 +446,10 @@ class DomainStopped(Resource):
         """Hold only if xl says that there is no such domain."""
         found = domain(host, self.name)
         if found is not None:
-            raise StepFailed(f"{self.name} is still there: {found}")
+            raise StepFailed(
+                f"cannot end {self.name}: because it is still there ({found})",
+                hint=f"look at its console: xl console {self.name}",
+            )
 
 
 @dataclass(frozen=True)
@@ -497,7 +477,6 @@ class DomainRebooted(Resource):
     """An action: a domain reboots, gets a new id, and shows its login prompt again."""
 
     name: str
-    seconds: int = BOOT_SECONDS
     notes: str = NOTES
 
     @property
@@ -521,9 +500,9 @@ class DomainRebooted(Resource):
         require_running(host, self.name)
         report(f"rebooting {self.name}")
         log = log_path(self.name)
-        values = (self.name, self._note, log, LOGIN, PANIC, self.seconds)
+        values = (self.name, self._note, log, LOGIN, PANIC, BOOT_SECONDS)
         command = Command.script(FOLLOW + _REBOOT, *values)
-        refuse(host, command, self.name, timeout=2 * self.seconds + 60)
+        refuse(host, command, self.name, timeout=2 * BOOT_SECONDS + 60)
 
     def verify(self, host: Host) -> None:
         """The domain runs and has another id than the one noted before."""
@@ -531,6 +510,7 @@ class DomainRebooted(Resource):
         found = domain(host, self.name)
         if found is None or not found.runs or not old or found.id == int(old):
             raise StepFailed(
-                f"{self.name} was not rebooted: its domain was {old or 'not noted'}, "
-                f"now it is {found or 'gone'}"
+                f"cannot reboot {self.name}: because its domain was {old or 'not noted'}, and now "
+                f"it is {found or 'gone'}",
+                hint=f"look at its console: xl console {self.name}",
             )

@@ -11,10 +11,14 @@ from typing import Any
 from jinja2 import StrictUndefined
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.quoting import environment
 from xenlab.resources.base import Difference, Report, Resource, text_difference
+
+
+def packaged(*path: str) -> str:
+    """The text of a file that comes with xenlab, by its path in the package."""
+    return package_files("xenlab").joinpath(*path).read_text(encoding="utf-8")
 
 
 def render(template: str, **values: Any) -> str:
@@ -22,7 +26,7 @@ def render(template: str, **values: Any) -> str:
 
     So is a value that no filter of `xenlab.quoting` has made fit for the file.
     """
-    text = package_files("xenlab").joinpath("templates", template).read_text()
+    text = packaged("templates", template)
     return environment(undefined=StrictUndefined).from_string(text).render(**values)
 
 
@@ -50,10 +54,8 @@ class File(Resource):
         command = Command.script(
             '[ -e "$1" ] || exit 44; stat -L -c "%a %U:%G" -- "$1"; cat -- "$1"', self.path
         )
-        result = host.run(command, check=False)
-        if not result.ok:
-            if result.status not in (44, 125, 126, 127):
-                raise CommandFailed(result)
+        result = host.look(command, absent=(44,))
+        if result is None:
             return text_difference(f"create {self.path}", self.path, None, self.text())
         state, _, now = result.out.decode("utf-8", "surrogateescape").partition("\n")
         different = text_difference(f"write {self.path}", self.path, now, self.text())
@@ -89,12 +91,8 @@ class Absent(Resource):
     def probe(self, host: Host) -> Difference | None:
         """Whether something is there."""
         command = Command.script('[ -e "$1" ] || [ -L "$1" ] || exit 44', self.path)
-        result = host.run(command, check=False)
-        if result.ok:
-            return Difference(f"remove {self.path}")
-        if result.status not in (44, 125, 126, 127):
-            raise CommandFailed(result)
-        return None
+        found = host.look(command, absent=(44,))
+        return None if found is None else Difference(f"remove {self.path}")
 
     def commands(self) -> tuple[Command, ...]:
         """Remove the file; a directory in its place stays, and is an error."""
@@ -142,8 +140,9 @@ class Symlink(Resource):
             mkdir -p -- "${1%/*}/"
             ln -sfnT -- "$2" "$1"
         """
-        full = f"{self.path} is a directory with content; it is not replaced by a link"
-        command = Command.script(script, self.path, self.target).refusing({45: (full, "")})
+        full = f"cannot link {self.path}: because it is a directory with content"
+        command = Command.script(script, self.path, self.target)
+        command = command.refusing({45: (full, "move away what is in it")})
         return (command.typed_as("ln -sfnT {to} {path}", to=self.target, path=self.path),)
 
 
@@ -354,9 +353,12 @@ class Relocated(Resource):
             rm -rf --one-file-system -- "$aside"
         """
         refusals = {
-            _NOT_THE_SAME: (f"{self.to} is no true copy of {self.path}; nothing was deleted", ""),
+            _NOT_THE_SAME: (
+                f"cannot move {self.path}: because {self.to} is no true copy of it",
+                "look what changes in it meanwhile, then run the step again (nothing was deleted)",
+            ),
             _MOUNTED: (
-                f"something is mounted below {self.path}; it is not moved",
+                f"cannot move {self.path}: because something is mounted below it",
                 f"unmount it: findmnt -R {self.path}",
             ),
         }

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.resources import files as package_files
 
-from xenlab.command import Command
+from xenlab.command import SAID, Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import packaged
 
 TAKE_SECONDS = 3600.0
 """Deadline of taking or reading an image, in seconds: an emulated host packs 10 MB a second."""
@@ -23,10 +23,16 @@ _LOGIN = r"""://([^/"<>[:space:]]*:[^/"<>[:space:]]+|[^/:@"<>[:space:]]{16,})@""
 """A login in a URL, for grep -E and sed -E: a user alone where it is as long as a token."""
 
 _CAPABILITY = "security.capability"
-_REFUSED = {
-    46: "the image would lie on the very file system it is taken of: the share is not mounted",
-    47: "a folder of the root is a file system of its own and would be missing in the image",
-    48: "tar could not write the image",
+_REASONS = {
+    46: (
+        "it would lie on the very file system it is taken of: the share is not mounted",
+        "mount the share (chapter 01)",
+    ),
+    47: (
+        "a folder of the root is a file system of its own and would be missing in it",
+        "move what is in that folder to the root's own file system",
+    ),
+    48: (f"tar failed: {SAID}", "free space on the share, then run the step again"),
 }
 
 
@@ -70,9 +76,8 @@ class Image(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Mount the root where nothing is mounted over it, archive it, write the checksum."""
         what = "-o ro {device}" if self.device else "--bind {source}"
-        patterns = package_files("xenlab").joinpath("templates", "leave-out.txt").read_text()
-        wanted = [line for line in patterns.splitlines() if line and not line.startswith("#")]
-        leave_out = "".join(f"{line}\n" for line in (*wanted, *(f".{p}" for p in self.without)))
+        wanted = (line for line in self._left_out().splitlines() if line and line[0] != "#")
+        leave_out = "".join(f"{line}\n" for line in wanted)
         text = f"""
             rm -rf /run/own
             mkdir -p /run/image /run/own/etc /run/own/dev {{folder}}
@@ -126,13 +131,11 @@ class Image(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Archive the root and write checksum and record; raises StepFailed with the reason."""
         report(f"packing {self.device or self.source}")
-        folder = package_files("xenlab").joinpath("templates")
         way, source = ("device", self.device) if self.device else ("bind", self.source)
-        left_out = "".join(f".{path}\n" for path in self.without)
-        patterns = (folder.joinpath("leave-out.txt").read_text() + left_out).encode()
+        patterns = self._left_out().encode()
         command = Command.script(
             'exec unshare --mount --propagation private -- /bin/sh -c "$@"',
-            RECEIVE + folder.joinpath("take-image.sh").read_text(),
+            RECEIVE + packaged("templates", "take-image.sh"),
             "take-image",
             self.path,
             way,
@@ -142,12 +145,14 @@ class Image(Resource):
             RECORD,
             _LOGIN,
         )
-        result = host.run(command, input=patterns, check=False, timeout=TAKE_SECONDS)
-        if result.status in _REFUSED:
-            tail = result.stderr.strip().splitlines()[-1:]
-            raise StepFailed(f"{self.path}: {_REFUSED[result.status]}", hint="; ".join(tail))
-        if not result.ok:
-            raise CommandFailed(result)
+        what = f"cannot take the image {self.path}: because "
+        refusals = {status: (what + why, hint) for status, (why, hint) in _REASONS.items()}
+        command = command.refusing(refusals).given(patterns).within(TAKE_SECONDS)
+        host.change(command)
+
+    def _left_out(self) -> str:
+        """The patterns of what is left out, for tar's --exclude-from but for the comments."""
+        return packaged("templates", "leave-out.txt") + "".join(f".{p}\n" for p in self.without)
 
     def _missing(self, record: Mapping[str, str]) -> str:
         if not record:
@@ -292,9 +297,15 @@ class ImageProof(Resource):
         command = Command.script(_READ, self.image, self.source, _LOGIN)
         result = replace(host, quiet=True).run(command, check=False, timeout=TAKE_SECONDS)
         if result.status == 44:
-            raise StepFailed(f"{self.image} does not match its checksum file")
+            raise StepFailed(
+                f"cannot prove {self.image}: because it does not match its checksum file",
+                hint="remove it, then run chapter 06_imaging",
+            )
         if result.status == 45:
-            raise StepFailed("getcap does not run on this machine", hint="install libcap2-bin")
+            raise StepFailed(
+                f"cannot prove {self.image}: because getcap does not run on this machine",
+                hint="install libcap2-bin",
+            )
         if not result.ok:
             raise CommandFailed(replace(result, out=result.out[-2000:]))
         head, _, listing = result.stdout.partition("archive:\n")
@@ -309,7 +320,10 @@ class ImageProof(Resource):
         wrong = [row for row in rows if row["holds"] != "yes"]
         if wrong:
             what = "; ".join(f"{row['statement']}: {row['seen']}" for row in wrong)
-            raise StepFailed(f"{self.image} is no generic image: {what}")
+            raise StepFailed(
+                f"cannot prove {self.image}: because it is no generic image: {what}",
+                hint="name what is not to be in it in image_exclude, and have it taken anew",
+            )
         self._round_trip(host)
         rows.append(_row("file capabilities survive packing and unpacking", True, "tried"))
         text = digest + "".join(f"{row['statement']}\t{row['seen']}\n" for row in rows)
@@ -318,7 +332,7 @@ class ImageProof(Resource):
     def _round_trip(self, host: Host) -> None:
         script = """
             umask 077
-            scratch=$(mktemp -d -- "$2/var/tmp/xenlab-proof-XXXXXX")
+            scratch=$(mktemp -d -- "$1/var/tmp/xenlab-proof-XXXXXX")
             trap 'rm -rf -- "$scratch"' EXIT
             mkdir "$scratch/in" "$scratch/out"
             cp -- /bin/true "$scratch/in/probe"
@@ -326,16 +340,20 @@ class ImageProof(Resource):
             tar -C "$scratch/in" --create --xattrs --xattrs-include='*' . \\
                 | tar -C "$scratch/out" --extract --preserve-permissions --xattrs \\
                     --xattrs-include='*'
-            getcap "$scratch/out/probe" | grep -q cap_net_raw
+            getcap "$scratch/out/probe" | grep -q cap_net_raw || exit 45
         """
-        result = host.run(Command.script(script, self.image, self.source.rstrip("/")), check=False)
-        if result.status == 44:
-            raise StepFailed(
-                f"the running kernel keeps no file capabilities: {result.stderr.strip()}",
-                hint="build the kernel with CONFIG_EXT4_FS_SECURITY=y",
-            )
-        if not result.ok:
-            raise StepFailed(f"file capabilities are lost by tar: {result.stderr.strip()}")
+        refusals = {
+            44: (
+                f"cannot pack file capabilities: because the running kernel keeps none: {SAID}",
+                "build the kernel with CONFIG_EXT4_FS_SECURITY=y",
+            ),
+            45: (
+                "cannot pack file capabilities: because tar loses them",
+                "install GNU tar, built with extended attributes",
+            ),
+        }
+        command = Command.script(script, self.source.rstrip("/"))
+        host.change(command.refusing(refusals))
 
 
 _PRIVATE = (
@@ -386,8 +404,9 @@ def statements(
         for name in with_capabilities
         if name in by_name and _CAPABILITY not in by_name[name].xattrs
     ]
-    kept = [name for name in with_capabilities if name in by_name and name not in lost]
-    rows.append(_row("file capabilities", not lost, ", ".join(lost or kept) or "none in the root"))
+    packed = [name for name in with_capabilities if name in by_name]
+    seen = ", ".join(lost or packed) or "none in the root"
+    rows.append(_row("file capabilities", not lost, seen))
     return rows
 
 

@@ -7,21 +7,21 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import program_of
-from xenlab.resources.base import Difference, Report, Resource, run_or_refuse
+from xenlab.resources.base import Difference, Report, Resource
+from xenlab.resources.files import packaged
 
 # What a kernel is to be able to do: the howto's list as options, and what a .config made of it.
 #
 # Kconfig fragments in ``xenlab/data/kernel`` hold the lists; a line that begins with ``##`` opens a
 # group and quotes the howto's statement (headings „Domain0-Kernel“ and „DomainU-Kernel“).
 
-DOM0, DOMU = "dom0", "domU"
+DOM0 = "dom0"
 OWN_GROUP = "(kernel_options of this site)"
 
 _SET = re.compile(r"CONFIG_(\w+)=(.+)")
@@ -62,7 +62,10 @@ def parse_fragment(text: str) -> list[Option]:
         elif option is not None:
             found.append(Option(statement, *option))
         elif line and not line.startswith("#"):
-            raise BadInput(f"line {number} of the fragment is no kernel option: {line!r}")
+            raise BadInput(
+                f"cannot read the fragment: because line {number} is no kernel option: {line!r}",
+                hint="write CONFIG_NAME=value, or # CONFIG_NAME is not set",
+            )
     return found
 
 
@@ -79,7 +82,7 @@ def options(flavour: str, own: Iterable[str] = ()) -> list[Option]:
     """
     found: dict[str, Option] = {}
     for name in ("common", flavour.lower()):
-        for option in parse_fragment(_data(f"{name}.fragment")):
+        for option in parse_fragment(packaged("data", "kernel", f"{name}.fragment")):
             found.pop(option.symbol, None)
             found[option.symbol] = option
     for line in own:
@@ -114,7 +117,7 @@ def honoured(wanted: Iterable[Option], config: Mapping[str, str]) -> list[dict[s
 
 def script(name: str) -> str:
     """The text of one of the shell scripts that configure and build kernels."""
-    return _data(f"{name}.sh")
+    return packaged("data", "kernel", f"{name}.sh")
 
 
 def _option(line: str) -> tuple[str, str] | None:
@@ -125,10 +128,6 @@ def _option(line: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def _data(name: str) -> str:
-    return package_files("xenlab").joinpath("data", "kernel", name).read_text(encoding="utf-8")
-
-
 # Kernels to be made: what decides the result, the sources and the finished .config.
 #
 # Howto: „Domain0-Kernel“, „DomainU-Kernel“.
@@ -136,11 +135,10 @@ def _data(name: str) -> str:
 RECIPE = 1
 """Counts changes of the build scripts that give another image from the same sources."""
 
-READ_SECONDS = 1800.0
+FACTS_SECONDS = 1800.0
 UNPACK_SECONDS = 7200.0
 CONFIGURE_SECONDS = 3600.0
 
-_NOTHING_THERE = (44, 125, 126, 127)
 _OTHER_CONTENT = 45
 
 
@@ -173,10 +171,13 @@ class KernelBuild:
     own_options: tuple[str, ...] = ()
 
     @property
+    def _name(self) -> str:
+        return PurePosixPath(self.archive).name.partition(".tar")[0]
+
+    @property
     def by_hand(self) -> tuple[str, str]:
         """The folder of the sources and the output folder of a person who types the commands."""
-        name = PurePosixPath(self.archive).name.partition(".tar")[0]
-        return f"{self.trees}/{name}", f"{self.store}/{self.flavour}"
+        return f"{self.trees}/{self._name}", f"{self.store}/{self.flavour}"
 
     def options(self) -> list[Option]:
         """The options that are asked for."""
@@ -185,17 +186,12 @@ class KernelBuild:
     def facts(self, builder: Host) -> BuilderFacts | None:
         """What is on the builder, in one command; None where the sources' archive is not there."""
         command = Command.script(script("facts"), self.archive, self.store)
-        result = builder.run(command, check=False, timeout=READ_SECONDS)
-        if result.status in _NOTHING_THERE:
-            return None
-        if not result.ok:
-            raise CommandFailed(result)
-        return parse_facts(result.stdout)
+        result = builder.look(command, absent=(44,), timeout=FACTS_SECONDS)
+        return None if result is None else parse_facts(result.stdout)
 
     def tree(self, facts: BuilderFacts) -> str:
         """The folder of the unpacked sources."""
-        name = PurePosixPath(self.archive).name.partition(".tar")[0]
-        return f"{self.trees}/{name}-{facts.archive[:8]}"
+        return f"{self.trees}/{self._name}-{facts.archive[:8]}"
 
     def work(self, facts: BuilderFacts) -> str:
         """The output folder: two configurations of one source tree never meet."""
@@ -222,15 +218,22 @@ class KernelBuild:
         facts = self.facts(builder)
         if facts is None:
             raise StepFailed(
-                f"there is no kernel source archive {self.archive} on {builder.name}",
+                f"cannot build a kernel on {builder.name}: because there is no kernel source "
+                f"archive {self.archive}",
                 hint="install it (on Debian: apt-get install linux-source) or name another one in "
                 "kernel_source",
             )
         if not facts.compiler:
-            raise StepFailed(f"there is no compiler (gcc) on {builder.name}")
+            raise StepFailed(
+                f"cannot build a kernel on {builder.name}: because there is no compiler",
+                hint="install gcc and make",
+            )
         for path in (self.trees, self.store):
             if re.search(r"[\s:]", path):
-                raise BadInput(f"a kernel cannot be built in {path!r}: it holds a blank or a colon")
+                raise BadInput(
+                    f"cannot build a kernel in {path!r}: because that holds a blank or a colon",
+                    hint="name another folder",
+                )
         return facts
 
 
@@ -272,10 +275,10 @@ class Sources(Resource):
             *(f"{program_of(wanted)}sum", wanted, f"{self.build.store}/source/.digest"),
         )
         other = (
-            f"{self.build.archive} has another checksum than {wanted}, and is not unpacked",
+            f"cannot unpack {self.build.archive}: because it has another checksum than {wanted}",
             "fetch it again, or look which checksum file goes with it",
         )
-        run_or_refuse(host, command.refusing({_OTHER_CONTENT: other}).within(UNPACK_SECONDS))
+        host.change(command.refusing({_OTHER_CONTENT: other}).within(UNPACK_SECONDS))
 
 
 @dataclass(frozen=True)
@@ -417,7 +420,8 @@ class KernelBuilt(Resource):
             if result.status == _FAILED:
                 tail = "\n  ".join(log.tail)
                 raise StepFailed(
-                    f"the {self.build.flavour} kernel does not build; the log ends:\n  {tail}",
+                    f"cannot compile the {self.build.flavour} kernel: because make failed; the "
+                    f"log ends:\n  {tail}",
                     hint=f"read the whole log: {self.build.work(facts)}/log on {host.name}",
                 )
             if result.status != _OTHER_BUILD:
@@ -475,8 +479,6 @@ RELEASE = "RELEASE"
 
 MODULE_LISTS = ("modules.builtin", "modules.builtin.modinfo")
 
-_NO_ROOT = (125, 126, 127)
-
 
 @dataclass(frozen=True)
 class KernelInstalled(Resource):
@@ -511,16 +513,15 @@ class KernelInstalled(Resource):
             config,
             lists,
         )
-        result = host.run(command, check=False)
-        if not result.ok and result.status not in _NO_ROOT:
-            raise CommandFailed(result)
-        found = parse_checksums(result.stdout)
+        result = host.look(command)
+        printed = result.stdout if result else ""
+        found = parse_checksums(printed)
         rows = [
             {"file": path, "now": found.get(path, "missing")[:16], "wanted": wanted[:16]}
             for path, wanted in ((kernel, manifest["vmlinuz"]), (config, manifest["config"]))
             if found.get(path) != wanted
         ]
-        if lists and not result.stdout.startswith("listed\n"):
+        if lists and not printed.startswith("listed\n"):
             rows.append({"file": lists, "now": "missing", "wanted": "made by depmod"})
         if not rows:
             return None
@@ -550,7 +551,10 @@ class KernelInstalled(Resource):
         facts = self.build.require(self.builder)
         manifest = self.build.manifest(self.builder)
         if manifest is None:
-            raise StepFailed(f"the {self.build.flavour} kernel is not compiled yet")
+            raise StepFailed(
+                f"cannot install the {self.build.flavour} kernel: because it is not compiled yet",
+                hint="run the steps before this one first",
+            )
         release = manifest["release"]
         report(f"copying the {self.build.flavour} kernel {release}")
         kernel, config = self.paths(release)
@@ -564,7 +568,10 @@ class KernelInstalled(Resource):
         command = Command.script(script("install"), *values)
         host.run(command, timeout=600)
         if self.build.flavour != DOM0 and _boot_kernels(host) != others:
-            raise StepFailed("a kernel in /boot changed while the guests' kernel was installed")
+            raise StepFailed(
+                "cannot install the guests' kernel: because a kernel in /boot changed meanwhile",
+                hint="look what else works there, then run the step again",
+            )
 
     def _copy(self, host: Host, result: str, copies: dict[str, str]) -> None:
         folders = sorted({path.rpartition("/")[0] for path in copies.values()})

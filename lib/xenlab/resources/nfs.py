@@ -8,7 +8,6 @@ from textwrap import indent
 from typing import NamedTuple
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed
 from xenlab.host import Host
 from xenlab.quoting import fstab
 from xenlab.resources.base import Check, Difference, Report, Resource
@@ -83,7 +82,7 @@ class Mount(Resource):
 
     @property
     def _other(self) -> str:
-        return f"something else than {self.source} is mounted on {self.target}"
+        return f"cannot mount {self.source}: because something else is mounted on {self.target}"
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,6 @@ MOUNT_SECONDS = 300.0
 WAIT_SECONDS = 15
 """How long clients wait after a restart of the server before they go on."""
 
-_NO_EXPORTFS = (125, 126, 127)
-
 
 class Export(NamedTuple):
     """A line of ``exportfs -s``: what is exported now, to whom, and how."""
@@ -175,10 +172,8 @@ class Exported(Resource):
             printf '\\nfiles:\\n'
             cat /etc/exports /etc/exports.d/*.exports 2> /dev/null || :
         """
-        result = host.run(Command.script(script), check=False)
-        if not result.ok and result.status not in _NO_EXPORTFS:
-            raise CommandFailed(result)
-        now, _, files = result.stdout.partition("\nfiles:\n")
+        result = host.look(Command.script(script))
+        now, _, files = (result.stdout if result else "").partition("\nfiles:\n")
         found = parse_exports(now)
         named = {line.split()[0] for line in files.splitlines() if line.strip()}
         wanted = frozenset(self.options.split(","))
@@ -287,11 +282,8 @@ class NfsMount(Resource):
             [ -z "$(findmnt -n -o TARGET -O "no$4" -- "$2")" ] || exit 45
         """
         command = Command.script(script, self.line, self.path, self.source, self._access)
-        result = host.run(command, check=False)
-        if result.ok:
+        if host.look(command, absent=(2, 44, 45)):
             return None
-        if result.status not in (2, 44, 45):
-            raise CommandFailed(result)
         return Difference(f"mount {self.source} on {self.path}", f"+{self.line}\n")
 
     def commands(self) -> tuple[Command, ...]:
@@ -328,8 +320,8 @@ class NfsMount(Resource):
 def with_entry(text: str, path: str, line: str) -> str:
     """The text of fstab(5) with this line for a path, at its end; all other lines stay."""
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    kept = "".join(each for each in lines if each.startswith("#") or each.split()[1:2] != [path])
-    return kept + ("\n" if kept and not kept.endswith("\n") else "") + f"{line}\n"
+    others = "".join(each for each in lines if each.startswith("#") or each.split()[1:2] != [path])
+    return others + ("\n" if others and not others.endswith("\n") else "") + f"{line}\n"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from xenlab.command import CONTROLLER, MACHINE, Command
+from xenlab.command import CONTROLLER, MACHINE, SAID, Command
 from xenlab.errors import CommandFailed, ConnectionLost, NoConnection, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
-from xenlab.resources.base import Check, Difference, Report, Resource
+from xenlab.resources.base import ANSWER_SECONDS, Check, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.guest import RECORDS
 from xenlab.transport import hostkeys
@@ -22,7 +22,6 @@ from xenlab.transport.ssh_config import Target
 PUBLIC_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 AUTHORIZED = "/root/.ssh/authorized_keys"
 
-_NO_ROOT = (125, 126, 127)
 _NOBODY = 45
 
 
@@ -79,11 +78,11 @@ class AuthorizedKeys(Resource):
             [ -e "$there" ] || there=/dev/null
             grep -vxF -f "$there" -- "$1" || :
         """
-        result = host.inside("/").run(self._command(script), check=False)
-        if result.status == _NOBODY:
+        installed = AUTHORIZED if self.root == "/" else f"{self.root}{AUTHORIZED}"
+        command = Command.script(script, AUTHORIZED, installed)
+        result = host.inside("/").look(command, absent=(_NOBODY,))
+        if result is None:
             return Difference(f"nobody is authorized to log in by key: {AUTHORIZED} is empty")
-        if not result.ok:
-            raise CommandFailed(result)
         missing = [line for line in result.stdout.splitlines() if line.strip()]
         if not missing:
             return None
@@ -102,7 +101,8 @@ class AuthorizedKeys(Resource):
         allowed = (host.inside("/").read(AUTHORIZED) or "").split("\n")
         if not any(allowed):
             raise StepFailed(
-                f"{AUTHORIZED} is empty, so nobody could log in to dom0 after its boot",
+                f"cannot authorize anybody: because {AUTHORIZED} is empty, so nobody could log in "
+                "to dom0 after its boot",
                 hint="log in to the rescue system as root by key, not by password",
             )
         installed = host.inside(self.root)
@@ -112,10 +112,6 @@ class AuthorizedKeys(Resource):
         text += "\n" if text and not text.endswith("\n") else ""
         missing = [key for key in dict.fromkeys(allowed) if key and key not in text.split("\n")]
         installed.write(AUTHORIZED, text + "".join(f"{key}\n" for key in missing), mode=0o600)
-
-    def _command(self, script: str) -> Command:
-        installed = AUTHORIZED if self.root == "/" else f"{self.root}{AUTHORIZED}"
-        return Command.script(script, AUTHORIZED, installed)
 
 
 @dataclass(frozen=True)
@@ -132,18 +128,7 @@ class OwnKeyPinned(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """Whether the key is not pinned yet."""
-        key = host.read(PUBLIC_KEY)
-        if not key:
-            return Difference("pin dom0's host key, once it is made")
-        file, name, port = hostkeys.place(self.target)
-        words = key.split()[:2]
-        if any(
-            [known.get_name(), known.get_base64()] == words
-            for known in hostkeys.known_keys([file], name, port)
-        ):
-            return None
-        row = {"host": hostkeys.host_name(name, port), "key": " ".join(words), "file": str(file)}
-        return Difference(f"pin dom0's host key in {file}", rows=(row,))
+        return _unpinned("dom0", self.target, host.read(PUBLIC_KEY) or "")
 
     def commands(self) -> tuple[Command, ...]:
         """Read it where it is known to be the machine's own; ssh asks for it by the name."""
@@ -151,11 +136,33 @@ class OwnKeyPinned(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the key to the known_hosts file that the ssh_config names."""
-        key = host.read(PUBLIC_KEY)
-        if not key:
-            raise StepFailed(f"there is no {PUBLIC_KEY} yet")
-        file, name, port = hostkeys.place(self.target)
-        hostkeys.pin(file, name, port, key)
+        _pin("dom0", self.target, host.read(PUBLIC_KEY) or "")
+
+
+def _unpinned(whose: str, way: Target, key: str, *, alone: bool = False) -> Difference | None:
+    """That a key is not pinned for the way to a system, or not ``alone``; "" is none yet."""
+    if not key:
+        return Difference(f"pin the host key of {whose}, once it is made")
+    file, name, port = hostkeys.place(way)
+    now = [hostkeys.describe(each) for each in hostkeys.known_keys([file], name, port)]
+    wanted = fingerprint(key)
+    if now == [wanted] or (wanted in now and not alone):
+        return None
+    row = {
+        "host": hostkeys.host_name(name, port),
+        "now": ", ".join(now) or "unknown",
+        "wanted": wanted,
+    }
+    return Difference(f"pin the host key of {whose} in {file}", rows=(row,))
+
+
+def _pin(whose: str, way: Target, key: str, *, alone: bool = False) -> None:
+    if not key:
+        raise StepFailed(
+            f"cannot pin the host key of {whose}: because there is no host key yet",
+            hint="run the steps before this one first",
+        )
+    hostkeys.pin(*hostkeys.place(way), key, alone=alone)
 
 
 def _pinning(target: Target, key: str) -> Command:
@@ -267,14 +274,12 @@ class SshdSettings(Resource):
         """Ask sshd about the text, write the file, have it read; raises StepFailed if refused."""
         text = self.file.text().encode()
         values = (self.sshd, self.config, *size_and_digest(text))
-        tried = host.run(Command.script(RECEIVE + _TRY, *values), input=text, check=False)
-        if tried.status == _REFUSED:
-            raise StepFailed(
-                f"cannot write {self.file.path}: because sshd refuses it: {tried.stderr.strip()}",
-                hint="run sshd -t there (nothing was changed)",
-            )
-        if not tried.ok:
-            raise CommandFailed(tried)
+        refused = (
+            f"cannot write {self.file.path}: because sshd refuses it: {SAID}",
+            "run sshd -t there (nothing was changed)",
+        )
+        ask = Command.script(RECEIVE + _TRY, *values).given(text)
+        host.change(ask.refusing({_REFUSED: refused}))
         self.file.apply(host, report)
         if host.root == "/":
             report("having sshd read its settings")
@@ -305,7 +310,8 @@ def parse_settings(text: str) -> Mapping[str, str]:
 # The keys are made in dom0 before a guest's first boot (`xenlab.resources.guest`) and read from
 # there over a connection that is itself pinned, so a guest's key is known before it is ever met.
 
-ANSWER_SECONDS = 900
+KERNEL_SUFFIX = "-domU"
+"""What a guest's own kernel is called at the end (``uname -r``)."""
 
 
 def host_keys(host: Host, names: tuple[str, ...], records: str = RECORDS) -> dict[str, str]:
@@ -347,19 +353,7 @@ class HostKeyPinned(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """Whether this key is pinned, and no other."""
-        line = host_keys(host, (self.name,), self.records)[self.name]
-        if not line:
-            return Difference(f"pin the host key of {self.name}, once it is made")
-        file, name, port = hostkeys.place(self.target)
-        keys = hostkeys.known_keys([file], name, port)
-        now = ", ".join(hostkeys.describe(key) for key in keys)
-        wanted = fingerprint(line)
-        if now == wanted:
-            return None
-        return Difference(
-            f"pin the host key of {self.name} in {file}",
-            rows=({"guest": self.name, "now": now or "unknown", "wanted": wanted},),
-        )
+        return _unpinned(self.name, self.target, self._key(host), alone=True)
 
     def commands(self) -> tuple[Command, ...]:
         """Read it where dom0 has it, and pin it."""
@@ -367,13 +361,10 @@ class HostKeyPinned(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Pin the guest's key in the place of what was pinned for it before."""
-        line = host_keys(host, (self.name,), self.records)[self.name]
-        if not line:
-            raise StepFailed(
-                f"{self.name} has no host key yet", hint="run the steps before this one first"
-            )
-        file, name, port = hostkeys.place(self.target)
-        hostkeys.pin(file, name, port, line, alone=True)
+        _pin(self.name, self.target, self._key(host), alone=True)
+
+    def _key(self, host: Host) -> str:
+        return host_keys(host, (self.name,), self.records)[self.name]
 
 
 @dataclass(frozen=True)
@@ -407,8 +398,6 @@ class GuestAnswers(Resource):
 
     name: str
     guest: Host
-    kernel_suffix: str = "-domU"
-    seconds: float = ANSWER_SECONDS
 
     def probe(self, host: Host) -> Difference | None:
         """Whether it answers now, and with which kernel."""
@@ -416,9 +405,9 @@ class GuestAnswers(Resource):
             release = self.guest.run("uname -r", patience=0).stdout.strip()
         except (NoConnection, ConnectionLost) as error:
             return Difference(f"wait until {self.name} answers: {error.message}")
-        if release.endswith(self.kernel_suffix):
+        if release.endswith(KERNEL_SUFFIX):
             return None
-        return Difference(f"{self.name} runs kernel {release}, wanted is one …{self.kernel_suffix}")
+        return Difference(f"{self.name} runs kernel {release}, wanted is one …{KERNEL_SUFFIX}")
 
     def commands(self) -> tuple[Command, ...]:
         """Ask it which kernel it runs."""
@@ -431,4 +420,4 @@ class GuestAnswers(Resource):
         Raises ConnectionRefused past the deadline, Unreachable at once where waiting is vain.
         """
         report(f"waiting for {self.name}")
-        self.guest.transport.connect(host.stop, seconds=self.seconds)
+        self.guest.transport.connect(host.stop, seconds=ANSWER_SECONDS)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xenlab.command import Command
+from xenlab.command import SAID, Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
@@ -18,7 +19,6 @@ from xenlab.resources.nfs import parse_exports
 # Howto: „Die eigentliche Datei heisst bei meiner Version xen-3.0.0.gz, wobei xen.gz, xen-3.gz und
 # xen-3.0.gz darauf verlinkt sind.“
 
-_NO_ROOT = (125, 126, 127)
 _IMAGE = re.compile(r"xen-(\d+)\.(\d+)(\.\d+)?([.-][\w.-]*)?\.gz")
 
 
@@ -55,29 +55,50 @@ class HypervisorLinks(Resource):
         """Make the links. Raises StepFailed where there is no hypervisor."""
         image = newest_image(self._look(host))
         if not image:
-            raise StepFailed("there is no hypervisor in /boot", hint="run chapter 02_base_system")
-        script = 'image=$1; shift; cd /boot; for name do ln -sfn -- "$image" "$name"; done'
-        host.run(Command.script(script, image, *link_names(image)))
+            raise StepFailed(
+                "cannot link the hypervisor's names: because there is no hypervisor in /boot",
+                hint="run chapter 02_base_system",
+            )
+        set_links(host, "/boot", dict.fromkeys(link_names(image), image))
 
     def verify(self, host: Host) -> None:
         """The links stand, and what they lead to is an image that GRUB can start as multiboot2."""
         super().verify(host)
         for command in ("gzip -t /boot/xen.gz", "grub-file --is-x86-multiboot2 /boot/xen.gz"):
             if not host.test(command):
-                raise StepFailed(f"/boot/xen.gz is no hypervisor that GRUB can start ({command})")
+                raise StepFailed(
+                    f"cannot boot Xen: because GRUB cannot start /boot/xen.gz ({command})",
+                    hint="install the hypervisor again: chapter 02_base_system",
+                )
 
     def _look(self, host: Host) -> dict[str, str]:
-        script = """
-            cd /boot 2> /dev/null || exit 127
-            for file in xen*.gz; do
-                [ -e "$file" ] || [ -L "$file" ] || continue
-                printf '%s %s\\n' "$file" "$(readlink -- "$file" || :)"
-            done
-        """
-        result = host.run(Command.script(script), check=False)
-        if not result.ok and result.status not in _NO_ROOT:
-            raise CommandFailed(result)
-        return dict(line.split(" ", 1) for line in result.stdout.splitlines())
+        return found_links(host, "/boot", "xen*.gz")
+
+
+def found_links(host: Host, folder: str, names: str = "*") -> dict[str, str]:
+    """What lies in a folder under such names, and what it points at ("" for what is no link)."""
+    script = """
+        for entry in "$1"/$2; do
+            [ -e "$entry" ] || [ -L "$entry" ] || continue
+            printf '%s\\t%s\\n' "${entry##*/}" "$(readlink -- "$entry" || :)"
+        done
+    """
+    result = host.look(Command.script(script, folder, names))
+    pairs = (line.partition("\t") for line in (result.stdout if result else "").splitlines())
+    return {name: target for name, _, target in pairs}
+
+
+def set_links(host: Host, folder: str, links: Mapping[str, str]) -> None:
+    """Make these links in a folder, names and what they point at; "" takes one away."""
+    script = """
+        folder=$1; shift
+        mkdir -p -- "$folder"
+        while [ $# -gt 0 ]; do
+            if [ -n "$2" ]; then ln -sfnT -- "$2" "$folder/$1"; else rm -f -- "$folder/$1"; fi
+            shift 2
+        done
+    """
+    host.run(Command.script(script, folder, *(word for pair in links.items() for word in pair)))
 
 
 def newest_image(found: dict[str, str]) -> str:
@@ -125,12 +146,8 @@ class XenState:
 
 def xen_state(host: Host) -> XenState | None:
     """What the machine runs, None where that is not Xen (map.md: is_xen, is_dom0)."""
-    result = host.inside("/").run(Command.script(_PROBE), check=False)
-    if result.status == 44:
-        return None
-    if not result.ok:
-        raise CommandFailed(result)
-    return parse_state(result.stdout)
+    result = host.inside("/").look(Command.script(_PROBE), absent=(44,))
+    return None if result is None else parse_state(result.stdout)
 
 
 def parse_state(text: str) -> XenState:
@@ -181,14 +198,14 @@ def wait_for_toolstack(host: Host) -> None:
         state = xen_state(host)
         if state is None:
             raise StepFailed(
-                "the machine came up without Xen: its kernel was booted directly",
+                "cannot use xl: because the machine came up without Xen: its kernel was booted",
                 hint="look at GRUB's menu on the console",
             )
         if state.dom0 and state.commandline:
             return
         if time.monotonic() > deadline:
             raise StepFailed(
-                "Xen runs, but its toolstack (xl) does not answer",
+                f"cannot use xl: because it does not answer within {TOOLSTACK_SECONDS:.0f} s",
                 hint="check that xenstored runs; look at xl info",
             )
         time.sleep(2)
@@ -278,11 +295,13 @@ def require_running(host: Host, name: str) -> Domain:
     """The domain of a name; raises StepFailed, with a crashed one's last lines, unless it runs."""
     found = domain(host, name)
     if found is None:
-        raise StepFailed(f"{name} does not run", hint="create it first", where=host.name)
-    if not found.runs:
+        why, hint = f"{name} does not run", "create it first"
+    elif not found.runs:
+        why = _stands(host, found)
         hint = f"xl unpause {name}" if found.state == PAUSED else "create it again"
-        raise StepFailed(_stands(host, found), hint=hint, where=host.name)
-    return found
+    else:
+        return found
+    raise StepFailed(f"cannot reach the guest: because {why}", hint=hint, where=host.name)
 
 
 def standing(host: Host, name: str) -> str:
@@ -387,7 +406,10 @@ class DomainAddition(Resource):
         """Write the file with the block, once xl has accepted it."""
         found = parts(host.read(self.path) or "")
         if not found[""]:
-            raise StepFailed(f"there is no {self.path}", hint="run chapter 10_domain_configuration")
+            raise StepFailed(
+                f"cannot add to a domain's configuration: because there is no {self.path}",
+                hint="run chapter 10_domain_configuration",
+            )
         write_accepted(host, self.path, joined(found | {self.chapter: self.text}))
 
 
@@ -413,13 +435,13 @@ def write_accepted(host: Host, path: str, text: str) -> None:
     host.write(draft, text)
     script = """
         trap 'rm -f -- "$1"' EXIT
-        xl create -n "$1" < /dev/null > /dev/null
+        xl create -n "$1" < /dev/null > /dev/null || exit 45
     """
-    result = host.run(Command.script(script, draft), check=False)
-    if not result.ok:
-        raise StepFailed(
-            f"xl refuses the configuration for {path}: {result.stderr.strip()}", where=host.name
-        )
+    refused = (
+        f"cannot write {path}: because xl refuses it: {SAID}",
+        "correct what it names in the site's parameters",
+    )
+    host.change(Command.script(script, draft).refusing({45: refused}))
     host.write(path, text)
 
 
@@ -449,8 +471,7 @@ class AutoLinks(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """A table of what is there and what should be."""
-        found = self._found(host)
-        wanted = self.wanted()
+        found, wanted = found_links(host, self.folder), self.wanted()
         if found == wanted:
             return None
         rows = tuple(
@@ -472,43 +493,20 @@ class AutoLinks(Resource):
 
     def apply(self, host: Host, report: Report) -> None:
         """Make the links, remove other ones; raises StepFailed where a file is in the way."""
-        found, wanted = self._found(host), self.wanted()
+        found, wanted = found_links(host, self.folder), self.wanted()
         if refused := self._foreign(found):
             hint = "move it away: xendomains would start a guest from it"
             raise StepFailed(refused, hint=hint)
-        script = """
-            folder=$1; shift
-            mkdir -p -- "$folder"
-            while [ $# -gt 0 ]; do
-                if [ -n "$2" ]; then ln -sfnT -- "$2" "$folder/$1"; else rm -f -- "$folder/$1"; fi
-                shift 2
-            done
-        """
-        changes = {name: "" for name in found if name not in wanted} | wanted
-        words = [word for pair in changes.items() for word in pair]
-        host.run(Command.script(script, self.folder, *words))
+        set_links(host, self.folder, dict.fromkeys(found, "") | wanted)
 
     def refusal(self, host: Host) -> str:
         """That a file is in the way."""
-        return self._foreign(self._found(host))
+        return self._foreign(found_links(host, self.folder))
 
     def _foreign(self, found: dict[str, str]) -> str:
         files = ", ".join(name for name, target in found.items() if not target)
-        return f"{self.folder} holds what is no link: {files}" if files else ""
-
-    def _found(self, host: Host) -> dict[str, str]:
-        """What lies there: names, and what they point at ("" for what is no link)."""
-        script = """
-            for entry in "$1"/*; do
-                [ -e "$entry" ] || [ -L "$entry" ] || continue
-                printf '%s\\t%s\\n' "${entry##*/}" "$(readlink -- "$entry" || :)"
-            done
-        """
-        result = host.run(Command.script(script, self.folder), check=False)
-        if not result.ok and result.status not in (125, 126, 127):
-            raise CommandFailed(result)
-        pairs = (line.partition("\t") for line in result.stdout.splitlines())
-        return {name: target for name, _, target in pairs} if result.ok else {}
+        why = f"cannot link guests in {self.folder}: because it holds what is no link: {files}"
+        return why if files else ""
 
 
 # The finished host at a glance: domains, bridges, addresses, exports, who starts with dom0.
