@@ -74,7 +74,7 @@ class Dom0:
             rollback_seconds=seconds,
             program=str(self.program()),
             settings=str(settings),
-            kept=str(self.folder / "kept"),
+            confirmed=str(self.folder / "confirmed"),
             meeting=str(self.folder / "meeting"),
         )
 
@@ -226,9 +226,9 @@ def test_nobody_confirms_and_the_former_network_comes_back(dom0: Dom0) -> None:
 def test_a_layout_that_was_confirmed_before_comes_back(dom0: Dom0) -> None:
     pair = dom0.bridge()
     pair.apply(dom0.host, silent)
-    Path(pair.kept).write_text(Path(pair.settings).read_text())
+    Path(pair.confirmed).write_text(Path(pair.settings).read_text())
     before = settled(dom0)
-    fault = '{ case "$2" in */kept) ;; *) ip link set eth0 nomaster ;; esac; }'
+    fault = '{ case "$2" in */confirmed) ;; *) ip link set eth0 nomaster ;; esac; }'
     flat = replace(dom0.bridge(on_bridge=True, seconds=4), program=str(dom0.program(fault)))
     with pytest.raises(StepFailed, match="rolled back, the former network is back"):
         flat.apply(dom0.host, silent)

@@ -7,19 +7,13 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from typing import Any
 
 from xenlab.command import Command
-from xenlab.errors import (
-    CommandFailed,
-    CommandTimeout,
-    ConnectionLost,
-    ConnectionRefused,
-    StepFailed,
-)
-from xenlab.host import Host
+from xenlab.errors import CommandTimeout, ConnectionLost, ConnectionRefused, StepFailed
+from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Check, Difference, Report, Resource
+from xenlab.resources.files import packaged
 
 # Bridge: dom0's network as xend's network-bridge made it, switched over without a lock-out.
 #
@@ -46,7 +40,7 @@ class Bridge(Resource):
     ``address_on_bridge`` false: the layout of xend's network-bridge (ethX ↔ vif0.X, pethX), with no
     address on the bridge. ``program`` switches (templates/xenlab-bridge.sh) as ``settings`` says. A
     switch that is not confirmed over a new connection within ``rollback_seconds`` is undone by the
-    target itself, which goes back to the layout of ``kept``, where an earlier one was confirmed.
+    target itself, which goes back to the settings in ``confirmed``, where there are such.
     """
 
     uplink: str
@@ -57,7 +51,7 @@ class Bridge(Resource):
     rollback_seconds: int = 120
     program: str = "/usr/local/sbin/xenlab-bridge"
     settings: str = "/etc/default/xenlab-bridge.new"
-    kept: str = "/etc/default/xenlab-bridge"
+    confirmed: str = "/etc/default/xenlab-bridge"
     meeting: str = MEETING
 
     def probe(self, host: Host) -> Difference | None:
@@ -70,12 +64,10 @@ class Bridge(Resource):
             echo
             ip -json route show default
         """
-        result = host.run(Command.script(script, self.meeting), check=False)
+        result = host.look(Command.script(script, self.meeting))
         wanted = f"make {self.uplink} a port of the bridge {self.bridge}"
-        if result.status in (125, 126, 127):
+        if result is None:
             return Difference(wanted)
-        if not result.ok:
-            raise CommandFailed(result)
         state, devices, routes = parse_network(result.stdout)
         rows = self._differences(devices, routes)
         if rows:
@@ -127,11 +119,11 @@ class Bridge(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Switch over, connect anew, confirm; raises StepFailed when the former network is back."""
         # first what an interrupted run may have left behind: it is confirmed, or runs out
-        if self._until_decided(host, self._confirm) == "kept" and self.probe(host) is None:
+        if self._until_decided(host, self._confirm) == "confirmed" and self.probe(host) is None:
             return
         report(f"switching over; without an answer the way back comes in {self.rollback_seconds} s")
         self._start(host)
-        if self._until_decided(host, self._confirm) == "kept":
+        if self._until_decided(host, self._confirm) == "confirmed":
             report("confirmed over a new connection")
             return
         report("not confirmed; waiting for the former network")
@@ -140,16 +132,20 @@ class Bridge(Resource):
         said = "\n  ".join(["", *(log or "").strip().splitlines()[-5:]]) if log else ""
         if outcome == "failed":
             raise StepFailed(
-                f"the bridge {self.bridge} could not be made; the former network is back{said}"
+                f"cannot switch over to the bridge {self.bridge}: because it could not be made; "
+                f"the former network is back{said}",
+                hint=f"run {self.program} start {self.settings} on the machine's console",
             )
         if outcome == "rolled back":
             raise StepFailed(
-                f"nobody could connect over the bridge {self.bridge} within "
-                f"{self.rollback_seconds} s; it was rolled back, the former network is back{said}",
+                f"cannot switch over to the bridge {self.bridge}: because nobody could connect "
+                f"over it within {self.rollback_seconds} s; it was rolled back, the former network "
+                f"is back{said}",
                 hint="allow a second MAC address on the switch port",
             )
         raise StepFailed(
-            "the host does not answer after the switch-over, though it should have rolled it back",
+            f"cannot switch over to the bridge {self.bridge}: because the host does not answer "
+            "any more, though it should have gone back to the former network",
             hint="look at its console; a reboot brings the former network back as well",
         )
 
@@ -163,8 +159,8 @@ class Bridge(Resource):
             env -u XENLAB_STEP setsid --fork /bin/sh -c "$1" switch-network "$meeting" "$2" "$3" \\
                 "$4" "$5" > "$meeting/log" 2>&1 < /dev/null
         """
-        text = package_files("xenlab").joinpath("templates", "switch-network.sh").read_text()
-        values = (self.rollback_seconds, self.program, self.settings, self.kept)
+        text = packaged("templates", "switch-network.sh")
+        values = (self.rollback_seconds, self.program, self.settings, self.confirmed)
         command = Command.script(script, self.meeting, text, *values)
         try:
             host.run(command, timeout=_START_SECONDS)
@@ -181,8 +177,8 @@ class Bridge(Resource):
         """
         decide = """
             if mkdir -- "$1/decided" 2> /dev/null; then
-                echo kept > "$1/outcome"
-                echo kept
+                echo confirmed > "$1/outcome"
+                echo confirmed
             else
                 echo "too late"
             fi
@@ -296,12 +292,8 @@ def unlike(
 
 def reported_devices(host: Host) -> dict[str, dict[str, Any]] | None:
     """What a machine says of its interfaces, by name; None where it cannot say yet."""
-    result = host.run("echo; ip -details -json address show; echo; echo '[]'", check=False)
-    if result.ok:
-        return parse_network(result.stdout)[1]
-    if result.status in (125, 126, 127):
-        return None
-    raise CommandFailed(result)
+    result = host.look("echo; ip -details -json address show; echo; echo '[]'")
+    return None if result is None else parse_network(result.stdout)[1]
 
 
 def parse_network(
@@ -317,7 +309,10 @@ def parse_network(
         found = [d for d in json.loads(devices or "[]") if "ifname" in d]
         return state, {d["ifname"]: d for d in found}, json.loads(routes.strip() or "[]")
     except (ValueError, TypeError) as error:
-        raise StepFailed(f"ip(8) gave no JSON: {rest[:200]!r}", hint="install iproute2") from error
+        raise StepFailed(
+            f"cannot look at the network: because ip(8) gave no JSON: {rest[:200]!r}",
+            hint="install iproute2",
+        ) from error
 
 
 # The internal LAN: its devices, its ports, who reaches whom (howto: „Virtuelle Devices“).
@@ -325,8 +320,6 @@ def parse_network(
 ATTACH_SECONDS = 300.0
 UP_SECONDS = 300.0
 PING_SECONDS = 10
-
-_NOTHING_THERE = (125, 126, 127)
 
 
 @dataclass(frozen=True)
@@ -439,14 +432,10 @@ class InterfaceUp(Resource):
     def commands(self) -> tuple[Command, ...]:
         """Wait for the device, which may just be coming, and bring it up."""
         script = """
-            tries=0
-            until ip link show dev "$1" > /dev/null 2>&1; do
-                tries=$((tries + 1))
-                [ "$tries" -le 60 ] || { echo "there is no interface $1" >&2; exit 1; }
-                sleep 1
-            done
+            there() { ip link show dev "$1" > /dev/null 2>&1; }
+            wait_until 60 there "$1" || { echo "there is no interface $1" >&2; exit 1; }
         """
-        wait = Command.script(script, self.name).within(UP_SECONDS)
+        wait = Command.script(UPTIME + script, self.name).within(UP_SECONDS)
         typed = wait.typed_as("ip link show dev {name}", name=self.name)
         until = "until ip link show dev {name}; do sleep 1; done"
         typed = typed.scripted_as(until, name=self.name)
@@ -474,11 +463,9 @@ class Reaches(Check):
         seconds = 3 if self.never else PING_SECONDS
         limit = 60.0 + seconds * len(self.addresses)
         command = Command.script(script, seconds, *self.addresses)
-        result = host.run(command, timeout=limit, check=False)
-        if not result.ok:
-            if result.status in _NOTHING_THERE:
-                return Difference(f"see whom {self.who} reaches")
-            raise CommandFailed(result)
+        result = host.look(command, timeout=limit)
+        if result is None:
+            return Difference(f"see whom {self.who} reaches")
         answered = result.stdout.split()
         wrong = [one for one in self.addresses if (one in answered) == self.never]
         if not wrong:

@@ -2,17 +2,16 @@
 # $1 folder in which both sides meet   $2 seconds   $3 program   $4 its settings
 # $5 the settings of a layout that was confirmed before, if there is such a file
 # Runs on its own: no connection, no service and no person has to be there for the way back.
-folder=$1 seconds=$2 program=$3 settings=$4 kept=$5
+folder=$1 seconds=$2 program=$3 settings=$4 confirmed=$5
 
 say() { # also to whoever is at the console, now that the network may be gone
     echo "$1"
     echo "xenlab: $1" > /dev/console 2> /dev/null || :
 }
 
-
 say "switching the network over"
 if ! "$program" start "$settings"; then
-    [ ! -e "$kept" ] || "$program" start "$kept"
+    [ ! -e "$confirmed" ] || "$program" start "$confirmed"
     echo failed > "$folder/outcome"
     exit 1
 fi
@@ -25,7 +24,7 @@ done
 if mkdir "$folder/decided" 2> /dev/null; then
     say "nobody confirmed the new network: going back"
     "$program" stop "$settings"
-    [ ! -e "$kept" ] || "$program" start "$kept"
+    [ ! -e "$confirmed" ] || "$program" start "$confirmed"
     say "the former network is back"
     echo "rolled back" > "$folder/outcome"
 fi
