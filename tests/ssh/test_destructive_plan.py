@@ -93,7 +93,7 @@ def test_a_disk_in_use_is_a_refusal_with_the_place(
     assert "unknown until step 01.2" in last(journal)["message"]
     for each in (unpacked, configured):
         assert each["status"] == "would be refused"
-        assert each["message"] == f"would be refused: {disk} is mounted"
+        assert each["message"] == f"would be refused: cannot work on g: because {disk} is mounted"
 
 
 def test_what_comes_after_a_new_disk_is_unknown(

@@ -95,9 +95,9 @@ Guest = tuple[GuestRoot, GuestConfigured]
 def guest(tmp_path: Path, device: str, image: Path) -> Guest:
     """The two resources that make domu1."""
     records = str(tmp_path / "records")
-    root = GuestRoot("domu1", device, str(image), "domu1", records)
+    root = GuestRoot("domu1", device, str(image), "domu1", records=records)
     files = DebianGuest().files(SETTINGS)
-    return root, GuestConfigured("domu1", device, files, records)
+    return root, GuestConfigured("domu1", device, files, records=records)
 
 
 def look(device: str, tmp_path: Path, inside: Callable[[Path], None]) -> None:
@@ -344,7 +344,8 @@ def test_two_never_work_on_one_guest(guest: Guest) -> None:
     for thread in threads:
         thread.join()
     assert "made" in outcomes
-    assert set(outcomes) <= {"made", "another process is working on this guest"}
+    busy = "cannot work on domu1: because another process is working on this guest"
+    assert set(outcomes) <= {"made", busy}
     guest[0].verify(HOST)
 
 
@@ -428,7 +429,7 @@ def test_the_key_is_pinned_and_replaced(guest: Guest, tmp_path: Path) -> None:
     records = str(tmp_path / "records")
     pin = HostKeyPinned("domu1", Target("domu1", str(config)), records)
     assert pin.probe(HOST) is not None
-    with pytest.raises(StepFailed, match="no host key yet"):
+    with pytest.raises(StepFailed, match="host key of domu1: because there is no host key yet"):
         pin.apply(HOST, silent)
     make(guest)
     old = "10.0.2.21 " + " ".join(_other_key(tmp_path).split()[:2]) + "\n"
@@ -546,7 +547,7 @@ def test_usr_stays_where_the_first_program_did_not_arrive_whole(
     busybox = tmp_path / "busybox"
     busybox.write_text("static\n")
     records = str(tmp_path / "records")
-    aside = UsrSwapped("domu1", device, True, str(busybox), records)
+    aside = UsrSwapped("domu1", device, True, str(busybox), records=records)
     with pytest.raises(CommandFailed, match="not all of .* has arrived"):
         aside.apply(Host(CutShort(arrived)), silent)
     assert aside.probe(HOST) is not None
@@ -572,7 +573,8 @@ def test_usr_is_set_aside_and_put_back(guest: Guest, tmp_path: Path, device: str
     busybox = tmp_path / "busybox"
     busybox.write_text("static\n")
     aside, back = (
-        UsrSwapped("domu1", device, shared, str(busybox), records) for shared in (True, False)
+        UsrSwapped("domu1", device, shared, str(busybox), records=records)
+        for shared in (True, False)
     )
     assert back.probe(HOST) is None
     for _ in range(2):
@@ -660,7 +662,7 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     )
     assert needed == ["/usr/bin/find", "/usr/lib/deep/libfind.so.1.2", "/usr/sbin/early"]
     target = "/mnt/share/usr/0123456789ab"
-    linked = UsrLinked("domu1", device, target, lambda: needed, down, records)
+    linked = UsrLinked("domu1", device, target, lambda: needed, down, records=records)
     assert linked.probe(HOST) is not None
     linked.apply(HOST, silent)
     linked.verify(HOST)
@@ -682,7 +684,7 @@ def test_a_split_usr_becomes_the_howto_s_link_and_comes_back(
     assert linked.probe(HOST) is not None
     linked.apply(HOST, silent)
     look(device, tmp_path, is_linked)
-    back = UsrSwapped("domu1", device, False, "", records)
+    back = UsrSwapped("domu1", device, False, "", records=records)
     assert back.probe(HOST) is not None
     back.apply(HOST, silent)
     back.verify(HOST)
@@ -715,8 +717,8 @@ for name in usr usr.old; do stat -c '%n %F' $name 2> /dev/null || echo "$name no
     monkeypatch.setenv("PATH", f"{watched}:{os.environ['PATH']}")
     records = str(tmp_path / "records")
     target = "/mnt/share/usr/0"
-    linked = UsrLinked("domu1", device, target, list, Down(), records)
-    back = UsrSwapped("domu1", device, False, "", records)
+    linked = UsrLinked("domu1", device, target, list, Down(), records=records)
+    back = UsrSwapped("domu1", device, False, "", records=records)
     linked.apply(HOST, silent)
     back.apply(HOST, silent)
     states = set(seen.read_text().splitlines())
@@ -748,7 +750,7 @@ def test_a_guest_that_was_never_asked_keeps_its_usr(
     records = str(tmp_path / "records")
     down = Down()
     down.running = False
-    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, down, records)
+    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, down, records=records)
     with pytest.raises(StepFailed, match="nobody has asked domu1 yet"):
         linked.apply(HOST, silent)
     look(device, tmp_path, is_whole)
@@ -764,7 +766,7 @@ def test_a_merged_guest_is_never_given_a_link(guest: Guest, tmp_path: Path, devi
 
     look(device, tmp_path, merged)
     records = str(tmp_path / "records")
-    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, Down(), records)
+    linked = UsrLinked("domu1", device, "/mnt/share/usr/0", list, Down(), records=records)
     with pytest.raises(StepFailed, match="the /bin of domu1 lies in its /usr"):
         linked.apply(HOST, silent)
     look(device, tmp_path, is_whole)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from importlib.resources import files as package_files
 
-from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.command import SAID, Command
+from xenlab.errors import StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
+from xenlab.resources.archive import UNPACK_SECONDS, UNTAR
 from xenlab.resources.base import Difference, Made, Report, Resource, text_difference
 from xenlab.resources.below import REFUSED
 from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, look
 from xenlab.resources.disk import content
-from xenlab.resources.files import File, Symlink
+from xenlab.resources.files import File, Symlink, packaged
 from xenlab.transport.connection import public_keys
 from xenlab.transport.ssh_config import Target, resolve
 
@@ -36,7 +36,7 @@ from xenlab.transport.ssh_config import Target, resolve
 #   top of a file system that nobody mounts.
 #
 # A script finds ``$name``, ``$device``, ``$records`` (dom0's folder of records of this guest) and
-# ``$scratch`` (gone when it ends); the values that follow those of `in_namespace` are ``$1`` and so
+# ``$scratch`` (gone when it ends), and the values of `InGuestRoot.in_namespace` as ``$1`` and so
 # on. Between ``enter`` and ``leave`` it says ``guest VERB WORDS…``.
 
 RECORDS = "/var/lib/xenlab/guests"
@@ -45,7 +45,7 @@ OPTIONS = "nosuid,nodev,noexec"
 
 _USED, _MOUNTED = 42, 43
 
-REFUSALS = {
+_REASONS = {
     41: ("another process is working on this guest", "wait for its end, or end it"),
     42: ("a running domain uses {device}", "shut the guest down first: xl shutdown -w {name}"),
     43: ("{device} is mounted", "unmount it"),
@@ -112,8 +112,7 @@ guest() {{ python3 -I -S -c "$below" "$scratch/root" "$@"; }}
 leave() {{ umount -- "$scratch/root"; }}
 unpack() {{ # IMAGE: into a root that is seen to be empty, so that all names in it are the image's
     guest empty
-    tar -C "$scratch/root" -I 'zstd -d' --numeric-owner --acls --xattrs --xattrs-include='*' \\
-        -xpf "$1"
+    {UNTAR} -C "$scratch/root" -I 'zstd -d' -xpf "$1"
 }}
 note() {{ # NAME: standard input becomes this record, on disk when it ends
     cat > "$records/.new"
@@ -142,79 +141,96 @@ mkdir -- "$scratch/root"
 )
 
 
-def in_namespace(
-    host: Host,
-    script: str,
-    guest: tuple[str, str, str],
-    values: tuple[str, ...] = (),
-    *,
-    timeout: float,
-    input: bytes = b"",
-) -> None:
-    """Run a script on a guest (its name, its device, the folder of records), as told above.
+@dataclass(frozen=True)
+class InGuestRoot(Resource):
+    """A state of a guest's root that dom0 brings about while no domain uses its device.
 
-    Raises StepFailed where the guest's root must not be worked on, or is not what it must be.
+    ``records`` is the folder in which dom0 has a folder of records for each guest.
     """
-    below = package_files("xenlab").joinpath("resources", "below.py").read_text()
-    command = Command.argv(
-        *("unshare", "--mount", "--propagation", "private", "--"),
-        *("/bin/sh", "-euc", _GUARD + script, "xenlab", below, *guest, *values),
-    )
-    result = host.run(command, input=input, timeout=timeout, check=False)
-    name, device, _ = guest
-    if result.status in REFUSALS:
-        message, hint = REFUSALS[result.status]
-        raise StepFailed(
-            message.format(name=name, device=device, value=values[0] if values else ""),
-            hint=hint.format(name=name, device=device),
-            where=f"{host.name}: {name}",
+
+    name: str
+    device: str
+    records: str = field(default=RECORDS, kw_only=True)
+
+    @property
+    def root(self) -> str:
+        """Where a person would mount it."""
+        return f"/mnt/{self.name}"
+
+    @property
+    def folder(self) -> str:
+        """Where dom0's records of this guest are."""
+        return f"{self.records}/{self.name}"
+
+    def recorded_now(self, host: Host, what: str) -> tuple[str, str | None]:
+        """The UUID of the file system ("" without one), and that record (None without one)."""
+        script = 'blkid -p -s UUID -o value -- "$1" 2>/dev/null || echo\ncat -- "$2" 2>/dev/null'
+        command = Command.script(script, self.device, f"{self.folder}/{what}")
+        found = host.run(command, check=False)
+        uuid, _, record = found.stdout.partition("\n")
+        return uuid, record if found.ok else None
+
+    def refusal(self, host: Host) -> str:
+        """That a domain uses the device, or that it is mounted."""
+        script = f"device=$1{_IN_USE}"
+        result = host.run(Command.script(script, self.device), check=False)
+        return self._reasons()[result.status][0] if result.status in (_USED, _MOUNTED) else ""
+
+    def in_namespace(
+        self, host: Host, script: str, *values: str, timeout: float, input: bytes = b""
+    ) -> None:
+        """Run a script on the root, as told above.
+
+        Raises StepFailed where it must not be worked on, or is not what it must be.
+        """
+        below = packaged("resources", "below.py")
+        command = Command.argv(
+            *("unshare", "--mount", "--propagation", "private", "--"),
+            *("/bin/sh", "-euc", _GUARD + script, "xenlab"),
+            *(below, self.name, self.device, self.records, *values),
         )
-    if result.status == REFUSED:
-        raise StepFailed(
-            result.stderr.strip(),
-            hint="inspect that file in the guest, or rebuild its root: chapter 09 with "
-            f"--destroy {name}",
-            where=f"{host.name}: {name}",
-        )
-    if result.status == ANOTHER_DISK:
-        message, hint = another_disk(device)
-        raise StepFailed(message, hint=hint)
-    if not result.ok:
-        raise CommandFailed(result)
+        anew = f"or have chapter 09 make its root anew: --destroy {self.name}"
+        refusals = {
+            **self._reasons(*values[:1]),
+            REFUSED: (SAID, f"look at that file in the guest, {anew}"),
+            ANOTHER_DISK: another_disk(self.device),
+        }
+        host.change(command.given(input).within(timeout).refusing(refusals))
 
+    def while_mounted(
+        self, *commands: Command, no_links: tuple[str, ...] = ()
+    ) -> tuple[Command, ...]:
+        """The same commands, with the root mounted as a person would have it there.
 
-def while_mounted(
-    name: str, device: str, *commands: Command, no_links: tuple[str, ...] = ()
-) -> tuple[Command, ...]:
-    """The same commands, with the guest's root on ``/mnt/NAME`` as a person would have it there.
+        A shell in dom0 follows a link that the guest has planted: the first line warns of it, and
+        a script ends where one of the names that it must not follow, ``no_links``, is a link.
+        """
+        text = """
+            # by hand only before the guest has ever run: its links may lead into dom0
+            mkdir -p {root}
+            mount -o {options} {device} {root}
+        """
+        ends = """
+            for place in {places}; do
+                [ ! -L "$place" ] || { umount {root}; echo "$place must be no link" >&2; exit 1; }
+            done
+        """
+        values = {"options": OPTIONS, "device": self.device, "root": self.root}
+        mount = Command.sh(text, **values)
+        if no_links:
+            places = [f"{self.root}/{each}" for each in no_links]
+            mount = mount.scripted_as(text + ends, places=places, **values)
+        return (mount, *commands, Command.sh("umount {root}", **values))
 
-    A shell in dom0 follows a link that the guest has planted: the first line warns of it, and a
-    script ends where one of the names that it must not follow, ``no_links``, is a link.
-    """
-    text = """
-        # by hand only before the guest has ever run: its links may lead into dom0
-        mkdir -p {root}
-        mount -o {options} {device} {root}
-    """
-    ends = """
-        for place in {places}; do
-            [ ! -L "$place" ] || { umount {root}; echo "$place must be no link" >&2; exit 1; }
-        done
-    """
-    values = {"options": OPTIONS, "device": device, "root": f"/mnt/{name}"}
-    mount = Command.sh(text, **values)
-    if no_links:
-        places = [f"/mnt/{name}/{each}" for each in no_links]
-        mount = mount.scripted_as(text + ends, places=places, **values)
-    return (mount, *commands, Command.sh("umount {root}", **values))
+    def _reasons(self, value: str = "") -> dict[int, tuple[str, str]]:
+        """What the exit statuses mean, and what to try."""
 
+        def filled(why: str, hint: str) -> tuple[str, str]:
+            known = {"name": self.name, "device": self.device, "value": value}
+            message = f"cannot work on {{name}}: because {why}"
+            return message.format(**known), hint.format(**known)
 
-def in_use(host: Host, name: str, device: str) -> str:
-    """Why a guest's root cannot be worked on now, "" where it can or is not there yet."""
-    result = host.run(Command.script(f"name=$1 device=$2{_IN_USE}", name, device), check=False)
-    if result.status not in (_USED, _MOUNTED):
-        return ""
-    return REFUSALS[result.status][0].format(name=name, device=device)
+        return {status: filled(*reason) for status, reason in _REASONS.items()}
 
 
 # A guest's root as it is made from dom0: the image in its partition, its own configuration.
@@ -235,7 +251,6 @@ def in_use(host: Host, name: str, device: str) -> str:
 # A root that was once complete is the guest's, damaged or not, and so may be what else is there:
 # neither is made anew without a consent by name. What is empty, or was never completed, is.
 
-UNPACK_SECONDS = 3600.0
 CONFIGURE_SECONDS = 600.0
 
 # blkid ends with 2 where it finds nothing, with 8 where it finds several things.
@@ -341,7 +356,7 @@ class GuestFile:
 
 
 @dataclass(frozen=True)
-class GuestRoot(Resource):
+class GuestRoot(InGuestRoot):
     """A partition that holds the image, completely unpacked (howto: „DomainU-Root“).
 
     The file system that is there is used if it is empty, otherwise it is made anew: without a
@@ -351,11 +366,8 @@ class GuestRoot(Resource):
     image has none.
     """
 
-    name: str
-    device: str
     image: str
     label: str
-    records: str = RECORDS
     identity: str = field(default="", compare=False, repr=False)
     way: Target | None = field(default=None, compare=False)
     lost: tuple[Made, ...] = field(default=(), compare=False, repr=False)
@@ -401,15 +413,15 @@ class GuestRoot(Resource):
         make = "mkfs.ext4 -q -L {label} {device}"
         # a script asks for no consent by name
         once = "! grep -qsv ^begun {record} || { echo remove {record} to lose it >&2; exit 1; }\n"
-        text = """
-            tar -C {root} -I zstd --numeric-owner --acls --xattrs --xattrs-include='*' -xpf {image}
-            mkdir -p -m 700 {root}/root/.ssh
-            cp /root/.ssh/authorized_keys {root}/root/.ssh
+        text = f"""
+            {UNTAR} -C {{root}} -I zstd -xpf {{image}}
+            mkdir -p -m 700 {{root}}/root/.ssh
+            cp /root/.ssh/authorized_keys {{root}}/root/.ssh
         """
         values = {"label": self.label, "device": self.device, "image": self.image}
-        values |= {"root": f"/mnt/{self.name}", "record": f"{self.records}/{self.name}/root"}
+        values |= {"root": self.root, "record": f"{self.folder}/root"}
         made = Command.sh(make, **values).scripted_as(once + make, **values)
-        return (made, *while_mounted(self.name, self.device, Command.sh(text, **values)))
+        return (made, *self.while_mounted(Command.sh(text, **values)))
 
     def recorded(self) -> tuple[Command, ...]:
         """Which image it was made from, and in which file system it lies."""
@@ -418,8 +430,8 @@ class GuestRoot(Resource):
             uuid=$(blkid -p -s UUID -o value {device})
             echo "$(cut -c 1-64 {image}.sha256) $uuid" > {records}/root
         """
-        records = f"{self.records}/{self.name}"
-        return (Command.sh(text, records=records, image=self.image, device=self.device),)
+        values = {"records": self.folder, "image": self.image, "device": self.device}
+        return (Command.sh(text, **values),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Unpack the image; the record is written last.
@@ -434,13 +446,8 @@ class GuestRoot(Resource):
             )
         report(f"unpacking into {self.device}")
         agreed = "".join(f"lost {made.uuid}" for made in self.lost[:1])
-        in_namespace(
-            host,
-            _UNPACK,
-            (self.name, self.device, self.records),
-            (self.image, self.label, self.identity, agreed, "".join(f"{key}\n" for key in keys)),
-            timeout=UNPACK_SECONDS,
-        )
+        values = (self.image, self.label, self.identity, agreed, "".join(f"{k}\n" for k in keys))
+        self.in_namespace(host, _UNPACK, *values, timeout=UNPACK_SECONDS)
 
     def wipes(self) -> str:
         """The partition."""
@@ -458,13 +465,8 @@ class GuestRoot(Resource):
             printf '%s\\n' "${system%%[!a-zA-Z0-9_]*}"
             [ "$system" != ext4 ] || debugfs -c -R 'ls -p /' -- "$2" 2> /dev/null || :
         """
-        record = f"{self.records}/{self.name}/root"
-        command = Command.script(script, self.image, self.device, record)
+        command = Command.script(script, self.image, self.device, f"{self.folder}/root")
         return _found(host.run(command, check=False).stdout)
-
-    def refusal(self, host: Host) -> str:
-        """That a domain uses the partition, or that it is mounted."""
-        return in_use(host, self.name, self.device)
 
 
 @dataclass(frozen=True)
@@ -508,31 +510,21 @@ def _found(text: str) -> _Found:
 
 
 @dataclass(frozen=True)
-class GuestConfigured(Resource):
+class GuestConfigured(InGuestRoot):
     """A guest's own files in its root, with a host key and a machine id of its own.
 
     Refused while a domain uses the partition. Host key (ed25519 alone: making an RSA key takes
     minutes on an emulated machine) and machine id are made once for each unpacked root.
     """
 
-    name: str
-    device: str
     files: tuple[GuestFile, ...]
-    records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
         """The diff between what dom0 recorded for this file system and what is wanted."""
-        path = f"{self.records}/{self.name}/configuration"
-        script = 'blkid -p -s UUID -o value -- "$1" 2>/dev/null || echo\ncat -- "$2" 2>/dev/null'
-        found = host.run(Command.script(script, self.device, path), check=False)
-        uuid, _, recorded = found.stdout.partition("\n")
+        uuid, now = self.recorded_now(host, "configuration")
         wanted = f"# file system {uuid or 'not there yet'}\n{manifest(self.files)}"
-        now = recorded if found.ok else None
+        path = f"{self.folder}/configuration"
         return text_difference(f"configure {self.name}", path, now, wanted)
-
-    def refusal(self, host: Host) -> str:
-        """That a domain uses the partition, or that it is mounted."""
-        return in_use(host, self.name, self.device)
 
     def commands(self) -> tuple[Command, ...]:
         """Its files, a host key and a machine id of its own, while it is down."""
@@ -542,21 +534,18 @@ class GuestConfigured(Resource):
             mkdir -p {records}
             cp {root}/etc/ssh/ssh_host_ed25519_key.pub {records}/host_key.pub
         """
-        root = f"/mnt/{self.name}"
-        files = (file.in_root(root) for file in sorted(self.files, key=lambda file: file.path))
-        records = f"{self.records}/{self.name}"
-        own = Command.sh(text, name=self.name, root=root, records=records)
-        return while_mounted(self.name, self.device, *files, own)
+        files = (file.in_root(self.root) for file in in_order(self.files))
+        own = Command.sh(text, name=self.name, root=self.root, records=self.folder)
+        return self.while_mounted(*files, own)
 
     def recorded(self) -> tuple[Command, ...]:
         """What was written, and in which file system it lies."""
-        path = f"{self.records}/{self.name}/configuration"
+        path, identity = f"{self.folder}/configuration", f"{self.folder}/identity"
         text = """
             uuid=$(blkid -p -s UUID -o value {device})
             echo "$uuid" > {identity}
             sed -i "1i # file system $uuid" {path}
         """
-        identity = f"{self.records}/{self.name}/identity"
         stamped = Command.sh(text, device=self.device, path=path, identity=identity)
         return Command.file(path, manifest(self.files)), stamped
 
@@ -564,21 +553,20 @@ class GuestConfigured(Resource):
         """Write everything while the root is mounted once; the record is written last."""
         report("writing the guest's configuration")
         edits = [word for f in self.files if f.edit for word in (f.path, f.edit)]
-        data = wanted(self.files)
-        in_namespace(
-            host,
-            _CONFIGURE,
-            (self.name, self.device, self.records),
-            (manifest(self.files), *map(str, size_and_digest(data)), *edits),
-            input=data,
-            timeout=CONFIGURE_SECONDS,
-        )
+        data = as_json(self.files)
+        values = (manifest(self.files), *map(str, size_and_digest(data)), *edits)
+        self.in_namespace(host, _CONFIGURE, *values, input=data, timeout=CONFIGURE_SECONDS)
+
+
+def in_order(files: tuple[GuestFile, ...]) -> list[GuestFile]:
+    """Files sorted by path."""
+    return sorted(files, key=lambda file: file.path)
 
 
 def manifest(files: tuple[GuestFile, ...]) -> str:
     """Files as one text, sorted by path: what the record on dom0 holds and a diff shows."""
     parts = []
-    for file in sorted(files, key=lambda f: f.path):
+    for file in in_order(files):
         if file.target:
             parts.append(f"== {file.path} -> {file.target}\n")
         elif file.edit:
@@ -589,11 +577,11 @@ def manifest(files: tuple[GuestFile, ...]) -> str:
     return "".join(parts)
 
 
-def wanted(files: tuple[GuestFile, ...]) -> bytes:
+def as_json(files: tuple[GuestFile, ...]) -> bytes:
     """Files and links as `xenlab.resources.below` reads them."""
     listed = [
         {"path": file.path, "mode": file.mode, "target": file.target, "text": file.text}
-        for file in sorted(files, key=lambda f: f.path)
+        for file in in_order(files)
         if not file.edit
     ]
     return json.dumps(listed, indent=1).encode()

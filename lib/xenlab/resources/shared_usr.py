@@ -5,19 +5,15 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files as package_files
 from textwrap import indent
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import StepFailed
 from xenlab.host import Host, size_and_digest
+from xenlab.resources.archive import UNPACK_SECONDS, UNTAR
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.guest import (
-    RECORDS,
-    UNPACK_SECONDS,
-    in_namespace,
-    while_mounted,
-)
+from xenlab.resources.files import packaged
+from xenlab.resources.guest import InGuestRoot
 
 # What a boot needs before a file system is mounted, worked out from services and libraries.
 #
@@ -94,27 +90,13 @@ def parse(text: str) -> list[Needed]:
 # tries that finds no /sbin/init; without words from the kernel it takes the guest's own /usr.
 
 BUSYBOX = "/usr/bin/busybox"
+_NO_IMAGE = 45
 SWAP_SECONDS = 300.0
-
-_NOT_THERE = 44
 
 
 def generation(host: Host, image: str) -> str:
     """A name for the /usr that an image holds: the beginning of its checksum, "" without image."""
     return (host.read(f"{image}.sha256") or "")[:12]
-
-
-def recorded(host: Host, device: str, path: str) -> tuple[str, str]:
-    """The UUID of a guest's file system ("" without one), and what dom0's record of it says."""
-    script = 'blkid -p -s UUID -o value -- "$1" 2> /dev/null || echo; cat -- "$2" 2> /dev/null'
-    found = host.run(Command.script(script, device, path), check=False)
-    uuid, _, record = found.stdout.partition("\n")
-    return uuid, record.strip()
-
-
-def begun(host: Host, name: str, device: str) -> bool:
-    """Whether a guest's own /usr is set aside, or on its way there or back."""
-    return recorded(host, device, f"{RECORDS}/{name}/usr")[1] != ""
 
 
 @dataclass(frozen=True)
@@ -135,60 +117,58 @@ class UsrOnShare(Resource):
         return Difference(f"put the image's /usr on the share, as {self.folder}/{name or '…'}")
 
     def commands(self) -> tuple[Command, ...]:
-        """Unpack what the image has of it; the folder is called after the image's checksum."""
-        text = """
-            generation=$(cut -c 1-12 {image}.sha256)
-            mkdir -p {folder}/$generation.new
-            tar -C {folder}/$generation.new -I zstd --numeric-owner --acls --xattrs \\
-                --xattrs-include='*' -xpf {image} ./usr
-            mv {folder}/$generation.new/usr {folder}/$generation
+        """Unpack what the image has of it (the howto's rsync), and move it to its place.
+
+        The folder is called after the image's checksum.
         """
-        return (Command.sh(text, image=self.image, folder=self.folder),)
+        script = f"""
+            image=$1 folder=$2
+            generation=$(head -c 12 -- "$image.sha256" 2> /dev/null) || :
+            [ -n "$generation" ] || exit {_NO_IMAGE}
+            mkdir -p -- "$folder"
+            rm -rf -- "$folder/$generation" "$folder/$generation.new"
+            mkdir -- "$folder/$generation.new"
+            {UNTAR} -C "$folder/$generation.new" -I 'zstd -d' -xpf "$image" ./usr
+            mv -- "$folder/$generation.new/usr" "$folder/$generation"
+            rmdir -- "$folder/$generation.new"
+            sync -f -- "$folder"
+            : > "$folder/$generation.complete"
+            sync -- "$folder"
+        """
+        typed = f"""
+            generation=$(cut -c 1-12 {{image}}.sha256)
+            mkdir -p {{folder}}/$generation.new
+            {UNTAR} -C {{folder}}/$generation.new -I zstd -xpf {{image}} ./usr
+            mv {{folder}}/$generation.new/usr {{folder}}/$generation
+        """
+        none = (
+            f"cannot put /usr on the share: because there is no image {self.image}",
+            "run chapter 06_imaging",
+        )
+        command = Command.script(script, self.image, self.folder).within(UNPACK_SECONDS)
+        command = command.typed_as(typed, image=self.image, folder=self.folder)
+        return (command.refusing({_NO_IMAGE: none}),)
 
     def recorded(self) -> tuple[Command, ...]:
         """That it is complete."""
         text = ': > {folder}/"$(cut -c 1-12 {image}.sha256)".complete'
         return (Command.sh(text, folder=self.folder, image=self.image),)
 
-    def apply(self, host: Host, report: Report) -> None:
-        """Unpack it beside its place and move it there (the howto's rsync, from the image)."""
-        name = generation(host, self.image)
-        if not name:
-            raise StepFailed(f"there is no image {self.image}", hint="run chapter 06_imaging")
-        report(f"unpacking /usr into {self.folder}/{name}")
-        script = """
-            image=$1 folder=$2 name=$3
-            mkdir -p -- "$folder"
-            rm -rf -- "$folder/$name" "$folder/$name.new"
-            mkdir -- "$folder/$name.new"
-            tar -C "$folder/$name.new" -I 'zstd -d' --numeric-owner --acls --xattrs \\
-                --xattrs-include='*' -xpf "$image" ./usr
-            mv -- "$folder/$name.new/usr" "$folder/$name"
-            rmdir -- "$folder/$name.new"
-            sync -f -- "$folder"
-            : > "$folder/$name.complete"
-            sync -- "$folder"
-        """
-        host.run(Command.script(script, self.image, self.folder, name), timeout=UNPACK_SECONDS)
-
 
 @dataclass(frozen=True)
-class UsrSwapped(Resource):
+class UsrSwapped(InGuestRoot):
     """A guest's own /usr set aside, and what mounts the other one; or, not ``shared``, back again.
 
     Refused while a domain runs from the partition. The guest's own is kept as /usr.old.
     """
 
-    name: str
-    device: str
     shared: bool
     busybox: str = BUSYBOX
-    records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
         """What dom0's record of this file system says."""
-        uuid, record = recorded(host, self.device, f"{self.records}/{self.name}/usr")
-        aside = bool(uuid) and record == self._record(uuid)
+        uuid, record = self.recorded_now(host, "usr")
+        aside = bool(uuid) and record == f"{self._record(uuid)}\n"
         if aside == self.shared and (self.shared or not record):
             return None
         verb = "set aside the own /usr of" if self.shared else "put back the own /usr of"
@@ -196,18 +176,15 @@ class UsrSwapped(Resource):
 
     def commands(self) -> tuple[Command, ...]:
         """Set it aside, beside it what mounts the other one; or back again."""
-        first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_text()
-        root = f"/mnt/{self.name}"
+        first = packaged("templates", "usr-init.sh")
+        root = self.root
         if not self.shared:
             text = "rmdir {r}/usr\nmv {r}/usr.old {r}/usr\nrm -r {r}/.xenlab {r}/etc/init"
             back = Command.sh(text, r=root).scripted_as(
                 f"if [ -d {{r}}/usr.old ]; then\n{indent(text, '    ')}\nfi", r=root
             )
-            return while_mounted(
-                self.name, self.device, back, no_links=("etc", ".xenlab", "usr", "usr.old")
-            )
-        return while_mounted(
-            *(self.name, self.device),
+            return self.while_mounted(back, no_links=("etc", ".xenlab", "usr", "usr.old"))
+        return self.while_mounted(
             Command.sh("mkdir {r}/.xenlab\ncp {b} {r}/.xenlab/busybox", b=self.busybox, r=root),
             Command.file(f"{root}/.xenlab/init", first, 0o755),
             Command.sh("ln -s /.xenlab/init {r}/etc/init", r=root),
@@ -217,7 +194,7 @@ class UsrSwapped(Resource):
 
     def recorded(self) -> tuple[Command, ...]:
         """In which file system the guest's own /usr was set aside."""
-        path = f"{self.records}/{self.name}/usr"
+        path = f"{self.folder}/usr"
         if not self.shared:
             return (Command.argv("rm", "-f", path),)
         text = 'echo "usr.old $(blkid -p -s UUID -o value {device})" > {path}'
@@ -226,16 +203,21 @@ class UsrSwapped(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Swap it while the guest is down; can be cut off anywhere and done again."""
         report("swapping /usr")
-        first = package_files("xenlab").joinpath("templates", "usr-init.sh").read_bytes()
-        guest = (self.name, self.device, self.records)
+        first = packaged("templates", "usr-init.sh").encode()
         if self.shared:
             sent = (self.busybox, self._record(""), *map(str, size_and_digest(first)))
-            in_namespace(host, _SET_ASIDE, guest, sent, input=first, timeout=SWAP_SECONDS)
+            self.in_namespace(host, _SET_ASIDE, *sent, input=first, timeout=SWAP_SECONDS)
         else:
-            in_namespace(host, _PUT_BACK, guest, timeout=SWAP_SECONDS)
+            self.in_namespace(host, _PUT_BACK, timeout=SWAP_SECONDS)
 
     def _record(self, uuid: str) -> str:
         return f"usr.old {uuid}"
+
+
+def begun(host: Host, name: str, device: str) -> bool:
+    """Whether a guest's own /usr is set aside, or on its way there or back."""
+    _, record = UsrSwapped(name, device, shared=True).recorded_now(host, "usr")
+    return bool(record)
 
 
 _SET_ASIDE = """
@@ -287,12 +269,8 @@ def layout(host: Host) -> str:
 
 def own_usr_mib(host: Host) -> int | None:
     """MiB of the /usr that a guest has set aside, None where it has not."""
-    result = host.run("[ -d /usr.old ] || exit 44; du -sxm /usr.old", check=False, timeout=600)
-    if result.status == _NOT_THERE:
-        return None
-    if not result.ok:
-        raise CommandFailed(result)
-    return int(result.stdout.split()[0])
+    result = host.look("[ -d /usr.old ] || exit 44; du -sxm /usr.old", absent=(44,), timeout=600)
+    return None if result is None else int(result.stdout.split()[0])
 
 
 # The howto's own way to a shared /usr: the guest's moved aside, a link to the share in its place.
@@ -333,7 +311,7 @@ def reported(guest: str, paths: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class UsrLinked(Resource):
+class UsrLinked(InGuestRoot):
     """A guest's /usr is a link to ``target``; its own is kept as /usr.old.
 
     ``needed`` asks the guest, while it runs from its own /usr, for the files that its boot needs;
@@ -341,19 +319,20 @@ class UsrLinked(Resource):
     the state in which the guest is down. Refused for a guest whose /bin lies in /usr.
     """
 
-    name: str
-    device: str
     target: str
     needed: Callable[[], Sequence[str]]
     stopped: Resource
-    records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
         """What dom0's record of this file system says."""
-        uuid, record = recorded(host, self.device, f"{self.records}/{self.name}/usr")
-        if uuid and record == f"{self._record}{uuid}":
+        uuid, record = self.recorded_now(host, "usr")
+        if uuid and record == f"{self._record}{uuid}\n":
             return None
         return Difference(f"make /usr of {self.name} a link to {self.target}")
+
+    def refusal(self, host: Host) -> str:
+        """None: it shuts the guest down itself."""
+        return ""
 
     def commands(self) -> tuple[Command, ...]:
         """The howto's own lines, while the guest is down."""
@@ -362,21 +341,19 @@ class UsrLinked(Resource):
             mv {root}/usr {root}/usr.old
             ln -s {target} {root}/usr
         """
-        link = Command.sh(text, root=f"/mnt/{self.name}", target=self.target)
-        return (*self.stopped.commands(), *while_mounted(self.name, self.device, link))
+        link = Command.sh(text, root=self.root, target=self.target)
+        return (*self.stopped.commands(), *self.while_mounted(link))
 
     def apply(self, host: Host, report: Report) -> None:
         """Ask what the boot needs, shut the guest down, copy that, and make the link."""
-        kept = f"{self.records}/{self.name}/usr.needed"
         if self.stopped.probe(host) is not None:
             report("looking what the boot needs of /usr")
             text = "".join(f"{path}\n" for path in reported(self.name, self.needed()))
-            host.write(kept, text)
+            host.write(f"{self.folder}/usr.needed", text)
             self.stopped.apply(host, report)
             self.stopped.verify(host)
         report("making /usr a link to the share")
-        guest = (self.name, self.device, self.records)
-        in_namespace(host, _LINK, guest, (self.target, self._record), timeout=SWAP_SECONDS)
+        self.in_namespace(host, _LINK, self.target, self._record, timeout=SWAP_SECONDS)
 
     @property
     def _record(self) -> str:
