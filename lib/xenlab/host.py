@@ -337,20 +337,6 @@ class Host:
                 call.ended(running.status, running.seconds)
 
     def look(
-        self, command: Command, *statuses: int, timeout: float = READ_SECONDS
-    ) -> Result | None:
-        """Run a command that only looks; None where there is no system in the root yet (`NO_ROOT`).
-
-        Raises CommandFailed for a status that is neither 0 nor one of these.
-        """
-        result = self.run(command, timeout=timeout, check=False)
-        if result.status in NO_ROOT:
-            return None
-        if result.status not in (0, *statuses):
-            raise CommandFailed(result)
-        return result
-
-    def look(
         self,
         command: Command | str,
         *statuses: int,

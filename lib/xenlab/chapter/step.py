@@ -126,7 +126,7 @@ def refusal(found: Identified, device: str, may_wipe: tuple[str, ...]) -> Consen
         return None
     kind, best = found.known_by[0]
     return ConsentNeeded(
-        f"cannot wipe {device}: because its disk has the {kind} {best}, and "
+        f"cannot wipe {device} and all data on it: because its disk has the {kind} {best}, and "
         f"may_wipe allows only: {', '.join(may_wipe) or 'nothing'}",
         hint=f"add {best!r} to may_wipe if this is really the disk to wipe",
         device=device,
