@@ -29,14 +29,15 @@ def look(ssh: SSH, text: str, **settings: object) -> tuple[int, bytes, bytes]:
     return ssh.execute(text, look=True, **{"timeout": 60, **settings})  # type: ignore[arg-type]
 
 
-def look_shells() -> int:
-    """How many processes are a shell that stays, or its subshells."""
+def look_shells(sshd: Sshd) -> int:
+    """How many of a server's processes are a shell that stays, or its subshells."""
     found = 0
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in sshd.marked():
         try:
-            found += LOOK_SHELL.encode() in place.read_bytes().split(b"\0")
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
+        found += LOOK_SHELL.encode() in words
     return found
 
 
@@ -81,11 +82,10 @@ def test_what_is_no_shell_text_is_an_error_of_its_own(ssh: SSH) -> None:
 
 
 def test_many_looks_start_one_shell(sshd: Sshd, ssh: SSH) -> None:
-    before = look_shells()
     assert [look(ssh, f"echo {n}")[1] for n in range(50)] == [b"%d\n" % n for n in range(50)]
-    assert look_shells() == before + 1
+    wait_until(lambda: look_shells(sshd) == 1)
     ssh.close()
-    wait_until(lambda: look_shells() == before)
+    wait_until(lambda: look_shells(sshd) == 0)
 
 
 @pytest.mark.parametrize("text", ["sleep 0.1 & echo $!", "echo $$", "echo $PPID"])
@@ -107,9 +107,10 @@ def test_looks_at_once_do_not_wait_for_each_other(ssh: SSH, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("how", ["stop", "deadline"])
-def test_a_look_that_is_ended_leaves_nothing_running(ssh: SSH, how: str, tmp_path: Path) -> None:
+def test_a_look_that_is_ended_leaves_nothing_running(
+    sshd: Sshd, ssh: SSH, how: str, tmp_path: Path
+) -> None:
     stop, again = threading.Event(), tmp_path / "again"
-    before = look_shells()
     mark = f"look-{time.monotonic_ns()}"
     host = Host(ssh).marked(mark).watched(Watching(stop))
     # in the midst of a pipe of a function of the shell's own
@@ -125,7 +126,7 @@ def test_a_look_that_is_ended_leaves_nothing_running(ssh: SSH, how: str, tmp_pat
             running.result(60)
     assert processes_with(f"XENLAB_STEP={mark}") == []
     ssh.close()
-    wait_until(lambda: look_shells() == before)
+    wait_until(lambda: look_shells(sshd) == 0)
     again.unlink(missing_ok=True)
     time.sleep(2)
     assert not again.exists()
