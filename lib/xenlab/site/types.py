@@ -67,6 +67,11 @@ def pattern(expression: str, wanted: str) -> Check:
     return check
 
 
+def matching(expression: str, wanted: str) -> AfterValidator:
+    """What makes a type of texts that match; ``wanted`` says it in words."""
+    return AfterValidator(pattern(expression, wanted))
+
+
 def target_path(text: str) -> str:
     """An absolute, plain path on the target: no .., no doubled or closing slash."""
     if not text.startswith("/"):
@@ -145,107 +150,81 @@ Text = Annotated[str, AfterValidator(one_line)]
 Given = Annotated[Text, AfterValidator(given)]
 HostName = Annotated[
     Text,
-    AfterValidator(
-        pattern(_LABEL, "a host name (letters, digits and inner hyphens, at most 63; RFC 1123)")
-    ),
+    matching(_LABEL, "a host name (letters, digits and inner hyphens, at most 63; RFC 1123)"),
 ]
 DomainName = Annotated[
     HostName,
-    AfterValidator(pattern(r".*\D.*", "a name that xl does not take for an id (not digits only)")),
+    matching(r".*\D.*", "a name that xl does not take for an id (not digits only)"),
 ]
 DnsDomain = Annotated[
     Text,
-    AfterValidator(
-        pattern(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", "a DNS domain such as lab.internal")
-    ),
+    matching(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", "a DNS domain such as lab.internal"),
 ]
 PartitionName = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"[A-Za-z0-9][A-Za-z0-9._-]{0,15}",
-            "a partition name (letters, digits, . _ -; at most 16, as it is the ext4 label too)",
-        )
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,15}",
+        "a partition name (letters, digits, . _ -; at most 16, as it is the ext4 label too)",
     ),
 ]
 MadeThing = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"[A-Za-z0-9][A-Za-z0-9._-]{0,15} [A-Za-z0-9-]{4,}",
-            "a name with the UUID of its file system, as a refused step says it; a name alone "
-            "would hold for whatever is there later",
-        )
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,15} [A-Za-z0-9-]{4,}",
+        "a name with the UUID of its file system, as a refused step says it; a name alone "
+        "would hold for whatever is there later",
     ),
 ]
 Interface = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
-            "a network interface's name (letters, digits, . _ -; at most 15)",
-        )
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
+        "a network interface's name (letters, digits, . _ -; at most 15)",
     ),
 ]
 PlainName = Annotated[
     Text,
-    AfterValidator(
-        pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "a plain name (letters, digits, . _ -)")
-    ),
+    matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "a plain name (letters, digits, . _ -)"),
 ]
 LabName = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"[a-z0-9]([a-z0-9-]{0,11}[a-z0-9])?",
-            "a lab's name (lower case letters, digits and inner hyphens, at most 13)",
-        )
+    matching(
+        r"[a-z0-9]([a-z0-9-]{0,11}[a-z0-9])?",
+        "a lab's name (lower case letters, digits and inner hyphens, at most 13)",
     ),
 ]
 SshWord = Annotated[
     Text,
-    AfterValidator(
-        # as narrow as the transport: a ProxyCommand and a script have it as it is
-        pattern(
-            r"(?!-)[^\s'\"`$\\;&<>|(){}*?!#~]*",
-            "one word that does not begin with a hyphen, without characters of a shell",
-        )
+    # as narrow as the transport: a ProxyCommand and a script have it as it is
+    matching(
+        r"(?!-)[^\s'\"`$\\;&<>|(){}*?!#~]*",
+        "one word that does not begin with a hyphen, without characters of a shell",
     ),
 ]
 SshHost = Annotated[SshWord, AfterValidator(given)]
 Service = Annotated[
     Text,
-    AfterValidator(pattern(r"[A-Za-z0-9_][A-Za-z0-9:_.@-]*", "the name of a service")),
+    matching(r"[A-Za-z0-9_][A-Za-z0-9:_.@-]*", "the name of a service"),
 ]
 KernelOption = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"CONFIG_[A-Za-z0-9_]+=(y|n|-?[0-9]+|0x[0-9a-fA-F]+|\"[^\"\\]*\")",
-            "CONFIG_NAME= with y, n, a number or a quoted text (there are no modules)",
-        )
+    matching(
+        r"CONFIG_[A-Za-z0-9_]+=(y|n|-?[0-9]+|0x[0-9a-fA-F]+|\"[^\"\\]*\")",
+        "CONFIG_NAME= with y, n, a number or a quoted text (there are no modules)",
     ),
 ]
 _GENTOO_PACKAGE = r"[A-Za-z0-9_][A-Za-z0-9+_.-]*/[A-Za-z0-9_][A-Za-z0-9+_-]*"
 _USE_FLAG = r"-?[A-Za-z0-9][A-Za-z0-9+_@-]*"
-UseFlag = Annotated[
-    Text, AfterValidator(pattern(_USE_FLAG, "a USE flag, or one after a hyphen to switch it off"))
-]
+UseFlag = Annotated[Text, matching(_USE_FLAG, "a USE flag, or one after a hyphen to switch it off")]
 PackageUse = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            rf"{_GENTOO_PACKAGE}( {_USE_FLAG})+", "a package and its USE flags, category/name …"
-        )
-    ),
+    matching(rf"{_GENTOO_PACKAGE}( {_USE_FLAG})+", "a package and its USE flags, category/name …"),
 ]
 PackageKeywords = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            rf"{_GENTOO_PACKAGE}( (~?[a-z0-9-]+|~?\*|\*\*))+",
-            "a package and the keywords to accept, category/name ~amd64 …",
-        )
+    matching(
+        rf"{_GENTOO_PACKAGE}( (~?[a-z0-9-]+|~?\*|\*\*))+",
+        "a package and the keywords to accept, category/name ~amd64 …",
     ),
 ]
 _HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*"
@@ -266,78 +245,64 @@ def distcc_host(text: str) -> str:
 DistccHost = Annotated[Text, AfterValidator(distcc_host)]
 RepositoryName = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"(?!DEFAULT$)[A-Za-z0-9_][A-Za-z0-9_-]*",
-            "the name of a Portage repository (letters, digits, _ -), not DEFAULT",
-        )
+    matching(
+        r"(?!DEFAULT$)[A-Za-z0-9_][A-Za-z0-9_-]*",
+        "the name of a Portage repository (letters, digits, _ -), not DEFAULT",
     ),
 ]
 SyncUri = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            rf"((rsync|https)://{_HOST}(:[0-9]+)?|ssh://([a-z_][a-z0-9_-]*@)?{_HOST}(:[0-9]+)?|file://)"
-            r"/[^\s%?@]+",
-            "rsync://HOST/PATH or, for git, https://HOST/PATH, ssh://HOST/PATH or file:///PATH, "
-            "with nothing secret in it",
-        )
+    matching(
+        rf"((rsync|https)://{_HOST}(:[0-9]+)?|ssh://([a-z_][a-z0-9_-]*@)?{_HOST}(:[0-9]+)?|file://)"
+        r"/[^\s%?@]+",
+        "rsync://HOST/PATH or, for git, https://HOST/PATH, ssh://HOST/PATH or file:///PATH, "
+        "with nothing secret in it",
     ),
 ]
 PackageProxy = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            rf"(http://{_HOST}(:[0-9]{{1,5}})?)?",
-            "a proxy as http://HOST:PORT, with no login in it, or nothing",
-        )
+    matching(
+        rf"(http://{_HOST}(:[0-9]{{1,5}})?)?",
+        "a proxy as http://HOST:PORT, with no login in it, or nothing",
     ),
 ]
 CompilerFlags = Annotated[
     Text,
-    AfterValidator(pattern(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)")),
+    matching(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)"),
 ]
 TargetPath = Annotated[Text, AfterValidator(target_path)]
 DevicePath = Annotated[
     TargetPath,
-    AfterValidator(
-        pattern(
-            r"/dev(/[A-Za-z0-9._:+@=,-]+)+",
-            "the path of a disk, such as /dev/sda or one below /dev/disk/by-id",
-        )
+    matching(
+        r"/dev(/[A-Za-z0-9._:+@=,-]+)+",
+        "the path of a disk, such as /dev/sda or one below /dev/disk/by-id",
     ),
 ]
 # What is exported is mounted, and stands in fstab(5), exports(5), units, and on the command line of
 # a guest's kernel, which knows no way to write a blank.
 MountPath = Annotated[
     TargetPath,
-    AfterValidator(
-        pattern(
-            r"(/[A-Za-z0-9._+@-]+)+",
-            "a path of letters, digits and . _ + @ - (it stands on kernels' command lines)",
-        )
+    matching(
+        r"(/[A-Za-z0-9._+@-]+)+",
+        "a path of letters, digits and . _ + @ - (it stands on kernels' command lines)",
     ),
 ]
 # Xen passes 1024 characters on to a kernel (MAX_GUEST_CMDLINE), of which chapters take some. What a
 # shell, GRUB or the kernel's own reader would take for quoting is in no option that a boot needs.
 CommandLine = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"(?=.{0,700}$)([A-Za-z0-9._,:;=/@%+~^!*#\[\]-]+( +|$))*",
-            "words of a command line (at most 700 characters, no quotes, none of $`\\|&<>())",
-        )
+    matching(
+        r"(?=.{0,700}$)([A-Za-z0-9._,:;=/@%+~^!*#\[\]-]+( +|$))*",
+        "words of a command line (at most 700 characters, no quotes, none of $`\\|&<>())",
     ),
 ]
 ControllerPath = Annotated[Text, AfterValidator(controller_path)]
 OptionalPath = Annotated[Text, AfterValidator(optional_path)]
 Fingerprint = Annotated[
     Text,
-    AfterValidator(
-        pattern(
-            r"([0-9A-Fa-f] ?){39}[0-9A-Fa-f]|[0-9A-Fa-f]{64}",
-            "the fingerprint of an OpenPGP key, all 40 (or 64) digits of it",
-        )
+    matching(
+        r"([0-9A-Fa-f] ?){39}[0-9A-Fa-f]|[0-9A-Fa-f]{64}",
+        "the fingerprint of an OpenPGP key, all 40 (or 64) digits of it",
     ),
 ]
 MacAddress = Annotated[Text, AfterValidator(mac_address)]
