@@ -246,19 +246,12 @@ class ParametersForm:
         head = widgets.HBox([self.place, self.save, self.again])
         self.widget = widgets.VBox([head, self.answer, self._rows])
         self._draw()
-        file.shown = self._shown
+        file.shown = lambda: self._judged()[0]
         file.attach(self._draw)
 
     def problems(self) -> dict[str, str]:
         """What cannot be accepted, by its key; "" for what several keys contradict in."""
-        values, found = self._entered()
-        if found:
-            return found
-        try:
-            Parameters.model_validate(values)
-        except ValidationError as error:
-            return by_key(error, Parameters)
-        return {}
+        return self._judged()[1]
 
     def _entered(self) -> tuple[dict[str, object], dict[str, str]]:
         """The fields' values, and what is wrong with those that are no YAML."""
@@ -271,12 +264,15 @@ class ParametersForm:
                 wrong[key] = f"this is not YAML: {str(error).splitlines()[0]}"
         return values, wrong
 
-    def _shown(self) -> Parameters | None:
+    def _judged(self) -> tuple[Parameters | None, dict[str, str]]:
+        """The site that the fields make, or what is wrong with them."""
         values, wrong = self._entered()
+        if wrong:
+            return None, wrong
         try:
-            return None if wrong else Parameters.model_validate(values)
-        except ValidationError:
-            return None
+            return Parameters.model_validate(values), {}
+        except ValidationError as error:
+            return None, by_key(error, Parameters)
 
     def _draw(self) -> None:
         """A field for each of the site's values; one that is there already takes its value."""
