@@ -96,10 +96,3 @@ def test_a_form_is_saved_only_when_it_holds(form: ParametersForm, tmp_path: Path
     saved = parameters.load(place)
     assert (saved.site, saved.dom0_mem_mib) == ("castle", 768)
     assert yaml.safe_load(place.read_text())["domains"][0]["mac"] == "00:16:3e:66:01:01"
-
-
-def test_a_file_with_comments_is_not_written_over(form: ParametersForm) -> None:
-    before = LAB.read_bytes()
-    form.save.click()
-    assert "has comments" in form.answer.value
-    assert LAB.read_bytes() == before

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
+from difflib import ndiff
 from pathlib import Path
 
 import pytest
 import yaml
-from tests.sites import lab_text
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.sites import BARE, FOLDER, lab_text
 
 from xenlab.panel.site import ParametersForm, SiteFile
 from xenlab.site import schema as parameters
+from xenlab.site.loader import edited
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjE=\n-----END-----\n"
 CASTLE = lab_text(site="castle")
@@ -138,3 +143,198 @@ def test_a_file_is_saved_time_and_again(form: ParametersForm, file: Path, tmp_pa
 def test_a_value_that_is_no_date_is_said_beside_its_field(form: ParametersForm) -> None:
     form.fields["hostname"].value = "2020-13-45"
     assert "this is not YAML" in form.errors["hostname"].value
+
+
+# What a person wrote into the file stays.
+
+OWN = """\
+# The castle.
+---
+site:   "castle"    # its name
+ssh: {host: box,   user: root}   # by its alias
+hostname: 'keep'
+boot_mib: 0x200     # as the vendor says
+may_wipe:
+- OLD               # the disk on the left
+# the one on the right
+- "00:16:30:01"
+xen_options: >-
+  com1=115200
+dom0_options: >-    # on the console
+  debug
+software: [ tree,   # small
+            screen ]
+"""
+SCREEN = "-             screen ]"
+SSH = "- ssh: {host: box,   user: root}   # by its alias"
+GUESTS = """\
+domains:            # in the order of the plan
+  # seen by all
+  - name: web
+    memory_mib: 128   # small
+    mac: "00:16:3e:00:00:01"
+    address: 10.0.2.50/24
+
+  # seen by few
+  - {name: mail, memory_mib: 128, mac: "00:16:3e:00:00:02", address: 10.0.2.51/24}
+"""
+END = "# what every castle says\n"
+BLOCK = GUESTS.splitlines()
+REST = {key: value for key, value in BARE.items() if f"\n{key}:" not in f"{OWN}{GUESTS}build_on:"}
+WEB = "name: web, mac: '00:16:3e:00:00:01', address: 10.0.2.50/24"
+MAIL = "{name: mail, memory_mib: 128, mac: '00:16:3e:00:00:02', address: 10.0.2.51/24}"
+FTP = "{name: ftp, memory_mib: 64, mac: '10:16:30:00:00:03', address: 10.0.2.52/24}"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    place = tmp_path / "own.yaml"
+    place.write_text(OWN + GUESTS + END + yaml.safe_dump(REST))
+    return place
+
+
+def changed(before: str, after: str) -> list[str]:
+    """The lines that are gone, and the new ones."""
+    return [line for line in ndiff(before.splitlines(), after.splitlines()) if line[0] in "-+"]
+
+
+@pytest.mark.parametrize("name", ["lab", "lab-gentoo", "debian", "gentoo", "gentoo-2006"])
+def test_an_unchanged_form_saves_the_same_bytes(tmp_path: Path, name: str) -> None:
+    before = (FOLDER / f"{name}.yaml").read_bytes().replace(b"\n", b"\r\n").rstrip()
+    (file := tmp_path / "castle.yaml").write_bytes(before)
+    form = ParametersForm(SiteFile(file))
+    for place in (file, tmp_path / "other.yaml"):
+        assert "saved to" in save(form, place)
+        assert place.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "lines"),
+    [
+        ("site", "moat", ['- site:   "castle"    # its name', "+ site:   moat    # its name"]),
+        ("hostname", "1e3", ["- hostname: 'keep'", "+ hostname: 1e3"]),
+        ("hostname", "'007'", ["- hostname: 'keep'", "+ hostname: '007'"]),
+        (
+            "boot_mib",
+            "1024",
+            [
+                "- boot_mib: 0x200     # as the vendor says",
+                "+ boot_mib: 1024     # as the vendor says",
+            ],
+        ),
+        ("may_wipe", "[OLD]", None),
+        ("may_wipe", "[NEW, OLD, '00:16:30:01']", None),
+        ("may_wipe", "[OLD, '00:16:30:01', 'on']", ["+ - 'on'"]),
+        ("software", "[tree]", None),
+        ("software", "[tree, screen, vim]", [SCREEN, f"+{SCREEN[1:-2]}, vim ]"]),
+        ("services", "[ssh]", ["- - cron", "- - rsyslog"]),
+        ("services", "[]", ["+  []", "- - ssh", "- - cron", "- - rsyslog"]),
+        (
+            "xen_options",
+            "com1=9600",
+            ["+ xen_options: com1=9600", "- xen_options: >-", "-   com1=115200"],
+        ),
+        ("dom0_options", "quiet", None),
+        ("ssh", "{host: box}", [SSH, "+ ssh: {host: box}   # by its alias"]),
+        ("ssh", "{host: box, user: me}", [SSH, SSH.replace("root", "me").replace("-", "+")]),
+        (
+            "domains",
+            f"[{{{WEB}, memory_mib: 256}}, {MAIL}]",
+            ["-     memory_mib: 128   # small", "+     memory_mib: 256   # small"],
+        ),
+        ("domains", f"[{{{WEB}, memory_mib: 128}}, {MAIL}, {FTP}]", [f"+   - {FTP}"]),
+        ("domains", f"[{FTP}, {{{WEB}, memory_mib: 128}}, {MAIL}]", None),
+        ("domains", f"[{MAIL}]", None),
+        ("domains", f"[{{{WEB}, memory_mib: 128}}]", None),
+        (
+            "domains",
+            f"[{{{WEB}, memory_mib: 128, partition: www}}, {MAIL}]",
+            ["+     partition: www"],
+        ),
+        ("lab", "castle", ["- lab: lab", "+ lab: castle"]),
+        ("build_on", "target", ["+ build_on: target"]),
+    ],
+)
+def test_a_changed_value_changes_its_own_line(
+    own: Path, key: str, value: str, lines: list[str] | None
+) -> None:
+    form = ParametersForm(SiteFile(own))
+    before = own.read_text()
+    answer = save(form, own, **{key: value})
+    if lines is None:
+        assert "because comments or references (*) of" in answer and "would not stay" in answer
+        assert own.read_text() == before
+    else:
+        assert "saved to" in answer
+        assert changed(before, own.read_text()) == lines
+
+
+def test_what_a_guest_has_not_said_is_added_in_its_lines(own: Path) -> None:
+    form = ParametersForm(SiteFile(own))
+    value = form.fields["domains"].value.replace("partition: web", "partition: www")
+    assert "saved to" in save(form, own, domains=value)
+    assert BLOCK[5] + "\n    partition: www\n\n" + BLOCK[7] in own.read_text()
+
+
+def test_references_stay_unless_what_they_name_is_changed(own: Path) -> None:
+    text = own.read_text().replace(' "castle"', " &name castle").replace("'keep'", "*name")
+    own.write_text(text)
+    form = ParametersForm(SiteFile(own))
+    assert "saved to" in save(form, own, share_mib="4097")
+    assert changed(text, own.read_text()) == ["- share_mib: 4096", "+ share_mib: 4097"]
+    text = own.read_text()
+    assert "would not stay" in save(form, own, site="moat")
+    assert own.read_text() == text
+    form.again.click()
+    assert "would not stay" in save(form, own, hostname="moat")
+    assert own.read_text() == text
+
+
+def test_another_file_s_comments_are_not_lost(
+    form: ParametersForm, own: Path, tmp_path: Path
+) -> None:
+    before = own.read_bytes()
+    assert "it has comments, which would be lost" in save(form, own)
+    assert own.read_bytes() == before
+    form, copy = ParametersForm(SiteFile(own)), tmp_path / "copy.yaml"
+    assert "saved to" in save(form, copy, hostname="moat")
+    assert copy.read_text() == OWN.replace("'keep'", "moat") + own.read_text().removeprefix(OWN)
+
+
+# What is changed, in whatever way the file has it.
+
+NAMES = st.text("aé 0:-,[]{}'\"&*!|>%@?~", max_size=5) | st.sampled_from(["on", "<<x", "a: b"])
+VALUES = st.recursive(
+    NAMES | st.booleans() | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.just("name"), inner),
+)
+SITES = st.dictionaries(NAMES, VALUES, min_size=1)
+
+
+@given(SITES, SITES, st.booleans() | st.none())
+def test_what_is_written_over_a_value_is_read_as_the_other(
+    old: dict[str, object], change: dict[str, object], flow: bool | None
+) -> None:
+    text = yaml.safe_dump(old, default_flow_style=flow, allow_unicode=True, sort_keys=False)
+    for new in (change, old | change):
+        assert yaml.safe_load(edited(text, old, new)) == new
+
+
+@given(st.data())
+def test_no_comment_is_lost(data: st.DataObject) -> None:
+    words = st.sampled_from(["a", "b", "c", "name"])
+    values = st.recursive(
+        words, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner)
+    )
+    old, new = data.draw(st.tuples(*[st.dictionaries(words, values, min_size=1)] * 2))
+    flow = data.draw(st.none() | st.just(False))
+    lines = yaml.safe_dump(old, default_flow_style=flow, width=10_000).splitlines()
+    comments = [
+        data.draw(st.sampled_from(["", f"  # {n}.", f"\n# {n}."])) for n in range(len(lines))
+    ]
+    text = "".join(f"{line}{comment}\n" for line, comment in zip(lines, comments, strict=True))
+    assert yaml.safe_load(text) == old
+    after = edited(text, old, new)
+    assert re.findall(r"#.*", after) == re.findall(r"#.*", text)
+    if not any(comments):
+        assert yaml.safe_load(after) == new

@@ -7,6 +7,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,14 @@ def save(place: Path, data: bytes, known: bytes | None = None) -> None:
     """Write a site's file whole or not at all; links are followed, mode and owner stay.
 
     ``known`` is what the person has seen of this file, None for any other. Raises BadInput where
-    the file that is there is not a site's, has comments, or holds something else by now.
+    the file that is there is not a site's, has comments that nobody has seen, or holds something
+    else by now.
     """
     try:
         place = place.resolve()
         old = _replaceable(place)
+        if known is None and b"#" in (old or b""):
+            raise _refused(place, "it has comments, which would be lost")
         if known is not None and old != known:
             raise changed(place)
         if old is None:
@@ -78,10 +82,7 @@ def _replaceable(place: Path) -> bytes | None:
         parameters.load(place)
     except BadInput as error:
         raise _refused(place, "it does not hold the parameters of a site") from error
-    old = place.read_bytes()
-    if b"#" in old:
-        raise _refused(place, "it has comments, which would be lost")
-    return old
+    return place.read_bytes()
 
 
 def _refused(place: Path, why: str) -> BadInput:
@@ -167,11 +168,25 @@ class SiteFile:
         return self.site
 
     def save(self, place: Path, values: Mapping[str, object]) -> None:
-        """Save a site's values, and work from that file from now on; raises BadInput."""
+        """Save a site's values, and work from that file from now on; raises BadInput.
+
+        What is saved is the file that was read, comments and all, with these values in it.
+        """
         self._idle("save")
-        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-        save(place, text.encode(), self._content if _same(place, self.place) else None)
+        save(place, self._edited(values), self._content if _same(place, self.place) else None)
         self._changed(place)
+
+    def _edited(self, values: Mapping[str, object]) -> bytes:
+        wanted = parameters.validate(values, "the form")
+        old = self.site.model_dump(mode="json")
+        data = loader.edited(self._content.decode(), old, dict(values)).encode()
+        with suppress(BadInput):
+            if parameters.validate(loader.parse(data, "").values, "") == wanted:
+                return data
+        raise BadInput(
+            f"cannot save: because comments or references (*) of {self.place} would not stay",
+            hint="change the file by hand, then press “Read again”",
+        )
 
     def read_again(self) -> None:
         """Work from what the file holds now; raises BadInput."""
@@ -190,19 +205,9 @@ class SiteFile:
             tell()
 
     def _use(self, place: Path) -> None:
-        # first the bytes: were the file changed right now, saving would say so
-        content = _content(place)
-        self.site = parameters.load(place)
-        self.place, self._content = place.absolute(), content
-
-
-def _content(place: Path) -> bytes:
-    try:
-        with place.open("rb") as file:
-            return file.read(loader.MOST_BYTES + 1)
-    except OSError:
-        # loading it says what is the matter
-        return b""
+        file = loader.read(place)
+        self.site = parameters.validate(file.values, str(place), file.origins)
+        self.place, self._content = place.absolute(), file.content
 
 
 def _same(one: Path, other: Path) -> bool:

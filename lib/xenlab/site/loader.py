@@ -1,8 +1,9 @@
-"""A YAML file as a mapping with the place of each value, and its refusals as sentences."""
+"""YAML as a person writes it: read with the place of each value, changed in place, refused."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +41,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class YamlFile:
-    """The mapping that a file holds, and where each of its values stands."""
+    """The mapping that a file holds, where each of its values stands, and the file as it is."""
 
     values: dict[str, object]
     origins: Mapping[Place, Origin] = field(default_factory=dict)
+    content: bytes = b""
 
 
 def read(path: Path) -> YamlFile:
@@ -54,12 +56,20 @@ def read(path: Path) -> YamlFile:
     """
     where = str(path)
     try:
-        return _parsed(_text(path))
+        with path.expanduser().open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise BadInput("there is no such parameters file", where=where) from None
-    except OSError as error:
-        reason = f"this parameters file cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:
+        reason = f"this parameters file cannot be read: {getattr(error, 'strerror', error)}"
         raise BadInput(reason, where=where) from None
+    return parse(content, where)
+
+
+def parse(content: bytes, where: str) -> YamlFile:
+    """What the content of a file says; raises BadInput as `read` does."""
+    try:
+        return _parsed(content)
     except UnicodeDecodeError:
         reason = "this parameters file cannot be read: it is not UTF-8 text"
         raise BadInput(reason, where=where) from None
@@ -110,9 +120,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _text(path: Path) -> str:
-    with path.expanduser().open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
+def _text(content: bytes) -> str:
     if len(content) > MOST_BYTES:
         raise _Refused("this parameters file has more than 1 MiB, which no site needs")
     text = content.decode()
@@ -122,8 +130,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _parsed(text: str) -> YamlFile:
-    loader = _Loader(text)
+def _parsed(content: bytes) -> YamlFile:
+    loader = _Loader(_text(content))
     node = loader.get_single_node()
     if node is None:
         raise _Refused("this parameters file is empty")
@@ -135,7 +143,7 @@ def _parsed(text: str) -> YamlFile:
         if number > MOST_VALUES:
             raise _Refused(f"references (*) make more than {MOST_VALUES} values of this file")
         origins[place] = origin
-    return YamlFile(loader.construct_document(node), origins)
+    return YamlFile(loader.construct_document(node), origins, content)
 
 
 def _walk(node: yaml.Node, place: Place, above: set[int]) -> Iterator[tuple[Place, Origin]]:
@@ -165,6 +173,87 @@ def _walk(node: yaml.Node, place: Place, above: set[int]) -> Iterator[tuple[Plac
                 )
             seen[key.value] = at
             yield from _walk(value, (*place, key.value), above)
+
+
+# A file with other values: what does not change stays as it is, to the byte.
+
+
+def edited(text: str, old: object, new: object) -> str:
+    """The text of a file that says ``old``, changed where ``new`` differs from that.
+
+    A list that loses an entry, or has one of another name in its place, is written anew. A value
+    stays as it is where a comment within it would be lost; and what is changed may lie where a
+    reference (``*name``) leads: the caller must see whether the text says ``new`` then.
+    """
+    changes = _changes(text, yaml.compose(text, _Loader), old, new)
+    # from the end on, so that places stay right; of two at one place the later comes behind
+    for start, end, put in sorted(changes, key=lambda change: change[0])[::-1]:
+        text = text[:start] + put + text[end:]
+    return text
+
+
+def _changes(text: str, node: Any, old: Any, new: Any) -> Iterator[tuple[int, int, str]]:
+    """From and to which character a text is replaced, and by what, so that a value is another."""
+    if new == old:
+        return
+    before, after, nodes = _entries(old), _entries(new), _nodes(node, old)
+    start, end, between = node.start_mark.index, _end(text, node), ", "
+    block = isinstance(node, yaml.CollectionNode) and not node.flow_style
+    if block:
+        end, between = f"{text}\n".index("\n", end), "\n" + " " * node.start_mark.column
+    if nodes and nodes.keys() <= after.keys():
+        for name, inner in nodes.items():
+            yield from _changes(text, inner, before.get(name), after[name])
+        place = end if block else _end(text, list(nodes.values())[-1])
+        for name, value in after.items():
+            if name not in nodes and (name, value) not in before.items():
+                yield place, place, between + _entry(name, value, block)
+    elif not re.search(r"\s#", text[start:end]):
+        if block and new and type(new) is type(old):
+            put = between.join(_entry(name, value, block) for name, value in after.items())
+        else:
+            # a bracket below its key must stand further right than that
+            put = f" {_inline(new)}" if block else _inline(new)
+        yield start, end, put
+
+
+def _entries(value: object) -> Mapping[Any, object]:
+    """What a value holds; an entry of a list goes by its number and its name."""
+    if isinstance(value, list):
+        names = [entry.get("name") if isinstance(entry, dict) else entry for entry in value]
+        return {(number, repr(name)): value[number] for number, name in enumerate(names)}
+    return value if isinstance(value, dict) else {}
+
+
+def _nodes(node: yaml.Node, value: object) -> dict[Any, yaml.Node]:
+    """Where each entry of a value stands."""
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: inner for key, inner in node.value}
+    return dict(zip(_entries(value), node.value, strict=False))
+
+
+def _end(text: str, node: yaml.Node) -> int:
+    """Where a value ends, without the lines behind it that say nothing."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        last = node.value[-1]
+        return _end(text, last[1] if isinstance(node, yaml.MappingNode) else last)
+    start: int = node.start_mark.index
+    return start + len(text[start : node.end_mark.index].rstrip())
+
+
+def _entry(name: object, value: object, block: bool) -> str:
+    """An entry of a list or of a mapping, as it is added to a text."""
+    if isinstance(name, tuple):
+        return f"{'- ' if block else ''}{_inline(value)}"
+    return f"{_inline(name)}: {_inline(value)}"
+
+
+def _inline(value: object) -> str:
+    """A value in one line, as it can stand within brackets too."""
+    text = yaml.safe_dump(
+        [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=MOST_BYTES
+    )
+    return text[1:-2]
 
 
 # Why values were refused, as sentences a person can act on: pydantic's errors put in words.
