@@ -199,7 +199,7 @@ def test_snapshot_and_restore_running_and_off(lab: Lab) -> None:
     assert processes_of(lab) == []
     lab.restore("one")
     assert ssh(lab, "cat /run/mark /proc/sys/kernel/random/boot_id").split() == ["before", boot_id]
-    with pytest.raises(BadInput, match=r"no snapshot 'two'[\s\S]*one"):
+    with pytest.raises(BadInput, match=r"cannot restore snapshot 'two'[\s\S]*one"):
         lab.restore("two")
 
 
@@ -238,7 +238,7 @@ def test_two_labs_side_by_side(lab: Lab) -> None:
 def test_a_second_command_on_the_same_lab_is_refused(lab: Lab) -> None:
     code = (
         f"import sys; from xenlab_lab.lab import Lab; it = Lab({NAME!r})\n"
-        "with it._alone(): print('held', flush=True); sys.stdin.read()"
+        "with it._locked(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
