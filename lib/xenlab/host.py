@@ -111,7 +111,10 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 NO_ROOT = (125, 126, 127)
-"""What chroot(1), or a shell, ends with where the root, or the program in it, is not there yet."""
+"""What chroot(1), or a shell in it, ends with where the root holds no system, or not all of one."""
+
+NO_PROGRAM = 127
+"""What a shell ends with where a program is not installed."""
 
 READ_SECONDS = 60.0
 """Deadline of a command that only looks; what changes something names its own."""
@@ -345,11 +348,12 @@ class Host:
     ) -> Result | None:
         """Run a command that only looks; None where there is nothing to look at yet.
 
-        That is where the root holds no system (`NO_ROOT`), or the status is one of ``absent``.
+        That is where a root that is not booted holds no system (`NO_ROOT`), or the status is one
+        of ``absent``.
         Raises CommandFailed for any other that is neither 0 nor one of ``statuses``.
         """
         result = self.run(command, timeout=timeout, check=False)
-        if result.status in (*NO_ROOT, *absent):
+        if result.status in absent or (self.root != "/" and result.status in NO_ROOT):
             return None
         if result.status not in (0, *statuses):
             raise CommandFailed(result)

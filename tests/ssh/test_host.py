@@ -18,7 +18,7 @@ from tests.watching import Watching
 
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, CommandTimeout, ConnectionLost
-from xenlab.host import Host
+from xenlab.host import NO_PROGRAM, Host
 from xenlab.masking import MASK, Secret
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH
@@ -98,6 +98,20 @@ def test_a_chroot_gets_the_same_values(host: Host) -> None:
     fake = Host(host.transport, root="/nowhere")
     with pytest.raises(CommandFailed, match="chroot"):
         fake.run(Command.argv("printf", "%s", "it's"))
+
+
+def test_a_look_at_a_root_without_a_system_finds_nothing(host: Host, tmp_path: Path) -> None:
+    assert Host(host.transport, root=str(tmp_path)).look("true") is None
+    assert Host(host.transport, root=str(tmp_path / "missing")).look("true") is None
+
+
+def test_a_look_on_a_running_system_needs_its_programs(host: Host) -> None:
+    with pytest.raises(CommandFailed, match="exit status 127"):
+        host.look("no-such-program")
+    assert host.look("no-such-program", absent=(NO_PROGRAM,)) is None
+    assert host.look("exit 44", absent=(44,)) is None
+    with pytest.raises(CommandFailed, match="exit status 44"):
+        host.look("exit 44")
 
 
 def test_a_failure_shows_its_last_lines(host: Host) -> None:

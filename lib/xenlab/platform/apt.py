@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, StepFailed, XenlabError
-from xenlab.host import Host
+from xenlab.host import NO_PROGRAM, Host
 from xenlab.platform.base import (
     Index,
     PackageState,
@@ -402,7 +402,8 @@ def listing(host: Host, names: tuple[str, ...], unsynced: str = "") -> str:
         dpkg-query -W -f '${Package}\\t${db:Status-Abbrev}\\n' -- "$@"
     """
     # 1: one of them is unknown to dpkg
-    result = host.look(Command.script(script, unsynced, *names), 1)
+    command = Command.script(script, unsynced, *names)
+    result = host.look(command, 1, absent=(NO_PROGRAM,))
     return result.stdout if result is not None else ""
 
 

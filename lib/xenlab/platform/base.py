@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from xenlab.command import Command, Result
 from xenlab.errors import BadInput, CommandFailed, StepFailed
-from xenlab.host import Host
+from xenlab.host import NO_PROGRAM, Host
 from xenlab.resources.base import Check, Difference, Report, Resource, Waiting
 from xenlab.site.types import PACKAGE_NAMES
 
@@ -295,7 +295,7 @@ class ServiceStates(Resource):
         """A table of the services that are not as wanted."""
         if not self.names:
             return None
-        result = host.look(self.look(host))
+        result = host.look(self.look(host), absent=(NO_PROGRAM,))
         unknown = dict.fromkeys(self.names, ("", ""))
         states = unknown if result is None else parse_service_states(result.stdout)
         rows = tuple(
@@ -369,7 +369,10 @@ class NoneFailed(Check):
 
     def probe(self, host: Host) -> Difference | None:
         """Which have failed, and what they said at last."""
-        result = host.look(self.look, timeout=START_SECONDS) if host.root == "/" else None
+        if host.root == "/":
+            result = host.look(self.look, absent=(NO_PROGRAM,), timeout=START_SECONDS)
+        else:
+            result = None
         if result is None:
             return Difference("nobody can say yet whether a service has failed")
         found = parse_failed(result.stdout)

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, ConnectionRefused, StepFailed
-from xenlab.host import Host
+from xenlab.host import NO_PROGRAM, Host
 from xenlab.platform.base import by_platform
 from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Difference, Report, Resource
@@ -28,7 +28,7 @@ MKCONFIG_SECONDS = 900.0
 INSTALL_SECONDS = 600.0
 
 _WRONG_DISK = 45
-_NOT_INSTALLED = (1, 2, 44)
+_NOT_INSTALLED = (1, 2, 44, NO_PROGRAM)
 """A look's own status, and those of the programs in it where what they read is not there."""
 
 

@@ -8,7 +8,7 @@ from textwrap import indent
 from typing import NamedTuple
 
 from xenlab.command import Command
-from xenlab.host import Host
+from xenlab.host import NO_PROGRAM, Host
 from xenlab.quoting import fstab
 from xenlab.resources.base import Check, Difference, Report, Resource
 from xenlab.resources.blockdevices import plain
@@ -172,7 +172,7 @@ class Exported(Resource):
             printf '\\nfiles:\\n'
             cat /etc/exports /etc/exports.d/*.exports 2> /dev/null || :
         """
-        result = host.look(Command.script(script))
+        result = host.look(Command.script(script), absent=(NO_PROGRAM,))
         now, _, files = (result.stdout if result else "").partition("\nfiles:\n")
         found = parse_exports(now)
         named = {line.split()[0] for line in files.splitlines() if line.strip()}
