@@ -39,6 +39,7 @@ _PLACES = {
     ),
     "command": "Command",
     "host": "Host",
+    "panel.chapters": "open_panel",
     "platform.boot": "XenEntry",
     "platform.interfaces": "GuestSettings guest_system",
     "platform.xl": "Disk DomainSpec Vif",

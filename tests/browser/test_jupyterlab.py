@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -43,7 +44,8 @@ def open_panel(site: Site, jupyter: Callable[..., Jupyter]) -> Jupyter:
     place = site.folder / "notebooks" / "91_panel.ipynb"
     shutil.copy(FOLDER / place.name, place)
     notebook = nbformat.read(place, 4)
-    notebook.cells[1].source = f'parameters_file: str = "{site.file}"  # the site'
+    file = os.path.relpath(site.file, place.parent)
+    notebook.cells[1].source = f'parameters_file: str = "{file}"  # the site'
     nbformat.write(notebook, place)
     lab = jupyter(site.folder / "notebooks")
     lab.open("91_panel.ipynb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,8 @@ def notebooks_of(site: Site, folder: Path, *names: str) -> Path:
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
         cell.source = re.sub(r"(?m)^ssh: dict = \{.*?\}", f"ssh: dict = {ssh!r}", cell.source)
         cell.source = re.sub(r'(?m)^lab: str = "lab"', f'lab: str = "{NAME}"', cell.source)
-        cell.source = cell.source.replace("../parameters/lab.yaml", str(site.parameters))
+        file = os.path.relpath(site.parameters, place)
+        cell.source = cell.source.replace("../parameters/lab.yaml", file)
         nbformat.write(notebook, place / f"{name}.ipynb")
     return place
 
