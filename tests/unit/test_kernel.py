@@ -23,6 +23,8 @@ from tests.ssh.conftest import processes_with, wait_until
 from tests.unit.rootdir import root_with
 from tests.watching import Watching
 
+from xenlab.cache import locked
+from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
 from xenlab.host import Host, Output
 from xenlab.resources.archive import checksum_of
@@ -75,10 +77,11 @@ def test_the_two_kernels_are_mirror_images() -> None:
         flavour: {option.symbol: option.wanted for option in options(flavour)}
         for flavour in FLAVOURS
     }
-    for symbol in ("XEN_DOM0", "XEN_BACKEND", "PCI"):
+    for symbol in ("XEN_DOM0", "XEN_BACKEND"):
         assert wanted["dom0"][symbol] == "y"
         assert wanted["domU"][symbol] == "n"
-    assert wanted["domU"]["XEN_BLKDEV_FRONTEND"] == "y"
+    for symbol in ("XEN_BLKDEV_FRONTEND", "XEN_NETDEV_FRONTEND", "XEN_PCIDEV_FRONTEND"):
+        assert wanted["domU"][symbol] == "y"
     assert wanted["dom0"]["LOCALVERSION"] == '"-xen0"'
     assert wanted["domU"]["LOCALVERSION"] == '"-domU"'
 
@@ -157,19 +160,29 @@ def test_what_a_builder_answers_is_read() -> None:
 
 MAKEFILE = r"""
 # A kernel tree in miniature: the targets that our scripts use, and files at the same places.
+# As in the real one, objtool's record names the folder, and what objtool has seen depends on it.
 image := $(O)/arch/x86/boot/bzImage
+objects := $(O)/a.o $(O)/b.o $(O)/c.o
+.PHONY: tinyconfig olddefconfig begun bzImage FORCE
 tinyconfig:
 	echo '# CONFIG_NOTHING is not set' > $(O)/.config
 olddefconfig:
 	grep -v DROPPED $(O)/.config > $(O)/.config.new; mv $(O)/.config.new $(O)/.config
-bzImage:
-	echo started >> $(O)/../../started
-	@for file in a b c; do echo "  CC      $$file.o"; sleep $${SLOWNESS:-0.1}; done
+begun:
+	echo started >> $(O)/../../../started
+	mkdir -p $(O)/arch/x86/boot $(O)/include/config $(O)/tools
+	echo "CONFIG_CC_VERSION_TEXT=$$(gcc --version | head -n 1)" > $(O)/include/config/auto.conf
+$(O)/tools/objtool: FORCE | begun
+	@grep -qsF '$@' $(@D)/.objtool.cmd || { echo "cmd_$@" > $(@D)/.objtool.cmd; touch $@; }
+$(objects): $(O)/tools/objtool
+	@echo "  CC      $(@F)"; sleep $${SLOWNESS:-0.1}; { echo $(@F); cat $^; } > $@
+$(O)/c.o: $(O)/.config
+bzImage: $(objects)
 	@! grep -q BROKEN $(O)/.config || { echo "a.c:1: no such thing"; exit 1; }
-	mkdir -p $(O)/arch/x86/boot $(O)/include/config
 	echo 6.1.0-tiny > $(O)/include/config/kernel.release
 	gcc -nostdlib -static -Wl,-e,0 -o $(O)/vmlinux notes.S
-	{ date -d "$(KBUILD_BUILD_TIMESTAMP)" +%s; cat $(O)/.config; } > $(image)
+	cat $(objects) | sha256sum | sed "s/-/$$(date -d "$(KBUILD_BUILD_TIMESTAMP)" +%s)/" > $(image)
+	cat $(O)/.config >> $(image)
 	echo kernel/a.ko > $(O)/modules.builtin; touch $(O)/modules.builtin.modinfo
 """
 MERGE = '#!/bin/sh\n[ "$1 $2" = "-m -O" ]\ncat "$5" >> "$4"\n'
@@ -317,6 +330,72 @@ def test_another_option_is_another_kernel(archive: Path, host: Host) -> None:
     make(other, host)
     assert started(archive) == 2
     assert KernelBuilt(kernel(archive)).probe(host) is None
+
+
+def compiled(build: KernelBuild, host: Host) -> list[str]:
+    log = Path(build.work(build.require(host)), "log").read_text()
+    return sorted(line.split()[1] for line in log.splitlines() if line.startswith("  CC "))
+
+
+def alone(archive: Path, host: Host) -> str:
+    """The checksum of a guests' kernel that was built from nothing."""
+    elsewhere = replace(kernel(archive, "domU"), store=str(archive.parent / "elsewhere" / "store"))
+    found = make(elsewhere, host)["vmlinuz"]
+    assert compiled(elsewhere, host) == ["a.o", "b.o", "c.o"]
+    return found
+
+
+@pytest.mark.parametrize("left", ["", "a copy that was killed"])
+def test_the_guests_kernel_begins_with_what_dom0_s_has_compiled(
+    archive: Path, host: Host, left: str
+) -> None:
+    make(kernel(archive), host)
+    build = kernel(archive, "domU")
+    if left:
+        half = Path(build.work(build.require(host)), "out", "a.o")
+        half.parent.mkdir(parents=True)
+        half.write_text(left)
+    assert make(build, host)["vmlinuz"] == alone(archive, host)
+    assert compiled(build, host) == ["c.o"]
+
+
+UNUSABLE = {
+    "never built": 'rm -r "$1"',
+    "being built, or killed": 'rm "$1/status"',
+    "failed": 'echo "dom0-0123456789abcdef 2" > "$1/status"',
+    "by another compiler": 'sed -i s/gcc/clang/ "$1/out/include/config/auto.conf"',
+    "damaged": 'rm -r "$1/out/include"',
+}
+
+
+@pytest.mark.parametrize("state", UNUSABLE)
+def test_what_dom0_s_has_compiled_is_not_used_unless_it_is_whole(
+    archive: Path, host: Host, state: str
+) -> None:
+    make(kernel(archive), host)
+    build = kernel(archive, "domU")
+    host.run(Command.script(UNUSABLE[state], build.first(build.require(host))))
+    assert make(build, host)["vmlinuz"] == alone(archive, host)
+    assert compiled(build, host) == ["a.o", "b.o", "c.o"]
+
+
+def test_what_dom0_s_has_compiled_is_not_used_while_somebody_builds_there(
+    archive: Path, host: Host
+) -> None:
+    make(kernel(archive), host)
+    build = kernel(archive, "domU")
+    with locked(Path(build.first(build.require(host)), "lock")):
+        make(build, host)
+    assert compiled(build, host) == ["a.o", "b.o", "c.o"]
+
+
+def test_what_was_compiled_from_other_sources_is_not_used(archive: Path, host: Host) -> None:
+    make(kernel(archive), host)
+    with archive.open("ab") as file:
+        file.write(b"\0" * 4)
+    build = kernel(archive, "domU")
+    make(build, host)
+    assert compiled(build, host) == ["a.o", "b.o", "c.o"]
 
 
 def test_an_option_that_is_dropped_fails_with_its_name(archive: Path, host: Host) -> None:

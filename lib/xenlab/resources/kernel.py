@@ -197,6 +197,10 @@ class KernelBuild:
         """The output folder: two configurations of one source tree never meet."""
         return f"{self.store}/work/{self.flavour}-{facts.archive[:8]}"
 
+    def first(self, facts: BuilderFacts) -> str:
+        """The output folder that this one begins as a copy of; "" for dom0's, which is first."""
+        return "" if self.flavour == DOM0 else replace(self, flavour=DOM0).work(facts)
+
     def key(self, facts: BuilderFacts) -> str:
         """What went into the kernel, as one word."""
         name = PurePosixPath(self.archive).name
@@ -355,14 +359,16 @@ def _digest(text: str) -> str:
 
 # Kernels compiled: detached, followed, found again after a lost connection.
 
-COMPILED_FILES = {"dom0": 1590, "domU": 1420}
-"""About how many files a build from nothing compiles: what a progress bar is measured by."""
+COMPILED_FILES = {"dom0": 1590, "domU": 1490}
+SHARED_FILES = 1250
+"""About how many files a build compiles, and how many of them it may find compiled already."""
 
 BUILD_SECONDS = 8 * 3600.0
 RECONNECT_SECONDS = 600.0
 
 _FAILED, _OTHER_BUILD = 46, 47
 _COMPILED = re.compile(rb"^  (?:CC|AS)  ")
+_SHARED = b"begins with what was compiled in "
 
 
 @dataclass(frozen=True)
@@ -400,11 +406,8 @@ class KernelBuilt(Resource):
         while True:
             follow = Command.script(
                 RECEIVE + script("follow"),
-                self.build.tree(facts),
-                self.build.work(facts),
-                self.build.result(facts),
-                self.build.key(facts),
-                log.lines,
+                *(self.build.tree(facts), self.build.work(facts), self.build.result(facts)),
+                *(self.build.key(facts), self.build.first(facts), log.lines),
                 *size_and_digest(text),
             )
             try:
@@ -436,6 +439,7 @@ class _Log:
         self.tail: list[str] = []
         self._flavour = flavour
         self._report = report
+        self._files = COMPILED_FILES[flavour]
         self._compiled = 0
         self._rest = b""
 
@@ -452,9 +456,10 @@ class _Log:
         *lines, self._rest = (self._rest + piece).split(b"\n")
         self.lines += len(lines)
         self._compiled += sum(1 for line in lines if _COMPILED.match(line))
+        self._files -= sum(SHARED_FILES for line in lines if line.startswith(_SHARED))
         self.tail = [*self.tail, *(line.decode("utf-8", "replace") for line in lines)][-15:]
         if lines:
-            done = min(0.99, self._compiled / COMPILED_FILES[self._flavour])
+            done = min(0.99, self._compiled / self._files)
             self._report(f"compiling the {self._flavour} kernel", done)
 
 
