@@ -309,7 +309,7 @@ def test_sources_and_a_kernel_are_whole_after_a_power_cut(
         make(build, host)
         after = cut()
         facts = build.require(host)
-        for folder in (build.tree(facts), build.result(facts)):
+        for folder in (build.tree(facts), build.result(facts), f"{build.work(facts)}/out"):
             here, left = content(Path(folder)), content(after / Path(folder).relative_to(disk))
             assert here.keys() == left.keys()
             assert here == left
