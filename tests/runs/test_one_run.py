@@ -213,6 +213,23 @@ def test_a_guest_without_a_domain_is_not_waited_for(
     assert time.monotonic() - start < SECONDS / 4
 
 
+def test_a_plan_does_not_try_to_reach_a_guest_without_a_domain(
+    sshd: Sshd, make_sshd: Callable[..., Sshd], opened: Open, tmp_path: Path
+) -> None:
+    guest = make_sshd(alias="domu1")
+    sshd.config.write_text(sshd.config.read_text() + guest.config.read_text())
+    chapter = opened("plan", mode="plan")
+    resource = OnHost("domu1", chapter.guest("domu1"), Made(tmp_path / "x"))
+    chapter.each("05.1 Where no domain is", {"domu1": resource})
+    planned = chapter.journal.records()[-1]
+    assert planned["status"] == "would change"
+    said = planned["difference"]["domu1"]["summary"]
+    assert said.startswith("once domu1 answers: domu1 does not run: there is no such domain")
+    looks = [c["command"] for c in planned["commands"] if c["command"] == "xl list"]
+    assert len(looks) == 1
+    assert not guest.sessions()
+
+
 @dataclass(frozen=True)
 class CutOff(Made):
     """What is done although the machine goes away and comes back afterwards."""

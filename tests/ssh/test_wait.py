@@ -114,6 +114,18 @@ def test_what_waits_in_vain_ends_with_the_reason(sshd: Sshd) -> None:
     assert not waiting.said
 
 
+def test_what_nobody_is_going_to_start_is_not_even_tried(sshd: Sshd) -> None:
+    reasons = [""]
+    ssh = SSH(sshd.target, wait=Wait(LONG, in_vain=lambda: reasons[-1], at_once=True))
+    ssh.connect()
+    reasons.append("its domain does not run")
+    assert ssh.execute("echo kept", timeout=10)[:2] == (0, b"kept\n")
+    ssh.close()
+    with pytest.raises(Unreachable, match="^its domain does not run"):
+        ssh.execute("true", timeout=10)
+    assert ssh.connections == 1
+
+
 def test_a_guest_that_dies_meanwhile_is_noticed(waiting: Waiting, sshd: Sshd) -> None:
     sshd.stop()
 

@@ -509,7 +509,8 @@ class Chapter(PlatformAnswers):
                 self._look_around()
 
     def _wait(self, in_vain: Callable[[], str] = str) -> Wait:
-        return Wait(self.site.ssh.patience_seconds, self._waiting, in_vain)
+        plan, patience = self.mode == "plan", self.site.ssh.patience_seconds
+        return Wait(patience, self._waiting, in_vain, at_once=plan)
 
     def _waiting(self, line: str) -> None:
         if self._under_way is not None:

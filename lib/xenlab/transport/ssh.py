@@ -58,12 +58,20 @@ class Wait:
 
     ``say`` gets a line that says for what. ``in_vain`` gives the reason why the machine cannot
     answer ("its domain does not run"), "" as long as it may; it is asked every ``look_seconds``.
+    ``at_once`` says that nothing is going to start the machine: the reason is asked for before
+    each attempt, and believed.
     """
 
     seconds: float = 0.0
     say: Callable[[str], None] = _nobody
     in_vain: Callable[[], str] = str
     look_seconds: float = 10.0
+    at_once: bool = False
+
+    def refuse_vain(self) -> None:
+        """Raise Unreachable where an attempt would be vain, if that can be said at once."""
+        if self.at_once and (reason := self.in_vain()):
+            raise Unreachable(reason, hint=VAIN_HINT)
 
     def until_answered(
         self, name: str, attempt: Callable[[], Answer], stop: threading.Event | None = None
@@ -425,6 +433,7 @@ class SSH:
                     return self._connection
                 self._connection.close()
                 self._connection = None
+            self._wait.refuse_vain()
             route = resolve(self.target)
             via = self._via or self._jump_over(route.jump)
             self._connection = connect(
