@@ -181,6 +181,38 @@ def test_a_unit_that_systemd_does_not_take_for_masked_yet(pid1: Path) -> None:
     masked.verify(Host(Local()))
 
 
+def test_units_that_are_masked_are_asked_for_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text(f"""#!/bin/sh
+    echo asked >> {tmp_path}/asked
+    verb=$1
+    until [ "$1" = -- ]; do shift; done
+    shift
+    case $verb in
+        is-enabled | show) for name do cat "{tmp_path}/$name"; done ;;
+        -q)
+            for name do [ ! -e "{tmp_path}/$name.runs" ] || exit 0; done
+            exit 3
+            ;;
+    esac
+    """)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    names = ("one", "two", "three")
+    for name in names:
+        (tmp_path / name).write_text("masked\n")
+    masked = Systemd().masked(*names)
+    assert masked.probe(Host(Local())) is None
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3
+    (tmp_path / "two.runs").touch()
+    assert masked.probe(Host(Local())) == Difference("stop and mask two")
+    (tmp_path / "two.runs").unlink()
+    (tmp_path / "three").write_text("static\n")
+    assert masked.probe(Host(Local())) == Difference("stop and mask three")
+
+
 def test_what_is_added_to_a_masked_unit_need_not_be_read(tmp_path: Path, pid1: Path) -> None:
     unit = UnitFile(f"{tmp_path}/one.service.d/xenlab.conf", "[Unit]\n")
     Host(Local()).write(unit.path, unit.text())
