@@ -230,6 +230,31 @@ def test_a_plan_does_not_try_to_reach_a_guest_without_a_domain(
     assert not guest.sessions()
 
 
+def test_a_guest_stays_connected_until_a_step_changes_something(
+    sshd: Sshd, make_sshd: Callable[..., Sshd], opened: Open, tmp_path: Path
+) -> None:
+    guest = make_sshd(alias="domu1")
+    sshd.config.write_text(sshd.config.read_text() + guest.config.read_text())
+    chapter = opened("run", Hold.CHAPTER)
+    there = Made(Path("/etc/passwd"))
+
+    def connections() -> int:
+        """How often the guest was connected to once another step has looked at it."""
+        chapter.check("05.1 Look", OnHost("domu1", chapter.guest("domu1"), there))
+        ssh = chapter.guest("domu1").transport
+        assert isinstance(ssh, SSH)
+        return ssh.connections
+
+    assert [connections(), connections()] == [1, 1]
+    chapter.ensure("05.2 Change", Made(tmp_path / "x"))
+    assert [connections(), connections()] == [2, 2]
+    with pytest.raises(StepFailed):
+        chapter.check("05.3 Fail", Made(tmp_path / "y"))
+    assert connections() == 3
+    chapter.close()
+    wait_until(lambda: not guest.sessions(), SECONDS)
+
+
 @dataclass(frozen=True)
 class CutOff(Made):
     """What is done although the machine goes away and comes back afterwards."""

@@ -107,6 +107,7 @@ class Chapter(PlatformAnswers):
         self._own_stop = stop is None
         self._under_way: Step | None = None
         self._ssh = SSH(way_to(site), wait=self._wait(), on_connect=self._locked_again)
+        self._guests: dict[str, Host] = {}
         self._machine = MachineLock(self._ssh, journal.folder, hold)
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
@@ -122,7 +123,7 @@ class Chapter(PlatformAnswers):
             self._open()
         except BaseException:
             self._machine.release()
-            self._ssh.close()
+            self.hang_up()
             raise
 
     @property
@@ -136,9 +137,12 @@ class Chapter(PlatformAnswers):
         return self.host.inside(self.root)
 
     def guest(self, name: str) -> Host:
-        """A guest, by its alias in the site's ssh_config."""
-        wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
-        return Host(SSH(way_to(self.site, name), wait=wait), watcher=self.recorder)
+        """A guest, by its alias in the site's ssh_config; its connection is kept between steps."""
+        if name not in self._guests:
+            wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
+            ssh = SSH(way_to(self.site, name), wait=wait)
+            self._guests[name] = Host(ssh, watcher=self.recorder)
+        return self._guests[name]
 
     def needs(self, chapter: str, *resources: Wanted, again: Wanted = tuple) -> None:
         """Refuse to go on unless what another chapter makes is there (noted only, in plan mode).
@@ -258,7 +262,12 @@ class Chapter(PlatformAnswers):
             chapter=self.name, phase="close", status=OK, host=self.host.name, boot_id=self._boot_id
         )
         self._machine.closed()
-        self.host.transport.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the connections to the machine and to its guests."""
+        for host in (*self._guests.values(), self.host):
+            host.transport.close()
 
     def _open(self) -> None:
         with self._step(f"{self._number}.0 Open the chapter", self.host) as step:
@@ -286,12 +295,8 @@ class Chapter(PlatformAnswers):
         names = [g.name for g in self.site.lan_guests] if self.site.knows("lan_guests") else []
         there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
         guests = [self.guest(name) for name in there]
-        try:
-            machines = (self.host, self.controller)
-            return [end_attempt(attempt, machines, guests) for attempt in attempts]
-        finally:
-            for guest in guests:
-                guest.transport.close()
+        machines = (self.host, self.controller)
+        return [end_attempt(attempt, machines, guests) for attempt in attempts]
 
     def _locked_again(self) -> None:
         """Nothing of a step goes over a new connection before the machine is this run's again.
@@ -306,15 +311,8 @@ class Chapter(PlatformAnswers):
         if self._own_stop:
             self.stop.clear()
         self._agreed = {}
-        step = Step(
-            journal=self.journal,
-            sink=self._sink,
-            chapter=self.name,
-            title=title,
-            host=host.name,
-            boot_id=lambda: self._boot_id,
-            recorder=self.recorder,
-        )
+        place = (self.journal, self._sink, self.name)
+        step = Step(*place, title, host.name, lambda: self._boot_id, self.recorder)
         self._under_way = step
         try:
             with step:
@@ -323,6 +321,10 @@ class Chapter(PlatformAnswers):
                 yield step
         finally:
             self._under_way = None
+            if step.status != OK and self.mode == "apply":
+                # whether a guest runs, or as what, may be among what the step has changed
+                for guest in self._guests.values():
+                    guest.transport.close()
             self._machine.step_over()
 
     def _side_by_side(

@@ -78,7 +78,7 @@ class ChapterPanel:
 
     def _let_go(self, chapter: Chapter) -> None:
         self._worker.wait()
-        chapter.host.transport.close()
+        chapter.hang_up()
 
     def _chosen(self) -> None:
         if self.choice.value == self._name:
@@ -155,7 +155,7 @@ class ChapterPanel:
         except BaseException:
             chapter = namespace.get("chapter")
             if isinstance(chapter, Chapter):
-                chapter.host.transport.close()
+                chapter.hang_up()
             raise
         return namespace
 
