@@ -9,13 +9,14 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 from jupyter_core.paths import jupyter_runtime_dir
 from nbformat.v4 import new_code_cell
-from tests.ssh.conftest import wait_until
+from tests.ssh.conftest import Sshd, wait_until
 from tests.ssh.small import Site, one_line
 
 from xenlab.journal import verify
@@ -140,6 +141,30 @@ def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None
     site.chapter("02_second", "xenlab.chapter.notebook", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def logins(site: Site) -> int:
+    """How often somebody has logged in to the machine."""
+    return site.sshd.log.read_text().count("Accepted publickey")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "kept"), [(Sshd.sessions, True), (Sshd.restart, False)], ids=["kept", "broken"]
+)
+def test_a_chapter_is_connected_when_its_turn_comes(
+    site: Site, meanwhile: Callable[[Sshd], object], kept: bool
+) -> None:
+    go = site.folder / "go"
+    site.chapter("01_first", f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.05)")
+    site.chapter("02_second", site.made("02.1"))
+    run = site.start("run", "-f", "site.yaml")
+    wait_until(lambda: logins(site) == 2, 120)
+    meanwhile(site.sshd)
+    go.touch()
+    out, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, out
+    assert site.steps() == [("02.1", "changed")]
+    assert (logins(site) == 2) == kept
 
 
 @pytest.mark.parametrize(

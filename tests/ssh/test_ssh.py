@@ -16,7 +16,7 @@ import pytest
 from tests.ssh.conftest import Sshd, free_port, keygen, kill, wait_until
 
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused, NoConnection
-from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh import OWED_SECONDS, SSH, Wait
 from xenlab.transport.ssh_config import Target
 
 MakeSshd = Callable[..., Sshd]
@@ -161,6 +161,38 @@ def test_a_dead_peer_is_noticed(sshd: Sshd, opened: Callable[..., SSH], data: by
     for session in stopped:
         kill(session)
     assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_connected_beforehand_is_taken_over_unless_it_is_silent(
+    sshd: Sshd, opened: Callable[..., SSH], frozen: bool
+) -> None:
+    ssh = opened(sshd.target, keepalive=0.2, patience=300.0)
+    ssh.prepare()
+    made = ssh._connection
+    assert made is not None
+    sessions = sshd.sessions()
+    for session in sessions if frozen else ():
+        os.kill(session, signal.SIGSTOP)
+    wait_until(lambda: (made.liveness.owed > OWED_SECONDS) == frozen)
+    told: list[int] = []
+    ssh.take_over(Wait(), lambda: told.append(ssh.connections))
+    assert ssh.execute("echo here", timeout=60, look=True)[1] == b"here\n"
+    connections = 2 if frozen else 1
+    assert told == [connections]
+    for session in sessions:
+        kill(session)
+
+
+def test_what_cannot_be_connected_beforehand_is_left_to_the_first_command(sshd: Sshd) -> None:
+    ssh = SSH(sshd.target)
+    sshd.stop()
+    ssh.prepare()
+    with pytest.raises(ConnectionRefused, match="nobody listens there"):
+        ssh.execute("true", timeout=60)
+    sshd.start()
+    assert ssh.execute("echo here", timeout=60)[1] == b"here\n"
+    ssh.close()
 
 
 def test_an_idle_connection_that_broke_is_made_anew(ssh: SSH, sshd: Sshd) -> None:

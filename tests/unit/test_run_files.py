@@ -19,7 +19,7 @@ from tests.smalldisk import small_disk
 from tests.unit.test_audit import make_key
 
 from xenlab import durable
-from xenlab.chapter.chapter import _hold
+from xenlab.chapter.machine_lock import Hold
 from xenlab.durable import free_place
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import Journal, Reader
@@ -205,7 +205,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "begin": runs.begin,
     "report": report.write,
     "render": lambda folder: report.render(folder),
-    "open": lambda folder: _hold(folder, "04_grub"),
+    "open": lambda folder: Hold.within(folder, "04_grub"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
 import time
@@ -31,7 +30,7 @@ from xenlab.chapter.step import (
     require_consents,
     would_refuse,
 )
-from xenlab.durable import kept_file, new_run_folder, runs_folder
+from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import (
     ChapterOrder,
     CommandFailed,
@@ -79,7 +78,7 @@ class Chapter(PlatformAnswers):
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
     what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
     its hosts run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step
-    under way once it is set, the opening as well.
+    under way once it is set, the opening as well. ``early`` may have connected beforehand.
     """
 
     def __init__(
@@ -93,6 +92,7 @@ class Chapter(PlatformAnswers):
         hold: Hold = Hold.STEP,
         stop: threading.Event | None = None,
         destroy: tuple[str, ...] = (),
+        early: SSH | None = None,
     ) -> None:
         super().__init__(site)
         self.name = name
@@ -106,9 +106,11 @@ class Chapter(PlatformAnswers):
         self.controller = Host(Local(), watcher=self.recorder)
         self._own_stop = stop is None
         self._under_way: Step | None = None
-        self._ssh = SSH(way_to(site), wait=self._wait(), on_connect=self._locked_again)
-        self._guests: dict[str, Host] = {}
+        way = way_to(site)
+        self._ssh = early if early is not None and early.target == way else SSH(way)
         self._machine = MachineLock(self._ssh, journal.folder, hold)
+        self._ssh.take_over(self._wait(), self._locked_again)
+        self._guests: dict[str, Host] = {}
         self.host = Host(self._ssh, watcher=self.recorder)
         self.root = INSTALLED_ROOT
         self._sink = sink
@@ -558,6 +560,9 @@ SINK = "_xenlab_sink"
 STOP = "_xenlab_stop"
 """The variable that holds what stops them once it is set (a `threading.Event`)."""
 
+EARLY = "_xenlab_early"
+"""The variable that holds a connection made beforehand (an `SSH`), where a run prepared one."""
+
 RUNBOOK = "_xenlab_runbook"
 """The variable that holds what a chapter's cells get where no chapter is opened, only written."""
 
@@ -579,7 +584,7 @@ def open_chapter(
     folder = os.environ.get("XENLAB_RUN")
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")
-    hold = _hold(Path(folder), name) if folder else Hold.STEP
+    hold = Hold.within(Path(folder), name) if folder else Hold.STEP
     destroy = tuple(os.environ.get("XENLAB_DESTROY", "").split())
     return Chapter(
         name,
@@ -590,11 +595,5 @@ def open_chapter(
         hold=hold,
         stop=stop,
         destroy=destroy,
+        early=namespace.get(EARLY),
     )
-
-
-def _hold(folder: Path, name: str) -> Hold:
-    """A run has the machine to itself until its last chapter is closed."""
-    record = kept_file(folder, "run.json")
-    chapters = json.loads(record.read_text())["chapters"] if record.exists() else [name]
-    return Hold.CHAPTER if chapters[-1] == name else Hold.RUN

@@ -11,6 +11,7 @@ other runs began to change there, and is still at work, is told to whoever takes
 from __future__ import annotations
 
 import getpass
+import json
 import platform
 import threading
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 from xenlab.chapter.recorder import CHANGE
 from xenlab.command import Command
+from xenlab.durable import kept_file
 from xenlab.errors import ConnectionLost, MachineBusy, NoConnection, StepFailed
 from xenlab.host import UPTIME, Host, Watcher
 from xenlab.journal import Journal
@@ -215,6 +217,13 @@ class Hold(Enum):
     STEP = "while a step changes the machine"
     CHAPTER = "until the chapter is closed"
     RUN = "until the chapter is closed, and a while longer, for the next one of the run"
+
+    @classmethod
+    def within(cls, run: Path, chapter: str) -> Hold:
+        """A run, of which this is the folder, has the machine until its last chapter is closed."""
+        record = kept_file(run, "run.json")
+        chapters = json.loads(record.read_text())["chapters"] if record.exists() else [chapter]
+        return cls.CHAPTER if chapters[-1] == chapter else cls.RUN
 
 
 class MachineLock:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -17,12 +20,15 @@ from IPython.display import display as ipython_display
 
 from xenlab.chapter import events
 from xenlab.chapter.card import Card, Paint, Painter, duration, environment
-from xenlab.chapter.chapter import RUNBOOK, SINK, STOP, Chapter
+from xenlab.chapter.chapter import RUNBOOK, SINK, STOP, Chapter, way_to
 from xenlab.chapter.chapter import open_chapter as open_shown_by
 from xenlab.chapter.step import WOULD_CHANGE
+from xenlab.durable import kept_file
 from xenlab.errors import ConsentNeeded, XenlabError
 from xenlab.masking import clean
 from xenlab.resources.base import Asked, Waiting
+from xenlab.site.schema import validate
+from xenlab.transport.ssh import SSH
 
 # The consent card: a person types what a step may destroy, a disk's serial or a guest's name.
 
@@ -208,6 +214,20 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
         return open_shown_by(name, namespace, TextSink(sys.stdout).on)
     show_errors_briefly()
     return open_shown_by(name, namespace, NotebookSink().on)
+
+
+def connected_early() -> SSH | None:
+    """The machine of the run that this kernel was started for, None where it was for none.
+
+    It is connected to while the chapter before this kernel's own still works.
+    """
+    folder = os.environ.get("XENLAB_RUN")
+    record = kept_file(Path(folder), "run.json") if folder else None
+    if record is None or not record.exists():
+        return None
+    ssh = SSH(way_to(validate(json.loads(record.read_text())["parameters"], str(record))))
+    threading.Thread(target=ssh.prepare, daemon=True).start()
+    return ssh
 
 
 class TextSink:

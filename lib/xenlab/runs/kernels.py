@@ -19,21 +19,24 @@ from jupyter_core.utils import ensure_event_loop
 from traitlets import Unicode
 
 from xenlab import durable
+from xenlab.chapter.chapter import EARLY
 from xenlab.errors import DiskFull
 
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
-_READY = "import xenlab.chapter.notebook"
+_READY = "import xenlab.chapter.notebook; {} = xenlab.chapter.notebook.connected_early()"
+"""What a kernel does beforehand; a chapter finds the connection under the name that goes in."""
 
 
 class Kernels(ExitStack):
     """The kernels of a run's notebooks, which lie in ``folder``.
 
-    A kernel needs seconds to start and to import xenlab, so each notebook's does that beforehand:
-    the first one's from `prepare` on, the next one's while one still works. Each has
-    ``environment`` added to ours, inherits the file descriptor ``lock``, and writes what it has
-    to say outside of cells to ``log``, a new file. All are gone at the end of the block.
+    A kernel needs seconds to start, to import xenlab and to log in to the machine, so each
+    notebook's does that beforehand: the first one's from `prepare` on, the next one's while one
+    still works. Each has ``environment`` added to ours, inherits the file descriptor ``lock``, and
+    writes what it has to say outside of cells to ``log``, a new file. All are gone at the end of
+    the block.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Kernels(ExitStack):
             "stderr": output,
             "pass_fds": (lock,),
             "extra_arguments": [
-                f"--IPKernelApp.exec_lines={_READY}",
+                f"--IPKernelApp.exec_lines={_READY.format(EARLY)}",
                 "--HistoryManager.hist_file=:memory:",
             ],
         }

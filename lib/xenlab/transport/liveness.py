@@ -38,6 +38,12 @@ class LivenessSocket:
         self._closed = False
         self.silent = False
 
+    @property
+    def owed(self) -> float:
+        """For how many seconds the peer has owed an answer, 0 where it owes none."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
     def asked(self) -> None:
         """A question that the peer must answer was sent."""
         if self._asked is None:

@@ -18,8 +18,9 @@ from xenlab.errors import (
     NoConnection,
     Overdue,
     Unreachable,
+    XenlabError,
 )
-from xenlab.host import Output, Progress
+from xenlab.host import READ_SECONDS, Output, Progress
 from xenlab.transport.channel import (
     POLL_SECONDS,
     Conversation,
@@ -114,6 +115,9 @@ SESSIONS = 8
 LONGEST_COMMAND = 120_000
 """Bytes; the kernel takes 128 KiB for one argument, and sshd passes the command as one."""
 
+OWED_SECONDS = 5.0
+"""How long a question may be without an answer where a connection made beforehand is taken over."""
+
 SHELL_END_SECONDS = 10.0
 """How long the shell that stays for looks may take to end, where its session is wanted."""
 
@@ -173,6 +177,21 @@ class SSH:
         self._refuses_shell: Connection | None = None
         self._slots = threading.BoundedSemaphore(SESSIONS)
         self._busy = 0
+
+    def take_over(self, wait: Wait, on_connect: Callable[[], None]) -> None:
+        """Wait in this way from now on, and tell of connections, one that is there included.
+
+        One that was made beforehand and owes an answer, as after a reboot, is given up.
+        """
+        self._wait, self._on_connect = wait, on_connect
+        connection = self._connection
+        if connection is not None and connection.liveness.owed > OWED_SECONDS:
+            self._drop(connection)
+
+    def prepare(self) -> None:
+        """Connect beforehand, and start the shell for looks; a command will say what hinders it."""
+        with suppress(XenlabError, NoShell), self._look_shell(READ_SECONDS, None):
+            pass
 
     def connect(self, stop: threading.Event | None = None, *, seconds: float | None = None) -> None:
         """Connect if not connected; ``seconds`` say how long it is waited for, if not as usual.
