@@ -260,8 +260,10 @@ class Access:
             "    ServerAliveCountMax 8",
         ]
         lines = [f"Host {DOM0}", "    HostName 127.0.0.1", f"    Port {port}", *common]
-        # a ProxyJump would not read this file again, and paramiko does not know the option
-        jump = f"    ProxyCommand ssh -F {_quoted(self.config)} -W %h:%p {DOM0}"
+        jump = f"    ProxyJump {DOM0}"
+        if " " in str(self.config):
+            # a ProxyJump has a shell read this file's path as it is
+            jump = f"    ProxyCommand ssh -F {_quoted(self.config)} -W %h:%p {DOM0}"
         for name, address in guests.items():
             lines += ["", f"Host {name}", f"    HostName {address}", *common, jump]
         durable.replace(self.config, "".join(f"{line}\n" for line in lines).encode())

@@ -303,6 +303,24 @@ def test_a_jump_host(sshd: Sshd, bastion: Sshd, opened: Callable[..., SSH]) -> N
     assert refusal(sshd.target).startswith("box: cannot connect to 127.0.0.1:")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_jump_host_that_is_worked_on_is_passed_over_its_own_connection(
+    sshd: Sshd, bastion: Sshd, opened: Callable[..., SSH], same: bool
+) -> None:
+    known = "" if same else str(sshd.known_hosts)
+    near = opened(Target("bastion", config=str(sshd.config), known_hosts=known))
+    near.connect()
+    ssh = opened(sshd.target, near=near)
+    assert ssh.execute("echo here", timeout=60)[1] == b"here\n"
+    logins = bastion.log.read_text().count("Accepted publickey")
+    assert logins == (1 if same else 2)
+    ssh.close()
+    assert near.execute("echo kept", timeout=60)[1] == b"kept\n"
+    assert near.connections == 1
+    near.close()
+    assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
+
+
 def test_a_jump_host_that_is_down_is_named(sshd: Sshd, bastion: Sshd) -> None:
     bastion.stop()
     said = refusal(sshd.target)

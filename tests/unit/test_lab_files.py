@@ -100,6 +100,13 @@ def test_config_is_understood_by_openssh_and_paramiko(own: access.Access) -> Non
     assert config.lookup("dom0")["port"] == "2222"
 
 
+def test_the_way_to_a_guest_leads_over_dom0(tmp_path: Path) -> None:
+    own = access.Access(tmp_path)
+    own.write_config(2222, {"domu1": "10.66.0.11"})
+    found = paramiko.SSHConfig.from_path(str(own.config)).lookup("domu1")
+    assert (found["hostname"], found["proxyjump"]) == ("10.66.0.11", "dom0")
+
+
 def test_keys_are_private_and_kept(own: access.Access) -> None:
     before = own.public_key
     assert stat.S_IMODE(own.identity.stat().st_mode) == 0o600

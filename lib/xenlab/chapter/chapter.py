@@ -142,7 +142,7 @@ class Chapter(PlatformAnswers):
         """A guest, by its alias in the site's ssh_config; its connection is kept between steps."""
         if name not in self._guests:
             wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
-            ssh = SSH(way_to(self.site, name), wait=wait)
+            ssh = SSH(way_to(self.site, name), wait=wait, near=self._ssh)
             self._guests[name] = Host(ssh, watcher=self.recorder)
         return self._guests[name]
 

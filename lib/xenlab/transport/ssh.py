@@ -141,7 +141,8 @@ class SSH:
     connection. ``wait`` says for how long it is tried again where nobody answers.
     ``on_connect`` is called for each new connection before a command goes over it, and is itself
     restricted to `converse`; what it raises, the command raises. ``connections`` counts how often
-    it has connected.
+    it has connected. ``near`` is a machine that is worked on beside this one: where it is the jump
+    host, the way leads through the connection that it has.
     """
 
     def __init__(
@@ -154,11 +155,13 @@ class SSH:
         patience: float = 30.0,
         wait: Wait | None = None,
         on_connect: Callable[[], None] | None = None,
+        near: SSH | None = None,
     ) -> None:
         self.target = target
         self.name = target.host
         self.connections = 0
         self._via = via
+        self._near = near
         self._wait = wait or Wait()
         self._on_connect = on_connect
         self._told: Connection | None = None
@@ -469,9 +472,13 @@ class SSH:
     def _jump_over(self, jump: str) -> SSH | None:
         if self._jump is not None or not jump:
             return self._jump
-        for hop in hops(jump):
+        targets = [self._hop(hop) for hop in hops(jump)]
+        near = self._near
+        if near is not None and [*map(resolve, targets)] == [resolve(near.target)]:
+            return near
+        for target in targets:
             # `Host *` gives the jump host itself the same ProxyJump.
-            if hop.host == self.target.host:
+            if target.host == self.target.host:
                 continue
             if self._depth >= MAX_HOPS:
                 raise BadInput(
@@ -479,16 +486,14 @@ class SSH:
                     where=self.name,
                     hint="give the jump host a Host block without ProxyJump",
                 )
-            target = Target(
-                hop.host,
-                config=self.target.config,
-                port=hop.port,
-                user=hop.user,
-                known_hosts=self.target.known_hosts,
-            )
-            self._jump = SSH(target, via=self._jump, wait=None, on_connect=None, **self._timing)
+            timing: dict[str, Any] = self._timing
+            self._jump = SSH(target, via=self._jump, **timing)
             self._jump._depth = self._depth + 1
         return self._jump
+
+    def _hop(self, hop: Target) -> Target:
+        config, known = self.target.config, self.target.known_hosts
+        return Target(hop.host, config, hop.port, hop.user, known_hosts=known)
 
     def _drop(self, connection: Connection) -> None:
         with self._lock:
