@@ -23,10 +23,12 @@ _PLACES = {
     "chapters.guests": (
         "disk_booted_again domain_configured domain_table host_key_table image_record image_taken"
     ),
-    "chapters.ingredients": "Brought Fits controller_software look_at_machine machine_table",
+    "chapters.ingredients": (
+        "Brought DriversBuilt Fits controller_software driver_table look_at_machine machine_table"
+    ),
     "chapters.kernel": (
-        "DiskBooted build_result build_tools builder configured_options kernel_build "
-        "kernel_installed kernel_release running_system wanted_options xen_entry"
+        "DiskBooted build_result build_tools builder configured_options dom0_configured "
+        "kernel_build kernel_installed kernel_release running_system wanted_options xen_entry"
     ),
     "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_settings reaches_the_others"),
     "chapters.shared_filesystems": (

@@ -35,7 +35,7 @@ from xenlab.errors import (
 )
 from xenlab.host import Host
 from xenlab.journal import Journal, verify
-from xenlab.resources.base import All, Condition, Difference, Report, Resource
+from xenlab.resources.base import All, Check, Condition, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.runs.execute import code_cells
 from xenlab.site.schema import Parameters, Ssh
@@ -190,6 +190,23 @@ def test_a_check_names_all_that_does_not_hold_and_what_to_try(
     assert failed.value.message == "A is off; B is off"
     assert failed.value.hint == "turn A on; turn B on"
     assert len(journal.records()[-1]["difference"]) == 2
+
+
+@dataclass(frozen=True)
+class CannotTell(Check):
+    """What nobody can tell of a machine."""
+
+    def probe(self, host: Host) -> Difference | None:
+        return Difference("tell it", stays="nobody can tell")
+
+
+@pytest.mark.parametrize("mode", ["apply", "plan"])
+def test_what_a_check_cannot_tell_is_said_and_no_reason_to_stop(
+    sshd: Sshd, journal: Journal, mode: str
+) -> None:
+    open_chapter_at(sshd, journal, mode).check("05.1 Look", CannotTell())
+    final = journal.records()[-1]
+    assert (final["status"], final["message"]) == ("ok", "nobody can tell")
 
 
 def test_output_is_kept_whole_with_its_digest(

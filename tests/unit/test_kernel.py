@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from tests.watching import Watching
 
 from xenlab.cache import locked
 from xenlab.command import Command
-from xenlab.errors import BadInput, CommandFailed, ConnectionLost, StepFailed
+from xenlab.errors import BadInput, CommandFailed, CommandTimeout, ConnectionLost, StepFailed
 from xenlab.host import Host, Output
 from xenlab.resources.archive import checksum_of
 from xenlab.resources.kernel import (
@@ -403,8 +404,9 @@ def test_an_option_that_is_dropped_fails_with_its_name(archive: Path, host: Host
     unpacked(build).apply(host, silent)
     configured = KernelConfigured(build)
     configured.apply(host, silent)
-    with pytest.raises(StepFailed, match="does not honour DROPPED=y"):
+    with pytest.raises(StepFailed, match="does not honour DROPPED=y") as failed:
         configured.verify(host)
+    assert "what it depends on" in failed.value.hint
 
 
 @pytest.mark.parametrize("arrived", [0, 25, -1])
@@ -559,6 +561,26 @@ def test_kernels_compiled_ahead_end_with_the_command_that_compiles_them(
     ahead.terminate()
     assert ahead.wait(120) == 128 + signal.SIGTERM
     assert processes_with(f"XENLAB_CACHE={cache['XENLAB_CACHE']}") == []
+
+
+def test_who_configures_what_is_compiled_already_does_not_wait_for_its_end(
+    archive: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = kernel(archive)
+    unpacked(build).apply(host, silent)
+    configured = KernelConfigured(build)
+    configured.apply(host, silent)
+    monkeypatch.setattr("xenlab.resources.kernel.CONFIGURE_SECONDS", 3.0)
+    with Path(build.work(build.require(host)), "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configured.apply(host, silent)
+        # another kernel in the same folder has no config before its turn
+        other = KernelConfigured(kernel(archive, "dom0", "CONFIG_MORE=y"))
+        with pytest.raises(CommandTimeout):
+            other.apply(host, silent)
+    assert other.config(host) is None
+    other.apply(host, silent)
+    other.verify(host)
 
 
 def test_a_missing_archive_is_said_before_anything_is_done(tmp_path: Path, host: Host) -> None:

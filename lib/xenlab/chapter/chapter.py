@@ -45,7 +45,7 @@ from xenlab.errors import (
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.platform.choice import PlatformAnswers
-from xenlab.resources.base import Difference, Resource, Waiting
+from xenlab.resources.base import Check, Difference, Resource, Waiting
 from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
 from xenlab.site.rules import dom0_device
 from xenlab.site.schema import Parameters, from_notebook
@@ -391,7 +391,9 @@ class Chapter(PlatformAnswers):
 
     def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
         """Whether a difference may stay, and nobody agreed to lose what is there; it is said."""
-        if not difference.stays or not self._consents.missing(looked(resource.destroys, host)):
+        if not difference.stays or not (
+            isinstance(resource, Check) or self._consents.missing(looked(resource.destroys, host))
+        ):
             return False
         step.note(difference.stays)
         return True

@@ -5,19 +5,23 @@ Howto: „Rohstoffe“, „Hirnschmalz“.
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import absent_stage, kernel_checksum, stage_checksum
+from xenlab.chapters.kernel import COMPILER, Driver, dom0_config, drivers_lacking
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.boot import Ipmi, power
 from xenlab.resources.archive import has_checksum, require_checksum
-from xenlab.resources.base import Check, Difference
+from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.site.rules import fits as disk_fits
@@ -351,3 +355,138 @@ class Brought(Check):
             )
         require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
         return None
+
+
+# The machine's drivers against dom0's kernel: one image without modules, which has them or not.
+
+# up walks from a device to the root of its bus, and on from what it is made of: the ports of a
+# bond or bridge, the disks of an array, the paths of an NVMe. A PCI bridge works without a driver.
+_DRIVERS = """
+    up() { # USE DIRECTORY
+        set -- "$1" "$(readlink -f -- "$2")"
+        while [ "${2#/sys/devices/}" != "$2" ]; do
+            for below in "$2"/lower_* "$2"/slaves/* "$2"/nvme*; do
+                [ ! -L "$below" ] || up "$1" "$below"
+            done
+            class=
+            [ ! -f "$2/class" ] || read -r class < "$2/class" || :
+            case $class in
+                0x0604*) ;;
+                *) [ ! -L "$2/driver" ] || say "$@" ;;
+            esac
+            set -- "$1" "${2%/*}"
+        done
+    }
+    say() {
+        bus=$(readlink "$2/subsystem") name=$(readlink "$2/driver")
+        module=$(readlink "$2/driver/module") || :
+        printf '%s\\t%s\\t%s\\t%s\\t%s\\n' \\
+            "$1" "${2##*/}" "${bus##*/}" "${name##*/}" "${module##*/}"
+    }
+    uplinks=' '
+    uplink() { # NAME: once
+        case $uplinks in *" $1 "*) return ;; esac
+        uplinks=" $1$uplinks"
+        up uplink "/sys/class/net/$1"
+    }
+    disk=$(readlink -f -- "$1") || :
+    up disk "/sys/class/block/$(printf %s "${disk#/dev/}" | tr / '!')"
+    uplink "$2"
+    # what carries this connection may have another name than in the installed system
+    [ ! -r /proc/net/route ] || while read -r name to rest; do
+        [ "$to" != 00000000 ] || uplink "$name"
+    done < /proc/net/route
+    [ ! -r /proc/net/ipv6_route ] || while read -r to length rest; do
+        case "${to#"${to%%[!0]*}"}$length" in 00) uplink "${rest##* }" ;; esac
+    done < /proc/net/ipv6_route
+"""
+
+
+def look_at_drivers(host: Host, disk: str, uplink: str) -> tuple[Driver, ...]:
+    """The drivers that the disk and the uplink work by now; one command."""
+    found = host.run(Command.script(_DRIVERS, disk, uplink)).stdout
+    drivers = [Driver(*line.split("\t")) for line in found.splitlines()]
+    # a guest's end of the bridge
+    return tuple(dict.fromkeys(each for each in drivers if each.bus != "xen-backend"))
+
+
+def driver_table(chapter: Chapter) -> pd.DataFrame:
+    """Each of these drivers, with the options that dom0's kernel lacks for it."""
+    drivers = look_at_drivers(chapter.host, chapter.site.disk, chapter.site.uplink)
+    lacks = drivers_lacking(chapter.site, drivers, chapter.controller) or {}
+    return pd.DataFrame(
+        [
+            {
+                "for": each.use,
+                "device": f"{each.bus} {each.device}",
+                "driver": each.module or each.name,
+                "dom0's kernel": _said(lacks[each]) if each in lacks else "not configured yet",
+            }
+            for each in drivers
+        ],
+        columns=["for", "device", "driver", "dom0's kernel"],
+    )
+
+
+def _said(options: tuple[str, ...] | None) -> str:
+    if options is None:
+        return "nobody knows"
+    return f"lacks {', '.join(_lines(options))}" if options else "has it"
+
+
+def _lines(options: Iterable[str]) -> list[str]:
+    return [f"CONFIG_{option}=y" for option in options]
+
+
+@dataclass(frozen=True)
+class DriversBuilt(Check):
+    """dom0's kernel has the drivers that disk and uplink work by now, and all it is asked for."""
+
+    site: Parameters
+    controller: Host = field(compare=False)
+
+    def probe(self, host: Host) -> Difference | None:
+        """The drivers that its .config lacks; what nobody can tell is said, and stays."""
+        drivers = look_at_drivers(host, self.site.disk, self.site.uplink)
+        lacks = drivers_lacking(self.site, drivers, self.controller)
+        if lacks is None:
+            return self._not_configured()
+        unknown = [
+            f"no Makefile of the sources names {_named(each)}"
+            for each, options in lacks.items()
+            if options is None
+        ]
+        for use, name in (("disk", self.site.disk), ("uplink", self.site.uplink)):
+            if use not in {each.use for each in drivers}:
+                unknown.append(f"no driver of the {use} was found ({name})")
+        said = f"{'; '.join(unknown)}: see that dom0's kernel has what it takes"
+        wrong = (self._lost(lacks), dom0_config(self.site).probe(self.controller))
+        found = Difference.of_all([each for each in wrong if each is not None])
+        if found is None:
+            return Difference("find the machine's drivers", stays=said) if unknown else None
+        return replace(found, hint=f"{found.hint}; {said}") if unknown else found
+
+    def _lost(self, lacks: Mapping[Driver, tuple[str, ...] | None]) -> Difference | None:
+        lost = [each for each, options in lacks.items() if options]
+        if not lost:
+            return None
+        new = _lines(dict.fromkeys(option for each in lost for option in lacks[each] or ()))
+        own = (o for o in self.site.kernel_options if f"{o.partition('=')[0]}=y" not in new)
+        options = json.dumps([*own, *new])
+        return Difference(
+            f"dom0's kernel lacks drivers of this machine: {', '.join(map(_named, lost))}",
+            hint=f"write kernel_options: {options} into the site's file",
+        )
+
+    def _not_configured(self) -> Difference:
+        summary = "compare the machine's drivers with dom0's kernel, once that is configured"
+        if self.site.build_on == "target":
+            missing = Programs(COMPILER).probe(self.controller)
+            if missing is not None:
+                said = "the machine's drivers are not compared with dom0's kernel"
+                return Difference(summary, stays=f"{said}: {missing.summary}")
+        return Difference(summary)
+
+
+def _named(driver: Driver) -> str:
+    return f"{driver.module or driver.name} ({driver.use}, {driver.device})"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import kernel_checksum, kernel_tarball, source_tarball
-from xenlab.command import Command
+from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.boot import Power, XenEntry, booted, reboot
-from xenlab.resources.base import Difference, Programs, Report, Resource
+from xenlab.resources.base import All, Difference, Programs, Report, Resource
 from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.kernel import (
@@ -24,6 +26,7 @@ from xenlab.resources.kernel import (
     KernelBuilt,
     KernelConfigured,
     KernelInstalled,
+    Option,
     Sources,
     honoured,
     parse_config,
@@ -54,9 +57,12 @@ def builder(chapter: Chapter) -> Host:
     return chapter.controller if chapter.site.build_on == "controller" else chapter.target
 
 
-def kernel_build(site: Parameters, flavour: str) -> KernelBuild:
-    """The kernel of this site, ``dom0`` or ``domU``, and where its builder keeps it."""
-    if site.build_on == "controller":
+def kernel_build(site: Parameters, flavour: str, on: str = "") -> KernelBuild:
+    """The kernel of this site, ``dom0`` or ``domU``, and where its builder keeps it.
+
+    ``on`` is that builder, where it is not the site's ``build_on``.
+    """
+    if (on or site.build_on) == CONTROLLER:
         store = str(_cache() / "kernel")
         archive = str(Path(site.kernel_source).expanduser())
         return KernelBuild(flavour, archive, f"{store}/source", store, _own(site, flavour))
@@ -168,6 +174,199 @@ def _cache() -> Path:
     if not folder.is_absolute():
         raise BadInput(f"the cache folder must be an absolute path, not {folder}")
     return folder
+
+
+# Chapter 00: which options build the drivers of a machine, and whether dom0's kernel has them.
+#
+# The sources' own Makefiles say it: obj-$(CONFIG_E1000E) += e1000e.o, in a folder that is built
+# itself by obj-$(CONFIG_NET_VENDOR_INTEL) += intel/ (Linux' Documentation/kbuild/makefiles.rst).
+
+_RULE = re.compile(r"([\w.-]+?)-(?:y|m|objs|\$[^=]*?CONFIG_(\w+)[^=:+?]*)\s*[:+?]?=(.*)")
+
+# the Makefiles that name one of these objects, and those of the folders above them
+_MAKEFILES = """
+    [ -d "$1" ] || exit 44
+    cd -- "$1"
+    grep -rlE --include=Makefile --include=Kbuild "(^|[[:space:]/])($2)\\.o" drivers \\
+        | while read -r file; do
+            while folder=${file%/*}; [ "$folder" != "$file" ]; do
+                ls "$folder/Makefile" "$folder/Kbuild" 2> /dev/null || :
+                file=$folder
+            done
+        done | sort -u | xargs -r tail -v -n +1 --
+"""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver that is bound to a device between the site's disk, or uplink, and its bus.
+
+    ``module`` is "" for one that its kernel has built in and tells no more of than a name.
+    """
+
+    use: str
+    device: str
+    bus: str
+    name: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """That an object or a folder is part of something, where an option is set ("": always).
+
+    ``whole`` is "obj" for the kernel itself, else the object that this one is linked into.
+    """
+
+    whole: str
+    option: str
+    part: str
+
+
+Rules = Mapping[str, Iterable[Rule]]
+"""What the Makefiles say, by their folders."""
+
+
+def parse_makefiles(text: str) -> dict[str, list[Rule]]:
+    """What `_MAKEFILES` prints."""
+    parts = re.split(r"^==> (.*) <==\n", text, flags=re.MULTILINE)
+    rules: dict[str, list[Rule]] = {}
+    for file, content in zip(parts[1::2], parts[2::2], strict=True):
+        rules.setdefault(file.rpartition("/")[0], []).extend(parse_makefile(content))
+    return rules
+
+
+def parse_makefile(text: str) -> list[Rule]:
+    """What a Makefile of the kernel has built; conditions (``ifdef``) are taken for true."""
+    lines = (line.partition("#")[0].strip() for line in text.replace("\\\n", " ").split("\n"))
+    found = filter(None, map(_RULE.fullmatch, lines))
+    return [Rule(rule[1], rule[2] or "", part) for rule in found for part in rule[3].split()]
+
+
+def ways_to_build(driver: Driver, rules: Rules) -> list[tuple[str, ...]]:
+    """The sets of options of which one builds a driver, those of its folders first.
+
+    A driver without a module may have the name of a part of one (sd of sd_mod), or of something
+    quite different as well: what lies in a folder of its bus is taken then, if anything does.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    for folder, own in rules.items():
+        for rule in own:
+            if _module(rule.part) == _module(f"{driver.module or driver.name}.o"):
+                for options in _options(folder, rule, rules, parts=not driver.module):
+                    found.setdefault(tuple(dict.fromkeys(filter(None, options))), folder)
+    near = [way for way, folder in found.items() if driver.bus in folder.split("/")]
+    return near if near and not driver.module else list(found)
+
+
+def _options(folder: str, rule: Rule, rules: Rules, *, parts: bool) -> Iterator[tuple[str, ...]]:
+    wholes = [""] if rule.whole == "obj" else []
+    if parts and not wholes:
+        same = (each for each in rules[folder] if each.whole == "obj")
+        wholes = [each.option for each in same if each.part == f"{rule.whole}.o"]
+    for whole in wholes:
+        for outer in _of_folder(folder, rules):
+            yield (*outer, whole, rule.option)
+
+
+def _of_folder(folder: str, rules: Rules) -> Iterator[tuple[str, ...]]:
+    """The sets of options of which one has a folder built; an empty one where nobody says."""
+    said = False
+    for parent in PurePosixPath(folder).parents:
+        part = f"{PurePosixPath(folder).relative_to(parent)}/"
+        for rule in rules.get(str(parent), ()):
+            if (rule.whole, rule.part) == ("obj", part):
+                said = True
+                for outer in _of_folder(str(parent), rules):
+                    yield (*outer, rule.option)
+    if not said:
+        yield ()
+
+
+def _module(part: str) -> str:
+    """An object's name as the kernel has it, "" where it is none."""
+    name = part.rpartition("/")[2]
+    return name.removesuffix(".o").replace("-", "_") if name.endswith(".o") else ""
+
+
+def lacking(
+    driver: Driver, rules: Rules, wanted: Iterable[Option], config: Mapping[str, str]
+) -> tuple[str, ...] | None:
+    """The options that would build a driver and are not in a .config; None where nobody knows.
+
+    The fewest that do. What ``wanted`` switches off on one of the ways is among them, and the bus.
+    """
+    ways = ways_to_build(driver, rules)
+    if not ways:
+        return None
+    best = min(([o for o in way if config.get(o) != "y"] for way in ways), key=len)
+    if not best:
+        return ()
+    every = {option for way in ways for option in way}
+    off = [each.symbol for each in wanted if each.wanted == "n" and each.symbol in every]
+    bus = driver.bus.upper()
+    buses = [bus] if any(bus == r.option for own in rules.values() for r in own) else []
+    first = (o for o in (*off, *buses) if config.get(o) != "y")
+    return tuple(dict.fromkeys((*first, *best)))
+
+
+def drivers_lacking(
+    site: Parameters, drivers: Iterable[Driver], controller: Host
+) -> dict[Driver, tuple[str, ...] | None] | None:
+    """For each driver what is `lacking` in dom0's .config as the controller has made it.
+
+    None where it has not made any.
+    """
+    configured, controller = dom0_config(site), replace(controller, quiet=True)
+    build = configured.build
+    facts, config = build.facts(controller), configured.config(controller)
+    if facts is None or config is None:
+        return None
+    names = (re.sub(r"[\W_]", ".", driver.module or driver.name) for driver in drivers)
+    command = Command.script(_MAKEFILES, build.tree(facts), "|".join(names))
+    found = controller.look(command, absent=(44,))
+    if found is None:
+        return None
+    rules = parse_makefiles(found.stdout)
+    return {driver: lacking(driver, rules, build.options(), config) for driver in drivers}
+
+
+@dataclass(frozen=True)
+class _Ahead(All):
+    """A kernel configured that a later chapter asks for as well: a script has the commands there.
+
+    Whether its .config honours every option is judged beside the drivers (`DriversBuilt`).
+    """
+
+    configured: KernelConfigured
+
+    def commands(self) -> tuple[Command, ...]:
+        """Those of all parts."""
+        return tuple(command.scripted_as("") for command in super().commands())
+
+    def verify(self, host: Host) -> None:
+        """Raise StepFailed unless there is a .config."""
+        if self.configured.config(host) is None:
+            raise StepFailed("the kernel is not configured")
+
+
+def dom0_configured(chapter: Chapter) -> tuple[Resource, ...]:
+    """dom0's kernel configured on the controller, before anything is written to the machine.
+
+    Nothing where the target is to compile, and the controller has not what that takes.
+    """
+    site = chapter.site
+    tools = Programs(COMPILER, "run `make bootstrap`")
+    if site.build_on != CONTROLLER and tools.probe(chapter.controller) is not None:
+        return ()
+    configured = dom0_config(site)
+    sources = Sources(configured.build, lambda: kernel_checksum(site))
+    return (_Ahead((tools, sources, configured), configured),)
+
+
+def dom0_config(site: Parameters) -> KernelConfigured:
+    """The .config of dom0's kernel on the controller, whoever is to compile it."""
+    return KernelConfigured(kernel_build(site, DOM0, CONTROLLER))
 
 
 # Chapter 04: the menu entry, the boot from the disk.

@@ -68,7 +68,7 @@ class Difference:
     ``summary`` is one line in the imperative ("write /etc/hostname"); ``diff`` a unified diff where
     the state is text; ``rows`` a table where it is not, one dict a row; ``hint`` what to try where
     nothing can be applied. ``stays`` says what may stay as it is: a step leaves it so, unless
-    somebody agreed to lose what `Resource.destroys` names.
+    somebody agreed to lose what `Resource.destroys` names; of a `Check`, what it cannot tell.
     """
 
     summary: str

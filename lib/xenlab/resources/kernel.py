@@ -308,7 +308,9 @@ class KernelConfigured(Resource):
             return None
         names = ", ".join(f"{row['symbol']}={row['wanted']}" for row in lost)
         return Difference(
-            f"the {self.build.flavour} kernel's config does not honour {names}", rows=lost
+            f"the {self.build.flavour} kernel's config does not honour {names}",
+            rows=lost,
+            hint="add what it depends on too: `make menuconfig` in the sources, / and its name",
         )
 
     def commands(self) -> tuple[Command, ...]:

@@ -279,6 +279,10 @@ class Follower:
             self._live.update(completed=done, count=f"{done}/{len(titles)}", now=now)
             if not self._console.is_terminal:
                 self._line(record)
+            if record["status"] in ("ok", "changed") and record.get("message"):
+                named = f"{title}\n" if self._console.is_terminal else ""
+                said = Text(f"{named}    {record['message']}", style="yellow")
+                self._console.print(said, soft_wrap=True)
             if record["status"] in ("would change", "would be refused"):
                 self._plan(record, named=self._console.is_terminal)
             elif self._with_commands:

@@ -105,7 +105,8 @@ class Written:
             placed = ((self._place(one), one.in_script()) for one in commands)
             for place, same in groupby(placed, lambda each: each[0]):
                 texts = [text for (_, text), _ in groupby(same) if text]
-                yield place, note + "\n".join(texts)
+                if texts:
+                    yield place, note + "\n".join(texts)
 
     def _place(self, command: Command) -> str:
         return "/" if command.place == MACHINE else command.place or self.place
@@ -187,7 +188,7 @@ def write(plan: RunPlan, folder: Path, known: Mapping[str, Command]) -> list[Pat
     written = []
     for notebook in plan.notebooks:
         chapter = runbook(plan, notebook)
-        if chapter.steps:
+        if any(block for step in chapter.steps for block in step.blocks()):
             path = folder / f"{notebook.stem}.sh"
             path.write_text(as_text(notebook, chapter, known), encoding="utf-8")
             written.append(path)

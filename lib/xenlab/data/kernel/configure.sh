@@ -10,7 +10,11 @@ export LC_ALL=C
 
 mkdir -p "$result" "$out"
 exec 9> "$work/lock"
-flock 9
+until flock -n 9; do
+    # by somebody who compiles it already: that may take long
+    [ ! -e "$result/config" ] || { cat > /dev/null; exit 0; }
+    sleep 1
+done
 receive "$work/fragment" "$4" "$5"
 make -s -C "$tree" O="$out" tinyconfig
 # Never -s: "strict" gives up at the first option that tinyconfig has set otherwise.
