@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tests.runs.test_batch_runs import on_a_terminal
@@ -66,6 +67,15 @@ def test_quiet_shows_the_totals_and_errors(site: Site) -> None:
     checked = site.xenlab("check", "-q", "-f", "site.yaml")
     assert checked.returncode == 3
     assert "drift in 1 step:" in checked.stdout and "make" in checked.stdout
+
+
+def test_what_a_step_has_to_say_is_seen_though_it_is_well(site: Site) -> None:
+    says = "import pandas as pd\nchapter.facts('01.1 Look', pd.DataFrame([[1]]), 'see for yourself')"
+    site.chapter("01_first", says)
+    for words in (("run",), ("plan",)):
+        done = site.xenlab(*words, "-f", "site.yaml")
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"ok +01\.1 Look .*\n    see for yourself\n", done.stdout)
 
 
 @pytest.mark.parametrize("status", ["ran", "not needed"])

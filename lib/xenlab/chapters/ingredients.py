@@ -385,7 +385,7 @@ _DRIVERS = """
     }
     uplinks=' '
     uplink() { # NAME: once
-        case $uplinks in *" $1 "*) return ;; esac
+        case $uplinks in *" $1 "*) return 0 ;; esac
         uplinks=" $1$uplinks"
         up uplink "/sys/class/net/$1"
     }
