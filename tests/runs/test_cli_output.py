@@ -70,7 +70,8 @@ def test_quiet_shows_the_totals_and_errors(site: Site) -> None:
 
 
 def test_what_a_step_has_to_say_is_seen_though_it_is_well(site: Site) -> None:
-    says = "import pandas as pd\nchapter.facts('01.1 Look', pd.DataFrame([[1]]), 'see for yourself')"
+    table = "pd.DataFrame([[1]])"
+    says = f"import pandas as pd\nchapter.facts('01.1 Look', {table}, 'see for yourself')"
     site.chapter("01_first", says)
     for words in (("run",), ("plan",)):
         done = site.xenlab(*words, "-f", "site.yaml")
