@@ -297,8 +297,7 @@ class Chapter(PlatformAnswers):
         names = [g.name for g in self.site.lan_guests] if self.site.knows("lan_guests") else []
         there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
         guests = [self.guest(name) for name in there]
-        machines = (self.host, self.controller)
-        return [end_attempt(attempt, machines, guests) for attempt in attempts]
+        return [end_attempt(attempt, (self.host, self.controller), guests) for attempt in attempts]
 
     def _locked_again(self) -> None:
         """Nothing of a step goes over a new connection before the machine is this run's again.

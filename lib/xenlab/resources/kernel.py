@@ -121,8 +121,7 @@ def script(name: str) -> str:
 
 
 def _option(line: str) -> tuple[str, str] | None:
-    unset = _UNSET.fullmatch(line.strip())
-    if unset:
+    if unset := _UNSET.fullmatch(line.strip()):
         return unset[1], "n"
     found = _SET.fullmatch(line.strip())
     return (found[1], found[2]) if found else None
@@ -423,10 +422,9 @@ class KernelBuilt(Resource):
             if result.ok:
                 return
             if result.status == _FAILED:
-                tail = "\n  ".join(log.tail)
+                why = "\n  ".join(["make failed; the log ends:", *log.tail])
                 raise StepFailed(
-                    f"cannot compile the {self.build.flavour} kernel: because make failed; the "
-                    f"log ends:\n  {tail}",
+                    f"cannot compile the {self.build.flavour} kernel: because {why}",
                     hint=f"read the whole log: {self.build.work(facts)}/log on {host.name}",
                 )
             if result.status != _OTHER_BUILD:
