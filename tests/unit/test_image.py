@@ -172,6 +172,14 @@ def taken(machine: Machine) -> Path:
     return Path(machine.image.path)
 
 
+def test_a_share_without_room_ends_the_image_and_leaves_none(machine: Machine) -> None:
+    share = machine.root / "mnt/share"
+    sh("mount", "-o", "remount,size=4k", share)
+    with pytest.raises(StepFailed, match="No space left on device"):
+        machine.image.apply(HERE, silent)
+    assert list((share / "images").iterdir()) == []
+
+
 def test_an_image_is_taken_proven_and_found_again(machine: Machine, tmp_path: Path) -> None:
     assert machine.image.probe(HERE) is not None
     path = taken(machine)

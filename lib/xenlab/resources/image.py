@@ -218,30 +218,35 @@ _UNPROVEN = {
 }
 
 
-# The archive is unpacked once, and read twice: what it lists, and what in its /etc is secret.
+# The archive is unpacked once, and read twice: what it lists, and what in its /etc is secret. Its
+# checksum and the capabilities are read beside that.
 _READ = """
     export LC_ALL=C
-    cd -- "${1%/*}"
-    sha256sum --check --status -- "${1##*/}.sha256" || exit 44
+    echo "digest:"
     cut -c 1-64 < "$1.sha256" | sed 's/^/sha256=/'
-    echo "capabilities:"
-    cd -- "$2"
-    find . -xdev -type f -print0 | xargs -0 -r getcap -- || exit 45
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
     mkfifo -- "$scratch/again"
-    tar --extract --directory "$scratch" --file "$scratch/again" ./etc &
+    tar --extract --directory "$scratch" --file "$scratch/again" ./etc & unpacking=$!
+    (cd -- "${1%/*}" && sha256sum --check --status -- "${1##*/}.sha256") & checking=$!
+    cd -- "$2"
+    find . -xdev -type f -print0 | xargs -0 -r getcap -- > "$scratch/capabilities" & asking=$!
     echo "archive:"
     zstd -qdc -- "$1" | tee -- "$scratch/again" \\
         | tar --list --verbose --verbose --xattrs --xattrs-include='*' --numeric-owner \\
-            --quoting-style=escape --file -
-    wait "$!"
+            --quoting-style=escape --file - || damaged=yes
+    wait "$unpacking" || damaged=yes
+    wait "$asking" || exit 45
+    wait "$checking" || exit 44
+    [ -z "${damaged:-}" ]
     cd -- "$scratch"
     echo "accounts:"
     cat etc/passwd etc/group etc/shadow etc/gshadow 2> /dev/null \\
         | awk -F: '/^[^+-]/ && $2 !~ /^[x*!]+$/ { print $1 }'
     echo "logins:"
     grep -rlsIE -e "$3" ./etc || :
+    echo "capabilities:"
+    cat capabilities
 """
 
 
@@ -308,13 +313,11 @@ class ImageProof(Resource):
             )
         if not result.ok:
             raise CommandFailed(replace(result, out=result.out[-2000:]))
-        head, _, listing = result.stdout.partition("archive:\n")
-        digest, _, capabilities = head.partition("capabilities:\n")
-        listing, _, accounts = listing.partition("accounts:\n")
+        parts = re.split(r"^\w+:\n", result.stdout, maxsplit=5, flags=re.MULTILINE)
+        _, digest, listing, accounts, logins, capabilities = parts
         members = parse_listing(listing)
         files = [re.split(r" (?=cap_|=)", line)[0] for line in capabilities.splitlines()]
         rows = statements(members, files, self.empty)
-        accounts, _, logins = accounts.partition("logins:\n")
         for statement, found in ("nobody's password", accounts), ("no login in a URL", logins):
             rows.append(_row(statement, not found, found.replace("\n", " ") or "none"))
         wrong = [row for row in rows if row["holds"] != "yes"]

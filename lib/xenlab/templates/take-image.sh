@@ -10,7 +10,8 @@ export LC_ALL=C
 scratch=$(mktemp -d /run/xenlab-image-XXXXXX)
 root=$scratch/root own=$scratch/own
 trap 'cd /; umount -- "$root" 2> /dev/null || :
-    rm -rf -- "$own" "$scratch/leave-out" "$scratch/names"
+    rm -rf -- "$own" "$scratch/leave-out" "$scratch/names" "$scratch/copy" "$scratch/digest" \
+        "$scratch/failed" "$scratch/said"
     rmdir -- "$root" "$scratch"; rm -f -- "$image.new"' EXIT
 trap 'exit 143' HUP INT TERM
 mkdir "$root" "$own" "$own/etc" "$own/dev"
@@ -71,18 +72,23 @@ done
 (cd -- "$own" && find etc dev ! -type d -print0) > "$scratch/names"
 
 # --anchored comes first: it rules the patterns after it. Status 1 says that a file changed while
-# it was read, as log files and databases of a running system do.
-status=0
-tar --create --file "$image.new" --use-compress-program "zstd -q -1 -T0" --format=posix \
-    --one-file-system --sparse --numeric-owner --acls --xattrs --xattrs-include='*' \
-    --transform='flags=rSH;s,^\(etc\|dev\)/,./\1/,' --checkpoint=4000 \
-    --anchored --exclude-from "$scratch/leave-out" . \
-    --directory "$own" --null --files-from "$scratch/names" || status=$?
-[ "$status" -le 1 ] || exit 48
+# it was read, as log files and databases of a running system do. The checksum is made on the way.
+mkfifo -- "$scratch/copy"
+sha256sum < "$scratch/copy" > "$scratch/digest" &
+{
+    status=0
+    tar --create --file - --use-compress-program "zstd -q -1 -T0" --format=posix \
+        --one-file-system --sparse --numeric-owner --acls --xattrs --xattrs-include='*' \
+        --transform='flags=rSH;s,^\(etc\|dev\)/,./\1/,' --checkpoint=4000 \
+        --anchored --exclude-from "$scratch/leave-out" . \
+        --directory "$own" --null --files-from "$scratch/names" || status=$?
+    [ "$status" -le 1 ] || : > "$scratch/failed"
+} | tee -- "$scratch/copy" > "$image.new" 2> "$scratch/said" || : > "$scratch/failed"
+wait "$!"
+[ ! -e "$scratch/failed" ] || { cat -- "$scratch/said" >&2; exit 48; }
 
 # The record comes last; without it there is no image.
-digest=$(sha256sum < "$image.new")
-digest=${digest%% *}
+read -r digest rest < "$scratch/digest"
 packages=$(sha256sum < "$root/var/lib/dpkg/status" 2> /dev/null) || packages=
 sync -- "$image.new"
 stage=$(cat -- "$root/$stage" 2> /dev/null) || stage=
