@@ -62,6 +62,12 @@ _GENUINE = f"""
         rm -rf -- "$none"
         return "$answer"
     }}
+    # whether the folder has files of packages that are not installed in that version
+    strangers() {{
+        format='${{db:Status-Abbrev}}${{Package}}_${{Version}}_${{Architecture}}.deb\\n'
+        set -- "$(dpkg-query -W -f "$format" | sed -n 's/:/%3a/g; s/^ii //p')"
+        ls -- "$archives" 2> /dev/null | grep '\\.deb$' | grep -qvxF -e "$1"
+    }}
     genuine() {{
         echo "${{1%%/*}}  $archives/${{1#*/}}" | sha256sum --check --status 2> /dev/null
     }}
@@ -156,7 +162,8 @@ exit 0
 
 # A package that sees systemd has it read all its units again, and starts its daemons with settings
 # that nobody has written yet: seconds for each package on an emulated host. So dpkg works where
-# systemd is out of sight; it reads its units once, at the end. Chapters start what they need.
+# systemd is out of sight; it reads its units once, at the end, if any has changed. Chapters start
+# what they need.
 _QUIETLY = """
     quietly() {
         if [ -d /run/systemd/system ]; then
@@ -184,9 +191,14 @@ _INSTALL = """
     # while somebody else installs, the policy is theirs
     had_to_wait || :
     policy=/usr/sbin/policy-rc.d ours=
+    begun=$(mktemp)
+    units="/etc/init.d /etc/systemd /lib/systemd /usr/lib/systemd"
     leave() {
         [ -z "$ours" ] || rm -f -- "$policy"
-        [ ! -d /run/systemd/system ] || systemctl daemon-reload
+        [ ! -d /run/systemd/system ] \\
+            || [ -z "$(find $units -cnewer "$begun" -print -quit 2> /dev/null)" ] \\
+            || systemctl daemon-reload
+        rm -f -- "$begun"
         # dpkg was told not to wait for the disk
         sync
         [ -n "$again" ] || rm -f -- "$unsynced"
@@ -212,13 +224,16 @@ _INSTALL = """
     # a script without its text fails, until its package is installed again
     when_unlocked quietly dpkg \\
         --force-unsafe-io --force-confdef --force-confold --configure -a || [ -n "$again" ]
+    export unsynced
     install() {
-        files=$(listed $reinstall install -- "$@") || return
-        gathered "$store" $files
-        for file in $files; do file=${file#*/}; echo "${file%%_*}"; done >> "$unsynced"
-        sync -- "$unsynced" "${unsynced%/*}" || return
+        if [ -n "$store$again" ] || strangers; then
+            files=$(listed $reinstall install -- "$@") || return
+            gathered "$store" $files
+        fi
         when_unlocked quietly apt-get -q -y --no-install-recommends $option $reinstall \\
             -o Dpkg::Use-Pty=0 \\
+            -o DPkg::Pre-Install-Pkgs::='sed "s|.*/||; s|_.*||" >> "$unsynced" \\
+                && sync -- "$unsynced" "${unsynced%/*}"' \\
             -o Dpkg::Options::=--force-unsafe-io \\
             -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
             install -- "$@"
