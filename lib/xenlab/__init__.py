@@ -13,7 +13,8 @@ _PLACES = {
     ),
     "chapters.configuration": (
         "base_configured bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
-        "interfaces listeners log_written software_installed unmerged_table xen_runs xend_today"
+        "interfaces listeners log_written software_installed unmerged_table uplink_named xen_runs "
+        "xend_today"
     ),
     "chapters.disk": (
         "below file_systems first_partition fstab kernel_checksum kernel_mounts "
@@ -24,7 +25,8 @@ _PLACES = {
         "disk_booted_again domain_configured domain_table host_key_table image_record image_taken"
     ),
     "chapters.ingredients": (
-        "Brought DriversBuilt Fits controller_software driver_table look_at_machine machine_table"
+        "Brought DriversBuilt Fits controller_software driver_table look_at_machine machine_table "
+        "uplink_found"
     ),
     "chapters.kernel": (
         "DiskBooted build_result build_tools builder configured_options dom0_configured "
@@ -62,7 +64,7 @@ _PLACES = {
         "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
         "SshdSettings"
     ),
-    "site.rules": "device",
+    "site.rules": "device uplink_name",
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names.split()}
 

@@ -21,7 +21,14 @@ from tests.unit.rootdir import root_with
 from tests.unit.test_kernel import archive, silent, sources_of
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.ingredients import DriversBuilt, driver_table, look_at_drivers
+from xenlab.chapters.configuration import BRIDGE_SETTINGS, bridge_settings, uplink_named
+from xenlab.chapters.ingredients import (
+    DriversBuilt,
+    UplinkFound,
+    driver_table,
+    look_at_drivers,
+    uplink_found,
+)
 from xenlab.chapters.kernel import (
     UEFI_OPTIONS,
     Driver,
@@ -32,10 +39,12 @@ from xenlab.chapters.kernel import (
     parse_makefiles,
     ways_to_build,
 )
-from xenlab.errors import StepFailed
+from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference
 from xenlab.resources.kernel import options, parse_config
+from xenlab.resources.network import NAME_RULE, look_at_nics, the_nic
+from xenlab.site.rules import uplink_name
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
@@ -46,6 +55,9 @@ RULES = parse_makefiles((RECORDED / "kernel-makefiles.txt").read_text())
 CONFIG = parse_config((RECORDED / "kernel-dom0.config").read_text())
 HOST = Host(Local())
 
+ONE, TWO = "52:54:00:aa:bb:01", "52:54:00:aa:bb:02"
+BUSY = "fe:ff:ff:ff:ff:ff"
+
 # -- a machine: what is below /sys, as `find /sys/devices -name driver` shows it on real ones
 
 
@@ -53,7 +65,10 @@ class Machine:
     """A /sys and a /proc/net in a directory, seen from inside."""
 
     def __init__(self, root: Path) -> None:
-        self.host = root_with(root, "tr")
+        self.host = root_with(root, "tr", "sed")
+        # with ip(8) it would be this machine that is asked
+        (root / "bin/ip").write_text("#!/bin/sh\ncat /dev/null /permanent/$5 2> /dev/null\n")
+        (root / "bin/ip").chmod(0o755)
         self.root = root
         self.routes()
 
@@ -94,6 +109,16 @@ class Machine:
         self._link(self._folder(f"sys/class/{kind}") / place.name, place)
         if kind == "block":
             self._file(f"dev/{place.name.replace('!', '/')}", "")
+
+    def card(self, path: str, mac: str, *, now: str = "", kind: str = "1") -> None:
+        """A network card of a device that is there; ``now``: a MAC address that it has for now."""
+        self.known("net", path)
+        self._link(self.device(path) / "device", self.device(path).parents[1])
+        (self.device(path) / "address").write_text(f"{now or mac}\n")
+        (self.device(path) / "type").write_text(f"{kind}\n")
+        if now:
+            text = f"2: x: <UP>\\    link/ether {now} brd ff:ff:ff:ff:ff:ff permaddr {mac} \n"
+            self._file(f"permanent/{path.rpartition('/')[2]}", text)
 
     def made_of(self, path: str, *links: tuple[str, str]) -> None:
         """What a device is made of: the name of each link, and where it leads."""
@@ -245,6 +270,123 @@ def test_a_vlan_on_a_bond_and_an_array(machine: Machine) -> None:
         "uplink 0000:04:00.1 pci:igb:igb",
     ]
     assert machine.drivers("/dev/md0", "none") == ["disk 0000:03:00.0 pci:hpsa:hpsa"]
+
+
+def two_cards(machine: Machine) -> None:
+    for number, mac in enumerate((ONE, TWO)):
+        card = f"pci0000:00/0000:04:00.{number}"
+        machine.device(card, "pci", "igb", "igb", "0x020000")
+        machine.card(f"{card}/net/enp4s{number}", mac)
+
+
+def meant(machine: Machine, uplink: str) -> str:
+    return the_nic(uplink, look_at_nics(machine.host)).name
+
+
+def refusal(machine: Machine, uplink: str) -> list[str]:
+    """What chapter 00 says of an uplink that cannot be one."""
+    with pytest.raises(BadInput) as refused:
+        UplinkFound(uplink).probe(machine.host)
+    return str(refused.value).splitlines()
+
+
+def test_a_card_by_its_address_and_the_one_of_the_default_route(machine: Machine) -> None:
+    two_cards(machine)
+    machine.routes("enp4s1")
+    assert meant(machine, ONE.upper()) == "enp4s0"
+    assert meant(machine, "auto") == "enp4s1"
+    for uplink in (ONE, "auto"):
+        (there,) = uplink_found(lab_site(uplink=uplink))
+        assert there.probe(machine.host) is None
+    assert uplink_found(lab_site(uplink="enp4s9")) == ()
+
+
+def test_a_route_of_ipv6_counts_where_there_is_no_other(machine: Machine) -> None:
+    two_cards(machine)
+    machine.routes(six="enp4s0")
+    assert meant(machine, "auto") == "enp4s0"
+    machine.routes("enp4s1", six="enp4s0")
+    assert meant(machine, "auto") == "enp4s1"
+
+
+def test_the_route_of_a_vlan_on_a_bridge(machine: Machine) -> None:
+    two_cards(machine)
+    for name, below in (
+        ("br0", "pci0000:00/0000:04:00.1/net/enp4s1"),
+        ("br0.7", "virtual/net/br0"),
+    ):
+        machine.known("net", f"virtual/net/{name}")
+        machine.made_of(below, (f"upper_{name}", f"virtual/net/{name}"))
+    machine.routes("br0.7")
+    assert meant(machine, "auto") == "enp4s1"
+
+
+def test_what_is_no_card_is_none(machine: Machine) -> None:
+    two_cards(machine)
+    machine.device("vif-1-0", "xen-backend", "vif")
+    machine.card("vif-1-0/net/vif1.0", BUSY)
+    machine.device("pci0000:00/0000:05:00.0", "pci", "mlx4_core")
+    machine.card("pci0000:00/0000:05:00.0/net/ib0", "80:00:02:08", kind="32")
+    machine.known("net", "virtual/net/lo")
+    assert [nic.name for nic in look_at_nics(machine.host)] == ["enp4s0", "enp4s1"]
+
+
+def test_an_address_that_no_card_has_or_that_two_have(machine: Machine) -> None:
+    two_cards(machine)
+    cards = f"enp4s0 {ONE}, enp4s1 {TWO}"
+    assert refusal(machine, "52:54:00:AA:BB:09") == [
+        "no network card has the MAC address 52:54:00:AA:BB:09",
+        f"Try: write one of these MAC addresses as uplink: {cards}",
+    ]
+    machine.device("pci0000:00/0000:06:00.0", "pci", "igb")
+    machine.card("pci0000:00/0000:06:00.0/net/enp6s0", ONE)
+    assert refusal(machine, ONE)[0] == f"2 network cards have the MAC address {ONE}"
+
+
+def test_a_default_route_over_two_cards_or_none(machine: Machine) -> None:
+    two_cards(machine)
+    tried = f"Try: write one of these MAC addresses as uplink: enp4s0 {ONE}, enp4s1 {TWO}"
+    sentence = "uplink: auto is the one network card of the default route, and there is"
+    assert refusal(machine, "auto") == [f"{sentence} none", tried]
+    machine.routes("enp4s0", "enp4s1")
+    assert refusal(machine, "auto") == [f"{sentence} enp4s0, enp4s1", tried]
+
+
+def test_an_installed_dom0_finds_its_card_again(machine: Machine) -> None:
+    """Its card has lent its address to the pair, and the route is not over it."""
+    for number, name, mac in ((0, "puplink0", ONE), (1, "eth1", TWO)):
+        card = f"pci0000:00/0000:04:00.{number}"
+        machine.device(card, "pci", "igb", "igb", "0x020000")
+        machine.card(f"{card}/net/{name}", mac, now=BUSY if name == "puplink0" else "")
+    machine.routes("uplink0", "eth1")
+    assert meant(machine, "auto") == meant(machine, ONE) == "puplink0"
+
+
+@pytest.mark.parametrize("uplink", [TWO.upper(), "auto"])
+def test_chapter_04_has_udev_name_the_card(machine: Machine, uplink: str) -> None:
+    two_cards(machine)
+    machine.routes("enp4s1")
+    chapter = chapter_of(lab_site(uplink=uplink), machine)
+    (rule,) = uplink_named(chapter)
+    assert rule.probe(machine.host) is not None
+    rule.apply(machine.host, silent)
+    (line,) = (machine.root / NAME_RULE.lstrip("/")).read_text().splitlines()[1:]
+    assert line.endswith(f'ATTR{{address}}=="{TWO}", NAME="{uplink_name(chapter.site)}"')
+    # once more in the dom0 that came of it, and in one of which the bridge is on another interface
+    settings = machine.root / BRIDGE_SETTINGS.lstrip("/")
+    settings.parent.mkdir(parents=True)
+    settings.write_text(bridge_settings(chapter.site, "").text())
+    (rule,) = uplink_named(chapter)
+    assert rule.probe(machine.host) is None
+    settings.write_text(bridge_settings(lab_site(), "").text())
+    with pytest.raises(BadInput, match=r"its bridge is on eth0\nTry: write uplink: eth0, as "):
+        uplink_named(chapter)
+
+
+def test_a_name_is_a_name_and_nothing_is_looked_at() -> None:
+    nobody = cast(Chapter, SimpleNamespace(site=lab_site(uplink="enp4s0")))
+    assert uplink_named(nobody) == ()
+    assert uplink_name(nobody.site) == "enp4s0"
 
 
 def test_a_dom0_whose_bridge_has_guests_at_its_ports(machine: Machine) -> None:
@@ -469,7 +611,8 @@ def site(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Parameters:
 
 
 def chapter_of(site: Parameters, machine: Machine) -> Chapter:
-    return cast(Chapter, SimpleNamespace(site=site, host=machine.host, controller=HOST))
+    host = machine.host
+    return cast(Chapter, SimpleNamespace(site=site, host=host, target=host, controller=HOST))
 
 
 def configured(site: Parameters, machine: Machine) -> None:
@@ -543,6 +686,22 @@ def test_an_option_that_depends_on_another_is_refused_with_both(
     assert refused.summary.startswith("dom0's kernel lacks drivers of this machine: nvme (disk, ")
     assert refused.summary.endswith("; the dom0 kernel's config does not honour DROPPED=y")
     assert 'write kernel_options: ["CONFIG_E1000E=y", "CONFIG_DROPPED=y", ' in refused.hint
+
+
+def test_a_card_that_is_named_by_its_address_has_its_driver_compared(
+    site: Parameters, machine: Machine
+) -> None:
+    """The default route may be over another one."""
+    virtual(machine, modules=True)
+    machine.routes("eth0")
+    machine.device(NIC, "pci", "e1000e", "e1000e", "0x020000")
+    machine.card(f"{NIC}/net/enp0s31f6", ONE)
+    site = site.model_copy(update={"uplink": ONE})
+    configured(site, machine)
+    missing = found(site, machine)
+    assert missing is not None
+    assert missing.summary.endswith("machine: e1000e (uplink, 0000:00:1f.6)")
+    assert "e1000e" in list(driver_table(chapter_of(site, machine))["driver"])
 
 
 def test_what_nobody_can_tell_is_said_and_stays(site: Parameters, machine: Machine) -> None:

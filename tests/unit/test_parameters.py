@@ -170,7 +170,23 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         f"domains[0].partition must be {LABEL}, not '{'a' * 17}'",
     ),
     ({"bridge": "a b"}, f"bridge must be {INTERFACE}, not 'a b'"),
-    ({"uplink": "e" * 16}, f"uplink must be {INTERFACE}, not '{'e' * 16}'"),
+    (
+        {"uplink": "e" * 16},
+        f"uplink must be {INTERFACE}, its MAC address, or auto, not '{'e' * 16}'",
+    ),
+    (
+        {"uplink": "52:54:00:12:34"},
+        "uplink must be a MAC address such as 00:16:3e:66:01:01, not '52:54:00:12:34'",
+    ),
+    (
+        {"uplink": "auto", "platform": "gentoo-2006", "software": []},
+        "uplink must be an interface's name on platform gentoo-2006: nothing is renamed there",
+    ),
+    ({"uplink": "auto", "bridge": "uplink0"}, "uplink and bridge are the same: uplink0"),
+    (
+        {"uplink": "52:54:00:12:34:AA", "domains": [guest(mac="52:54:00:12:34:aa")]},
+        "the uplink and domain 1 (web) have the same MAC: 52:54:00:12:34:aa",
+    ),
     (
         {"uplink": "e" * 15},
         f"uplink must be at most 14 characters, as it is renamed to p{'e' * 15}",

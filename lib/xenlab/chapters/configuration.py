@@ -6,6 +6,7 @@ import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
+from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.choice import Packages
 from xenlab.platform.portage import DISTCC_PORT
@@ -14,7 +15,9 @@ from xenlab.resources import network
 from xenlab.resources.base import All, Condition, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge
+from xenlab.site.rules import by_card, uplink_name
 from xenlab.site.schema import Parameters
+from xenlab.site.types import AUTO
 
 # Chapter 05: what is valid for all later domains: software, names, sshd, log, cron.
 #
@@ -189,15 +192,41 @@ def xend_today(chapter: Chapter) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["xend-config.sxp", "today", "in xl.conf now"])
 
 
+BRIDGE_SETTINGS = "/etc/default/xenlab-bridge"
+"""What a boot makes the bridge by."""
+
+
+def uplink_named(chapter: Chapter) -> tuple[Resource, ...]:
+    """The rule that gives the uplink's card its name in dom0, where the site does not say a name.
+
+    Raises BadInput where there is not exactly one such card, or an installed dom0 has its bridge on
+    an interface of another name, which would be gone at the next boot.
+    """
+    site, name = chapter.site, uplink_name(chapter.site)
+    if not by_card(site):
+        return ()
+    look = Command.script('[ -e "$1" ] || exit 44; sed -n s/^UPLINK=//p "$1"', BRIDGE_SETTINGS)
+    found = chapter.target.look(look, absent=(44,))
+    if found is not None and found.stdout.strip() != name:
+        raise BadInput(
+            f"uplink: {site.uplink} would call dom0's network card {name}, and its bridge is on "
+            f"{found.stdout.strip()}",
+            hint=f"write uplink: {found.stdout.strip()}, as dom0 was installed",
+        )
+    nics = network.look_at_nics(chapter.host) if site.uplink == AUTO else ()
+    mac = network.the_nic(AUTO, nics).mac if site.uplink == AUTO else site.uplink.lower()
+    return (network.name_rule(mac),)
+
+
 def bridge_settings(site: Parameters, path: str) -> File:
     """What the program that makes the bridge is told, in this file.
 
     No boot reads it at first: what a boot reads is written once the bridge was confirmed.
     """
     values = {
-        "UPLINK": site.uplink,
+        "UPLINK": uplink_name(site),
         "BRIDGE": site.bridge,
-        "VIF": network.vif(site.uplink),
+        "VIF": network.vif(uplink_name(site)),
         "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
     }
     return File(path, f"# written by xenlab, chapter 07\n{sh_settings(values)}")
@@ -206,7 +235,7 @@ def bridge_settings(site: Parameters, path: str) -> File:
 def bridge_made(site: Parameters) -> Bridge:
     """What step 07.7 leaves: the uplink is a port of the bridge."""
     return Bridge(
-        uplink=site.uplink,
+        uplink=uplink_name(site),
         bridge=site.bridge,
         address=site.address,
         gateway=site.gateway,
@@ -222,11 +251,11 @@ def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     Beside the bridge dom0's address stays where chapter 04 put it, on the interface of that name.
     """
     site = chapter.site
-    settings = bridge_settings(site, "/etc/default/xenlab-bridge")
+    settings = bridge_settings(site, BRIDGE_SETTINGS)
     service = chapter.services.running("xenlab-bridge")
     own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
-    return settings, *address(site.uplink, site.address, site.gateway, site.bridge), service
+    return settings, *address(uplink_name(site), site.address, site.gateway, site.bridge), service
 
 
 def interfaces(chapter: Chapter) -> pd.DataFrame:

@@ -24,8 +24,9 @@ from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
+from xenlab.resources.network import look_at_nics, the_nic
+from xenlab.site.rules import by_card, needed_mib, partition_names
 from xenlab.site.rules import fits as disk_fits
-from xenlab.site.rules import needed_mib, partition_names
 from xenlab.site.schema import Parameters
 
 Row = tuple[str, str, str, bool | str]
@@ -410,9 +411,32 @@ def look_at_drivers(host: Host, disk: str, uplink: str) -> tuple[Driver, ...]:
     return tuple(dict.fromkeys(each for each in drivers if each.bus != "xen-backend"))
 
 
+@dataclass(frozen=True)
+class UplinkFound(Check):
+    """The machine has the network card that the site names by its MAC address or as ``auto``."""
+
+    uplink: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """None if it is there once; raises BadInput, with the cards that are there."""
+        the_nic(self.uplink, look_at_nics(host))
+        return None
+
+
+def uplink_found(site: Parameters) -> tuple[Check, ...]:
+    """That condition, where the site names no interface; what a name means only dom0 knows."""
+    return (UplinkFound(site.uplink),) if by_card(site) else ()
+
+
+def _uplink_now(host: Host, site: Parameters) -> str:
+    """What the uplink is called in the system that runs now, as far as anybody knows."""
+    return the_nic(site.uplink, look_at_nics(host)).name if by_card(site) else site.uplink
+
+
 def driver_table(chapter: Chapter) -> pd.DataFrame:
     """Each of these drivers, with the options that dom0's kernel lacks for it."""
-    drivers = look_at_drivers(chapter.host, chapter.site.disk, chapter.site.uplink)
+    uplink = _uplink_now(chapter.host, chapter.site)
+    drivers = look_at_drivers(chapter.host, chapter.site.disk, uplink)
     lacks = drivers_lacking(chapter.site, drivers, chapter.controller) or {}
     return pd.DataFrame(
         [
@@ -447,7 +471,7 @@ class DriversBuilt(Check):
 
     def probe(self, host: Host) -> Difference | None:
         """The drivers that its .config lacks; what nobody can tell is said, and stays."""
-        drivers = look_at_drivers(host, self.site.disk, self.site.uplink)
+        drivers = look_at_drivers(host, self.site.disk, _uplink_now(host, self.site))
         lacks = drivers_lacking(self.site, drivers, self.controller)
         if lacks is None:
             return self._not_configured()

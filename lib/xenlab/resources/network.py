@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from xenlab.command import Command
-from xenlab.errors import CommandTimeout, ConnectionLost, ConnectionRefused, StepFailed
+from xenlab.errors import BadInput, CommandTimeout, ConnectionLost, ConnectionRefused, StepFailed
 from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Check, Difference, Report, Resource
-from xenlab.resources.files import packaged
+from xenlab.resources.files import File, packaged
+from xenlab.site.rules import UPLINK_NAME
+from xenlab.site.types import AUTO
 
 # Bridge: dom0's network as xend's network-bridge made it, switched over without a lock-out.
 #
@@ -313,6 +315,89 @@ def parse_network(
             f"cannot look at the network: because ip(8) gave no JSON: {rest[:200]!r}",
             hint="install iproute2",
         ) from error
+
+
+# Network cards, and the name of the one that is the uplink: kernels number them as they find them.
+
+NAME_RULE = "/etc/udev/rules.d/70-xenlab-uplink.rules"
+"""Where udev is told that name (udev(7), of systemd as of eudev)."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A network card: its name now, its own MAC address, whether the default route is over it."""
+
+    name: str
+    mac: str
+    default: bool
+
+
+# A bond's ports and xenlab's own have another MAC address than their own for the time being. IPv6
+# routes count where there is none of IPv4: routers announce them at every port.
+_NICS = """
+    over=' '
+    [ ! -r /proc/net/route ] || while read -r name to rest; do
+        [ "$to" != 00000000 ] || over="$over$name "
+    done < /proc/net/route
+    [ "$over" != ' ' ] || [ ! -r /proc/net/ipv6_route ] || while read -r to length rest; do
+        case "${to#"${to%%[!0]*}"}$length" in 00) over="$over${rest##* } " ;; esac
+    done < /proc/net/ipv6_route
+    # the route may be that of a bridge, bond or VLAN that is made of it
+    routed() {
+        case $over in *" ${1##*/} "*) return 0 ;; esac
+        for above in "$1"/upper_*; do
+            [ ! -e "$above" ] || ! routed "/sys/class/net/${above##*/upper_}" || return 0
+        done
+        return 1
+    }
+    for place in /sys/class/net/*; do
+        [ -e "$place/device" ] || continue
+        # Ethernet, and not a guest's
+        read -r kind < "$place/type"
+        [ "$kind" = 1 ] || continue
+        case $(readlink "$place/device/subsystem") in */xen-backend) continue ;; esac
+        name=${place##*/}
+        mac=$(ip -o link show dev "$name" | sed -n 's/.* permaddr \\([0-9a-f:]*\\).*/\\1/p')
+        [ -n "$mac" ] || read -r mac < "$place/address"
+        if routed "$place"; then echo "$name $mac default"; else echo "$name $mac"; fi
+    done
+"""
+
+
+def look_at_nics(host: Host) -> tuple[Nic, ...]:
+    """The network cards of a machine; one command."""
+    lines = host.run(Command.script(_NICS)).stdout.splitlines()
+    found = [line.split() for line in lines]
+    return tuple(Nic(name, mac, default=bool(more)) for name, mac, *more in found)
+
+
+def the_nic(uplink: str, nics: Sequence[Nic]) -> Nic:
+    """The card that ``uplink`` means, a MAC address or "auto"; raises BadInput unless it is one."""
+    listed = ", ".join(f"{nic.name} {nic.mac}" for nic in nics) or "none"
+    hint = f"write one of these MAC addresses as uplink: {listed}"
+    if uplink != AUTO:
+        found = [nic for nic in nics if nic.mac == uplink.lower()]
+        have = f"{len(found)} network cards have" if found else "no network card has"
+        problem = f"{have} the MAC address {uplink}"
+    else:
+        # dom0's own, once it has its name: the default route is not over it any more
+        own = [nic for nic in nics if nic.name in (UPLINK_NAME, physical(UPLINK_NAME))]
+        found = own or [nic for nic in nics if nic.default]
+        names = ", ".join(nic.name for nic in found) or "none"
+        problem = f"uplink: auto is the one network card of the default route, and there is {names}"
+    if len(found) != 1:
+        raise BadInput(problem, hint=hint)
+    return found[0]
+
+
+def name_rule(mac: str) -> File:
+    """What udev is told, so that the card of this MAC address has its name in every kernel.
+
+    What has no driver is no card: dom0's end of the pair, a bridge and a VLAN may have its address.
+    """
+    rule = f'DRIVERS=="?*", ATTR{{type}}=="1", ATTR{{address}}=="{mac}", NAME="{UPLINK_NAME}"'
+    text = f'# written by xenlab, chapter 04\nSUBSYSTEM=="net", ACTION=="add", {rule}\n'
+    return File(NAME_RULE, text)
 
 
 # The internal LAN: its devices, its ports, who reaches whom (howto: „Virtuelle Devices“).

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from xenlab.command import CONTROLLER, MACHINE
 from xenlab.errors import BadInput
-from xenlab.site.types import PACKAGE_NAMES, cut
+from xenlab.site.types import AUTO, PACKAGE_NAMES, cut
 
 if TYPE_CHECKING:
     from xenlab.site.schema import Parameters
@@ -48,7 +48,21 @@ PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
 
 
+UPLINK_NAME = "uplink0"
+"""What dom0 calls its network card where the site says which it is, but not by its name."""
+
+
 Rule = Callable[["Parameters"], Iterator[str]]
+
+
+def by_card(site: Parameters) -> bool:
+    """Whether the uplink is said by its MAC address or as ``auto``, not by a name."""
+    return site.uplink == AUTO or ":" in site.uplink
+
+
+def uplink_name(site: Parameters) -> str:
+    """What the uplink is called in dom0."""
+    return UPLINK_NAME if by_card(site) else site.uplink
 
 
 def _twice(site: Parameters) -> Iterator[str]:
@@ -60,7 +74,7 @@ def _twice(site: Parameters) -> Iterator[str]:
         machines[_bare(site.address)] = "dom0"
     taken: dict[str, dict[str, str]] = {
         "name": _reserved(site),
-        "MAC": {},
+        "MAC": {site.uplink.lower(): "the uplink"} if site.knows("uplink") else {},
         "partition": dict.fromkeys((*DOM0_PARTITIONS, ESP), "dom0"),
         "address": machines,
     }
@@ -98,7 +112,7 @@ def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
 
 def _two_interfaces(site: Parameters) -> Iterator[str]:
     """An uplink that is its own bridge."""
-    if site.uplink == site.bridge:
+    if uplink_name(site) == site.bridge:
         yield f"uplink and bridge are the same: {site.bridge}"
 
 
@@ -106,24 +120,26 @@ def _renamed(site: Parameters) -> Iterator[str]:
     """An uplink that cannot be renamed as the howto does it."""
     if site.dom0_ip_on_bridge:
         return
-    if len(site.uplink) > 14:
-        yield f"uplink must be at most 14 characters, as it is renamed to p{site.uplink}"
-    if site.bridge == f"p{site.uplink}":
+    uplink = uplink_name(site)
+    if len(uplink) > 14:
+        yield f"uplink must be at most 14 characters, as it is renamed to p{uplink}"
+    if site.bridge == f"p{uplink}":
         yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
 
 
 def _lan_devices(site: Parameters) -> Iterator[str]:
     """Devices of the internal LAN that cannot be told apart from others."""
-    devices = [site.uplink, site.bridge, f"p{site.uplink}", site.lan_bridge, site.lan_interface]
+    uplink = uplink_name(site)
+    devices = [uplink, site.bridge, f"p{uplink}", site.lan_bridge, site.lan_interface]
     for name in (site.lan_bridge, site.lan_interface):
         if devices.count(name) > 1:
             yield f"lan_bridge and lan_interface must be names of their own, not {name}"
     if not site.lan_interface[-1].isdigit():
         yield f"lan_interface must end in a number, as veth1 does, not {site.lan_interface}"
-    elif _number(site.lan_interface) == _number(site.uplink) and not site.dom0_ip_on_bridge:
+    elif _number(site.lan_interface) == _number(uplink) and not site.dom0_ip_on_bridge:
         yield (
-            f"lan_interface must have another number than {site.uplink}: "
-            f"the other ends are called vif0.{_number(site.uplink)}"
+            f"lan_interface must have another number than {uplink}: "
+            f"the other ends are called vif0.{_number(uplink)}"
         )
 
 
@@ -216,6 +232,12 @@ def _no_uefi(site: Parameters) -> Iterator[str]:
         yield "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI"
 
 
+def _no_cards(site: Parameters) -> Iterator[str]:
+    """A network card that 2006 cannot give a name."""
+    if site.platform == "gentoo-2006" and by_card(site):
+        yield "uplink must be an interface's name on platform gentoo-2006: nothing is renamed there"
+
+
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
@@ -247,6 +269,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("unwanted",), _unwanted),
     (("platform", "portage"), _no_portage),
     (("platform", "firmware"), _no_uefi),
+    (("platform", "uplink"), _no_cards),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""

@@ -58,6 +58,7 @@ from xenlab.site.types import (
     SyncUri,
     TargetPath,
     Text,
+    Uplink,
     UseFlag,
 )
 
@@ -239,7 +240,7 @@ class Parameters(BaseModel):
     image: TargetPath = "/mnt/share/images/base.tar.zst"
     image_exclude: list[TargetPath] = Field([], examples=[["/usr/lib/gcc"]])
 
-    uplink: Interface
+    uplink: Uplink
     bridge: Interface = "xenbr0"
     dom0_ip_on_bridge: bool = False
     address: IpWithPrefix

@@ -114,6 +114,18 @@ def mac_address(text: str) -> str:
     return text
 
 
+AUTO = "auto"
+"""The uplink that is whichever network card has the default route."""
+
+
+def uplink(text: str) -> str:
+    """A network interface's name, its MAC address such as 52:54:00:12:34:56, or auto."""
+    if ":" in text:
+        return mac_address(text)
+    words = "a network interface's name (letters, digits, . _ -; at most 15), its MAC address, or "
+    return pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", words + AUTO)(text)
+
+
 def ip_address(text: str) -> str:
     """An IPv4 address without a prefix, such as 10.0.2.2."""
     try:
@@ -306,6 +318,7 @@ Fingerprint = Annotated[
     ),
 ]
 MacAddress = Annotated[Text, AfterValidator(mac_address)]
+Uplink = Annotated[Text, AfterValidator(uplink)]
 IpAddress = Annotated[Text, AfterValidator(ip_address)]
 IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]
 Mib = Annotated[int, Field(gt=0, le=1 << 33)]
