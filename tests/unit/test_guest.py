@@ -490,6 +490,9 @@ def test_what_a_gentoo_guest_gets() -> None:
         'config_eth1="10.6.0.2/8"',
         'rc_keyword="-stop"',
     ]
+    alone = replace(SETTINGS, address="203.0.113.6/32", gateway="172.31.1.1")
+    (network,) = (f for f in system.files(alone) if f.path == "/etc/conf.d/net.eth0")
+    assert network.text.endswith('routes_eth0="default via 172.31.1.1 onlink"\n')
     assert "/etc/inittab edited\n" in manifest(system.files(SETTINGS))
     with pytest.raises(ValueError, match="only while the guest is down"):
         files["/etc/inittab"].resource()

@@ -18,11 +18,17 @@ import pytest
 
 from xenlab.errors import StepFailed
 from xenlab.host import Host
+from xenlab.platform.interfaces import Ifupdown
+from xenlab.resources.base import All, Resource
+from xenlab.resources.files import File
 from xenlab.resources.network import Bridge, describe, parse_network, physical, vif
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target
 
 ADDRESS, GATEWAY = "192.0.2.2", "192.0.2.1"
+FAR_GATEWAY = "172.31.1.1"
+"""A hoster's: outside of the network of its customers' addresses, which have none (/32)."""
+IFUP = Path(__file__).parents[2] / ".venv" / "ifupdown" / "sbin" / "ifup"
 PORT = 2222
 RECORDED = Path(__file__).parents[1] / "recorded"
 
@@ -299,6 +305,69 @@ def test_address_on_the_bridge_and_from_one_form_to_the_other(dom0: Dom0) -> Non
     assert dom0.reachable()
     dom0.host.run(f"{flat.program} stop {flat.settings}", check=False)
     assert plain_state(dom0) == before
+
+
+def hosted(dom0: Dom0) -> None:
+    """The world of a hoster; dom0 is without any address."""
+    dom0.ip("address", "flush", "dev", "eth0")
+    sh("ip", "address", "flush", "dev", dom0.cable)
+    sh("ip", "address", "add", f"{FAR_GATEWAY}/32", "dev", dom0.cable)
+    sh("ip", "route", "add", f"{ADDRESS}/32", "dev", dom0.cable, "src", FAR_GATEWAY)
+
+
+def ifup(dom0: Dom0, *stanzas: Resource) -> None:
+    """Bring dom0's interfaces up as Debian's own program does, by a chapter's file."""
+    (file,) = stanzas
+    file = file.parts[0] if isinstance(file, All) else file
+    assert isinstance(file, File)
+    place = dom0.folder / "interfaces"
+    place.write_text(file.text())
+    words = (str(IFUP), "--no-scripts", f"--state-dir={dom0.folder}", "-i", str(place), "-a")
+    sh("ip", "netns", "exec", dom0.space, *words)
+
+
+def hosted_bridge(dom0: Dom0, *, on_bridge: bool) -> Bridge:
+    bridge = dom0.bridge(on_bridge=on_bridge)
+    return replace(bridge, address=f"{ADDRESS}/32", gateway=FAR_GATEWAY)
+
+
+def test_a_gateway_on_the_wire_is_moved_to_the_bridge_and_back(dom0: Dom0) -> None:
+    hosted(dom0)
+    assert dom0.ip("route") == ""
+    ifup(dom0, *Ifupdown().uplink("eth0", f"{ADDRESS}/32", FAR_GATEWAY, "xenbr0"))
+    assert dom0.reachable()
+    before = plain_state(dom0)
+    for on_bridge in (False, True):
+        bridge = hosted_bridge(dom0, on_bridge=on_bridge)
+        assert bridge.probe(dom0.host) is not None
+        bridge.apply(dom0.host, silent)
+        bridge.verify(dom0.host)
+        assert dom0.reachable()
+    dom0.host.run(f"{bridge.program} stop {bridge.settings}", check=False)
+    assert plain_state(dom0) == before
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_a_gateway_on_the_wire_at_boot(dom0: Dom0, on_bridge: bool) -> None:
+    """The bridge first, then the addresses."""
+    hosted(dom0)
+    dom0.ip("link", "set", "eth0", "down")
+    bridge = hosted_bridge(dom0, on_bridge=on_bridge)
+    sh("ip", "netns", "exec", dom0.space, bridge.program, "start", bridge.settings)
+    stanzas = Ifupdown().on_bridge if on_bridge else Ifupdown().beside_bridge
+    ifup(dom0, *stanzas("eth0", f"{ADDRESS}/32", FAR_GATEWAY, "xenbr0"))
+    assert bridge.probe(dom0.host) is None
+    assert dom0.reachable()
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_a_gateway_on_the_wire_by_hand(dom0: Dom0, on_bridge: bool) -> None:
+    hosted(dom0)
+    (command,) = hosted_bridge(dom0, on_bridge=on_bridge).commands()
+    sh("ip", "netns", "exec", dom0.space, "sh", "-euc", command.by_hand())
+    (route,) = dom0.ip("route", "show", "default").splitlines()
+    holder = "xenbr0" if on_bridge else "eth0"
+    assert route.split() == ["default", "via", FAR_GATEWAY, "dev", holder, "onlink"]
 
 
 def test_at_boot_there_is_no_address_yet(dom0: Dom0) -> None:

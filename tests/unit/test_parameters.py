@@ -225,6 +225,18 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"gateway": "10.0.2.15"}, "gateway and address are the same: 10.0.2.15"),
     (
+        {
+            "gateway": "10.0.2.15",
+            "address": "10.0.2.15/32",
+            "domains": [guest(address="10.9.9.9/32")],
+        },
+        "gateway and address are the same: 10.0.2.15",
+    ),
+    (
+        {"gateway": "172.31.1.1", "domains": [guest(address="10.9.9.9/32")]},
+        "gateway 172.31.1.1 is not in the network of dom0: 10.0.2.15/24",
+    ),
+    (
         {"domains": [guest(address="10.9.9.9/24")]},
         "gateway 10.0.2.2 is not in the network of web: 10.9.9.9/24",
     ),
@@ -758,6 +770,8 @@ def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, senten
         {"may_wipe": []},
         {"may_destroy": ["domu1 2f0c1b9e-0d7e-4a3b-9f51-3f6f2f3c7a10", "dom0 ABCD-1234"]},
         {"uplink": "e" * 15, "dom0_ip_on_bridge": True},
+        {"uplink": "auto"},
+        {"uplink": "52:54:00:12:34:AA", "platform": "gentoo", "software": []},
         {"bridge": "peth0", "dom0_ip_on_bridge": True},
         {"platform": "gentoo", "software": ["app-misc/screen"]},
         {"ssh": {"host": "10.0.0.1", "port": 2222, "user": "root", "identity": "~/.ssh/a b"}},
@@ -765,6 +779,11 @@ def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, senten
             "address": "10.0.2.15/31",
             "gateway": "10.0.2.14",
             "domains": [guest(address="10.0.2.13/28")],
+        },
+        {
+            "address": "203.0.113.5/32",
+            "gateway": "172.31.1.1",
+            "domains": [guest(address="203.0.113.6/32")],
         },
     ],
 )

@@ -13,6 +13,7 @@ from xenlab.quoting import double_quoted
 from xenlab.resources.base import Resource, Until
 from xenlab.resources.files import File, Symlink, render
 from xenlab.resources.guest import GuestFile
+from xenlab.site.rules import on_link
 
 # Gentoo's network configuration, net-misc/netifrc: what its files are called and say.
 
@@ -40,7 +41,8 @@ def netifrc_settings(interface: str, address: str, gateway: str = "", *, stay: b
     name = re.sub(r"[^A-Za-z0-9]", "_", interface)
     lines = ["# written by xenlab", f"config_{name}={double_quoted(address)}"]
     if gateway:
-        lines.append(f"routes_{name}={double_quoted(f'default via {gateway}')}")
+        route = f"default via {gateway}{' onlink' if on_link(address, gateway) else ''}"
+        lines.append(f"routes_{name}={double_quoted(route)}")
     if stay:
         lines.append('rc_keyword="-stop"')
     return "".join(f"{line}\n" for line in lines)
@@ -87,7 +89,10 @@ def interfaces(platform: str) -> Interfaces:
 
 
 class Ifupdown:
-    """Debian's interfaces(5): a file for each purpose, which /etc/network/interfaces takes in."""
+    """Debian's interfaces(5): a file for each purpose, which /etc/network/interfaces takes in.
+
+    ifup takes every gateway for one on the same wire (``onlink``), whatever the network is.
+    """
 
     def uplink(
         self, interface: str, address: str, gateway: str, bridge: str

@@ -14,7 +14,7 @@ from xenlab.errors import BadInput, CommandTimeout, ConnectionLost, ConnectionRe
 from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Check, Difference, Report, Resource
 from xenlab.resources.files import File, packaged
-from xenlab.site.rules import UPLINK_NAME
+from xenlab.site.rules import UPLINK_NAME, on_link
 from xenlab.site.types import AUTO
 
 # Bridge: dom0's network as xend's network-bridge made it, switched over without a lock-out.
@@ -87,7 +87,7 @@ class Bridge(Resource):
                 ip link set dev {uplink} master {bridge}
                 ip address add {address} dev {bridge}
                 ip link set dev {bridge} up
-                ip route add default via {gateway}
+                ip route add default via {route}
             """
         else:
             text = """
@@ -103,8 +103,10 @@ class Bridge(Resource):
                 ip link set dev {bridge} up
                 ip address add {address} dev {uplink}
                 ip link set dev {uplink} up
-                ip route add default via {gateway}
+                ip route add default via {route}
             """
+        holder = self.bridge if self.address_on_bridge else self.uplink
+        wire = ("dev", holder, "onlink") if on_link(self.address, self.gateway) else ()
         command = Command.sh(
             text,
             bridge=self.bridge,
@@ -113,7 +115,7 @@ class Bridge(Resource):
             vif=vif(self.uplink),
             dumb=DUMB_MAC,
             address=self.address,
-            gateway=self.gateway,
+            route=(self.gateway, *wire),
         )
         again = {"program": self.program, "settings": self.settings}
         return (command.scripted_as("{program} start {settings}", **again),)

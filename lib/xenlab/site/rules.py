@@ -106,8 +106,14 @@ def _reached_by_guests(site: Parameters) -> Iterator[str]:
 
 
 def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
-    if ipaddress.IPv4Address(gateway) not in ipaddress.IPv4Interface(address).network:
+    # no gateway is in a network of one: /32 says that it is on the same wire all the same
+    if on_link(address, gateway) and not address.endswith("/32"):
         yield f"gateway {gateway} is not in the network of {name}: {address}"
+
+
+def on_link(address: str, gateway: str) -> bool:
+    """Whether the gateway is outside the network of an address: then it is on the same wire."""
+    return ipaddress.IPv4Address(gateway) not in ipaddress.IPv4Interface(address).network
 
 
 def _two_interfaces(site: Parameters) -> Iterator[str]:
