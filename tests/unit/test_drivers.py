@@ -39,11 +39,13 @@ from xenlab.chapters.kernel import (
     parse_makefiles,
     ways_to_build,
 )
+from xenlab.command import CONTROLLER
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Difference
 from xenlab.resources.kernel import options, parse_config
 from xenlab.resources.network import NAME_RULE, look_at_nics, the_nic
+from xenlab.runs.script import Runbook
 from xenlab.site.rules import uplink_name
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
@@ -381,6 +383,20 @@ def test_chapter_04_has_udev_name_the_card(machine: Machine, uplink: str) -> Non
     settings.write_text(bridge_settings(lab_site(), "").text())
     with pytest.raises(BadInput, match=r"its bridge is on eth0\nTry: write uplink: eth0, as "):
         uplink_named(chapter)
+
+
+@pytest.mark.parametrize("uplink", ["auto", ONE])
+def test_a_script_says_where_a_card_must_be_named(uplink: str) -> None:
+    site = lab_site(uplink=uplink)
+    written = Runbook("04_grub", site)
+    written.ensure("04.5", lambda: uplink_named(cast(Chapter, written)))
+    ((place, text),) = written.steps[0].blocks()
+    if uplink == "auto":
+        assert place == CONTROLLER
+        assert "write its MAC address as uplink\nexit 1" in text
+    else:
+        assert place == "/mnt/dom0"
+        assert f'ATTR{{address}}=="{ONE}"' in text
 
 
 def test_a_name_is_a_name_and_nothing_is_looked_at() -> None:

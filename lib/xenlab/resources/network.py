@@ -367,9 +367,14 @@ _NICS = """
 
 
 def look_at_nics(host: Host) -> tuple[Nic, ...]:
-    """The network cards of a machine; one command."""
-    lines = host.run(Command.script(_NICS)).stdout.splitlines()
-    found = [line.split() for line in lines]
+    """The network cards of a machine; one command. Raises StepFailed where a script is written."""
+    result = host.look(Command.script(_NICS), absent=(44,))
+    if result is None:
+        raise StepFailed(
+            "cannot tell which network card is meant: because the machine is not looked at; write "
+            "its MAC address as uplink"
+        )
+    found = [line.split() for line in result.stdout.splitlines()]
     return tuple(Nic(name, mac, default=bool(more)) for name, mac, *more in found)
 
 
