@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "chapter.chapter": "way_to",
     "chapter.notebook": "open_chapter",
     "chapters.action": (
         "autostart_table configurations_written found_domains none_failed power_cycled"
@@ -62,7 +61,7 @@ _PLACES = {
     "resources.shared_usr": "UsrOnShare",
     "resources.ssh_access": (
         "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
-        "SshdSettings"
+        "SshdSettings way_to way_to_guest"
     ),
     "site.rules": "device uplink_name",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from tests.ssh.conftest import Sshd, free_port, keygen, kill, wait_until
 
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused, NoConnection
+from xenlab.transport import hostkeys
 from xenlab.transport.ssh import OWED_SECONDS, SSH, Wait
 from xenlab.transport.ssh_config import Target
 
@@ -319,6 +321,32 @@ def test_a_jump_host_that_is_worked_on_is_passed_over_its_own_connection(
     assert near.connections == 1
     near.close()
     assert ssh.execute("echo again", timeout=60)[1] == b"again\n"
+
+
+@pytest.mark.parametrize("worked_on", [True, False])
+def test_a_guest_that_no_ssh_config_knows_is_reached_through_its_host(
+    sshd: Sshd, make_sshd: MakeSshd, opened: Callable[..., SSH], worked_on: bool, tmp_path: Path
+) -> None:
+    """Neither its name nor an alias says where it is; its key is pinned in a file of its own."""
+    host = make_sshd(alias="castle")
+    pins = tmp_path / "state" / "known_hosts"
+    guest = Target(
+        "mail", port=sshd.port, known_hosts=str(pins), address="127.0.0.1", behind=host.target
+    )
+    shutil.copy(f"{host.identity}.pub", sshd.folder / "authorized_keys")
+    near = opened(host.target) if worked_on else None
+    ssh = opened(guest, near=near)
+    said = refusal(guest)
+    assert said.startswith("mail: cannot trust mail: because its key is unknown"), said
+    hostkeys.pin(*hostkeys.place(guest), sshd.public_key)
+    assert pins.read_text() == f"mail {sshd.public_key}\n"
+    assert ssh.execute("echo here", timeout=60)[1] == b"here\n"
+    assert ssh.name == "mail"
+    if near is not None:
+        assert near.connections == 1
+    host.stop()
+    with pytest.raises((ConnectionLost, ConnectionRefused)):
+        ssh.execute("echo no other way", timeout=60)
 
 
 def test_a_jump_host_that_is_down_is_named(sshd: Sshd, bastion: Sshd) -> None:

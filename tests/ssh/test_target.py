@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from xenlab.errors import BadInput
-from xenlab.transport.ssh_config import Target, config_aliases, hops, resolve
+from xenlab.transport.ssh_config import Target, config_aliases, hops, is_named, resolve
 
 
 @pytest.fixture
@@ -79,6 +80,31 @@ def test_include_match_and_both_kinds_of_proxy(config: Path) -> None:
     guest = resolve(Target("guest1", config=str(config)))
     assert (guest.user, guest.jump) == ("root", "admin@dom0:2200,[::1]:22")
     assert resolve(Target("behind", config=str(config))).proxy_command == "nc behind 22 %"
+
+
+def test_a_guest_behind_has_user_and_keys_of_its_host(config: Path, tmp_path: Path) -> None:
+    host = Target("dom0", config=str(config), port=7)
+    guest = Target("mail", known_hosts=str(tmp_path / "not yet"), address="192.0.2.11", behind=host)
+    route, way = resolve(guest), resolve(host)
+    assert (route.host, route.port, route.user) == ("192.0.2.11", 22, "admin")
+    assert route.identities == way.identities
+    assert route.known_hosts == (tmp_path / "not yet",)
+    assert route.pinned_as == ("mail", 22)
+    assert resolve(replace(guest, user="me", port=8)).user == "me"
+    # what `Host *` says of jump hosts leads to the host that it lies behind, not to it
+    inner = resolve(
+        Target("mail", known_hosts="x", address="::1", behind=Target("guest1", str(config)))
+    )
+    assert (inner.jump, inner.proxy_command, inner.user) == ("", "", "root")
+
+
+def test_whether_an_ssh_config_knows_a_name(config: Path, tmp_path: Path) -> None:
+    named = {name: is_named(Target(name, str(config))) for name in ("dom0", "behind", "guest1")}
+    # a pattern alone, be it in an included file, tells no place
+    assert named == {"dom0": True, "behind": True, "guest1": False}
+    (tmp_path / "more").write_text("Host mail web\n  HostName %h.example.org\n")
+    assert is_named(Target("web", str(config))) and not is_named(Target("Web2", str(config)))
+    assert not is_named(Target("web"))
 
 
 def test_no_ssh_config_is_read_unless_named(config: Path, account: Path) -> None:

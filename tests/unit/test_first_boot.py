@@ -9,7 +9,6 @@ import pytest
 from tests.sites import lab_site
 from tests.unit.rootdir import root_with
 
-from xenlab.chapter.chapter import way_to
 from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.interfaces import STANZAS, Ifupdown
@@ -21,6 +20,7 @@ from xenlab.resources.ssh_access import (
     PUBLIC_KEY,
     AuthorizedKeys,
     OwnKeyPinned,
+    way_to_guest,
 )
 from xenlab.resources.xen import HypervisorLinks
 from xenlab.transport import hostkeys
@@ -197,8 +197,16 @@ def test_programs_that_are_missing_are_named() -> None:
         programs.apply(host, silent)
 
 
-def test_a_guest_s_key_is_pinned_where_its_connection_looks_for_it(tmp_path: Path) -> None:
+def test_a_guest_s_key_is_pinned_where_its_connection_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (known := tmp_path / "known").touch()
+    (config := tmp_path / "config").write_text("Host domu1\n  ProxyJump dom0\n")
     ssh = {"host": "dom0", "port": 2222, "known_hosts": str(known)}
-    site = lab_site(ssh=ssh)
-    assert hostkeys.place(way_to(site, "domu1")) == (known, "domu1", 2222)
+    named = lab_site(ssh=ssh | {"config": str(config)})
+    assert hostkeys.place(way_to_guest(named, "domu1")) == (known, "domu1", 2222)
+    # no name is looked up: it may be another machine's
+    own = tmp_path / "xenlab" / "lab" / "known_hosts"
+    for site in (named, lab_site(ssh=ssh)):
+        assert hostkeys.place(way_to_guest(site, "domu2")) == (own, "domu2", 22)

@@ -63,6 +63,35 @@ def test_a_uefi_machine_has_its_own_commands_in_the_runbook(tmp_path: Path) -> N
         assert "biosboot" not in path.read_text() and "grub-pc" not in path.read_text()
 
 
+def test_a_guest_without_an_alias_is_reached_through_its_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    file = with_files(tmp_path, "debian")
+    plan = execute.prepare(ROOT / "notebooks", ("09", "11"), file, mode="plan")
+    known = {"RELEASE": release_by_hand(plan.site)}
+    for path in write(plan, tmp_path / "named", known):
+        assert f'\nssh() {{ command ssh -F {tmp_path}/ssh_config -o BatchMode=yes "$@"; }}\n' in (
+            path.read_text()
+        )
+    config = tmp_path / "ssh_config"
+    config.write_text("Host castle\n  HostName 192.0.2.1\n  User admin\n")
+    ninth, eleventh = write(plan, tmp_path / "unnamed", known)
+    pins = f"{tmp_path}/xenlab/castle/known_hosts"
+    assert f"mkdir -p -m 700 {tmp_path}/xenlab/castle\n" in ninth.read_text()
+    assert f"sed 's|^|mail |' >> {pins}\n" in ninth.read_text()
+    # what ssh itself makes of the words
+    head = eleventh.read_text().partition("\non() {")[0]
+    asked = f'{head}\ncommand() {{ shift; exec ssh -G -T "$@"; }}\nssh web true\n'
+    told = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True).stdout
+    settings = dict(line.split(" ", 1) for line in told.splitlines())
+    assert settings["hostname"] == "192.0.2.12" and settings["port"] == "22"
+    assert settings["user"] == "admin" and settings["hostkeyalias"] == "web"
+    assert settings["userknownhostsfile"] == pins
+    jump = f"ssh -F {config} -o BatchMode=yes -W %h:%p castle"
+    assert settings["proxycommand"] == jump
+
+
 def test_the_command_line_writes_the_chapters_that_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

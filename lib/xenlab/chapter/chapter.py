@@ -47,11 +47,11 @@ from xenlab.journal import Journal
 from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Check, Difference, Resource, Waiting
 from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
+from xenlab.resources.ssh_access import way_to, way_to_guest
 from xenlab.site.rules import dom0_device
 from xenlab.site.schema import Parameters, from_notebook
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
-from xenlab.transport.ssh_config import Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,10 +139,10 @@ class Chapter(PlatformAnswers):
         return self.host.inside(self.root)
 
     def guest(self, name: str) -> Host:
-        """A guest, by its alias in the site's ssh_config; its connection is kept between steps."""
+        """A guest (`way_to_guest`); its connection is kept between steps."""
         if name not in self._guests:
             wait = self._wait(lambda: self.toolstack.why_silent(self.host, name))
-            ssh = SSH(way_to(self.site, name), wait=wait, near=self._ssh)
+            ssh = SSH(way_to_guest(self.site, name), wait=wait, near=self._ssh)
             self._guests[name] = Host(ssh, watcher=self.recorder)
         return self._guests[name]
 
@@ -545,12 +545,6 @@ def made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
         made = each if isinstance(each, Resource) else looked(each)
         found.extend((made,) if isinstance(made, Resource) else made)
     return tuple(found)
-
-
-def way_to(site: Parameters, host: str = "") -> Target:
-    """How a site reaches its machine, or a guest by its alias."""
-    ssh = site.ssh
-    return Target(host or ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
 
 
 # Opening a chapter: its parameters, its run folder, its journal.

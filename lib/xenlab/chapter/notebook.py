@@ -20,13 +20,14 @@ from IPython.display import display as ipython_display
 
 from xenlab.chapter import events
 from xenlab.chapter.card import Card, Paint, Painter, duration, environment
-from xenlab.chapter.chapter import RUNBOOK, SINK, STOP, Chapter, way_to
+from xenlab.chapter.chapter import RUNBOOK, SINK, STOP, Chapter
 from xenlab.chapter.chapter import open_chapter as open_shown_by
 from xenlab.chapter.step import WOULD_CHANGE
 from xenlab.durable import kept_file
 from xenlab.errors import ConsentNeeded, XenlabError
 from xenlab.masking import clean
 from xenlab.resources.base import Asked, Waiting
+from xenlab.resources.ssh_access import way_to
 from xenlab.site.schema import validate
 from xenlab.transport.ssh import SSH
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from xenlab.command import CONTROLLER, MACHINE, SAID, Command
@@ -14,8 +14,33 @@ from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.base import ANSWER_SECONDS, Check, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.guest import RECORDS
+from xenlab.site.schema import Parameters
 from xenlab.transport import hostkeys
-from xenlab.transport.ssh_config import Target
+from xenlab.transport.ssh_config import Target, is_named
+
+# The ways that a site names: to its machine, and to a guest.
+
+
+def way_to(site: Parameters) -> Target:
+    """How a site reaches its machine."""
+    ssh = site.ssh
+    return Target(ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
+
+
+def way_to_guest(site: Parameters, name: str) -> Target:
+    """How a site reaches a guest: as its ssh_config says, else at its address, through dom0.
+
+    No name server is asked: a name such as “mail” may be another machine's there. Raises BadInput
+    where the ssh_config cannot be read.
+    """
+    machine = way_to(site)
+    named = replace(machine, host=name)
+    if is_named(named):
+        return named
+    (address,) = (d.address.partition("/")[0] for d in site.domains if d.name == name)
+    known_hosts = str(hostkeys.own_file(site.site))
+    return Target(name, known_hosts=known_hosts, address=address, behind=machine)
+
 
 # Reaching dom0 over SSH after its first boot: its host keys, who may log in, the pinned key.
 
@@ -169,8 +194,10 @@ def _pinning(target: Target, key: str) -> Command:
     """How a person pins the key in a file of dom0's."""
     file, name, port = hostkeys.place(target)
     text = "ssh dom0 cat {key} | sed {named} >> {file}"
+    if target.behind:
+        text = "mkdir -p -m 700 {folder}\n" + text
     named = f"s|^|{hostkeys.host_name(name, port)} |"
-    return Command.sh(text, key=key, named=named, file=file).at(CONTROLLER)
+    return Command.sh(text, key=key, named=named, file=file, folder=file.parent).at(CONTROLLER)
 
 
 # sshd's settings: in a file that it was asked about before, and read by the daemon that runs.

@@ -17,9 +17,11 @@ from xenlab.host import Host, Transport
 from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Resource
 from xenlab.resources.disk import INSTALLED_ROOT
+from xenlab.resources.ssh_access import way_to_guest
 from xenlab.runs.execute import RunPlan, code_cells, heading
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
+from xenlab.transport.ssh_config import SSH_PORT
 
 BOOTED = "05"
 """The first chapter that works in the installed system itself; those before it mount its root."""
@@ -36,7 +38,7 @@ set -eu
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-ssh() {{ command ssh {options} -o BatchMode=yes "$@"; }}
+ssh() {{ {ssh}; }}
 scp() {{ command scp -q {options} -o BatchMode=yes "$@"; }}
 
 # on HOST ROOT: run what comes in over SSH, as root, in that root, once the host answers
@@ -124,10 +126,12 @@ class Runbook(PlatformAnswers):
         self.host = self._host(site.ssh.host)
         self.target = self.host.inside(self.root)
         self.steps: list[Written] = []
+        self.guests: dict[str, Host] = {}
 
     def guest(self, name: str) -> Host:
         """A guest."""
-        return self._host(name)
+        self.guests[name] = self._host(name)
+        return self.guests[name]
 
     def ensure(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """Write down what brings the states about."""
@@ -204,6 +208,7 @@ def as_text(notebook: Path, chapter: Runbook, known: Mapping[str, Command]) -> s
         name=notebook.stem,
         site=site.site,
         options=_options(site),
+        ssh=_ssh(site, chapter.guests),
         host=Command.argv(site.ssh.host).text,
         disk=Command.argv(site.disk).text,
         known=asked,
@@ -231,6 +236,26 @@ def _block(site: Parameters, place: str, text: str, known: Mapping[str, Command]
     call = Command.argv("on", host, root).text
     first = f"filled <<'{end}' | {call}" if filled else f"{call} <<'{end}'"
     return f"{first}\n{text}\n{end}\n"
+
+
+def _ssh(site: Parameters, guests: Iterable[str]) -> str:
+    """How ssh is called; a guest that no ssh_config knows lies behind the site's machine."""
+    usual, machine = f"{_options(site)} -o BatchMode=yes", Command.argv(site.ssh.host).text
+    cases = ""
+    for way in (way_to_guest(site, name) for name in guests):
+        if way.behind:
+            settings = {
+                "HostName": way.address,
+                "Port": way.port or SSH_PORT,
+                "HostKeyAlias": way.host,
+                "UserKnownHostsFile": way.known_hosts,
+                "ProxyCommand": f"ssh {usual} -W %h:%p {machine}",
+            }
+            # the first word on a setting counts
+            words = Command.argv(*(f"-o{key}={value}" for key, value in settings.items())).text
+            cases += f'    {way.host}) shift; command ssh {words} {usual} {machine} "$@" ;;\n'
+    command = f'command ssh {usual} "$@"'
+    return f"case $1 in\n{cases}    *) {command} ;;\n    esac" if cases else command
 
 
 def _options(site: Parameters) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -34,6 +35,15 @@ def host_name(name: str, port: int) -> str:
     """A host as known_hosts writes it: ``[host]:port`` unless the port is 22."""
     name = name.lower()
     return name if port == SSH_PORT else f"[{name}]:{port}"
+
+
+def own_file(site: str) -> Path:
+    """The known_hosts file of xenlab's own for a site: no other site's hosts are named in it.
+
+    It lies in $XDG_STATE_HOME/xenlab, or else in ~/.local/state/xenlab.
+    """
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "xenlab" / site / "known_hosts"
 
 
 def place(target: Target) -> tuple[Path, str, int]:

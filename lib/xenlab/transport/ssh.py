@@ -142,7 +142,7 @@ class SSH:
     ``on_connect`` is called for each new connection before a command goes over it, and is itself
     restricted to `converse`; what it raises, the command raises. ``connections`` counts how often
     it has connected. ``near`` is a machine that is worked on beside this one: where it is the jump
-    host, the way leads through the connection that it has.
+    host, or what this one lies behind, the way leads through the connection that it has.
     """
 
     def __init__(
@@ -470,10 +470,15 @@ class SSH:
             return self._connection
 
     def _jump_over(self, jump: str) -> SSH | None:
+        near, behind = self._near, self.target.behind
+        timing: dict[str, Any] = self._timing
+        if behind is not None:
+            if near is not None and near.target == behind:
+                return near
+            self._jump = self._jump or SSH(behind, **timing)
         if self._jump is not None or not jump:
             return self._jump
         targets = [self._hop(hop) for hop in hops(jump)]
-        near = self._near
         if near is not None and [*map(resolve, targets)] == [resolve(near.target)]:
             return near
         for target in targets:
@@ -486,7 +491,6 @@ class SSH:
                     where=self.name,
                     hint="give the jump host a Host block without ProxyJump",
                 )
-            timing: dict[str, Any] = self._timing
             self._jump = SSH(target, via=self._jump, **timing)
             self._jump._depth = self._depth + 1
         return self._jump

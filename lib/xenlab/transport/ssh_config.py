@@ -8,7 +8,7 @@ import os
 import pwd
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xenlab.errors import BadInput, Unreachable
@@ -27,6 +27,9 @@ class Target:
     that is not empty wins over that file. No ssh_config is read unless ``config`` names one: a run
     must not change its meaning with the account it runs in. ``~`` in these paths is what a shell
     makes of it, HOME; in those that the file or OpenSSH's defaults name, see `expanded`.
+
+    ``address`` is where the host is, whatever the file says. A host ``behind`` another one is
+    reached through that, with its user and keys; the own key is pinned under its mere name.
     """
 
     host: str
@@ -35,6 +38,8 @@ class Target:
     user: str = ""
     identity: str = ""
     known_hosts: str = ""
+    address: str = ""
+    behind: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,16 @@ def resolve(target: Target) -> Route:
     Raises BadInput where a named file is missing or the ssh_config cannot be read.
     """
     _require_names(target)
+    behind = target.behind
+    if behind is not None:
+        return _resolved_behind(target, behind)
     settings = _read_config(target) if target.config else {}
 
     def one(key: str, default: str = "") -> str:
         value = settings.get(key, [default])[0]
         return "" if value.lower() == "none" else value
 
-    host = one("hostname", target.host)
+    host = target.address or one("hostname", target.host)
     port = target.port or int(one("port", str(SSH_PORT)))
     user = target.user or one("user") or getpass.getuser()
 
@@ -106,6 +114,35 @@ def resolve(target: Target) -> Route:
         jump=one("proxyjump"),
         proxy_command=expand(one("proxycommand")),
     )
+
+
+def _resolved_behind(target: Target, behind: Target) -> Route:
+    machine = resolve(
+        replace(
+            behind,
+            user=target.user or behind.user,
+            identity=target.identity or behind.identity,
+            known_hosts="",
+        )
+    )
+    return replace(
+        machine,
+        host=target.address,
+        port=target.port or SSH_PORT,
+        # xenlab's own file, which the first pin makes
+        known_hosts=(Path(target.known_hosts).expanduser(),),
+        key_alias=target.host,
+        jump="",
+        proxy_command="",
+    )
+
+
+def is_named(target: Target) -> bool:
+    """Whether the ssh_config has a place or a block of its own for a host; raises as `resolve`."""
+    if not target.config:
+        return False
+    aliases = config_aliases(Path(target.config).expanduser())
+    return target.host in aliases or _read_config(target)["hostname"] != [target.host.lower()]
 
 
 def _require_names(target: Target) -> None:
