@@ -120,6 +120,24 @@ def test_keys_that_are_there_stay(rescue: Host) -> None:
     assert there == ["ssh-ed25519 AAAA3 three", *LINES]
 
 
+def test_a_key_for_dom0_alone_is_authorized_beside_them(rescue: Host, tmp_path: Path) -> None:
+    key = tmp_path / "castle"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = " ".join(Path(f"{key}.pub").read_text().split()[:2])
+    AuthorizedKeys("/mnt/dom0").apply(rescue, silent)
+    keys = AuthorizedKeys("/mnt/dom0", Target("dom0", identity=str(key)))
+    difference = keys.probe(rescue)
+    assert difference is not None and "1 key(s)" in difference.summary
+    assert keys.commands()[-1].by_hand() == f"echo '{public}' >> /mnt/dom0{AUTHORIZED}"
+    keys.apply(rescue, silent)
+    assert keys.probe(rescue) is None
+    assert at(rescue, f"/mnt/dom0{AUTHORIZED}").read_text().splitlines() == [*LINES, public]
+    # where nothing is said of the key, that of the rescue system is enough
+    assert AuthorizedKeys("/mnt/dom0", Target("dom0", port=2222)).commands() == (
+        AuthorizedKeys("/mnt/dom0").commands()
+    )
+
+
 def test_dom0_itself_needs_nobody_else_s_keys(rescue: Host) -> None:
     assert AuthorizedKeys("/").probe(rescue) is None
 

@@ -151,6 +151,16 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"ssh": {"host": "x", "user": "a;b"}}, f"ssh.user must be {SSH_WORD}, not 'a;b'"),
     ({"ssh": {"host": "a\\1"}}, f"ssh.host must be {SSH_WORD}, not 'a\\\\1'"),
     ({"ssh": {"host": ""}}, "ssh.host must not be empty"),
+    (
+        {"ssh": {"host": "x", "rescue_address": "mail"}},
+        "ssh.rescue_address must be an IPv4 address such as 10.0.2.2, not 'mail'",
+    ),
+    ({"dom0_ssh": {"hots": "x"}}, "unknown parameter dom0_ssh.hots; did you mean host?"),
+    ({"guest_ssh": {"host": "x"}}, "unknown parameter guest_ssh.host"),
+    (
+        {"dom0_ssh": {"host": "web"}, "domains": [guest()]},
+        "the target and domain 1 (web) have the same name: web",
+    ),
     ({"may_wipe": [" "]}, "may_wipe[0] must not be empty"),
     (
         {"may_destroy": ["domu1"]},

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.site_files import with_files
 from tests.ssh.conftest import Sshd, make_sshd, sshd
 
 from xenlab.chapters.kernel import release_by_hand
 from xenlab.cli.cli import main
 from xenlab.command import CONTROLLER, MACHINE, Command
+from xenlab.errors import BadInput
 from xenlab.resources.base import Once, Resource
 from xenlab.resources.files import File, Line
 from xenlab.runs import execute, script
@@ -90,6 +92,26 @@ def test_a_guest_without_an_alias_is_reached_through_its_host(
     assert settings["userknownhostsfile"] == pins
     jump = f"ssh -F {config} -o BatchMode=yes -W %h:%p castle"
     assert settings["proxycommand"] == jump
+
+
+def test_what_a_site_says_of_its_guests_is_in_the_runbook(tmp_path: Path) -> None:
+    file = with_files(tmp_path, "debian")
+    values = yaml.safe_load(file.read_text())
+    apart = {"port": 24, "user": "root", "identity": "/keys/own"}
+    file.write_text(yaml.safe_dump(values | {"guest_ssh": apart}))
+    plan = execute.prepare(ROOT / "notebooks", ("11",), file, mode="plan")
+    (path,) = write(plan, tmp_path / "runbook", {"RELEASE": release_by_hand(plan.site)})
+    words = "-oPort=24 -oUser=root -oIdentityFile=/keys/own -F"
+    assert f"\n    web) shift; command ssh {words} " in path.read_text()
+    for other in (
+        {"dom0_ssh": {"port": 24}},
+        {"ssh": values["ssh"] | {"rescue_address": "192.0.2.9"}},
+    ):
+        file.write_text(yaml.safe_dump(values | other))
+        plan = execute.prepare(ROOT / "notebooks", ("11",), file, mode="plan")
+        with pytest.raises(BadInput, match="reached in two ways"):
+            write(plan, tmp_path / "none", {})
+        assert not (tmp_path / "none").exists()
 
 
 def test_the_command_line_writes_the_chapters_that_are_asked_for(

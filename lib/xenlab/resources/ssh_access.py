@@ -14,17 +14,22 @@ from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.base import ANSWER_SECONDS, Check, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.guest import RECORDS
-from xenlab.site.schema import Parameters
+from xenlab.site.schema import Dom0Ssh, GuestSsh, Parameters
 from xenlab.transport import hostkeys
-from xenlab.transport.ssh_config import Target, is_named
+from xenlab.transport.connection import public_keys
+from xenlab.transport.ssh_config import Target, is_named, resolve
 
 # The ways that a site names: to its machine, and to a guest.
 
 
 def way_to(site: Parameters) -> Target:
-    """How a site reaches its machine."""
+    """How a site reaches its machine: the rescue system, or else the installed system."""
     ssh = site.ssh
-    return Target(ssh.host, ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
+    known = (ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
+    way = Target(ssh.host, *known, address=ssh.rescue_address)
+    own = site.dom0_ssh if site.knows("dom0_ssh") else Dom0Ssh()
+    dom0 = _apart(replace(way, host=own.host or ssh.host, address=""), own)
+    return way if dom0 == way else replace(way, other=dom0)
 
 
 def way_to_guest(site: Parameters, name: str) -> Target:
@@ -33,13 +38,24 @@ def way_to_guest(site: Parameters, name: str) -> Target:
     No name server is asked: a name such as “mail” may be another machine's there. Raises BadInput
     where the ssh_config cannot be read.
     """
-    machine = way_to(site)
-    named = replace(machine, host=name)
+    way = way_to(site)
+    dom0 = way.other or way
+    own = site.guest_ssh if site.knows("guest_ssh") else GuestSsh()
+    named = _apart(replace(dom0, host=name, port=way.port), own)
     if is_named(named):
         return named
     (address,) = (d.address.partition("/")[0] for d in site.domains if d.name == name)
     known_hosts = str(hostkeys.own_file(site.site))
-    return Target(name, known_hosts=known_hosts, address=address, behind=machine)
+    return _apart(Target(name, known_hosts=known_hosts, address=address, behind=dom0), own)
+
+
+def _apart(way: Target, own: GuestSsh) -> Target:
+    return replace(
+        way,
+        port=own.port or way.port,
+        user=own.user or way.user,
+        identity=own.identity or way.identity,
+    )
 
 
 # Reaching dom0 over SSH after its first boot: its host keys, who may log in, the pinned key.
@@ -90,10 +106,12 @@ class SshHostKeys(Resource):
 class AuthorizedKeys(Resource):
     """Whoever may log in to the rescue system as root may log in to the installed one.
 
-    ``root`` is the installed root as the machine sees it; ``/`` once it is booted.
+    ``root`` is the installed root as the machine sees it; ``/`` once it is booted. ``way`` is how
+    that is reached, if it is not as the rescue system is: its key is authorized as well.
     """
 
     root: str
+    way: Target | None = None
 
     def probe(self, host: Host) -> Difference | None:
         """How many of the keys are missing."""
@@ -109,6 +127,9 @@ class AuthorizedKeys(Resource):
         if result is None:
             return Difference(f"nobody is authorized to log in by key: {AUTHORIZED} is empty")
         missing = [line for line in result.stdout.splitlines() if line.strip()]
+        if own := self._own_keys():
+            there = (host.inside("/").read(installed) or "").split("\n")
+            missing += [key for key in own if key not in there]
         if not missing:
             return None
         return Difference(f"authorize {len(missing)} key(s) to log in to dom0 as root")
@@ -119,7 +140,9 @@ class AuthorizedKeys(Resource):
         folder = installed.rpartition("/")[0]
         text = "mkdir -p -m 700 {folder}\ncat {keys} >> {installed}"
         command = Command.sh(text, folder=folder, keys=AUTHORIZED, installed=installed)
-        return (command.at(MACHINE),)
+        added = "echo {key} >> {installed}"
+        more = (Command.sh(added, key=key, installed=installed) for key in self._own_keys())
+        return tuple(each.at(MACHINE) for each in (command, *more))
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the keys; those that are there stay. Raises StepFailed where there is none."""
@@ -135,8 +158,12 @@ class AuthorizedKeys(Resource):
         installed.run(Command.script(script, AUTHORIZED.rpartition("/")[0]))
         text = installed.read(AUTHORIZED) or ""
         text += "\n" if text and not text.endswith("\n") else ""
-        missing = [key for key in dict.fromkeys(allowed) if key and key not in text.split("\n")]
+        wanted = dict.fromkeys((*allowed, *self._own_keys()))
+        missing = [key for key in wanted if key and key not in text.split("\n")]
         installed.write(AUTHORIZED, text + "".join(f"{key}\n" for key in missing), mode=0o600)
+
+    def _own_keys(self) -> tuple[str, ...]:
+        return public_keys(resolve(self.way)) if self.way and self.way.identity else ()
 
 
 @dataclass(frozen=True)
@@ -151,17 +178,21 @@ class OwnKeyPinned(Resource):
     target: Target
     root: str = "/"
 
+    @property
+    def _way(self) -> Target:
+        return self.target.other or self.target
+
     def probe(self, host: Host) -> Difference | None:
         """Whether the key is not pinned yet."""
-        return _unpinned("dom0", self.target, host.read(PUBLIC_KEY) or "")
+        return _unpinned("dom0", self._way, host.read(PUBLIC_KEY) or "")
 
     def commands(self) -> tuple[Command, ...]:
         """Read it where it is known to be the machine's own; ssh asks for it by the name."""
-        return (_pinning(self.target, f"{self.root.rstrip('/')}{PUBLIC_KEY}"),)
+        return (_pinning(self._way, f"{self.root.rstrip('/')}{PUBLIC_KEY}"),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Add the key to the known_hosts file that the ssh_config names."""
-        _pin("dom0", self.target, host.read(PUBLIC_KEY) or "")
+        _pin("dom0", self._way, host.read(PUBLIC_KEY) or "")
 
 
 def _unpinned(whose: str, way: Target, key: str, *, alone: bool = False) -> Difference | None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from xenlab.chapter.chapter import RUNBOOK, Wanted, made
 from xenlab.command import CONTROLLER, MACHINE, Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host, Transport
 from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Resource
 from xenlab.resources.disk import INSTALLED_ROOT
-from xenlab.resources.ssh_access import way_to_guest
+from xenlab.resources.ssh_access import way_to, way_to_guest
 from xenlab.runs.execute import RunPlan, code_cells, heading
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
@@ -186,8 +186,15 @@ def write(plan: RunPlan, folder: Path, known: Mapping[str, Command]) -> list[Pat
     """Write each chapter of a plan that has commands into a new folder; the files' paths.
 
     ``known`` are words that stand for what nobody knows before the machine or a build tells it,
-    each with what asks for it on the controller. No machine is needed. Raises FileExistsError.
+    each with what asks for it on the controller. No machine is needed. Raises FileExistsError, and
+    BadInput for a machine that is reached in two ways.
     """
+    if way_to(plan.site).other:
+        raise BadInput(
+            "cannot write the runbook: because the rescue system and dom0 are reached in two ways "
+            "(dom0_ssh, ssh.rescue_address), and plain shell does not see which of them runs",
+            hint="leave these keys out, and say in the ssh_config how to reach the machine",
+        )
     folder.mkdir(parents=True)
     written = []
     for notebook in plan.notebooks:
@@ -243,7 +250,9 @@ def _ssh(site: Parameters, guests: Iterable[str]) -> str:
     usual, machine = f"{_options(site)} -o BatchMode=yes", Command.argv(site.ssh.host).text
     cases = ""
     for way in (way_to_guest(site, name) for name in guests):
+        settings, to = {}, way.host
         if way.behind:
+            to = machine
             settings = {
                 "HostName": way.address,
                 "Port": way.port or SSH_PORT,
@@ -251,9 +260,14 @@ def _ssh(site: Parameters, guests: Iterable[str]) -> str:
                 "UserKnownHostsFile": way.known_hosts,
                 "ProxyCommand": f"ssh {usual} -W %h:%p {machine}",
             }
+        own, key = site.guest_ssh, str(Path(site.guest_ssh.identity).expanduser().absolute())
+        settings |= {"Port": own.port} if own.port else {}
+        settings |= {"User": own.user} if own.user else {}
+        settings |= {"IdentityFile": key} if own.identity else {}
+        if settings:
             # the first word on a setting counts
-            words = Command.argv(*(f"-o{key}={value}" for key, value in settings.items())).text
-            cases += f'    {way.host}) shift; command ssh {words} {usual} {machine} "$@" ;;\n'
+            words = Command.argv(*(f"-o{name}={value}" for name, value in settings.items())).text
+            cases += f'    {way.host}) shift; command ssh {words} {usual} {to} "$@" ;;\n'
     command = f'command ssh {usual} "$@"'
     return f"case $1 in\n{cases}    *) {command} ;;\n    esac" if cases else command
 

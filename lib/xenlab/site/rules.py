@@ -291,6 +291,8 @@ def _reserved(site: Parameters) -> dict[str, str]:
     found = {site.site.lower(): "the site"} if site.knows("site") else {}
     if site.knows("ssh"):
         found[site.ssh.host.lower()] = "the target"
+    if site.knows("dom0_ssh") and site.dom0_ssh.host:
+        found[site.dom0_ssh.host.lower()] = "the target"
     found |= dict.fromkeys(LOOPBACK_NAMES, "the loopback interface")
     found |= {CONTROLLER: "the controller", MACHINE: "the machine that becomes dom0"}
     found |= dict.fromkeys(DOM0_NAMES, "dom0")

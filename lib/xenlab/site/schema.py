@@ -43,6 +43,7 @@ from xenlab.site.types import (
     MadeThing,
     Mib,
     MountPath,
+    OptionalIpAddress,
     OptionalPath,
     PackageKeywords,
     PackageProxy,
@@ -88,9 +89,32 @@ class Ssh(BaseModel):
     known_hosts: OptionalPath = Field(
         "", description="where its host key is pinned", examples=["~/.ssh/known_hosts"]
     )
+    rescue_address: OptionalIpAddress = Field(
+        "",
+        description="where the rescue system answers, if it has another address than `host`",
+        examples=["192.0.2.200"],
+    )
     patience_seconds: int = Field(
         180, ge=0, le=86400, description="how long a machine that does not answer is waited for"
     )
+
+
+class GuestSsh(BaseModel):
+    """What differs for the guests. What is empty (port: 0) is as for dom0."""
+
+    model_config = _STRICT
+
+    port: Port = Field(0, description="the port of its sshd", examples=[22])
+    user: SshWord = Field("", description="who logs in, and is root there", examples=["root"])
+    identity: OptionalPath = Field(
+        "", description="the private key to log in with", examples=["~/.ssh/castle"]
+    )
+
+
+class Dom0Ssh(GuestSsh):
+    """What differs once the machine runs from its disk. What is empty (port: 0) is as in `ssh`."""
+
+    host: SshWord = Field("", description="its name, address or alias", examples=["192.0.2.10"])
 
 
 class SecretReference(BaseModel):
@@ -189,6 +213,8 @@ class Parameters(BaseModel):
 
     site: PlainName
     ssh: Ssh
+    dom0_ssh: Dom0Ssh = Field(Dom0Ssh(), examples=[{"port": 2222}])
+    guest_ssh: GuestSsh = Field(GuestSsh(), examples=[{"user": "root"}])
     secrets: list[SecretReference] = Field(
         [], examples=[[{"env": "MIRROR_LOGIN"}, {"file": "~/.config/castle/vault"}]]
     )

@@ -135,6 +135,11 @@ def ip_address(text: str) -> str:
     return text
 
 
+def optional_ip_address(text: str) -> str:
+    """An IPv4 address, or nothing."""
+    return ip_address(text) if text else text
+
+
 def ip_with_prefix(text: str) -> str:
     """An IPv4 address of a machine with its prefix, such as 10.0.2.15/24."""
     try:
@@ -320,6 +325,7 @@ Fingerprint = Annotated[
 MacAddress = Annotated[Text, AfterValidator(mac_address)]
 Uplink = Annotated[Text, AfterValidator(uplink)]
 IpAddress = Annotated[Text, AfterValidator(ip_address)]
+OptionalIpAddress = Annotated[Text, AfterValidator(optional_ip_address)]
 IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]
 Mib = Annotated[int, Field(gt=0, le=1 << 33)]
 Port = Annotated[int, Field(ge=0, le=65535)]

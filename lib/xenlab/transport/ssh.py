@@ -159,6 +159,7 @@ class SSH:
     ) -> None:
         self.target = target
         self.name = target.host
+        self._ways = [replace(target, other=None), *([target.other] if target.other else ())]
         self.connections = 0
         self._via = via
         self._near = near
@@ -456,34 +457,58 @@ class SSH:
                 self._connection.close()
                 self._connection = None
             self._wait.refuse_vain()
-            route = resolve(self.target)
-            via = self._via or self._jump_over(route.jump)
-            self._connection = connect(
-                self.target,
-                route,
-                via._connected() if via is not None else None,
-                timeout=self._timing["connect_timeout"],
-                keepalive=self._timing["keepalive"],
-                patience=self._timing["patience"],
-            )
+            self._connection = self._over_one_way()
             self.connections += 1
             return self._connection
 
-    def _jump_over(self, jump: str) -> SSH | None:
-        near, behind = self._near, self.target.behind
+    def _over_one_way(self) -> Connection:
+        """A connection over the first way that is answered, the one that was last before others.
+
+        Waiting may help as long as nobody answers on one of them.
+        """
+        errors: list[NoConnection] = []
+        for way in self._ways:
+            try:
+                connection = self._over(way)
+            except NoConnection as error:
+                errors.append(error)
+                if self._jump is not None and len(self._ways) > 1:
+                    self._jump.close()
+                    self._jump = None
+            else:
+                self._ways.sort(key=lambda each: each is not way)
+                return connection
+        first, *others = sorted(errors, key=lambda each: not isinstance(each, ConnectionRefused))
+        first.message += "".join(f"; and in the other way: {each.message}" for each in others)
+        raise first
+
+    def _over(self, way: Target) -> Connection:
+        route = resolve(way)
+        via = self._via or self._jump_over(way, route.jump)
+        return connect(
+            way,
+            route,
+            via._connected() if via is not None else None,
+            timeout=self._timing["connect_timeout"],
+            keepalive=self._timing["keepalive"],
+            patience=self._timing["patience"],
+        )
+
+    def _jump_over(self, way: Target, jump: str) -> SSH | None:
+        near, behind = self._near, way.behind
         timing: dict[str, Any] = self._timing
         if behind is not None:
-            if near is not None and near.target == behind:
+            if near is not None and behind in near._ways:
                 return near
             self._jump = self._jump or SSH(behind, **timing)
         if self._jump is not None or not jump:
             return self._jump
-        targets = [self._hop(hop) for hop in hops(jump)]
-        if near is not None and [*map(resolve, targets)] == [resolve(near.target)]:
+        targets = [self._hop(way, hop) for hop in hops(jump)]
+        if near is not None and [*map(resolve, targets)] in [[resolve(one)] for one in near._ways]:
             return near
         for target in targets:
             # `Host *` gives the jump host itself the same ProxyJump.
-            if target.host == self.target.host:
+            if target.host == way.host:
                 continue
             if self._depth >= MAX_HOPS:
                 raise BadInput(
@@ -495,9 +520,8 @@ class SSH:
             self._jump._depth = self._depth + 1
         return self._jump
 
-    def _hop(self, hop: Target) -> Target:
-        config, known = self.target.config, self.target.known_hosts
-        return Target(hop.host, config, hop.port, hop.user, known_hosts=known)
+    def _hop(self, way: Target, hop: Target) -> Target:
+        return Target(hop.host, way.config, hop.port, hop.user, known_hosts=way.known_hosts)
 
     def _drop(self, connection: Connection) -> None:
         with self._lock:

@@ -29,7 +29,8 @@ class Target:
     makes of it, HOME; in those that the file or OpenSSH's defaults name, see `expanded`.
 
     ``address`` is where the host is, whatever the file says. A host ``behind`` another one is
-    reached through that, with its user and keys; the own key is pinned under its mere name.
+    reached through that, with its user and keys; the own key is pinned under its mere name. The
+    ``other`` way leads to the same machine when another system runs there.
     """
 
     host: str
@@ -40,6 +41,7 @@ class Target:
     known_hosts: str = ""
     address: str = ""
     behind: Target | None = None
+    other: Target | None = None
 
 
 @dataclass(frozen=True)
