@@ -13,7 +13,7 @@ from tests.sites import lab_site
 
 from xenlab.chapters.kernel import UEFI_OPTIONS, kernel_build
 from xenlab.command import Command
-from xenlab.errors import BadInput, ConnectionRefused, HostKeyRefused, StepFailed
+from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import Apt
 from xenlab.platform.boot import (
@@ -303,6 +303,27 @@ def test_ipmi_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Ipmi().ready(Host(Local()))
 
 
+def ipmitool(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """A stand-in that notes its words in ``called`` and then does what ``answer`` says."""
+    program = folder / "ipmitool"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/called\n{answer}\n')
+    program.chmod(0o755)
+    for name, value in {**IPMI, "PATH": f"{folder}:/usr/bin:/bin"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_boot_device_that_is_refused_ends_the_step_before_the_power_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ipmitool 1.8.19 does where ipmi_sim knows no floppy: it says so, and ends with 0."""
+    said = "Set Chassis Boot Parameter 5 failed: Unspecified error"
+    ipmitool(tmp_path, monkeypatch, f"echo '{said}' >&2; exit 0")
+    with pytest.raises(CommandFailed, match=said):
+        Ipmi("usb").boot("rescue", Host(Local()), lambda what, done=None: None)
+    (called,) = (tmp_path / "called").read_text().splitlines()
+    assert called.endswith("bootdev floppy")
+
+
 @pytest.mark.parametrize(
     ("changes", "device"),
     [
@@ -315,10 +336,7 @@ def test_ipmi_boots_what_the_site_says_and_no_command_holds_who_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], device: str
 ) -> None:
     """The program is a stand-in that notes its words: what is tried is how it is called."""
-    (program := tmp_path / "ipmitool").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
-    program.chmod(0o755)
-    for name, value in {**IPMI, "PATH": f"{tmp_path}:/usr/bin:/bin"}.items():
-        monkeypatch.setenv(name, value)
+    ipmitool(tmp_path, monkeypatch, "echo Set Boot Device to pxe")
     own, said = power(lab_site(power="ipmi", **changes)), list[str]()
     assert isinstance(own, Ipmi)
     controller = Host(Local())

@@ -460,7 +460,9 @@ class Ipmi:
         base = 'ipmitool -I lanplus -H "$IPMI_HOST" -U "$IPMI_USER" -E chassis'
         device = "disk" if medium == "disk" else self.devices[self.rescue]
         options = " options=efiboot" if self.efi else ""
-        texts = (f"{base} bootdev {device}{options}", f"{base} power cycle")
+        # ipmitool ends with 0 though the controller refuses the device
+        set_device = f"{base} bootdev {device}{options} | grep 'Set Boot Device to'"
+        texts = (set_device, f"{base} power cycle")
         return tuple(Command(text).at(CONTROLLER) for text in texts)
 
     def ready(self, controller: Host) -> None:
