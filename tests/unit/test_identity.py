@@ -226,6 +226,15 @@ class TestDestroying:
         file_system.consented(identity).apply(HOST, quiet)
         assert file_system.probe(HOST) is None
 
+    @pytest.mark.parametrize("name", ["by-id/ata-EXAMPLE", "ata-EXAMPLE"])
+    def test_an_id_that_is_no_disk_s(self, tmp_path: Path, name: str) -> None:
+        """Without udev not even the folder of the links is there: it is said, with the disks."""
+        disk = str(tmp_path / name)
+        assert ingredients.look_at_machine(HOST, disk).disk_mib == 0
+        with pytest.raises(BadInput, match=f"no .*{name}") as refused:
+            require_consent(HOST, disk, ())
+        assert refused.value.hint.startswith("name one of these disks: /dev/")
+
     def test_a_disk_in_use_needs_no_second_look(self, loop: str, tmp_path: Path) -> None:
         file_system = Filesystem(loop, "one")
         identity = require_consent(HOST, loop, (f"{loop} {64 << 20}",))

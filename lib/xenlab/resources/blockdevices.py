@@ -24,7 +24,8 @@ SECTION = "--- "
 # No MOUNTPOINTS: lsblk has it from 2.37 on; and MOUNTPOINT shows one place of several.
 LOOK = f"""
 echo '{SECTION}device'
-readlink -f -- "$1"
+# not even the folder is there, as of /dev/disk/by-id without udev: then it names no device
+readlink -f -- "$1" || printf '%s\\n' "$1"
 echo '{SECTION}swaps'
 cat /proc/swaps 2> /dev/null || :
 echo '{SECTION}mounts'
@@ -244,7 +245,7 @@ IDENTIFY = f"""
 {SAME_DISK}
 {LOOK}
 echo '{SECTION}identity'
-own=$(readlink -f -- "$1")
+own=$(readlink -f -- "$1") || own=$1
 if [ -b "$own" ]; then own=$(disk_of "$own"); identity "$own"; fi
 lsblk -d -n -p -o KNAME | while read -r other; do
     [ "$other" != "$own" ] || continue
