@@ -27,6 +27,8 @@ FIRST = "The machine"
 WIDTH = 96
 """How wide a help text is: what a page shows without scrolling."""
 UNITS = {"mib": "MiB", "seconds": "seconds"}
+FOLLOWED = {"partition": "name", "maxmem_mib": "memory_mib"}
+"""The keys whose value is another's where nobody gives them one."""
 
 Key = tuple[str, ...]
 
@@ -124,7 +126,7 @@ def _entry(key: Key, info: FieldInfo, words: str, lab: Any) -> list[str]:
         "",
         f"- Type: {kind}{f', in {unit}' if unit else ''}",
         *([f"- Allowed: {'; '.join(forms)}"] if forms else []),
-        f"- Default: {_default(info)}",
+        f"- Default: {_default(key, info)}",
         f"- Example: `{key[-1]}: {_yaml(given[0])}`",
         "",
     ]
@@ -183,11 +185,11 @@ def _rules_of(key: Key) -> list[str]:
     return []
 
 
-def _default(info: FieldInfo) -> str:
+def _default(key: Key, info: FieldInfo) -> str:
     if info.is_required():
         return "none: required"
     if info.default_factory is not None:
-        return "that of `name`"
+        return f"that of `{FOLLOWED[key[-1]]}`"
     value = info.default
     if isinstance(value, list):
         value = [_as_given(each) for each in value]

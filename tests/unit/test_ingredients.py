@@ -172,6 +172,20 @@ class TestFits:
         check_fit(site, lab(virtualisation="svm"))
         check_fit(SITE, lab(virtualisation="none"))
 
+    def test_a_guest_with_more_than_the_machine_has(self) -> None:
+        first, *others = [domain.model_dump() for domain in SITE.domains]
+        two = lab_site(domains=[first | {"vcpus": 2, "maxmem_mib": 4000}, *others])
+        check_fit(two, lab(memory_mib=4000))
+        error = refused(two, lab(processors=1))
+        assert error.startswith("the machine has 1 processors and domu1 has 2 vcpus\nTry: lower")
+        error = refused(two, lab(memory_mib=3999))
+        assert error.startswith("the machine has 3999 MiB of memory and domu1 may grow to 4000 MiB")
+        fits = [
+            tuple(machine_table(two, lab(processors=n)).set_index("what").loc["processor"])[::2]
+            for n in (1, 2)
+        ]
+        assert fits == [("2 × x86-64", "no"), ("2 × x86-64", "yes")]
+
 
 class TestTables:
     def test_one_row_for_each_thing(self) -> None:

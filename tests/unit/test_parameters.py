@@ -130,6 +130,11 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(memory_mib=-1)]},
         "domains[0].memory_mib must be more than 0, not -1 (a number)",
     ),
+    ({"domains": [guest(vcpus=0)]}, "domains[0].vcpus must be at least 1, not 0 (a number)"),
+    (
+        {"domains": [guest(memory_mib=512, maxmem_mib=500)]},
+        "domains[0].maxmem_mib must be at least 512, its memory_mib, not 500",
+    ),
     # names
     ({"site": "a/b"}, "site must be a plain name (letters, digits, . _ -), not 'a/b'"),
     (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.off_xen import OffXen
 
 from xenlab.errors import BadInput
 from xenlab.platform.xl import Disk, DomainSpec, Vif, toolstack, xl_config
@@ -28,6 +29,13 @@ SPEC = DomainSpec(
     ),
     vifs=(Vif("00:16:3e:66:01:01", "xenbr0"),),
 )
+
+
+@pytest.fixture(scope="module")
+def off_xen(tmp_path_factory: pytest.TempPathFactory) -> OffXen:
+    """The real xl, which needs no Xen here."""
+    return OffXen(tmp_path_factory.mktemp("xl"))
+
 
 names = st.from_regex(r"[A-Za-z0-9(][A-Za-z0-9() .-]{0,38}[A-Za-z0-9)]", fullmatch=True)
 
@@ -108,6 +116,45 @@ def test_config_says_what_the_site_wants() -> None:
         '"restart"',
         '"preserve"',
     )
+
+
+def test_what_xl_itself_reads_in_a_file(off_xen: OffXen) -> None:
+    found = off_xen.read(xl_config(SPEC))
+    built = found["b_info"]
+    assert (found["c_info"]["name"], found["c_info"]["type"]) == ("domu1", "pv")
+    assert (built["kernel"], built["cmdline"]) == (SPEC.kernel, SPEC.cmdline)
+    assert (built["target_memkb"], built["max_memkb"]) == (320 << 10, 320 << 10)
+    assert built["max_vcpus"] == 1
+    assert [(disk["vdev"], "readwrite" in disk) for disk in found["disks"]] == [
+        ("xvda1", True),
+        ("xvda2", False),
+    ]
+    assert found["nics"] == [{"devid": 0, "mac": "00:16:3e:66:01:01", "bridge": "xenbr0"}]
+
+
+def test_processors_and_the_memory_to_grow_to(off_xen: OffXen) -> None:
+    text = xl_config(replace(SPEC, vcpus=3, maxmem_mib=512))
+    built = off_xen.read(text)["b_info"]
+    assert built["avail_vcpus"] == [0, 1, 2]
+    assert (built["target_memkb"], built["max_memkb"]) == (320 << 10, 512 << 10)
+    # a file that says nothing of it is the one that was written before there was such a key
+    plain = xl_config(SPEC)
+    assert xl_config(replace(SPEC, maxmem_mib=320)) == plain
+    assert set(text.splitlines()) - set(plain.splitlines()) == {"vcpus   = 3", "maxmem  = 512"}
+
+
+def test_xl_refuses_what_it_does_not_know(off_xen: OffXen) -> None:
+    """So that a file that it accepts says something."""
+    done = off_xen.create(xl_config(SPEC).replace('"pv"', '"pvx"'))
+    assert done.returncode != 0
+    assert "Invalid domain type" in done.stderr
+
+
+@settings(max_examples=20)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_a_string_is_what_xl_reads(off_xen: OffXen, text: str) -> None:
+    found = off_xen.read(xl_config(replace(SPEC, cmdline=f"ro {text}")))
+    assert found["b_info"]["cmdline"] == f"ro {text}"
 
 
 def test_options_of_a_site_come_last() -> None:

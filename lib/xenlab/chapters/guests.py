@@ -23,7 +23,7 @@ from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
 from xenlab.site.rules import device, dom0_device
-from xenlab.site.schema import Parameters
+from xenlab.site.schema import Domain, Parameters
 
 # Chapter 06: the image that every guest is made from.
 #
@@ -252,6 +252,11 @@ def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> R
     return OnPartitions(chapter.site.disk, (partition,), with_uuid, f"create {path}")
 
 
+def _memory(domain: Domain) -> int | str:
+    own, most = domain.memory_mib, domain.maxmem_mib
+    return own if most == own else f"{own}, up to {most}"
+
+
 def domain_table(chapter: Chapter) -> pd.DataFrame:
     """The site's domains, and whether their configuration files are written."""
     site = chapter.site
@@ -261,7 +266,8 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
         {
             "name": d.name,
             "type": site.guest_type,
-            "memory (MiB)": d.memory_mib,
+            "memory (MiB)": _memory(d),
+            "vcpus": d.vcpus,
             "root": device(site, d.partition),
             "swap": swap_file(d),
             "MAC": d.mac,

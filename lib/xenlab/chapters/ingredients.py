@@ -171,7 +171,7 @@ def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
     missing = [tool for tool in machine.missing_tools if tool in tools(site)]
     allowed = any(value in site.may_wipe for _, value in known_by)
     rows: list[Row] = [
-        ("processor", "x86-64", f"{machine.processors} × {machine.processor}", machine.long_mode),
+        _processor(site, machine),
         (
             "virtualisation",
             "VMX or SVM" if site.guest_type == "pvh" else "not needed (pv guests)",
@@ -207,6 +207,13 @@ def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
         ),
     ]
     return _table(rows)
+
+
+def _processor(site: Parameters, machine: Machine) -> Row:
+    most = max(domain.vcpus for domain in site.domains)
+    wanted = "x86-64" if most == 1 else f"{most} × x86-64"
+    found = f"{machine.processors} × {machine.processor}"
+    return ("processor", wanted, found, machine.long_mode and most <= machine.processors)
 
 
 def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
@@ -293,12 +300,30 @@ def check_fit(site: Parameters, machine: Machine) -> None:
             f"{needed} MiB: {parts}",
             hint="lower dom0_mem_mib or memory_mib of domains, or take fewer domains",
         )
+    _check_guests(site, machine)
     missing = [tool for tool in machine.missing_tools if tool in tools(site)]
     if missing:
         raise BadInput(
             f"the running system lacks {', '.join(missing)}",
             hint="install them there, or boot another rescue system",
         )
+
+
+def _check_guests(site: Parameters, machine: Machine) -> None:
+    """Raise BadInput where a guest has, or may grow to, more than there is in the machine."""
+    for domain in site.domains:
+        if domain.vcpus > machine.processors:
+            raise BadInput(
+                f"the machine has {machine.processors} processors and {domain.name} has "
+                f"{domain.vcpus} vcpus",
+                hint="lower vcpus of that domain",
+            )
+        if domain.maxmem_mib > machine.memory_mib:
+            raise BadInput(
+                f"the machine has {machine.memory_mib} MiB of memory and {domain.name} may grow "
+                f"to {domain.maxmem_mib} MiB",
+                hint="lower maxmem_mib of that domain",
+            )
 
 
 def _check_firmware(site: Parameters, machine: Machine) -> None:

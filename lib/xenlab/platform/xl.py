@@ -54,7 +54,10 @@ class Vif:
 
 @dataclass(frozen=True)
 class DomainSpec:
-    """A domain as a site wants it; memory in MiB. ``options`` are further keys of its file."""
+    """A domain as a site wants it; memory in MiB. ``options`` are further keys of its file.
+
+    ``maxmem_mib`` is what it may grow to, 0 where that is its memory.
+    """
 
     name: str
     kernel: str
@@ -64,6 +67,7 @@ class DomainSpec:
     vifs: tuple[Vif, ...]
     type: str = "pv"
     vcpus: int = 1
+    maxmem_mib: int = 0
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -182,6 +186,7 @@ def xl_config(domain: DomainSpec) -> str:
         kernel=domain.kernel,
         cmdline=domain.cmdline,
         memory=domain.memory_mib,
+        maxmem=domain.maxmem_mib or domain.memory_mib,
         vcpus=domain.vcpus,
         disks=disks,
         vifs=[_vif(vif) for vif in domain.vifs],

@@ -92,6 +92,16 @@ def _twice(site: Parameters) -> Iterator[str]:
                 yield f"{owner} and {me} have the same {what}: {value}"
 
 
+def _growing(site: Parameters) -> Iterator[str]:
+    """Guests that would begin with more memory than they may have."""
+    for number, domain in enumerate(site.domains):
+        if domain.maxmem_mib < domain.memory_mib:
+            yield (
+                f"domains[{number}].maxmem_mib must be at least {domain.memory_mib}, its "
+                f"memory_mib, not {domain.maxmem_mib}"
+            )
+
+
 def _reached_by_dom0(site: Parameters) -> Iterator[str]:
     """A gateway that dom0 cannot reach."""
     yield from _outside(site.gateway, "dom0", site.address)
@@ -261,6 +271,7 @@ def _sizes(site: Parameters) -> Iterator[str]:
 
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _twice),
+    (("domains",), _growing),
     (("gateway", "address"), _reached_by_dom0),
     (("gateway", "domains"), _reached_by_guests),
     (("uplink", "bridge"), _two_interfaces),

@@ -165,6 +165,15 @@ class Domain(BaseModel):
         description="the partition that is its root",
         examples=["web"],
     )
+    vcpus: int = Field(
+        1, ge=1, le=64, description="its processors, at most as many as the machine has"
+    )
+    maxmem_mib: Mib = Field(
+        default_factory=lambda data: int(data["memory_mib"]),
+        validate_default=True,
+        description="up to which memory `xl mem-set` may let it grow while it runs",
+        examples=[4096],
+    )
 
 
 class LanGuest(BaseModel):
