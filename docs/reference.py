@@ -139,7 +139,7 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, list[s
         return in_words(arguments[0], [*arguments[1:], *metadata])
     forms = [form for each in metadata for form in _form(each)]
     if origin is Literal:
-        return "one of a few words", [", ".join(f"`{word}`" for word in arguments)]
+        return "one of a few words", [", ".join(f"`{word}`" for word in arguments if word)]
     if origin is list:
         kind, of_each = in_words(arguments[0])
         return f"list, each entry {kind}", forms + of_each

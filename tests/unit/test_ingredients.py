@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sites import lab_site
+from tests.sites import FOLDER, lab_site
 
 from xenlab.chapters.figures import disk_parts, memory_parts, plan_figure
 from xenlab.chapters.ingredients import (
@@ -25,7 +25,8 @@ from xenlab.chapters.ingredients import (
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.resources.archive import checksum_of
-from xenlab.site.schema import Parameters
+from xenlab.site.rules import guest_types
+from xenlab.site.schema import Parameters, load
 from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parent.parent / "recorded"
@@ -171,6 +172,36 @@ class TestFits:
         assert "VMX or SVM" in refused(site, lab(virtualisation="none"))
         check_fit(site, lab(virtualisation="svm"))
         check_fit(SITE, lab(virtualisation="none"))
+        assert "Try: switch it on in the firmware, or use guest_type: pv" in refused(
+            site, lab(virtualisation="none")
+        )
+
+    def test_each_guest_has_a_type(self) -> None:
+        first, *others = [domain.model_dump() for domain in SITE.domains]
+        site = lab_site(domains=[first | {"type": "pvh"}, *others])
+        assert guest_types(site) == {"domu1": "pvh", "domu2": "pv", "domu3": "pv"}
+        assert "use type: pv" in refused(site, lab(virtualisation="none"))
+        check_fit(site, lab(virtualisation="hvm hap"))
+
+    def test_a_type_that_the_machine_decides(self) -> None:
+        site = lab_site(guest_type="auto")
+        rows = []
+        for caps in ("none", "vmx", "hvm hap"):
+            machine = lab(virtualisation=caps)
+            check_fit(site, machine)
+            rows.append(tuple(machine_table(site, machine).set_index("what").loc["virtualisation"]))
+        wanted = "VMX or SVM for pvh guests, else pv (auto)"
+        assert rows == [
+            (wanted, "none: pv", "yes"),
+            (wanted, "vmx: pvh", "yes"),
+            (wanted, "hvm hap: pvh", "yes"),
+        ]
+
+    def test_the_lab_s_guests_are_pv(self) -> None:
+        """Its emulated processor shows SVM: by themselves they would not be."""
+        assert lab().virtualisation == "svm"
+        for name in ("lab", "lab-gentoo"):
+            assert set(guest_types(load(FOLDER / f"{name}.yaml")).values()) == {"pv"}
 
     def test_a_guest_with_more_than_the_machine_has(self) -> None:
         first, *others = [domain.model_dump() for domain in SITE.domains]

@@ -120,7 +120,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"power": "ups"}, "power must be 'lab', 'ipmi' or 'manual', not 'ups' (text)"),
     ({"imaging": "tar"}, "imaging must be 'bind' or 'rescue', not 'tar' (text)"),
     ({"build_on": "dom0"}, "build_on must be 'controller' or 'target', not 'dom0' (text)"),
-    ({"guest_type": "hvm"}, "guest_type must be 'pv' or 'pvh', not 'hvm' (text)"),
+    ({"guest_type": "hvm"}, "guest_type must be 'auto', 'pv' or 'pvh', not 'hvm' (text)"),
     # numbers
     ({"share_mib": 0}, "share_mib must be more than 0, not 0 (a number)"),
     ({"boot_mib": 1 << 40}, "boot_mib must be at most 8589934592, not 1099511627776 (a number)"),

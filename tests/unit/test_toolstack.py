@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -12,10 +13,23 @@ from hypothesis import strategies as st
 from tests.off_xen import OffXen
 
 from xenlab.errors import BadInput
-from xenlab.platform.xl import Disk, DomainSpec, Vif, toolstack, xl_config
+from xenlab.host import Host
+from xenlab.platform.xl import (
+    Disk,
+    DomainSpec,
+    EitherConfig,
+    Vif,
+    Xl,
+    advised_type,
+    parse_help,
+    toolstack,
+    xl_config,
+)
 from xenlab.quoting import xl
-from xenlab.resources.xen import parse_list
+from xenlab.resources.xen import DomainConfig, parse_list
+from xenlab.transport.local import Local
 
+HOST = Host(Local())
 RECORDED = Path(__file__).parents[1] / "recorded" / "xl"
 
 SPEC = DomainSpec(
@@ -180,6 +194,45 @@ def test_a_string_comes_back_as_it_was(text: str) -> None:
 def test_a_string_that_is_no_plain_line_is_refused(text: str) -> None:
     with pytest.raises(BadInput):
         xl(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("virt_caps              : pv hvm hvm_directio hap", ("pvh", "Xen reports hvm")),
+        ("virt_caps              : pv\nhvm : no", ("pv", "Xen reports no hvm")),
+        ("flags\t\t: fpu vmx lm", ("pvh", "the processor has VMX")),
+        ("flags\t\t: fpu lm hvm_like", ("pv", "the processor has neither VMX nor SVM")),
+        ("", ("pv", "the processor has neither VMX nor SVM")),
+    ],
+)
+def test_the_type_that_the_machine_advises(said: str, wanted: tuple[str, str]) -> None:
+    assert parse_help(f"nr_cpus                : 4\n{said}\n") == wanted
+
+
+def test_a_guest_s_type_is_that_of_this_machine() -> None:
+    """Before Xen runs, by the processor's flags."""
+    flags = re.search(r"^flags.*", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    helped = {"vmx", "svm"} & set(flags[0].split() if flags else ())
+    assert advised_type(HOST)[0] == ("pvh" if helped else "pv")
+    found = Xl().configured(replace(SPEC, type="auto")).probe(HOST)
+    assert found is not None
+    assert f'+type    = "{"pvh" if helped else "pv"}"' in found.diff
+
+
+@pytest.mark.parametrize(("caps", "wanted"), [("pv hvm hap", "pvh"), ("pv", "pv")])
+def test_typed_by_hand_xen_decides(tmp_path: Path, caps: str, wanted: str, off_xen: OffXen) -> None:
+    xl = tmp_path / "xl"
+    xl.write_text(f"#!/bin/sh\n[ $1 != info ] || echo 'virt_caps              : {caps}'\n")
+    xl.chmod(0o755)
+    file = tmp_path / "domu1.cfg"
+    texts = {each: xl_config(replace(SPEC, type=each)) for each in ("pv", "pvh")}
+    config = EitherConfig(*(DomainConfig(str(file), text) for text in texts.values()))
+    script = "\n".join(command.by_hand() for command in config.commands())
+    path = f"{tmp_path}:/usr/bin:/bin"
+    subprocess.run(["sh", "-eu"], input=script, text=True, check=True, env={"PATH": path})
+    assert file.read_text() == texts[wanted]
+    assert off_xen.read(file.read_text())["c_info"]["type"] == wanted
 
 
 def test_each_platform_has_its_answer() -> None:

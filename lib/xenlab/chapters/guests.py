@@ -16,13 +16,13 @@ from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.boot import Power, booted, reboot
 from xenlab.platform.choice import packages
-from xenlab.platform.xl import DomainSpec
+from xenlab.platform.xl import DomainSpec, advised_type
 from xenlab.resources.base import Difference, Report, Resource, present
 from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
-from xenlab.site.rules import device, dom0_device
+from xenlab.site.rules import device, dom0_device, guest_types
 from xenlab.site.schema import Domain, Parameters
 
 # Chapter 06: the image that every guest is made from.
@@ -261,11 +261,15 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
     """The site's domains, and whether their configuration files are written."""
     site = chapter.site
     paths = {d.name: chapter.toolstack.config_path(d.name) for d in site.domains}
+    types = guest_types(site)
+    if "auto" in types.values():
+        kind, why = advised_type(chapter.target)
+        types |= {name: f"{kind} (auto: {why})" for name, each in types.items() if each == "auto"}
     written = present(chapter.target, list(paths.values()))
     rows = [
         {
             "name": d.name,
-            "type": site.guest_type,
+            "type": types[d.name],
             "memory (MiB)": _memory(d),
             "vcpus": d.vcpus,
             "root": device(site, d.partition),

@@ -20,12 +20,13 @@ from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.boot import Ipmi, power
+from xenlab.platform.xl import best_type
 from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
-from xenlab.site.rules import by_card, needed_mib, partition_names
+from xenlab.site.rules import by_card, guest_types, needed_mib, partition_names
 from xenlab.site.rules import fits as disk_fits
 from xenlab.site.schema import Parameters
 
@@ -77,7 +78,7 @@ class Machine:
     @property
     def hvm(self) -> bool:
         """Whether the processor helps: VMX or SVM, or "hvm" in Xen's words."""
-        return not {"vmx", "svm", "hvm"}.isdisjoint(self.virtualisation.split())
+        return best_type(self.virtualisation) == "pvh"
 
 
 # few programs and raw text: each program that is started costs an emulated machine 20 ms
@@ -172,12 +173,7 @@ def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
     allowed = any(value in site.may_wipe for _, value in known_by)
     rows: list[Row] = [
         _processor(site, machine),
-        (
-            "virtualisation",
-            "VMX or SVM" if site.guest_type == "pvh" else "not needed (pv guests)",
-            machine.virtualisation,
-            machine.hvm or site.guest_type == "pv",
-        ),
+        _virtualisation(site, machine),
         (
             "firmware",
             site.firmware,
@@ -214,6 +210,17 @@ def _processor(site: Parameters, machine: Machine) -> Row:
     wanted = "x86-64" if most == 1 else f"{most} × x86-64"
     found = f"{machine.processors} × {machine.processor}"
     return ("processor", wanted, found, machine.long_mode and most <= machine.processors)
+
+
+def _virtualisation(site: Parameters, machine: Machine) -> Row:
+    types = set(guest_types(site).values())
+    wanted, found = "not needed (pv guests)", machine.virtualisation
+    if "auto" in types:
+        wanted = "VMX or SVM for pvh guests, else pv (auto)"
+        found = f"{found}: {best_type(found)}"
+    if "pvh" in types:
+        wanted = "VMX or SVM"
+    return ("virtualisation", wanted, found, machine.hvm or "pvh" not in types)
 
 
 def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
@@ -279,10 +286,11 @@ def check_fit(site: Parameters, machine: Machine) -> None:
     """Raise BadInput or StepFailed, with the numbers, where the site does not fit the machine."""
     if not machine.long_mode:
         raise BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
-    if site.guest_type == "pvh" and not machine.hvm:
+    if "pvh" in guest_types(site).values() and not machine.hvm:
+        key = "guest_type" if site.guest_type == "pvh" else "type"
         raise BadInput(
             "pvh guests need a processor with VMX or SVM, and this machine shows neither",
-            hint="switch it on in the firmware, or use guest_type: pv",
+            hint=f"switch it on in the firmware, or use {key}: pv",
         )
     _check_firmware(site, machine)
     if not machine.disk_mib:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.base import by_platform
 from xenlab.quoting import xl, xl_list
-from xenlab.resources.base import Resource
+from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain import (
     ConsoleAnswers,
     DomainDestroyed,
@@ -56,7 +56,8 @@ class Vif:
 class DomainSpec:
     """A domain as a site wants it; memory in MiB. ``options`` are further keys of its file.
 
-    ``maxmem_mib`` is what it may grow to, 0 where that is its memory.
+    ``maxmem_mib`` is what it may grow to, 0 where that is its memory. The ``type`` is pv, pvh, or
+    auto, which is one of them, as the machine decides.
     """
 
     name: str
@@ -69,6 +70,67 @@ class DomainSpec:
     vcpus: int = 1
     maxmem_mib: int = 0
     options: tuple[tuple[str, str], ...] = ()
+
+
+# How a guest is virtualised where a site leaves that to the machine. Xen is asked once it runs: the
+# processor that /proc shows dom0 is masked.
+
+_HELP = """
+    case $(cat /proc/xen/capabilities 2> /dev/null || :) in
+        *control_d*) xl info ;;
+        *) grep -m 1 ^flags /proc/cpuinfo || : ;;
+    esac
+"""
+
+_TO_PVH = """
+    if xl info | grep '^virt_caps.* hvm'; then
+        sed -i '/^type /s/"pv"/"pvh"/' {path}
+    fi
+"""
+
+
+def best_type(virtualisation: str) -> str:
+    """``pvh`` where that says VMX or SVM, or "hvm" in Xen's words; ``pv`` else."""
+    return "pv" if {"vmx", "svm", "hvm"}.isdisjoint(virtualisation.split()) else "pvh"
+
+
+def parse_help(text: str) -> tuple[str, str]:
+    """The type of guests that the machine advises, and why, by what `_HELP` has printed."""
+    found = re.search(r"^virt_caps *:(.*)$", text, re.MULTILINE)
+    if found is not None:
+        kind = best_type(found[1])
+        return kind, "Xen reports hvm" if kind == "pvh" else "Xen reports no hvm"
+    helps = {"vmx", "svm"} & set(text.split())
+    return best_type(text), f"the processor has {''.join(helps).upper() or 'neither VMX nor SVM'}"
+
+
+def advised_type(host: Host) -> tuple[str, str]:
+    """The same of a host's machine; raises CommandFailed where Xen runs and xl does not answer."""
+    return parse_help(host.inside("/").run(Command.script(_HELP)).stdout)
+
+
+@dataclass(frozen=True)
+class EitherConfig(Resource):
+    """A domain's configuration file, of the type that the machine advises."""
+
+    pv: DomainConfig
+    pvh: DomainConfig
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff to the one that is advised now."""
+        return self._advised(host).probe(host)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Before a look, the file of a pv guest, which becomes the other where Xen reports hvm."""
+        file, check = self.pv.commands()
+        return file, Command.sh(_TO_PVH, path=self.pv.path), check
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write the one that is advised now."""
+        self._advised(host).apply(host, report)
+
+    def _advised(self, host: Host) -> DomainConfig:
+        return self.pvh if advised_type(host)[0] == "pvh" else self.pv
 
 
 @dataclass(frozen=True)
@@ -88,7 +150,11 @@ class Xl:
 
     def configured(self, domain: DomainSpec) -> Resource:
         """A domain's configuration file, which ``xl create -n`` accepts before it is in place."""
-        return DomainConfig(self.config_path(domain.name), xl_config(domain))
+        path = self.config_path(domain.name)
+        if domain.type != "auto":
+            return DomainConfig(path, xl_config(domain))
+        pv, pvh = (xl_config(replace(domain, type=each)) for each in ("pv", "pvh"))
+        return EitherConfig(DomainConfig(path, pv), DomainConfig(path, pvh))
 
     def extended(
         self, name: str, chapter: str, *, vifs: tuple[Vif, ...] = (), cmdline: str = ""

@@ -319,6 +319,11 @@ def _number(interface: str) -> int:
     return int(interface[len(interface.rstrip("0123456789")) :] or "0")
 
 
+def guest_types(site: Parameters) -> dict[str, str]:
+    """How each guest is to be virtualised, by its name: auto, pv or pvh."""
+    return {domain.name: domain.type or site.guest_type for domain in site.domains}
+
+
 # The disk plan of a site: the six kinds of partition in the howto's order, and whether they fit.
 #
 # Howto: „Partitionen“.

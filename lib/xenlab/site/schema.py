@@ -174,6 +174,9 @@ class Domain(BaseModel):
         description="up to which memory `xl mem-set` may let it grow while it runs",
         examples=[4096],
     )
+    type: Literal["", "auto", "pv", "pvh"] = Field(
+        "", description="how it is virtualised, if not as `guest_type` says", examples=["pvh"]
+    )
 
 
 class LanGuest(BaseModel):
@@ -283,7 +286,7 @@ class Parameters(BaseModel):
     nameserver: IpAddress
     rollback_seconds: Seconds = 120
 
-    guest_type: Literal["pv", "pvh"] = "pv"
+    guest_type: Literal["auto", "pv", "pvh"] = "auto"
     domu_options: CommandLine = ""
     domains: list[Domain] = Field(min_length=1)
 
