@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import yaml
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from xenlab.cli.cli import app
@@ -143,11 +144,12 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, list[s
     if origin is list:
         kind, of_each = in_words(arguments[0])
         return f"list, each entry {kind}", forms + of_each
+    if origin is UnionType:
+        return " or ".join(in_words(each)[0] for each in arguments), forms
     if origin is dict:
-        (_, names), (_, values) = map(in_words, arguments)
-        return "mapping of names to texts", [
-            f"{one}: {two}" for one, two in zip(names, values, strict=True)
-        ]
+        (_, names), (value, values) = map(in_words, arguments)
+        each = [f"{one}: {two}" for one, two in zip(names, values, strict=True)]
+        return f"mapping, each value {value}", forms + each
     if issubclass(annotation, BaseModel):
         return "a mapping with the keys below", forms
     return {bool: "`true` or `false`", int: "whole number", str: "text"}[annotation], forms
@@ -156,7 +158,9 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, list[s
 def _form(rule: Any) -> Iterator[str]:
     """What a rule of the schema allows, in words."""
     match rule:
-        case AfterValidator(func=check) if check is not types.one_line:
+        case AfterValidator(func=types.one_line):
+            pass
+        case AfterValidator(func=check) | BeforeValidator(func=check):
             words = (check.__doc__ or "").splitlines()[0].rstrip(".")
             yield _plain(re.sub(r"^(An?|Text)\b", lambda first: first[0].lower(), words))
         case Gt(gt=bound):

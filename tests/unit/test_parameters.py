@@ -132,6 +132,38 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"domains": [guest(vcpus=0)]}, "domains[0].vcpus must be at least 1, not 0 (a number)"),
     (
+        {"domains": [guest(extra={"tsc_mod": "native"})]},
+        "domains[0].extra has 'tsc_mod', which is no key of xl.cfg(5); did you mean tsc_mode?",
+    ),
+    (
+        {"domains": [guest(extra={"memory": 64})]},
+        "domains[0].extra must not have memory, which xenlab writes itself; say memory_mib",
+    ),
+    (
+        {"domains": [guest(extra={"kernel": "/k"})]},
+        "domains[0].extra must not have kernel, which xenlab writes itself",
+    ),
+    (
+        {"domains": [guest(extra={"hap": False})]},
+        "domains[0].extra must have 1 or 0 as hap, not False: xl knows neither true nor false",
+    ),
+    (
+        {"domains": [guest(extra={"rtc_timeoffset": -1})]},
+        "domains[0].extra must have the text '-1' as rtc_timeoffset: xl reads no number below 0",
+    ),
+    *(
+        (
+            {"domains": [guest(extra={"cpus": value})]},
+            "domains[0].extra must have plain ASCII text, a whole number or a list of such texts "
+            f"as cpus, not {value!r}",
+        )
+        for value in (1.5, None, [1], "ä", ["a\nb"], {"a": 1})
+    ),
+    (
+        {"domains": [guest(extra="a=1")]},
+        "domains[0].extra must be a mapping (key: value), not 'a=1' (text)",
+    ),
+    (
         {"domains": [guest(memory_mib=512, maxmem_mib=500)]},
         "domains[0].maxmem_mib must be at least 512, its memory_mib, not 500",
     ),

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from dataclasses import astuple, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.off_xen import OffXen
+from tests.off_xen import ROOT, UNPACKED, OffXen
+from tests.sites import lab_site
 
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapters.guests import domain_table
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.xl import (
@@ -27,6 +33,7 @@ from xenlab.platform.xl import (
 )
 from xenlab.quoting import xl
 from xenlab.resources.xen import DomainConfig, parse_list
+from xenlab.site.types import XL_WRITTEN, xl_keys
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -176,6 +183,39 @@ def test_options_of_a_site_come_last() -> None:
     assert xl_config(spec).endswith('tsc_mode = "native"\n')
 
 
+def test_further_keys_are_what_xl_reads(off_xen: OffXen) -> None:
+    """A text, a number, a list, and a number below 0 as the text that it has to be."""
+    options = (
+        ("tsc_mode", "native"),
+        ("cpu_weight", 512),
+        ("cpus", ["1", "2-3"]),
+        ("rtc_timeoffset", "-60"),
+    )
+    text = xl_config(replace(SPEC, vcpus=2, options=options))
+    built = off_xen.read(text)["b_info"]
+    assert (built["tsc_mode"], built["sched_params"]["weight"]) == ("native", 512)
+    assert built["vcpu_hard_affinity"] == [[1], [2, 3]]
+    # in 32 bits, as libxl keeps it
+    assert built["rtc_timeoffset"] == 2**32 - 60
+    assert off_xen.create(text.replace('"-60"', "-60")).returncode != 0
+
+
+def test_the_keys_are_those_of_the_manual_page() -> None:
+    """A newer Xen's page may have keys more, which the file then lacks."""
+    (page,) = UNPACKED.glob("usr/share/man/man5/xl.cfg.5.gz")
+    command = [sys.executable, str(ROOT / "scripts/xl_keys.py"), str(page)]
+    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert {line for line in made.splitlines() if line[0] != "#"} <= xl_keys()
+    kept = (ROOT / "lib/xenlab/data/xl.cfg.keys").read_text()
+    assert made == kept or made.splitlines()[0] != kept.splitlines()[0]
+
+
+def test_nothing_that_a_site_adds_is_there_already() -> None:
+    text = xl_config(replace(SPEC, maxmem_mib=512))
+    written = set(re.findall(r"^(\w+) *=", text, re.MULTILINE))
+    assert written <= {*XL_WRITTEN} <= xl_keys()
+
+
 @pytest.mark.parametrize("path", ["/dev/a,b", "/dev/a b", "relative", "", "/dev/a\nb", "/a=b"])
 def test_a_path_that_xl_would_take_apart_is_refused(path: str) -> None:
     with pytest.raises(BadInput):
@@ -218,6 +258,25 @@ def test_a_guest_s_type_is_that_of_this_machine() -> None:
     found = Xl().configured(replace(SPEC, type="auto")).probe(HOST)
     assert found is not None
     assert f'+type    = "{"pvh" if helped else "pv"}"' in found.diff
+
+
+def test_the_table_says_each_type_and_why() -> None:
+    first, *others = [domain.model_dump() for domain in lab_site().domains]
+    changed = {"type": "auto", "vcpus": 2, "maxmem_mib": 512, "extra": {"cpu_weight": 512}}
+    site = lab_site(domains=[first | changed, *others])
+    chapter = cast(Chapter, SimpleNamespace(site=site, toolstack=Xl(), target=HOST))
+    rows = domain_table(chapter).to_dict("records")
+    kind, why = advised_type(HOST)
+    names = ("type", "memory (MiB)", "vcpus", "further keys")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        (f"{kind} (auto: {why})", "320, up to 512", 2, "cpu_weight"),
+        ("pv", 320, 1, ""),
+        ("pv", 320, 1, ""),
+    ]
+    plain = SimpleNamespace(site=lab_site(), toolstack=Xl(), target=HOST)
+    table = domain_table(cast(Chapter, plain))
+    assert "further keys" not in table.columns
+    assert set(table["type"]) == {"pv"}
 
 
 @pytest.mark.parametrize(("caps", "wanted"), [("pv hvm hap", "pvh"), ("pv", "pv")])

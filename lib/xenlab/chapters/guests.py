@@ -262,6 +262,7 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
     site = chapter.site
     paths = {d.name: chapter.toolstack.config_path(d.name) for d in site.domains}
     types = guest_types(site)
+    further = any(d.extra for d in site.domains)
     if "auto" in types.values():
         kind, why = advised_type(chapter.target)
         types |= {name: f"{kind} (auto: {why})" for name, each in types.items() if each == "auto"}
@@ -276,6 +277,7 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
             "swap": swap_file(d),
             "MAC": d.mac,
             "bridge": site.bridge,
+            **({"further keys": ", ".join(d.extra)} if further else {}),
             "file": "written" if paths[d.name] in written else "not yet",
         }
         for d in site.domains

@@ -12,7 +12,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.base import by_platform
-from xenlab.quoting import xl, xl_list
+from xenlab.quoting import Quoted, xl, xl_list
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain import (
     ConsoleAnswers,
@@ -69,7 +69,7 @@ class DomainSpec:
     type: str = "pv"
     vcpus: int = 1
     maxmem_mib: int = 0
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str | int | Sequence[str]], ...] = ()
 
 
 # How a guest is virtualised where a site leaves that to the machine. Xen is asked once it runs: the
@@ -256,8 +256,14 @@ def xl_config(domain: DomainSpec) -> str:
         vcpus=domain.vcpus,
         disks=disks,
         vifs=[_vif(vif) for vif in domain.vifs],
-        options=domain.options,
+        options=[(key, _value(value)) for key, value in domain.options],
     )
+
+
+def _value(value: str | int | Sequence[str]) -> Quoted | int:
+    if isinstance(value, str):
+        return xl(value)
+    return value if isinstance(value, int) else xl_list(value)
 
 
 def _vif(vif: Vif) -> str:

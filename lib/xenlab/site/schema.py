@@ -61,6 +61,7 @@ from xenlab.site.types import (
     Text,
     Uplink,
     UseFlag,
+    XlOptions,
 )
 
 MOST_PROBLEMS = 20
@@ -176,6 +177,11 @@ class Domain(BaseModel):
     )
     type: Literal["", "auto", "pv", "pvh"] = Field(
         "", description="how it is virtualised, if not as `guest_type` says", examples=["pvh"]
+    )
+    extra: XlOptions = Field(
+        {},
+        description="further keys of its file, as xl.cfg(5) explains them",
+        examples=[{"cpu_weight": 512, "cpus": ["1", "2-3"]}],
     )
 
 

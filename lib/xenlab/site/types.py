@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from xenlab.cache import USUAL_CACHE, cache_root
 
@@ -330,6 +333,64 @@ IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]
 Mib = Annotated[int, Field(gt=0, le=1 << 33)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[int, Field(ge=10, le=3600)]
+
+# Further keys of a guest's file.
+
+XL_WRITTEN = dict.fromkeys(["disk", "kernel", "name", "on_crash", "on_poweroff", "on_reboot"], "")
+XL_WRITTEN |= {
+    "builder": "type",
+    "cmdline": "domu_options",
+    "extra": "domu_options",
+    "maxmem": "maxmem_mib",
+    "memory": "memory_mib",
+    "root": "domu_options",
+    "type": "type",
+    "vcpus": "vcpus",
+    "vif": "mac and bridge",
+}
+"""The keys of xl.cfg(5) that xenlab writes, each with what a site says instead."""
+
+
+@cache
+def xl_keys() -> frozenset[str]:
+    """The keys that xl.cfg(5) documents (``xenlab/data/xl.cfg.keys``)."""
+    text = files("xenlab").joinpath("data", "xl.cfg.keys").read_text(encoding="utf-8")
+    return frozenset(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def xl_options(options: object) -> object:
+    """Keys of xl.cfg(5) that xenlab does not write, with texts of ASCII or numbers from 0 on."""
+    if isinstance(options, dict):
+        problems = [each for key, value in options.items() for each in _xl_problem(key, value)]
+        if problems:
+            raise ValueError("\n".join(problems))
+    return options
+
+
+def _xl_problem(key: object, value: object) -> Iterator[str]:
+    if key in XL_WRITTEN:
+        instead = XL_WRITTEN[str(key)]
+        advice = f"; say {instead}" if instead else ""
+        yield f"must not have {key}, which xenlab writes itself{advice}"
+    elif key not in xl_keys():
+        near = difflib.get_close_matches(str(key), xl_keys() - {*XL_WRITTEN}, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        yield f"has {quoted(key)}, which is no key of xl.cfg(5){advice}"
+    elif isinstance(value, bool):
+        yield f"must have 1 or 0 as {key}, not {value}: xl knows neither true nor false"
+    elif isinstance(value, int) and value < 0:
+        yield f"must have the text {str(value)!r} as {key}: xl reads no number below 0"
+    elif not (isinstance(value, int) or _plain(value)):
+        wanted = "plain ASCII text, a whole number or a list of such texts"
+        yield f"must have {wanted} as {key}, not {quoted(value)}"
+
+
+def _plain(value: object) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(each, str) and re.fullmatch("[ -~]*", each) for each in texts)
+
+
+XlOptions = Annotated[dict[str, str | int | list[str]], BeforeValidator(xl_options)]
 
 PACKAGE_NAMES: dict[str, Check] = {
     "debian": pattern(
