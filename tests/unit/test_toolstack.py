@@ -17,10 +17,11 @@ from tests.off_xen import ROOT, UNPACKED, OffXen
 from tests.sites import lab_site
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.guests import domain_table
+from xenlab.chapters.guests import _otherwise, domain_table
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.xl import (
+    _LIMITS,
     Disk,
     DomainSpec,
     EitherConfig,
@@ -28,6 +29,7 @@ from xenlab.platform.xl import (
     Xl,
     advised_type,
     parse_help,
+    parse_limits,
     toolstack,
     xl_config,
 )
@@ -66,6 +68,37 @@ def test_list_as_recorded() -> None:
     assert [one.name for one in found] == ["Domain-0", "domu1", "domu2", "domu3"]
     assert len({one.id for one in found}) == 4
     assert all(one.memory_mib > 0 and one.runs for one in found)
+
+
+def test_a_domain_that_runs_with_something_else_is_in_the_table(tmp_path: Path) -> None:
+    """What xl and xenstore say in a dom0; the list is a recorded one."""
+    answers = {
+        "xl": f"cat {RECORDED / 'list.txt'}",
+        "xenstore-list": "echo 0; echo 4; echo 5; echo 6",
+        "xenstore-read": "[ $1 != /local/domain/6/memory/static-max ] || exit 1; echo 327680",
+    }
+    for name, script in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    said = subprocess.run(
+        ["sh", "-eu", "-c", _LIMITS],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    limits = parse_limits(said)
+    assert limits == {"Domain-0": (2, 320), "domu1": (1, 320), "domu2": (1, 320)}
+    assert Xl().limits(HOST) == {}
+
+    first, _, third = lab_site().domains
+    more = [first.model_copy(update=change) for change in ({"vcpus": 2}, {"maxmem_mib": 640})]
+    assert [_otherwise(each, limits) for each in (first, third, *more)] == [
+        "",
+        "",
+        "vcpus 1, up to 320 MiB",
+        "vcpus 1, up to 320 MiB",
+    ]
 
 
 def test_a_paused_and_a_crashed_domain_as_recorded() -> None:

@@ -257,8 +257,15 @@ def _memory(domain: Domain) -> int | str:
     return own if most == own else f"{own}, up to {most}"
 
 
+def _otherwise(domain: Domain, limits: Mapping[str, tuple[int, int]]) -> str:
+    """What a domain runs with, until it is created again, if that is not what the site says."""
+    wanted = (domain.vcpus, domain.maxmem_mib)
+    vcpus, most = limits.get(domain.name, wanted)
+    return "" if (vcpus, most) == wanted else f"vcpus {vcpus}, up to {most} MiB"
+
+
 def domain_table(chapter: Chapter) -> pd.DataFrame:
-    """The site's domains, and whether their configuration files are written."""
+    """The site's domains, whether their files are written, and which run with something else."""
     site = chapter.site
     paths = {d.name: chapter.toolstack.config_path(d.name) for d in site.domains}
     types = guest_types(site)
@@ -267,6 +274,8 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
         kind, why = advised_type(chapter.target)
         types |= {name: f"{kind} (auto: {why})" for name, each in types.items() if each == "auto"}
     written = present(chapter.target, list(paths.values()))
+    limits = chapter.toolstack.limits(chapter.target) if written else {}
+    otherwise = {d.name: _otherwise(d, limits) for d in site.domains}
     rows = [
         {
             "name": d.name,
@@ -279,6 +288,7 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
             "bridge": site.bridge,
             **({"further keys": ", ".join(d.extra)} if further else {}),
             "file": "written" if paths[d.name] in written else "not yet",
+            **({"runs with": otherwise[d.name]} if any(otherwise.values()) else {}),
         }
         for d in site.domains
     ]

@@ -29,6 +29,7 @@ from xenlab.resources.xen import (
     DomainAddition,
     DomainConfig,
     domains,
+    parse_list,
     standing,
 )
 
@@ -222,9 +223,30 @@ class Xl:
         found = (astuple(one) for one in domains(host))
         return pd.DataFrame(found, columns=COLUMNS)
 
+    def limits(self, host: Host) -> dict[str, tuple[int, int]]:
+        """Processors and most MiB of memory of each domain that there is; of none off Xen."""
+        found = host.look(Command.script(_LIMITS), absent=(44,))
+        return parse_limits(found.stdout) if found else {}
+
     def why_silent(self, host: Host, name: str) -> str:
         """Why a guest cannot answer: its domain does not run, or not any more; "" where it does."""
         return standing(host, name)
+
+
+_LIMITS = """
+    xl list 2> /dev/null || exit 44
+    for id in $(xenstore-list /local/domain); do
+        echo "most $id $(xenstore-read /local/domain/$id/memory/static-max 2> /dev/null || :)"
+    done
+"""
+
+
+def parse_limits(text: str) -> dict[str, tuple[int, int]]:
+    """The domains of such a list, of which xenstore knows the most KiB of memory."""
+    most = {
+        int(each): int(kib) >> 10 for each, kib in re.findall(r"^most (\d+) (\d+)$", text, re.M)
+    }
+    return {one.name: (one.vcpus, most[one.id]) for one in parse_list(text) if one.id in most}
 
 
 def toolstack(platform: str) -> Xl:
