@@ -373,7 +373,7 @@ def _xl_problem(key: object, value: object) -> Iterator[str]:
         advice = f"; say {instead}" if instead else ""
         yield f"must not have {key}, which xenlab writes itself{advice}"
     elif key not in xl_keys():
-        near = difflib.get_close_matches(str(key), xl_keys() - {*XL_WRITTEN}, n=1)
+        near = difflib.get_close_matches(str(key), sorted(xl_keys() - {*XL_WRITTEN}), n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
         yield f"has {quoted(key)}, which is no key of xl.cfg(5){advice}"
     elif isinstance(value, bool):
