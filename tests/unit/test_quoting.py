@@ -1,7 +1,7 @@
 """What stands in a rendered file is what the program that reads the file gets, or it is refused.
 
-Each kind of file is read back by its own reader, but for two that no controller has: xl's (chapter
-10 asks the real one; Python's reader of strings knows the same escapes) and that of exports(5).
+Each kind of file is read back by its own reader, but for two: xl's (test_toolstack asks it;
+Python's reader of strings knows the same escapes) and that of exports(5).
 """
 
 from __future__ import annotations
