@@ -18,7 +18,6 @@ from pathlib import Path
 from xenlab import durable
 from xenlab.errors import LabError
 from xenlab_lab import tools
-from xenlab_lab.machine import short_path
 from xenlab_lab.media import CpioWriter
 
 # Waiting until a machine lets us in over ssh.
@@ -126,7 +125,7 @@ def attach_console(path: Path) -> None:
     """
     line = socket.socket(socket.AF_UNIX)
     try:
-        with short_path(path) as address:
+        with tools.short_path(path) as address:
             line.connect(address)
     except OSError as error:
         line.close()

@@ -18,7 +18,7 @@ from xenlab.errors import BadInput, LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, stage, tools
 from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
-from xenlab_lab.machine import DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
+from xenlab_lab.machine import DISK_GIB, LAB, MEMORY_MIB, Direct, Hardware, Machine, kvm_usable
 from xenlab_lab.stage import StageMaker
 
 # What a lab remembers between two commands.
@@ -37,6 +37,7 @@ class State(BaseModel):
     boot: Boot = "rescue"
     network: Network = "restricted"
     firmware: media.Firmware = "bios"
+    hardware: Hardware = Field(default=LAB, exclude_if=lambda it: it == LAB)
     port: int | None = None
     accel: Accel = "tcg"
     guests: dict[str, str] = Field(default_factory=dict)
@@ -129,25 +130,33 @@ class Lab:
         make_stage: StageMaker = stage.stage,
         network: Network | None = None,
         firmware: media.Firmware | None = None,
+        hardware: Hardware | None = None,
         seconds: float = UP_SECONDS,
     ) -> Status:
         """Create what is missing, start the machine and wait until ssh lets us in.
 
         `boot` defaults to what was booted last, a new lab's rescue system at first; `make_stage`
         makes the stage that is unpacked from there. `network` is remembered as well, "restricted"
-        at first: the domains reach the controller's package mirrors and nothing else. So is
-        `firmware`, "bios" at first. Interrupted or failed, it leaves no process of its own behind.
+        at first: the domains reach the controller's package mirrors and nothing else. So are
+        `firmware`, "bios" at first, and `hardware`, the lab's own at first, until `reset`.
+        Interrupted or failed, it leaves no process of its own behind.
         """
         with self._locked():
             remembered = self._state()
             source: Boot = boot or remembered.boot
             way: Network = network or remembered.network
-            what = firmware or remembered.firmware
-            now = (remembered.boot, remembered.network, remembered.firmware)
-            if self.machine.pid() is not None and now != (source, way, what):
+            parts = hardware or remembered.hardware
+            what = parts.firmware or firmware or remembered.firmware
+            now = (remembered.boot, remembered.network, remembered.firmware, remembered.hardware)
+            if hardware and (missing := hardware.missing()):
+                raise LabError(
+                    f"cannot make such a machine: because QEMU here has no {', '.join(missing)}",
+                    hint="name other hardware, or install a newer QEMU",
+                )
+            if self.machine.pid() is not None and now != (source, way, what, parts):
                 self._stop()
-            if now[1:] != (way, what):
-                self._remember(network=way, firmware=what)
+            if now[1:] != (way, what, parts):
+                self._remember(network=way, firmware=what, hardware=parts)
             if source == "rescue":
                 # what a rescue system is booted for: to unpack this onto the disk
                 make_stage(self._report)
@@ -175,15 +184,17 @@ class Lab:
         with self._locked():
             self._stop(hard=True)
             try:
-                port = self._state().port
+                now = self._state()
             except LabError:
                 # a damaged state is one of the reasons to reset
-                port = None
+                now = State()
+            if now.hardware.second_disk_gib:
+                self.machine.second_disk.unlink(missing_ok=True)
             self.machine.disk.unlink(missing_ok=True)
             (self.folder / media.VARIABLES).unlink(missing_ok=True)
             self.machine.console_log.unlink(missing_ok=True)
             self.access.forget_hosts()
-            save_state(self._state_file, State(port=port))
+            save_state(self._state_file, State(port=now.port))
 
     def remove(self) -> None:
         """Stop the machine and delete everything the lab owns."""
@@ -292,11 +303,13 @@ class Lab:
         firmware = media.firmware_words(now.firmware, self.folder)
         direct = None
         if source == "rescue":
-            kernel, image = media.rescue(self._report, now.firmware)
+            kernel, image = media.rescue(
+                self._report, now.firmware, any_hardware=now.hardware.other
+            )
             initrd = self.folder / "rescue.img"
             self.access.key_archive(initrd, image)
             direct = Direct(kernel, initrd)
-        self.machine.create_disk()
+        self.machine.create_disk(now.hardware)
         accel: Accel = "kvm" if kvm_usable(self._report) else "tcg"
         self._report(f"starting the machine: from {source}, {accel}", None)
         port = self.machine.start(
@@ -306,6 +319,7 @@ class Lab:
             paused=paused,
             open_network=now.network == "open",
             firmware=firmware,
+            hardware=now.hardware,
         )
         self.access.pin(port)
         self.access.write_config(port, now.guests)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import gzip
 import os
 import platform
@@ -13,109 +11,26 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, Self
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
-from qemu.qmp.events import EventListener
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
 
 from xenlab import cache
 from xenlab.cache import cached
 from xenlab.errors import LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, tools
-
-# Talking to a running QEMU: one short QMP connection per request.
-
-ANSWER_SECONDS = 30.0
-
-
-@contextlib.contextmanager
-def short_path(socket: Path) -> Iterator[str]:
-    """A path to a Unix socket that fits into the 108 bytes the kernel allows."""
-    folder = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{socket.name}"
-    finally:
-        os.close(folder)
-
-
-def qmp_execute(
-    socket: Path, command: str, *, seconds: float = ANSWER_SECONDS, **arguments: Any
-) -> Any:
-    """Run one QMP command and return its answer.
-
-    Raises LabError if QEMU does not answer within `seconds` or refuses.
-    """
-
-    async def talk(client: QMPClient) -> Any:
-        return await client.execute(command, arguments or None)
-
-    return _session(socket, talk, command, seconds)
-
-
-def qmp_job(socket: Path, command: str, *, seconds: float, **arguments: Any) -> None:
-    """Start a QEMU background job and wait until it has concluded.
-
-    Raises LabError if the job fails or takes longer than `seconds`.
-    """
-    job = f"xenlab-{command}"
-
-    async def talk(client: QMPClient) -> None:
-        with client.listener("JOB_STATUS_CHANGE") as events:
-            await client.execute(command, {"job-id": job, **arguments})
-            await _concluded(events, job)
-        jobs: Any = await client.execute("query-jobs")
-        await client.execute("job-dismiss", {"id": job})
-        for one in jobs:
-            if one["id"] == job and "error" in one:
-                raise _refused(command, str(one["error"]))
-
-    _session(socket, talk, command, seconds)
-
-
-async def _concluded(events: EventListener, job: str) -> None:
-    async for event in events:
-        data: Any = event["data"]
-        if data["id"] == job and data["status"] == "concluded":
-            return
-
-
-def _session(
-    socket: Path, talk: Callable[[QMPClient], Awaitable[Any]], what: str, seconds: float
-) -> Any:
-    async def whole() -> Any:
-        client = QMPClient("xenlab")
-        with short_path(socket) as address:
-            await client.connect(address)
-        try:
-            return await talk(client)
-        finally:
-            # QEMU closes first after `quit`; a lost connection is then the expected end
-            with contextlib.suppress(QMPError, OSError, EOFError):
-                await client.disconnect()
-
-    def work() -> Any:
-        return asyncio.run(asyncio.wait_for(whole(), seconds))
-
-    try:
-        # a thread of its own: a notebook's main thread already runs an event loop
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(work).result()
-    except ExecuteError as error:
-        raise _refused(what, str(error)) from error
-    except TimeoutError as error:
-        raise _refused(what, f"it took more than {seconds:.0f} s") from error
-    except (QMPError, OSError, EOFError) as error:
-        raise _refused(what, f"it does not answer: {error or type(error).__name__}") from error
-
-
-def _refused(what: str, reason: str) -> LabError:
-    return LabError(f"cannot have QEMU {what}: because {reason}", hint="xenlab lab status")
-
 
 # The virtual machine: one QEMU process in one folder, driven over QMP.
 
@@ -158,6 +73,101 @@ def serial_for(name: str) -> str:
     return serial
 
 
+# What a machine may be made of; what is not said is as in the lab.
+
+_DISKS = {
+    # the device of a disk, and those of what it is attached to
+    "virtio": ("virtio-blk-pci", ()),
+    "nvme": ("nvme", ()),
+    "sata": ("ide-hd", ()),
+    "scsi": ("scsi-hd", ("virtio-scsi-pci",)),
+    "usb": ("usb-storage", ("qemu-xhci",)),
+}
+_CARDS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "igb": "igb"}
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", text):
+        raise ValueError(f"must be a MAC address such as {MAC}, in lower case, not {text!r}")
+    return text
+
+
+class Card(BaseModel):
+    """A network card."""
+
+    model_config = _STRICT
+
+    model: Literal["virtio", "e1000", "e1000e", "igb"] = "virtio"
+    mac: Annotated[str, AfterValidator(_address)] | None = None
+
+
+class Hardware(BaseModel):
+    """A machine's hardware. Without any key it is the lab's own; sizes are in their names.
+
+    Of several cards the first has a cable. `firmware` counts more than a site's.
+    """
+
+    model_config = _STRICT
+
+    firmware: media.Firmware | None = None
+    disk: Literal["virtio", "nvme", "sata", "scsi", "usb"] = "virtio"
+    sector_bytes: Literal[512, 4096] = 512
+    serial: StrictBool = True
+    second_disk_gib: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
+    nics: Annotated[list[Card], Field(min_length=1, max_length=8)] = [Card()]
+    memory_mib: Annotated[StrictInt, Field(ge=256)] | None = None
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        if self.disk == "sata" and self.sector_bytes != 512:
+            raise ValueError("sector_bytes must be 512 for a sata disk: QEMU has no other")
+        if len(set(self.macs)) < len(self.macs):
+            raise ValueError("nics must not name a MAC address twice")
+        return self
+
+    @property
+    def macs(self) -> list[str]:
+        """The address of each card; one that has none named counts on from the lab's."""
+        start, last = MAC[:-2], int(MAC[-2:], 16)
+        return [card.mac or f"{start}{last + n:02x}" for n, card in enumerate(self.nics)]
+
+    @property
+    def other(self) -> bool:
+        """Whether the rescue system of the lab's own machine does not serve this one."""
+        return self.disk != "virtio" or [card.model for card in self.nics] != ["virtio"]
+
+    def missing(self) -> list[str]:
+        """The devices that QEMU here does not have. Raises LabError if it cannot be asked."""
+        device, above = _DISKS[self.disk]
+        known = tools.output(["qemu-system-x86_64", "-device", "help"])
+        wanted = (device, *above, *(_CARDS[card.model] for card in self.nics))
+        return [name for name in dict.fromkeys(wanted) if f'name "{name}"' not in known]
+
+    def controller(self) -> tuple[str, ...]:
+        """QEMU's words for what the disks are attached to."""
+        return tuple(w for name in _DISKS[self.disk][1] for w in ("-device", f"{name},id=bus"))
+
+    def disk_device(self, node: str, number: int, serial: str) -> str:
+        """QEMU's word for a disk, such as its first (`number` 0)."""
+        own = {"sata": f",bus=ide.{number}", "scsi": ",bus=bus.0", "usb": ",bus=bus.0"}
+        size = self.sector_bytes
+        sectors = f",logical_block_size={size},physical_block_size={size}" if size > 512 else ""
+        said = serial if self.serial else ""
+        return f"{_DISKS[self.disk][0]},drive={node},serial={said}{own.get(self.disk, '')}{sectors}"
+
+    def card_devices(self) -> tuple[str, ...]:
+        """QEMU's words for the network cards."""
+        words: list[str] = []
+        for number, (card, mac) in enumerate(zip(self.nics, self.macs, strict=True)):
+            wire = f",id=nic{number}" if number else ",netdev=net0"
+            words += ["-device", f"{_CARDS[card.model]}{wire},mac={mac},romfile="]
+        return tuple(words)
+
+
+LAB = Hardware()
+
+
 @dataclass(frozen=True)
 class Direct:
     """A kernel that QEMU loads itself, past the disk.
@@ -190,15 +200,18 @@ class Machine:
         self.disk_gib = disk_gib
         self.serial = serial_for(name)
         self.disk = folder / "disk.qcow2"
-        # a raw image of somebody else's, not made here: attached where there is one
+        # a raw image, mostly of somebody else's: attached where there is one
         self.second_disk = folder / "second.raw"
         self.console_log = folder / "console.log"
         self.console_socket = folder / "serial.sock"
         self._pidfile = folder / "qemu.pid"
         self._qmp = folder / "qmp.sock"
 
-    def create_disk(self) -> None:
-        """Make the empty disk if there is none. Raises LabError."""
+    def create_disk(self, hardware: Hardware = LAB) -> None:
+        """Make the empty disk if there is none, and the second one. Raises LabError."""
+        if hardware.second_disk_gib and not self.second_disk.exists():
+            with self.second_disk.open("wb") as second:
+                second.truncate(hardware.second_disk_gib << 30)
         if self.disk.exists():
             return
         unfinished = self.disk.with_suffix(".new")
@@ -218,6 +231,7 @@ class Machine:
         paused: bool = False,
         open_network: bool = False,
         firmware: Sequence[str] = (),
+        hardware: Hardware = LAB,
     ) -> int:
         """Start QEMU, from `direct` or else from the disk; returns the loopback port of sshd.
 
@@ -235,9 +249,11 @@ class Machine:
         for _ in range(_PORT_TRIES):
             chosen = _free_port(wanted)
             network = self._network(chosen, everything=open_network)
-            words = self._arguments(direct, accel, network, paused=paused)
+            words = self.words(direct, accel, network, paused=paused, hardware=hardware)
             refusal = self._launch([*words, *firmware])
             if refusal is None:
+                for number in range(1, len(hardware.nics)):
+                    tools.qmp_execute(self._qmp, "set_link", name=f"nic{number}", up=False)
                 return chosen
             if _PORT_TAKEN not in refusal.lower():
                 raise LabError(
@@ -249,7 +265,7 @@ class Machine:
 
     def power_button(self) -> None:
         """Press the ACPI power button. Raises LabError if QEMU does not answer."""
-        qmp_execute(self._qmp, "system_powerdown")
+        tools.qmp_execute(self._qmp, "system_powerdown")
 
     def wait_off(self, seconds: float) -> bool:
         """Whether QEMU ended by itself within `seconds`."""
@@ -266,7 +282,7 @@ class Machine:
             self._clear_leftovers()
             return
         try:
-            qmp_execute(self._qmp, "quit")
+            tools.qmp_execute(self._qmp, "quit")
             ended = tools.wait_for_end(pid, _QUIT_SECONDS)
         except LabError:
             ended = False
@@ -292,9 +308,9 @@ class Machine:
 
     def load(self, tag: str) -> None:
         """Go back to a saved disk and memory, and run on from there. Raises LabError."""
-        qmp_execute(self._qmp, "stop")
+        tools.qmp_execute(self._qmp, "stop")
         self._snapshot("snapshot-load", tag, vmstate=_DISK_NODE)
-        qmp_execute(self._qmp, "cont")
+        tools.qmp_execute(self._qmp, "cont")
 
     def forget(self, tag: str) -> None:
         """Delete a saved state. Raises LabError."""
@@ -302,7 +318,7 @@ class Machine:
 
     def tags(self) -> list[str]:
         """The names of the saved states of the running machine. Raises LabError."""
-        nodes = qmp_execute(self._qmp, "query-named-block-nodes", flat=True)
+        nodes = tools.qmp_execute(self._qmp, "query-named-block-nodes", flat=True)
         return [
             snapshot["name"]
             for node in nodes
@@ -311,7 +327,7 @@ class Machine:
         ]
 
     def _snapshot(self, command: str, tag: str, **arguments: str) -> None:
-        qmp_job(
+        tools.qmp_job(
             self._qmp,
             command,
             seconds=_SNAPSHOT_SECONDS,
@@ -320,9 +336,16 @@ class Machine:
             **arguments,
         )
 
-    def _arguments(
-        self, direct: Direct | None, accel: str, network: str, *, paused: bool
+    def words(
+        self,
+        direct: Direct | None,
+        accel: str,
+        network: str,
+        *,
+        paused: bool = False,
+        hardware: Hardware = LAB,
     ) -> list[str]:
+        """QEMU's command line; `network` is its word for the one network."""
         # The sockets and logs are named relative to the folder QEMU is started in: a Unix
         # socket's path must not be longer than 107 bytes.
         words = [
@@ -334,7 +357,7 @@ class Machine:
             *("-vga", "std"),
             *("-M", "q35"),
             *ACCELERATION[accel],
-            *("-smp", str(CPUS), "-m", str(self.memory)),
+            *("-smp", str(CPUS), "-m", str(hardware.memory_mib or self.memory)),
             *("-chardev", f"socket,id=qmp,path={self._qmp.name},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
             *(
@@ -348,10 +371,11 @@ class Machine:
                 f"driver=qcow2,node-name={_DISK_NODE},discard=unmap,"
                 f"file.driver=file,file.filename={self.disk.name}",
             ),
-            *("-device", f"virtio-blk-pci,drive={_DISK_NODE},serial={self.serial},bootindex=1"),
-            *self._second_disk(),
+            *hardware.controller(),
+            *("-device", f"{hardware.disk_device(_DISK_NODE, 0, self.serial)},bootindex=1"),
+            *self._second_disk(hardware),
             *("-netdev", network),
-            *("-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile="),
+            *hardware.card_devices(),
             *("-device", "virtio-rng-pci"),
         ]
         if direct:
@@ -369,12 +393,11 @@ class Machine:
             f"guestfwd=tcp:{address}:{at}-cmd:sh {mirrors.STARTER}"
         )
 
-    def _second_disk(self) -> tuple[str, ...]:
+    def _second_disk(self, hardware: Hardware) -> tuple[str, ...]:
         if not self.second_disk.exists():
             return ()
         file = f"driver=raw,node-name=disk1,file.driver=file,file.filename={self.second_disk.name}"
-        device = f"virtio-blk-pci,drive=disk1,serial={SECOND_SERIAL}"
-        return ("-blockdev", file, "-device", device)
+        return ("-blockdev", file, "-device", hardware.disk_device("disk1", 1, SECOND_SERIAL))
 
     def _launch(self, words: Sequence[str]) -> str | None:
         """Start QEMU and wait until it takes commands; its complaint if it ended instead."""
@@ -387,10 +410,10 @@ class Machine:
             limit = time.monotonic() + _START_SECONDS
             while child.poll() is None:
                 if self.pid() == child.pid and self._qmp.exists():
-                    qmp_execute(self._qmp, "query-status", seconds=_START_SECONDS)
+                    tools.qmp_execute(self._qmp, "query-status", seconds=_START_SECONDS)
                     return None
                 if time.monotonic() > limit:
-                    raise _refused("start", f"it took more than {_START_SECONDS:.0f} s")
+                    raise tools.qemu_refused("start", f"it took more than {_START_SECONDS:.0f} s")
                 tools.wait_for_end(child.pid, 0.05)
         except BaseException:
             if child is not None:
@@ -540,7 +563,7 @@ def _watch(child: subprocess.Popen[bytes], log: Path, socket: Path) -> bool:
             return True
         if tools.wait_for_end(child.pid, _LOOK_SECONDS):
             return False
-        if socket.exists() and not qmp_execute(socket, "query-status")["running"]:
+        if socket.exists() and not tools.qmp_execute(socket, "query-status")["running"]:
             return False
     return False
 

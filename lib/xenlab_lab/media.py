@@ -131,20 +131,31 @@ _UEFI_MODULES = b"vfat\nnls_cp437\nnls_ascii\nefivarfs\n"
 _UEFI_MOUNT = b"mount -t efivarfs efivarfs /sys/firmware/efi/efivars\n"
 _AFTER_MODULES = b"ip link set lo up\n"
 
+# What a machine's takes whose disk or card is none of virtio's: Debian's kernel for real machines,
+# with these drivers. Its cards ask for an address beside one another: one may have no cable.
+_HOOK_CHANGES = (
+    (b"linux-image-cloud-amd64", b"linux-image-amd64"),
+    # some of its drivers need a module below kernel/lib
+    (b"lib/${file##*/lib/}", b"lib/modules/${file##*/lib/modules/}"),
+)
+_HARDWARE_MODULES = (
+    b"nvme\nahci\nsd_mod\nvirtio_scsi\nxhci_pci\nusb_storage\nuas\ne1000\ne1000e\nigb\n"
+)
+_ASK = b"-s /etc/xenlab-dhcp\n"
 
-def rescue(report: tools.Report = tools.quiet, firmware: Firmware = "bios") -> tuple[Path, Path]:
+
+def rescue(
+    report: tools.Report = tools.quiet, firmware: Firmware = "bios", *, any_hardware: bool = False
+) -> tuple[Path, Path]:
     """The rescue system's kernel and initramfs, built if they are not in the cache.
 
-    Holds no key and no secret. Raises LabError.
+    With `any_hardware` it has the drivers of other disks and network cards as well, for either
+    firmware. Holds no key and no secret. Raises LabError.
     """
-    uefi = firmware == "uefi"
+    uefi = firmware == "uefi" or any_hardware
     entries = debian_sources()
     packages = (*RESCUE_PACKAGES, *(_UEFI_PACKAGES if uefi else ()))
-    init, modules_list = _data("init"), _data("modules")
-    if uefi:
-        init = init.replace(_AFTER_MODULES, _UEFI_MOUNT + _AFTER_MODULES)
-        modules_list += _UEFI_MODULES
-    files = {name: _data(name) for name in _RESCUE_FILES} | {"init": init, "modules": modules_list}
+    files = contents(uefi=uefi, any_hardware=any_hardware)
     inputs = {
         "recipe": RECIPE,
         "suite": SUITE,
@@ -160,8 +171,8 @@ def rescue(report: tools.Report = tools.quiet, firmware: Firmware = "bios") -> t
             # the hook runs as another user when mmdebstrap has to build without being root
             Path(scratch).chmod(0o755)
             hook, modules = Path(scratch, "hook"), Path(scratch, "modules")
-            hook.write_bytes(_data("kernel-hook"))
-            modules.write_bytes(modules_list)
+            hook.write_bytes(files["kernel-hook"])
+            modules.write_bytes(files["modules"])
             tree = folder / "rescue.tar"
             mmdebstrap(
                 tree,
@@ -172,7 +183,7 @@ def rescue(report: tools.Report = tools.quiet, firmware: Firmware = "bios") -> t
                 "building the rescue system",
             )
         report("packing the rescue system", None)
-        _pack_rescue(tree, folder, init)
+        _pack_rescue(tree, folder, files["init"])
         tree.unlink()
 
     folder = cached("rescue", inputs, build)
@@ -180,6 +191,20 @@ def rescue(report: tools.Report = tools.quiet, firmware: Firmware = "bios") -> t
 
 
 _RESCUE_FILES = ("init", "dhcp", "sshd_config", "power", "modules", "kernel-hook")
+
+
+def contents(*, uefi: bool, any_hardware: bool) -> dict[str, bytes]:
+    """The rescue system's own files, and those that it is built by; by their names."""
+    files = {name: _data(name) for name in _RESCUE_FILES}
+    if any_hardware:
+        files["init"] = files["init"].replace(_ASK, _ASK.replace(b"\n", b" &\n"))
+        for old, new in _HOOK_CHANGES:
+            files["kernel-hook"] = files["kernel-hook"].replace(old, new)
+        files["modules"] += _HARDWARE_MODULES
+    if uefi:
+        files["init"] = files["init"].replace(_AFTER_MODULES, _UEFI_MOUNT + _AFTER_MODULES)
+        files["modules"] += _UEFI_MODULES
+    return files
 
 
 def _pack_rescue(tree: Path, folder: Path, init: bytes) -> None:

@@ -32,8 +32,8 @@ from xenlab.runs import folder as runs
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target
 from xenlab_lab.lab import Lab
-from xenlab_lab.machine import qmp_execute
 from xenlab_lab.mirrors import SUITE
+from xenlab_lab.tools import qmp_execute
 
 LAN = bytes((10, 66, 0))
 LAN_MACS = tuple(bytes.fromhex(f"00163e66020{number}") for number in (1, 2, 3))

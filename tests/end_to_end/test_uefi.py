@@ -35,8 +35,8 @@ PVH = ('type="pvh"', 'tsc_mode="native"', 'cpuid="host,rdtscp=0"')
 class UefiMachine(Machine):
     """The lab's machine, but for its firmware, which sees a folder as its system partition."""
 
-    def _arguments(self, *arguments: object, **options: object) -> list[str]:
-        words = super()._arguments(*arguments, **options)  # type: ignore[arg-type]
+    def words(self, *arguments: object, **options: object) -> list[str]:
+        words = super().words(*arguments, **options)  # type: ignore[arg-type]
         flash = "if=pflash,format=raw,file"
         return [
             *words,

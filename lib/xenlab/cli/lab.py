@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from xenlab.runs.expected import Estimate
     from xenlab.site.schema import Parameters
     from xenlab_lab.lab import Lab, Network, Status
+    from xenlab_lab.machine import Hardware
 
 DOM0 = "dom0"
 
@@ -95,9 +96,19 @@ def up(
             "  [default: as before, restricted at first]",
         ),
     ] = None,
+    hardware: Annotated[
+        Path | None,
+        typer.Option(
+            "--hardware",
+            metavar="FILE",
+            help="What the machine is made of, until a reset: firmware, disk, network cards,"
+            " memory.",
+        ),
+    ] = None,
 ) -> None:
     """Build what is missing, start the machine, wait for SSH."""
     site, known = _site_of_lab(file)
+    parts = _hardware(hardware) if hardware else None
     from xenlab_lab.stage import maker
 
     guests = _addresses(site) if known else {}
@@ -107,7 +118,9 @@ def up(
         if open_network is not None:
             network = "open" if open_network else "restricted"
         firmware = site.firmware if known else None
-        status = lab.up(make_stage=maker(site.stage), network=network, firmware=firmware)
+        status = lab.up(
+            make_stage=maker(site.stage), network=network, firmware=firmware, hardware=parts
+        )
         if guests and guests != status.guests:
             lab.set_guests(guests)
             status = lab.status()
@@ -302,6 +315,21 @@ def _lab(name: str, report: Report | None = None) -> Lab:
     from xenlab_lab.lab import Lab
 
     return Lab(name, report=report) if report else Lab(name)
+
+
+def _hardware(file: Path) -> Hardware:
+    """The hardware that a file names; raises BadInput with a sentence for each problem."""
+    from pydantic import ValidationError
+
+    from xenlab.site import loader
+    from xenlab_lab.machine import Hardware
+
+    found = loader.read(file)
+    try:
+        return Hardware.model_validate(found.values)
+    except ValidationError as error:
+        problems = loader.format_validation_errors(error, Hardware, found.origins)
+        raise BadInput("; ".join(problems), where=str(file)) from None
 
 
 def left_here(runs: Path) -> Iterator[tuple[str, str, str]]:
