@@ -14,7 +14,7 @@ help:
 	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
 	@echo 'make test-gentoo  Portage and OpenRC: in roots of their own, then the whole lab'
 	@echo 'make test-faults  the power fails at random moments of the main job'
-	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI'
+	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI; other disks and cards'
 	@echo 'make test-fast  what takes no whole run: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff fixes what it can, reports the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
