@@ -303,8 +303,12 @@ class Lab:
         firmware = media.firmware_words(now.firmware, self.folder)
         direct = None
         if source == "rescue":
+            parts = now.hardware
             kernel, image = media.rescue(
-                self._report, now.firmware, any_hardware=now.hardware.other
+                self._report,
+                now.firmware,
+                any_hardware=parts.other,
+                debian=parts.rescue == "debian",
             )
             initrd = self.folder / "rescue.img"
             self.access.key_archive(initrd, image)

@@ -117,6 +117,7 @@ class Hardware(BaseModel):
     second_disk_gib: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
     nics: Annotated[list[Card], Field(min_length=1, max_length=8)] = [Card()]
     memory_mib: Annotated[StrictInt, Field(ge=256)] | None = None
+    rescue: Literal["lab", "debian"] = "lab"
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
@@ -135,7 +136,8 @@ class Hardware(BaseModel):
     @property
     def other(self) -> bool:
         """Whether the rescue system of the lab's own machine does not serve this one."""
-        return self.disk != "virtio" or [card.model for card in self.nics] != ["virtio"]
+        cards = [card.model for card in self.nics]
+        return self.disk != "virtio" or cards != ["virtio"] or self.rescue != "lab"
 
     def missing(self) -> list[str]:
         """The devices that QEMU here does not have. Raises LabError if it cannot be asked."""

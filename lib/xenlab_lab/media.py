@@ -6,7 +6,7 @@ import shutil
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -123,6 +123,7 @@ _RESCUE_SKIP = (
     "./usr/lib/systemd/network", "./dev", "./usr/sbin/reboot", "./usr/sbin/poweroff",
     "./usr/sbin/halt",
 )  # fmt: skip
+_OF_SYSTEMD = _RESCUE_SKIP[-3:]
 
 
 # What a UEFI machine's takes beside that: for its system partition and its firmware's variables.
@@ -143,25 +144,38 @@ _HARDWARE_MODULES = (
 )
 _ASK = b"-s /etc/xenlab-dhcp\n"
 
+# What makes it a Debian as hosters boot it: systemd starts udev, the network and sshd.
+_DEBIAN_PACKAGES = ("systemd-sysv",)
+_DEBIAN_INIT = b"#!/bin/sh\nexec /lib/systemd/systemd\n"
+_DEBIAN_NETWORK = b"[Match]\nName=e*\n\n[Network]\nDHCP=ipv4\n"
+_ENABLE = '--customize-hook=chroot "$1" systemctl enable systemd-networkd'
+
 
 def rescue(
-    report: tools.Report = tools.quiet, firmware: Firmware = "bios", *, any_hardware: bool = False
+    report: tools.Report = tools.quiet,
+    firmware: Firmware = "bios",
+    *,
+    any_hardware: bool = False,
+    debian: bool = False,
 ) -> tuple[Path, Path]:
     """The rescue system's kernel and initramfs, built if they are not in the cache.
 
     With `any_hardware` it has the drivers of other disks and network cards as well, for either
-    firmware. Holds no key and no secret. Raises LabError.
+    firmware; with `debian` besides it is a plain Debian with systemd. Holds no key and no secret.
+    Raises LabError.
     """
     uefi = firmware == "uefi" or any_hardware
     entries = debian_sources()
     packages = (*RESCUE_PACKAGES, *(_UEFI_PACKAGES if uefi else ()))
-    files = contents(uefi=uefi, any_hardware=any_hardware)
+    packages += _DEBIAN_PACKAGES if debian else ()
+    skip = tuple(place for place in _RESCUE_SKIP if not (debian and place in _OF_SYSTEMD))
+    files = contents(uefi=uefi, any_hardware=any_hardware, debian=debian)
     inputs = {
         "recipe": RECIPE,
         "suite": SUITE,
         "sources": [without_login(entry) for entry in entries],
         "packages": packages,
-        "skip": _RESCUE_SKIP,
+        "skip": skip,
         "files": {name: data.decode() for name, data in files.items()},
     }
 
@@ -173,17 +187,18 @@ def rescue(
             hook, modules = Path(scratch, "hook"), Path(scratch, "modules")
             hook.write_bytes(files["kernel-hook"])
             modules.write_bytes(files["modules"])
+            hooks = [_ENABLE] if debian else []
             tree = folder / "rescue.tar"
             mmdebstrap(
                 tree,
                 packages,
                 entries,
-                ["--variant=essential", f'--customize-hook=sh {hook} "$1" {modules}'],
+                ["--variant=essential", *hooks, f'--customize-hook=sh {hook} "$1" {modules}'],
                 report,
                 "building the rescue system",
             )
         report("packing the rescue system", None)
-        _pack_rescue(tree, folder, files["init"])
+        _pack_rescue(tree, folder, files, skip)
         tree.unlink()
 
     folder = cached("rescue", inputs, build)
@@ -193,7 +208,7 @@ def rescue(
 _RESCUE_FILES = ("init", "dhcp", "sshd_config", "power", "modules", "kernel-hook")
 
 
-def contents(*, uefi: bool, any_hardware: bool) -> dict[str, bytes]:
+def contents(*, uefi: bool, any_hardware: bool, debian: bool = False) -> dict[str, bytes]:
     """The rescue system's own files, and those that it is built by; by their names."""
     files = {name: _data(name) for name in _RESCUE_FILES}
     if any_hardware:
@@ -204,10 +219,12 @@ def contents(*, uefi: bool, any_hardware: bool) -> dict[str, bytes]:
     if uefi:
         files["init"] = files["init"].replace(_AFTER_MODULES, _UEFI_MOUNT + _AFTER_MODULES)
         files["modules"] += _UEFI_MODULES
+    if debian:
+        files |= {"init": _DEBIAN_INIT, "network": _DEBIAN_NETWORK}
     return files
 
 
-def _pack_rescue(tree: Path, folder: Path, init: bytes) -> None:
+def _pack_rescue(tree: Path, folder: Path, files: Mapping[str, bytes], skip: Sequence[str]) -> None:
     plain = folder / "rescue.cpio"
     with tarfile.open(tree) as tar, plain.open("wb") as out:
         kernel = tar.extractfile("./boot/vmlinuz")
@@ -215,17 +232,23 @@ def _pack_rescue(tree: Path, folder: Path, init: bytes) -> None:
         with (folder / "vmlinuz").open("wb") as copy:
             shutil.copyfileobj(kernel, copy)
         archive = CpioWriter(out)
-        archive.tar(tar, lambda member: not _below(member.name, _RESCUE_SKIP))
+        archive.tar(tar, lambda member: not _below(member.name, skip))
         for name in ("boot", "dev", "etc/ssh", "var/cache", "mnt"):
             archive.folder(name)
-        archive.file("init", init, mode=0o755)
-        archive.file("etc/xenlab-dhcp", _data("dhcp"), mode=0o755)
-        archive.file("etc/xenlab-rescue", b"xenlab rescue system\n")
+        archive.file("init", files["init"], mode=0o755)
+        debian = "network" in files
+        if debian:
+            archive.file("etc/systemd/network/80-cards.network", files["network"])
+            # there, and empty: systemd makes one, and asks nobody about a first boot
+            archive.file("etc/machine-id", b"")
+        else:
+            archive.file("etc/xenlab-dhcp", _data("dhcp"), mode=0o755)
+            archive.file("etc/xenlab-rescue", b"xenlab rescue system\n")
         archive.file("etc/motd", b"xenlab rescue system: everything here is in memory only\n")
         archive.file("etc/hostname", b"rescue\n")
         archive.file("etc/hosts", b"127.0.0.1 localhost\n127.0.1.1 rescue\n")
         archive.file("etc/ssh/sshd_config", _data("sshd_config"))
-        for name in ("reboot", "poweroff", "halt"):
+        for name in () if debian else ("reboot", "poweroff", "halt"):
             archive.file(f"usr/sbin/{name}", _data("power"), mode=0o755)
         archive.close()
     tools.run(

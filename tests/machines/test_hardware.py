@@ -96,3 +96,14 @@ def test_a_usb_disk_and_a_snapshot_of_its_machine(lab: Lab) -> None:
     lab.down(hard=True)
     lab.restore("one")
     assert disks(lab) == wanted
+
+
+def test_a_plain_debian_as_hosters_boot_it(lab: Lab) -> None:
+    started(lab, rescue="debian", disk="sata", nics=[{"model": "e1000"}])
+    assert disks(lab) == [["sda", "sata", OWN, 512]]
+    assert cards(lab) == [["e1000", "1"]]
+    state = said(lab, "cat /proc/1/comm; systemctl is-active systemd-udevd systemd-networkd ssh")
+    assert state.split() == ["systemd", "active", "active", "active"]
+    assert said(lab, "ls /etc/xenlab-rescue 2>&1 || :").startswith("ls: cannot access")
+    lab.down()
+    assert "reboot: Power down" in lab.machine.console_log.read_text(errors="replace")

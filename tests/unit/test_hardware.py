@@ -127,6 +127,9 @@ def test_the_rescue_system_of_the_labs_machine_stays_as_it_is_and_others_get_mor
     assert b"depends linux-image-amd64 " in other["kernel-hook"]
     assert other["kernel-hook"].count(b"##*/lib/modules/}") == 1
     assert set(own["modules"].split()) < set(other["modules"].split())
+    debian = media.contents(uefi=True, any_hardware=True, debian=True)
+    assert {name for name in debian if debian[name] != other.get(name)} == {"init", "network"}
+    assert [Hardware(rescue=kind).other for kind in ("lab", "debian")] == [False, True]
 
 
 def test_a_lab_remembers_its_hardware_and_says_nothing_of_its_own(tmp_path: Path) -> None:
