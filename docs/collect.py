@@ -45,8 +45,8 @@ NOT_RUN_INDEX = """\
 # The chapters
 
 No run here has made a whole lab yet, so these are the notebooks as they are committed: text and
-code, without what the steps changed and printed. `make lab` makes the run (about twenty minutes), and
-`make docs` after it puts the executed chapters here.
+code, without what the steps changed and printed. `make lab` makes the run (twenty minutes or so),
+and `make docs` after it puts the executed chapters here.
 
 ```{{toctree}}
 :maxdepth: 1
