@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import testinfra
 from testinfra.host import Host
-from tests.whole_lab import CHAPTERS, HOUR, Site, with_one_guest
+from tests.whole_lab import CHAPTERS, HOUR, Site, wait_until, with_one_guest
 
 from xenlab.chapters.kernel import kernel_build
 from xenlab.host import Host as Machine
@@ -73,6 +73,8 @@ def test_the_files_alone_end_in_running_guests(bare: Site, tmp_path: Path) -> No
 
 
 def test_nothing_has_drifted_then(bare: Site) -> None:
+    # the last file ends while its guest boots: dom0 has just started it
+    wait_until(lambda: bare.answers(GUEST), seconds=1800, what=f"{GUEST} answers")
     found = bare.xenlab("check", "-f", str(bare.parameters), *DONE)
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
 
