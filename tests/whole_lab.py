@@ -82,6 +82,20 @@ class Site:
         return path
 
 
+def said(lab: Lab, script: str, seconds: float) -> str:
+    """What a script prints on the machine of a lab that no site is known of."""
+    done = subprocess.run(
+        lab.ssh_argv("dom0", [script]),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def fresh(parameters: str, name: str, folder: Path, **keys: Any) -> Iterator[Site]:
     """A lab called ``name``, in its rescue system, with an empty disk; at the end it is down.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.whole_lab import said
 
 from xenlab.errors import BadInput, LabError
 from xenlab_lab.lab import Lab
@@ -48,16 +49,7 @@ def processes_of(lab: Lab) -> list[int]:
 
 
 def ssh(lab: Lab, script: str) -> str:
-    done = subprocess.run(
-        lab.ssh_argv("dom0", [script]),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return said(lab, script, DEADLINE).strip()
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +83,8 @@ def test_disk_carries_the_serial_that_may_wipe_names(lab: Lab) -> None:
 
 def answer(lab: Lab, request: str) -> str:
     """The first line that the relay to the mirrors answers."""
-    said = ssh(lab, f"printf '{request} HTTP/1.1\\r\\n\\r\\n' | busybox nc -w 60 10.0.2.4 3142")
-    return said.partition("\r\n")[0]
+    heard = ssh(lab, f"printf '{request} HTTP/1.1\\r\\n\\r\\n' | busybox nc -w 60 10.0.2.4 3142")
+    return heard.partition("\r\n")[0]
 
 
 def reaches(lab: Lab, address: str) -> bool:

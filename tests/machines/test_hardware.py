@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.whole_lab import said
 
 from xenlab_lab.lab import Lab
 from xenlab_lab.machine import SECOND_SERIAL, Hardware
@@ -34,28 +34,15 @@ def started(lab: Lab, **parts: Any) -> None:
     lab.up(hardware=Hardware.model_validate(parts), make_stage=lambda _: none, seconds=DEADLINE)
 
 
-def said(lab: Lab, script: str) -> str:
-    done = subprocess.run(
-        lab.ssh_argv("dom0", [script]),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def disks(lab: Lab) -> list[list[str]]:
     """What lsblk says of each disk but its size, once udev knows them all."""
-    listing = said(lab, "udevadm settle && lsblk -d -J -e 7 -o NAME,TRAN,SERIAL,LOG-SEC")
+    listing = said(lab, "udevadm settle && lsblk -d -J -e 7 -o NAME,TRAN,SERIAL,LOG-SEC", DEADLINE)
     return [list(row.values()) for row in json.loads(listing)["blockdevices"]]
 
 
 def cards(lab: Lab) -> list[list[str]]:
     """The driver of each network card, and whether it has a cable."""
-    words = said(lab, CARDS).split()
+    words = said(lab, CARDS, DEADLINE).split()
     found = zip(words[::2], words[1::2], strict=True)
     return sorted([driver.rpartition("/")[2], cable] for driver, cable in found)
 
@@ -66,7 +53,7 @@ def test_a_uefi_machine_with_nvme_disks_of_large_sectors_and_two_cards(lab: Lab)
     wanted = [["nvme0n1", "nvme", OWN, 4096], ["nvme1n1", "nvme", SECOND_SERIAL, 4096]]
     assert sorted(disks(lab)) == wanted
     assert cards(lab) == [["e1000", "0"], ["e1000e", "1"]]
-    assert "Boot" in said(lab, "ls /sys/firmware/efi/efivars")
+    assert "Boot" in said(lab, "ls /sys/firmware/efi/efivars", DEADLINE)
     # remembered: whoever boots it again need not know
     lab.boot("rescue", wait=True)
     assert sorted(disks(lab)) == wanted
@@ -102,8 +89,10 @@ def test_a_plain_debian_as_hosters_boot_it(lab: Lab) -> None:
     started(lab, rescue="debian", disk="sata", nics=[{"model": "e1000"}])
     assert disks(lab) == [["sda", "sata", OWN, 512]]
     assert cards(lab) == [["e1000", "1"]]
-    state = said(lab, "cat /proc/1/comm; systemctl is-active systemd-udevd systemd-networkd ssh")
+    state = said(
+        lab, "cat /proc/1/comm; systemctl is-active systemd-udevd systemd-networkd ssh", DEADLINE
+    )
     assert state.split() == ["systemd", "active", "active", "active"]
-    assert said(lab, "ls /etc/xenlab-rescue 2>&1 || :").startswith("ls: cannot access")
+    assert said(lab, "ls /etc/xenlab-rescue 2>&1 || :", DEADLINE).startswith("ls: cannot access")
     lab.down()
     assert "reboot: Power down" in lab.machine.console_log.read_text(errors="replace")
