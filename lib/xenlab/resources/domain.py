@@ -422,8 +422,8 @@ class DomainStopped(Resource):
             f"look at its console, or end it with xl destroy {self.name}",
         )
         command = Command.argv("timeout", END_SECONDS, "xl", "shutdown", "-ww", self.name)
-        again = "! xl domid {name} > /dev/null 2>&1 || xl shutdown -w {name}"
-        typed = command.typed_as("xl shutdown -w {name}", name=self.name)
+        again = "! xl domid {name} > /dev/null 2>&1 || xl shutdown -ww {name}"
+        typed = command.typed_as("xl shutdown -ww {name}", name=self.name)
         typed = typed.scripted_as(again, name=self.name)
         return (typed.refusing({124: late}).within(END_SECONDS + 60),)
 

@@ -47,7 +47,7 @@ _USED, _MOUNTED = 42, 43
 
 _REASONS = {
     41: ("another process is working on this guest", "wait for its end, or end it"),
-    42: ("a running domain uses {device}", "shut the guest down first: xl shutdown -w {name}"),
+    42: ("a running domain uses {device}", "shut the guest down first: xl shutdown -ww {name}"),
     43: ("{device} is mounted", "unmount it"),
     44: ("there is no device {device}", "run chapter 01_partitions"),
     45: ("there is no image {value} with its checksum beside it", "run chapter 06_imaging"),
