@@ -12,8 +12,8 @@ _PLACES = {
     ),
     "chapters.configuration": (
         "base_configured bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
-        "interfaces listeners log_written software_installed unmerged_table uplink_named xen_runs "
-        "xend_today"
+        "interfaces listeners log_written software_installed unmerged_table uplink_named "
+        "uplink_values xen_runs xend_today"
     ),
     "chapters.disk": (
         "below file_systems first_partition fstab kernel_checksum kernel_mounts "

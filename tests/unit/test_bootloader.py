@@ -207,6 +207,9 @@ def test_dom0s_kernel_mounts_the_system_partition_and_no_guests_does() -> None:
     uefi = lab_site(firmware="uefi", kernel_options=["CONFIG_E1000E=y"])
     assert kernel_build(uefi, "dom0").own_options == (*UEFI_OPTIONS, "CONFIG_E1000E=y")
     assert "CONFIG_VFAT_FS=y" in UEFI_OPTIONS
+    vlan = lab_site(uplink_vlan=7, kernel_options=["CONFIG_E1000E=y"])
+    assert kernel_build(vlan, "dom0").own_options == ("CONFIG_VLAN_8021Q=y", "CONFIG_E1000E=y")
+    assert kernel_build(vlan, "domU").own_options == ()
     assert kernel_build(uefi, "domU") == kernel_build(lab_site(), "domU")
     assert kernel_build(lab_site(), "dom0").own_options == ()
 

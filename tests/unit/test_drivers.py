@@ -46,7 +46,7 @@ from xenlab.resources.base import Difference
 from xenlab.resources.kernel import options, parse_config
 from xenlab.resources.network import NAME_RULE, look_at_nics, the_nic
 from xenlab.runs.script import Runbook
-from xenlab.site.rules import uplink_name
+from xenlab.site.rules import card_name, uplink_name
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
@@ -397,6 +397,19 @@ def test_a_script_says_where_a_card_must_be_named(uplink: str) -> None:
     else:
         assert place == "/mnt/dom0"
         assert f'ATTR{{address}}=="{ONE}"' in text
+
+
+def test_the_card_of_a_vlan_has_its_name_and_keeps_it(machine: Machine) -> None:
+    two_cards(machine)
+    site = lab_site(uplink=ONE, uplink_vlan=7)
+    assert (card_name(site), uplink_name(site)) == ("uplink0", "vlan7")
+    settings = machine.root / BRIDGE_SETTINGS.lstrip("/")
+    settings.parent.mkdir(parents=True)
+    settings.write_text(bridge_settings(site, "").text())
+    assert f'"{ONE}", NAME="uplink0"' in uplink_named(chapter_of(site, machine))[0].text()
+    settings.write_text(bridge_settings(lab_site(uplink_vlan=7), "").text())
+    with pytest.raises(BadInput, match=r"its bridge is on eth0\nTry: write uplink: eth0, as "):
+        uplink_named(chapter_of(site, machine))
 
 
 def test_a_name_is_a_name_and_nothing_is_looked_at() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.platform.interfaces import Ifupdown
+from xenlab.platform.interfaces import Ifupdown, More
 from xenlab.resources.base import All, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge, describe, parse_network, physical, vif
@@ -29,8 +31,15 @@ ADDRESS, GATEWAY = "192.0.2.2", "192.0.2.1"
 FAR_GATEWAY = "172.31.1.1"
 """A hoster's: outside of the network of its customers' addresses, which have none (/32)."""
 IFUP = Path(__file__).parents[2] / ".venv" / "ifupdown" / "sbin" / "ifup"
+IP = os.path.realpath(str(shutil.which("ip")))
 PORT = 2222
 RECORDED = Path(__file__).parents[1] / "recorded"
+VLAN = 100
+TAGGER = Path(__file__).with_name("tagger.py")
+AS_VLAN = (
+    f's/"info_kind":"tun","info_data":{{[^}}]*}}/"info_kind":"vlan","info_data":{{"id":{VLAN}}}/g'
+)
+"""What sed(1) takes so that ip(8) calls that program's interface what it stands for."""
 
 
 def sh(*words: str, check: bool = True) -> str:
@@ -62,13 +71,16 @@ class Dom0:
             return False
         return True
 
-    def bridge(self, *, on_bridge: bool = False, seconds: int = 30, name: str = "xenbr0") -> Bridge:
+    def bridge(
+        self, *, on_bridge: bool = False, seconds: int = 30, name: str = "xenbr0", **more: str
+    ) -> Bridge:
         settings = self.folder / "settings"
         values = {
             "UPLINK": "eth0",
             "BRIDGE": name,
             "VIF": "vif0.0",
             "ADDRESS_ON": "bridge" if on_bridge else "uplink",
+            **more,
         }
         settings.write_text("".join(f"{k}={shlex.quote(v)}\n" for k, v in values.items()))
         return Bridge(
@@ -135,6 +147,38 @@ def dom0(tmp_path: Path) -> Iterator[Dom0]:
         sh("ip", "netns", "delete", space)
 
 
+@pytest.fixture
+def tagged(dom0: Dom0, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dom0]:
+    """dom0 without any address, in a world that is a VLAN; a kernel that has none gets help."""
+    tools = dom0.folder / "bin"
+    tools.mkdir()
+    ip = shutil.copy(IP, tools / "real")
+    on_cable = ("link", "add", "link", dom0.cable, "name", "world", "type", "vlan", "id", str(VLAN))
+    if subprocess.run([str(ip), *on_cable], capture_output=True, check=False).returncode:
+        (tools / "ip").write_text(
+            "#!/bin/sh\n"
+            'case "$*" in\n'
+            f'"link add link "*) {sys.executable} {TAGGER} "$4" "$6" "${{10}}" >> {tools}/pids'
+            " < /dev/null 2> /dev/null || exit\n"
+            f'    mac=$({ip} -o link show dev "$4" | sed "s/.*ether \\([^ ]*\\).*/\\1/")\n'
+            f'    exec {ip} link set dev "$6" address "$mac" ;;\n'
+            f'"-details -json address show") {ip} "$@" | sed \'{AS_VLAN}\' ;;\n'
+            f'*) exec {ip} "$@" ;;\nesac\n'
+        )
+        (tools / "ip").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+        sh("ip", *on_cable)
+    dom0.ip("address", "flush", "dev", "eth0")
+    dom0.ip("link", "set", "eth0", "down")
+    sh("ip", "address", "flush", "dev", dom0.cable)
+    sh("ip", "address", "add", f"{GATEWAY}/24", "dev", "world")
+    sh("ip", "link", "set", "world", "up")
+    yield dom0
+    pids = tools / "pids"
+    for pid in pids.read_text().split() if pids.exists() else ():
+        os.kill(int(pid), signal.SIGKILL)
+
+
 def enter(space: str) -> None:
     handle = os.open(f"/run/netns/{space}", os.O_RDONLY)
     set_namespace(handle)
@@ -150,11 +194,13 @@ def start_sshd(space: str, folder: Path) -> tuple[subprocess.Popen[bytes], Targe
     for name in ("hostkey", "userkey"):
         sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
     public = (folder / "hostkey.pub").read_text().split()
+    path = f"{folder}/bin:{os.environ['PATH']}"
     (folder / "known_hosts").write_text(f"[{ADDRESS}]:{PORT} {public[0]} {public[1]}\n")
     config = folder / "sshd_config"
     config.write_text(
         f"Port {PORT}\nHostKey {folder}/hostkey\nAuthorizedKeysFile {folder}/userkey.pub\n"
         "StrictModes no\nUsePAM no\nUseDNS no\nPidFile none\nPasswordAuthentication no\n"
+        f"SetEnv PATH={path}\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     sshd = subprocess.Popen(
@@ -307,6 +353,73 @@ def test_address_on_the_bridge_and_from_one_form_to_the_other(dom0: Dom0) -> Non
     assert plain_state(dom0) == before
 
 
+def vlan_bridge(dom0: Dom0, *, on_bridge: bool, vlan: int = VLAN) -> Bridge:
+    bridge = dom0.bridge(
+        on_bridge=on_bridge, UPLINK="vlan100", VIF="vif0.100", CARD="eth0", VLAN=str(vlan)
+    )
+    return replace(bridge, uplink="vlan100", vlan=vlan, rollback_seconds=120)
+
+
+def vlan_values() -> tuple[str, str, str, str, More]:
+    return "vlan100", f"{ADDRESS}/24", GATEWAY, "xenbr0", More("eth0", VLAN)
+
+
+def test_a_vlan_is_moved_to_the_bridge_and_back(tagged: Dom0) -> None:
+    assert not tagged.reachable()
+    ifup(tagged, *Ifupdown().uplink(*vlan_values()))
+    assert tagged.reachable()
+    before = plain_state(tagged)
+    for on_bridge in (False, True, False):
+        bridge = vlan_bridge(tagged, on_bridge=on_bridge)
+        assert bridge.probe(tagged.host) is not None
+        bridge.apply(tagged.host, silent)
+        bridge.verify(tagged.host)
+        assert tagged.reachable()
+        # the card itself stays what it is
+        assert " master " not in tagged.ip("-o", "link", "show", "dev", "eth0")
+    tagged.host.run(f"{bridge.program} stop {bridge.settings}", check=False)
+    assert plain_state(tagged) == before
+    assert tagged.reachable()
+
+
+def names(dom0: Dom0) -> list[str]:
+    return [line.split()[1] for line in dom0.ip("-o", "link").splitlines()]
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_a_vlan_at_boot(tagged: Dom0, on_bridge: bool) -> None:
+    """The bridge first, then the addresses; once more, and as the network's service stops it."""
+    bridge = vlan_bridge(tagged, on_bridge=on_bridge)
+    sh("ip", "netns", "exec", tagged.space, bridge.program, "start", bridge.settings)
+    stanzas = Ifupdown().on_bridge if on_bridge else Ifupdown().beside_bridge
+    ifup(tagged, *stanzas(*vlan_values()))
+    assert bridge.probe(tagged.host) is None
+    assert tagged.reachable()
+    links = names(tagged)
+    ifup(tagged, *stanzas(*vlan_values()), down=True)
+    ifup(tagged, *stanzas(*vlan_values()))
+    assert names(tagged) == links
+    assert tagged.reachable()
+
+
+def test_another_vlan_is_another_network(tagged: Dom0) -> None:
+    bridge = vlan_bridge(tagged, on_bridge=False, vlan=VLAN + 1)
+    sh("ip", "netns", "exec", tagged.space, bridge.program, "start", bridge.settings)
+    ifup(tagged, *Ifupdown().beside_bridge(*vlan_values()))
+    assert not tagged.reachable()
+
+
+def test_nobody_confirms_a_vlan_s_bridge(tagged: Dom0) -> None:
+    ifup(tagged, *Ifupdown().uplink(*vlan_values()))
+    before = plain_state(tagged)
+    fault = str(tagged.program("ip link set pvlan100 nomaster"))
+    bridge = replace(vlan_bridge(tagged, on_bridge=False), rollback_seconds=4)
+    with pytest.raises(StepFailed, match="rolled back, the former network is back"):
+        replace(bridge, program=fault).apply(tagged.host, silent)
+    assert plain_state(tagged) == before
+    assert tagged.reachable()
+
+
 def hosted(dom0: Dom0) -> None:
     """The world of a hoster; dom0 is without any address."""
     dom0.ip("address", "flush", "dev", "eth0")
@@ -315,15 +428,19 @@ def hosted(dom0: Dom0) -> None:
     sh("ip", "route", "add", f"{ADDRESS}/32", "dev", dom0.cable, "src", FAR_GATEWAY)
 
 
-def ifup(dom0: Dom0, *stanzas: Resource) -> None:
-    """Bring dom0's interfaces up as Debian's own program does, by a chapter's file."""
+def ifup(dom0: Dom0, *stanzas: Resource, down: bool = False) -> None:
+    """Bring dom0's interfaces up (or down) as Debian's own program does, by a chapter's file."""
     (file,) = stanzas
     file = file.parts[0] if isinstance(file, All) else file
     assert isinstance(file, File)
     place = dom0.folder / "interfaces"
     place.write_text(file.text())
-    words = (str(IFUP), "--no-scripts", f"--state-dir={dom0.folder}", "-i", str(place), "-a")
-    sh("ip", "netns", "exec", dom0.space, *words)
+    program = IFUP.with_name("ifdown") if down else IFUP
+    words = (str(program), "--no-scripts", f"--state-dir={dom0.folder}", "-i", str(place), "-a")
+    # ifup has a PATH of its own
+    mine = dom0.folder / "bin" / "ip"
+    mounted = f"mount --bind {mine} {IP}; " if mine.exists() else ""
+    sh("ip", "netns", "exec", dom0.space, "sh", "-ec", f'{mounted}exec "$@"', "sh", *words)
 
 
 def hosted_bridge(dom0: Dom0, *, on_bridge: bool) -> Bridge:

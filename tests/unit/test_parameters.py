@@ -239,6 +239,27 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         f"uplink must be at most 14 characters, as it is renamed to p{'e' * 15}",
     ),
     ({"uplink": "x0", "bridge": "x0"}, "uplink and bridge are the same: x0"),
+    (
+        {"uplink": "x0", "uplink_vlan": 7, "bridge": "x0"},
+        "uplink and bridge are the same: x0",
+    ),
+    ({"uplink_vlan": 7, "bridge": "vlan7"}, "uplink and bridge are the same: vlan7"),
+    (
+        {"uplink": "vlan7", "uplink_vlan": 7},
+        "uplink must be the network card, not its VLAN, which is to be called vlan7",
+    ),
+    (
+        {"uplink_vlan": 7, "platform": "gentoo", "software": []},
+        "uplink_vlan is for platform debian: nobody writes gentoo's files for one",
+    ),
+    (
+        {"uplink_vlan": 1, "lan_interface": "veth1"},
+        "lan_interface must have another number than vlan1: the other ends are called vif0.1",
+    ),
+    (
+        {"uplink": "eth0", "uplink_vlan": 7, "lan_interface": "eth0"},
+        "lan_bridge and lan_interface must be names of their own, not eth0",
+    ),
     ({"bridge": "peth0"}, "bridge must not be peth0: the uplink is renamed to that"),
     ({"services": ["a b"]}, "services[0] must be the name of a service, not 'a b'"),
     ({"software": ["vim; reboot"]}, f"software[0] must be {PACKAGE}, not 'vim; reboot'"),
@@ -683,7 +704,11 @@ COMPARED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"address": "192.0.2.9/24"}, {"gateway": "192.0.2.9"}, "gateway and address are the same"),
     ({"domains": [guest()]}, {"address": "10.0.2.50/24"}, "dom0 and domain 1 (web) have the same"),
     ({"domains": [guest()]}, {"hostname": "web"}, "dom0 and domain 1 (web) have the same name"),
-    ({"uplink": "xenbr0"}, {"bridge": "xenbr0"}, "uplink and bridge are the same"),
+    (
+        {"uplink": "xenbr0", "uplink_vlan": 0},
+        {"bridge": "xenbr0"},
+        "uplink and bridge are the same",
+    ),
     ({"address": "10.66.0.9/24"}, {"lan_address": "10.66.0.1/24"}, "the internal LAN 10.66.0.0/24"),
     ({"domains": [guest()]}, {"autostart": ["ftp"]}, "autostart names ftp, which is no domain"),
     ({"shared_usr": ["web"]}, {"lan_guests": []}, "shared_usr names web, which is not in"),

@@ -9,13 +9,14 @@ from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.choice import Packages
+from xenlab.platform.interfaces import More
 from xenlab.platform.portage import DISTCC_PORT
 from xenlab.quoting import sh_settings
 from xenlab.resources import network
 from xenlab.resources.base import All, Condition, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge
-from xenlab.site.rules import by_card, uplink_name
+from xenlab.site.rules import by_card, card_name, uplink_name
 from xenlab.site.schema import Parameters
 from xenlab.site.types import AUTO
 
@@ -196,16 +197,17 @@ BRIDGE_SETTINGS = "/etc/default/xenlab-bridge"
 """What a boot makes the bridge by."""
 
 
-def uplink_named(chapter: Chapter) -> tuple[Resource, ...]:
+def uplink_named(chapter: Chapter) -> tuple[File, ...]:
     """The rule that gives the uplink's card its name in dom0, where the site does not say a name.
 
     Raises BadInput where there is not exactly one such card, or an installed dom0 has its bridge on
     an interface of another name, which would be gone at the next boot.
     """
-    site, name = chapter.site, uplink_name(chapter.site)
+    site, name = chapter.site, card_name(chapter.site)
     if not by_card(site):
         return ()
-    look = Command.script('[ -e "$1" ] || exit 44; sed -n s/^UPLINK=//p "$1"', BRIDGE_SETTINGS)
+    card = "'/^UPLINK=/h; /^CARD=/h; ${ g; s/.*=//p; }'"
+    look = Command.script(f'[ -e "$1" ] || exit 44; sed -n {card} "$1"', BRIDGE_SETTINGS)
     found = chapter.target.look(look, absent=(44,))
     if found is not None and found.stdout.strip() != name:
         raise BadInput(
@@ -229,6 +231,8 @@ def bridge_settings(site: Parameters, path: str) -> File:
         "VIF": network.vif(uplink_name(site)),
         "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
     }
+    if site.uplink_vlan:
+        values |= {"CARD": card_name(site), "VLAN": str(site.uplink_vlan)}
     return File(path, f"# written by xenlab, chapter 07\n{sh_settings(values)}")
 
 
@@ -241,7 +245,14 @@ def bridge_made(site: Parameters) -> Bridge:
         gateway=site.gateway,
         address_on_bridge=site.dom0_ip_on_bridge,
         rollback_seconds=site.rollback_seconds,
+        vlan=site.uplink_vlan,
     )
+
+
+def uplink_values(site: Parameters) -> tuple[str, str, str, str, More]:
+    """What dom0's uplink has, as the files of every platform's interfaces are asked for."""
+    more = More(card_name(site), site.uplink_vlan)
+    return uplink_name(site), site.address, site.gateway, site.bridge, more
 
 
 def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
@@ -255,7 +266,7 @@ def bridge_kept(chapter: Chapter) -> tuple[Resource, ...]:
     service = chapter.services.running("xenlab-bridge")
     own = chapter.interfaces
     address = own.on_bridge if site.dom0_ip_on_bridge else own.beside_bridge
-    return settings, *address(uplink_name(site), site.address, site.gateway, site.bridge), service
+    return settings, *address(*uplink_values(site)), service
 
 
 def interfaces(chapter: Chapter) -> pd.DataFrame:

@@ -51,6 +51,9 @@ UEFI_OPTIONS = (
 )
 """What dom0's kernel takes on a UEFI machine: its services, and its system partition."""
 
+VLAN_OPTIONS = ("CONFIG_VLAN_8021Q=y",)
+"""What it takes where the uplink is a VLAN."""
+
 
 def builder(chapter: Chapter) -> Host:
     """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
@@ -160,10 +163,11 @@ def release_by_hand(site: Parameters) -> Command:
 
 
 def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
-    """Options for hardware and firmware are dom0's: no guest ever sees them."""
+    """Options for hardware, firmware and network are dom0's: no guest ever sees them."""
     if flavour != DOM0:
         return ()
-    return (*(UEFI_OPTIONS if site.firmware == "uefi" else ()), *site.kernel_options)
+    firmware = UEFI_OPTIONS if site.firmware == "uefi" else ()
+    return (*firmware, *(VLAN_OPTIONS if site.uplink_vlan else ()), *site.kernel_options)
 
 
 def _cache() -> Path:

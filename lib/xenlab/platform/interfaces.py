@@ -57,21 +57,29 @@ UPLINK = f"{STANZAS}/xenlab-uplink"
 LAN = f"{STANZAS}/xenlab-lan"
 
 
+@dataclass(frozen=True)
+class More:
+    """What an uplink may have beside an address: the ``card`` that it is the VLAN of."""
+
+    card: str = ""
+    vlan: int = 0
+
+
 class Interfaces(Protocol):
     """What a chapter asks. Addresses have their prefix; nothing is brought up or taken down."""
 
     def uplink(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The address is on an interface; or on the bridge, where that has taken it over."""
 
     def beside_bridge(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The address is on the interface, which the bridge's maker has given its name."""
 
     def on_bridge(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The address is on the bridge, and none on its port."""
 
@@ -95,7 +103,7 @@ class Ifupdown:
     """
 
     def uplink(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """A stanza, until one for the bridge is found in any file."""
         script = """
@@ -107,18 +115,18 @@ class Ifupdown:
             done
             exit 1
         """
-        wanted = self.beside_bridge(interface, address, gateway, bridge)
+        wanted = self.beside_bridge(interface, address, gateway, bridge, more)
         return (Until(wanted, Command.script(script, STANZAS, bridge)),)
 
     def beside_bridge(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The same stanza."""
-        values = {"interface": interface, "address": address, "gateway": gateway}
+        values = {"interface": interface, "address": address, "gateway": gateway, "more": more}
         return (File(UPLINK, template="uplink.j2", values=values),)
 
     def on_bridge(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """One for the bridge in its place."""
         values = {"bridge": bridge, "address": address, "gateway": gateway}
@@ -142,20 +150,20 @@ class Netifrc:
     """Gentoo's conf.d/net.INTERFACE, and a link to net.lo in the runlevel for each interface."""
 
     def uplink(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The interface's script, until the bridge has one."""
         taken_over = Command.argv("test", "-e", netifrc_settings_path(bridge))
         return (Until(_scripted(interface, address, gateway), taken_over),)
 
     def beside_bridge(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The interface's script is in the runlevel, the bridge's is not."""
         return (*_scripted(interface, address, gateway), _unscripted(bridge))
 
     def on_bridge(
-        self, interface: str, address: str, gateway: str, bridge: str
+        self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The bridge's script is in the runlevel, the interface's is not."""
         return (*_scripted(bridge, address, gateway), _unscripted(interface))

@@ -43,6 +43,7 @@ class Bridge(Resource):
     address on the bridge. ``program`` switches (templates/xenlab-bridge.sh) as ``settings`` says. A
     switch that is not confirmed over a new connection within ``rollback_seconds`` is undone by the
     target itself, which goes back to the settings in ``confirmed``, where there are such.
+    ``vlan``: the uplink is the interface of that VLAN, not a card.
     """
 
     uplink: str
@@ -55,6 +56,7 @@ class Bridge(Resource):
     settings: str = "/etc/default/xenlab-bridge.new"
     confirmed: str = "/etc/default/xenlab-bridge"
     meeting: str = MEETING
+    vlan: int = 0
 
     def probe(self, host: Host) -> Difference | None:
         """A table of what differs: devices, their bridge, MAC addresses, addresses, the route."""
@@ -233,13 +235,16 @@ class Bridge(Resource):
             wanted[self.uplink] = {"bridge": self.bridge, "addresses": "none", "up": "yes"}
             wanted[self.bridge]["address"] = self.address
         else:
-            port = {"bridge": self.bridge, "MAC": DUMB_MAC, "addresses": "none", "up": "yes"}
-            wanted[physical(self.uplink)] = port
-            wanted[vif(self.uplink)] = {**port, "kind": "veth"}
+            dumb = {"bridge": self.bridge, "MAC": DUMB_MAC, "addresses": "none", "up": "yes"}
+            wanted[physical(self.uplink)] = dumb
+            wanted[vif(self.uplink)] = {**dumb, "kind": "veth"}
             wanted[self.bridge]["addresses"] = "none"
             wanted[self.uplink] = {
                 "kind": "veth", "pair": vif(self.uplink), "address": self.address, "up": "yes",
             }  # fmt: skip
+        if self.vlan:
+            port = self.uplink if self.address_on_bridge else physical(self.uplink)
+            wanted[port]["kind"] = f"vlan {self.vlan}"
         rows = unlike(wanted, devices, self.address)
         over = [f"{r.get('gateway', '-')} over {r.get('dev', '-')}" for r in routes]
         route = f"{self.gateway} over {holder}"
@@ -263,10 +268,10 @@ def vif(uplink: str) -> str:
 def describe(device: Mapping[str, Any], address: str) -> dict[str, str]:
     """An interface of ``ip -details -json address`` in the words of a difference's table."""
     info = device.get("linkinfo", {})
-    data = info.get("info_data", {})
+    data, kind = info.get("info_data", {}), info.get("info_kind", "physical")
     found = [f"{a['local']}/{a['prefixlen']}" for a in device.get("addr_info", [])]
     return {
-        "kind": info.get("info_kind", "physical"),
+        "kind": f"vlan {data.get('id')}" if kind == "vlan" else kind,
         "STP": "off" if data.get("stp_state") == 0 else "on",
         "forward delay": str(data.get("forward_delay", "-")),
         "remembers": f"{data.get('ageing_time', 0) // 100} s",

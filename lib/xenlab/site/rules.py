@@ -60,9 +60,17 @@ def by_card(site: Parameters) -> bool:
     return site.uplink == AUTO or ":" in site.uplink
 
 
-def uplink_name(site: Parameters) -> str:
-    """What the uplink is called in dom0."""
+def card_name(site: Parameters) -> str:
+    """What the uplink's network card is called in dom0."""
     return UPLINK_NAME if by_card(site) else site.uplink
+
+
+def uplink_name(site: Parameters) -> str:
+    """What dom0's uplink is called, the bridge's port to be: the card, or its VLAN's interface.
+
+    No ``eth0.100``: ifupdown takes such a name for its own, and deletes what is called so.
+    """
+    return f"vlan{site.uplink_vlan}" if site.uplink_vlan else card_name(site)
 
 
 def _twice(site: Parameters) -> Iterator[str]:
@@ -127,9 +135,11 @@ def on_link(address: str, gateway: str) -> bool:
 
 
 def _two_interfaces(site: Parameters) -> Iterator[str]:
-    """An uplink that is its own bridge."""
-    if uplink_name(site) == site.bridge:
+    """An uplink that is its own bridge, or its own VLAN."""
+    if site.bridge in (uplink_name(site), card_name(site)):
         yield f"uplink and bridge are the same: {site.bridge}"
+    if site.uplink_vlan and uplink_name(site) == site.uplink:
+        yield f"uplink must be the network card, not its VLAN, which is to be called {site.uplink}"
 
 
 def _renamed(site: Parameters) -> Iterator[str]:
@@ -147,6 +157,7 @@ def _lan_devices(site: Parameters) -> Iterator[str]:
     """Devices of the internal LAN that cannot be told apart from others."""
     uplink = uplink_name(site)
     devices = [uplink, site.bridge, f"p{uplink}", site.lan_bridge, site.lan_interface]
+    devices += [card_name(site)] if site.uplink_vlan else []
     for name in (site.lan_bridge, site.lan_interface):
         if devices.count(name) > 1:
             yield f"lan_bridge and lan_interface must be names of their own, not {name}"
@@ -254,6 +265,12 @@ def _no_cards(site: Parameters) -> Iterator[str]:
         yield "uplink must be an interface's name on platform gentoo-2006: nothing is renamed there"
 
 
+def _no_vlan(site: Parameters) -> Iterator[str]:
+    """A VLAN where nobody writes the files for one."""
+    if site.platform != "debian" and site.uplink_vlan:
+        yield f"uplink_vlan is for platform debian: nobody writes {site.platform}'s files for one"
+
+
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
@@ -274,9 +291,12 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _growing),
     (("gateway", "address"), _reached_by_dom0),
     (("gateway", "domains"), _reached_by_guests),
-    (("uplink", "bridge"), _two_interfaces),
-    (("uplink", "bridge", "dom0_ip_on_bridge"), _renamed),
-    (("lan_bridge", "lan_interface", "uplink", "bridge", "dom0_ip_on_bridge"), _lan_devices),
+    (("uplink", "uplink_vlan", "bridge"), _two_interfaces),
+    (("uplink", "uplink_vlan", "bridge", "dom0_ip_on_bridge"), _renamed),
+    (
+        ("lan_bridge", "lan_interface", "uplink", "uplink_vlan", "bridge", "dom0_ip_on_bridge"),
+        _lan_devices,
+    ),
     (("lan_address", "address"), _lan_apart),
     (("lan_address", "lan_guests", "domains"), _lan_guests),
     (("domains",), _selections),
@@ -287,6 +307,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform", "portage"), _no_portage),
     (("platform", "firmware"), _no_uefi),
     (("platform", "uplink"), _no_cards),
+    (("platform", "uplink_vlan"), _no_vlan),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""

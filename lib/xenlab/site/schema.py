@@ -285,6 +285,7 @@ class Parameters(BaseModel):
     image_exclude: list[TargetPath] = Field([], examples=[["/usr/lib/gcc"]])
 
     uplink: Uplink
+    uplink_vlan: int = Field(0, ge=0, le=4094)
     bridge: Interface = "xenbr0"
     dom0_ip_on_bridge: bool = False
     address: IpWithPrefix

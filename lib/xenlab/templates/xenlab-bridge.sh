@@ -6,6 +6,7 @@
 #   guests' vifN.0 -|                 xenbr0 has no address: it glues, no more
 #
 # With ADDRESS_ON=bridge: eth0 is a port of xenbr0, and dom0's address is on xenbr0.
+# With VLAN=100: all this is done with vlan100, that VLAN's interface on CARD.
 # "start" may be repeated; where it fails it undoes what it did. Addresses and routes move along.
 set -eu
 verb=$1
@@ -19,7 +20,11 @@ addresses= routes=
 exists() { ip link show dev "$1" > /dev/null 2>&1; }
 has_master() { ip -o link show dev "$1" | grep -q " master $2 "; }
 mac_of() { ip -o link show dev "$1" | sed -n 's|.* link/ether \([0-9a-f:]*\).*|\1|p'; }
-burnt_in_mac_of() { ip -o link show dev "$1" | sed -n 's|.* permaddr \([0-9a-f:]*\).*|\1|p'; }
+burnt_in_mac_of() {
+    # a VLAN has its card's
+    [ -z "${VLAN:-}" ] || { mac_of "$CARD"; return; }
+    ip -o link show dev "$1" | sed -n 's|.* permaddr \([0-9a-f:]*\).*|\1|p'
+}
 
 # An interface that is up gets an IPv6 address by itself, its own or one that a router advertises,
 # unless it is told not to before.
@@ -145,11 +150,17 @@ plain() {
 case $verb in
 start)
     tries=0
-    until exists "$UPLINK" || exists "$physical"; do
+    until exists "${CARD:-$UPLINK}" || exists "$physical"; do
         tries=$((tries + 1))
-        [ "$tries" -le 150 ] || { echo "there is no interface $UPLINK" >&2; exit 1; }
+        [ "$tries" -le 150 ] || { echo "there is no interface ${CARD:-$UPLINK}" >&2; exit 1; }
         sleep 0.2
     done
+    if [ -n "${VLAN:-}" ]; then
+        no_own_address "$CARD"
+        ip link set dev "$CARD" up
+        exists "$UPLINK" || exists "$physical" \
+            || ip link add link "$CARD" name "$UPLINK" type vlan id "$VLAN"
+    fi
     trap 'echo "the bridge could not be made; the plain network comes back" >&2; plain' EXIT
     if [ "$ADDRESS_ON" = bridge ]; then
         undo_pair
