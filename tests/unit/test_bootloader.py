@@ -332,6 +332,7 @@ def test_a_boot_device_that_is_refused_ends_the_step_before_the_power_is_cut(
     [
         ({}, "pxe"),
         ({"ipmi_boot": "cdrom", "ipmi_efiboot": True}, "cdrom options=efiboot"),
+        ({"ipmi_boot": "usb", "firmware": "uefi"}, "floppy options=efiboot"),
         ({"ipmi_boot": "usb"}, "floppy"),
     ],
 )
@@ -347,6 +348,7 @@ def test_ipmi_boots_what_the_site_says_and_no_command_holds_who_it_is(
     own.boot("rescue", controller, lambda what, done=None: said.append(what))
     login = "-I lanplus -H bmc.example.org -U operator -E chassis"
     assert (tmp_path / "called").read_text().splitlines() == [
+        f"{login} power status",
         f"{login} bootdev {device}",
         f"{login} power cycle",
     ]

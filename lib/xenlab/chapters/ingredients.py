@@ -19,7 +19,7 @@ from xenlab.chapters.kernel import COMPILER, Driver, dom0_config, drivers_lackin
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.platform.boot import Ipmi, power
+from xenlab.platform.boot import Managed, power
 from xenlab.platform.xl import best_type
 from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference, Programs
@@ -374,7 +374,7 @@ class Brought(Check):
         """None if all is there; raises BadInput for what is missing or has a wrong checksum."""
         site = self.site
         by = power(site)
-        if isinstance(by, Ipmi):
+        if isinstance(by, Managed):
             by.ready(host)
         wanted = stage_checksum(site)
         if not host.test(Command.argv("test", "-f", _own(site.stage))):

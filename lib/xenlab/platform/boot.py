@@ -7,13 +7,15 @@ import re
 import shlex
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, ConnectionRefused, StepFailed
 from xenlab.host import NO_PROGRAM, Host
+from xenlab.masking import LEAST, Secret, mask
 from xenlab.platform.base import by_platform
 from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Difference, Report, Resource
@@ -350,6 +352,10 @@ COMMAND_SECONDS = 1200.0
 """Deadline of the command that starts a boot; the lab's waits for the new system itself."""
 
 
+ASK_SECONDS = 120.0
+"""Deadline of a question to a management controller; ipmitool tries for 20 seconds."""
+
+
 class Power(Protocol):
     """Who makes the machine boot another medium."""
 
@@ -368,7 +374,8 @@ def power(site: Parameters) -> Power:
     if site.power == "lab":
         return Lab(site.lab)
     if site.power == "ipmi":
-        return Ipmi.from_environment(os.environ, site.ipmi_boot, efi=site.ipmi_efiboot)
+        efi = site.ipmi_efiboot or site.firmware == "uefi"
+        return Ipmi.from_environment(os.environ, site.ipmi_boot, efi=efi)
     return Manual()
 
 
@@ -426,51 +433,67 @@ class Lab:
         controller.marked("").run(command, timeout=COMMAND_SECONDS)
 
 
-class Ipmi:
-    """A server's management controller, over the network (ipmitool(1)).
+class Managed(ABC):
+    """A server's management controller, which the controller reaches over the network.
 
-    Which one it is, and the login, the shell reads from the environment, as ipmitool does with the
-    password (-E): no value of them stands in a command, and so none in a record.
+    Which one it is, and the login, the shell reads from the environment: no value of them stands in
+    a command, and so none in a record. Programs name it when they fail: that is ``hidden``.
     """
 
     seconds = BOOT_SECONDS
-    variables = ("IPMI_HOST", "IPMI_USER", "IPMI_PASSWORD")
-    devices: Mapping[str, str] = {"pxe": "pxe", "cdrom": "cdrom", "usb": "floppy"}
-    """What ipmitool calls the rescue system's place; "floppy" is any removable medium."""
+    kind = program = ""
 
-    def __init__(self, rescue: str = "pxe", *, efi: bool = False) -> None:
+    def __init__(
+        self, rescue: str = "pxe", *, efi: bool = False, hidden: tuple[Secret, ...] = ()
+    ) -> None:
         self.rescue = rescue
         self.efi = efi
+        self.hidden = hidden
 
     @classmethod
-    def from_environment(
-        cls, environment: Mapping[str, str], rescue: str = "pxe", *, efi: bool = False
-    ) -> Ipmi:
-        """The controller that the environment names. Raises BadInput where it does not."""
-        missing = [name for name in cls.variables if not environment.get(name)]
+    def hidden_in(cls, environment: Mapping[str, str]) -> tuple[Secret, ...]:
+        """The name of the controller that the environment names. Raises BadInput for none."""
+        prefix = cls.kind.upper()
+        variables = [f"{prefix}_{name}" for name in ("HOST", "USER", "PASSWORD")]
+        missing = [name for name in variables if not environment.get(name)]
         if missing:
             raise BadInput(
-                f"cannot use power: ipmi: because the environment has no {', '.join(missing)}",
-                hint="export IPMI_HOST, IPMI_USER and IPMI_PASSWORD, or use power: manual",
+                f"cannot use power: {cls.kind}: because the environment has no "
+                f"{', '.join(missing)}",
+                hint=f"export {' and '.join(', '.join(variables).rsplit(', ', 1))}, "
+                "or use power: manual",
             )
-        return cls(rescue, efi=efi)
+        name = re.sub(r":\d+$", "", environment[variables[0]]).strip("[]")
+        return (Secret(name),) if len(name) >= LEAST else ()
+
+    @abstractmethod
+    def texts(self, medium: Medium) -> tuple[str, ...]:
+        """The device of the next boot, then a reset."""
+
+    @abstractmethod
+    def asked(self) -> str:
+        """What only asks the controller, and ends with 0 if we may."""
 
     def commands(self, medium: Medium) -> tuple[Command, ...]:
         """The device of the next boot, then a reset."""
-        base = 'ipmitool -I lanplus -H "$IPMI_HOST" -U "$IPMI_USER" -E chassis'
-        device = "disk" if medium == "disk" else self.devices[self.rescue]
-        options = " options=efiboot" if self.efi else ""
-        # ipmitool ends with 0 though the controller refuses the device
-        set_device = f"{base} bootdev {device}{options} | grep 'Set Boot Device to'"
-        texts = (set_device, f"{base} power cycle")
-        return tuple(Command(text).at(CONTROLLER) for text in texts)
+        return tuple(self._command(text) for text in self.texts(medium))
 
     def ready(self, controller: Host) -> None:
-        """Raise BadInput unless the controller has the program."""
-        if not controller.test(Command("command -v ipmitool")):
+        """Raise BadInput unless the controller has the program, and may use what it reaches."""
+        if not controller.test(Command(f"command -v {self.program}")):
             raise BadInput(
-                "cannot use power: ipmi: because the program ipmitool is not on the controller",
-                hint="apt-get install ipmitool, or use power: manual",
+                f"cannot use power: {self.kind}: because the program {self.program} is not on the "
+                "controller",
+                hint=f"apt-get install {self.program}, or use power: manual",
+            )
+        result = controller.run(self._command(self.asked()), timeout=ASK_SECONDS, check=False)
+        if not result.ok:
+            lines = mask(result.stdout + result.stderr, result.secrets).strip().splitlines()
+            raise BadInput(
+                f"cannot use power: {self.kind}: because {self.program} said "
+                f"“{lines[-1] if lines else f'exit status {result.status}'}”",
+                hint=f"compare {self.kind.upper()}_HOST, _USER and _PASSWORD with what the server "
+                "takes, or use power: manual",
             )
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
@@ -478,6 +501,37 @@ class Ipmi:
         for command in self.commands(medium):
             report(command.by_hand())
             controller.run(command, timeout=COMMAND_SECONDS)
+
+    def _command(self, text: str) -> Command:
+        return replace(Command(text).at(CONTROLLER), secrets=self.hidden)
+
+
+class Ipmi(Managed):
+    """One that speaks IPMI (ipmitool(1), which reads the password from the environment, -E)."""
+
+    kind, program = "ipmi", "ipmitool"
+    devices: Mapping[str, str] = {"pxe": "pxe", "cdrom": "cdrom", "usb": "floppy"}
+    """What ipmitool calls the rescue system's place; "floppy" is any removable medium."""
+    base = 'ipmitool -I lanplus -H "$IPMI_HOST" -U "$IPMI_USER" -E chassis'
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str], rescue: str = "pxe", *, efi: bool = False
+    ) -> Ipmi:
+        """The controller that the environment names. Raises BadInput where it does not."""
+        return cls(rescue, efi=efi, hidden=cls.hidden_in(environment))
+
+    def texts(self, medium: Medium) -> tuple[str, ...]:
+        """The device of the next boot, then a reset."""
+        device = "disk" if medium == "disk" else self.devices[self.rescue]
+        options = " options=efiboot" if self.efi else ""
+        # ipmitool ends with 0 though the controller refuses the device
+        set_device = f"{self.base} bootdev {device}{options} | grep 'Set Boot Device to'"
+        return set_device, f"{self.base} power cycle"
+
+    def asked(self) -> str:
+        """Whether the power is on."""
+        return f"{self.base} power status"
 
 
 class Manual:
