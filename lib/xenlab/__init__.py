@@ -32,13 +32,11 @@ _PLACES = {
         "kernel_build kernel_installed kernel_release running_system wanted_options xen_entry"
     ),
     "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_settings reaches_the_others"),
-    "chapters.shared_filesystems": (
-        "READ_ONLY exports_file fetched_once guests_unmerged_table installed_from_share "
-        "lan_network nfs3_helpers_off nfs_mount_table sources_in_guests"
-    ),
     "chapters.shared_usr": (
-        "boot_needs export_reachable export_table guest_servers services_after_share "
-        "services_waited usr_kernel_options usr_methods usr_running usr_saved usr_swapped"
+        "READ_ONLY boot_needs export_reachable export_table exports_file fetched_once "
+        "guest_servers guests_unmerged_table installed_from_share lan_network nfs3_helpers_off "
+        "nfs_mount_table services_after_share services_waited sources_in_guests "
+        "usr_kernel_options usr_methods usr_running usr_saved usr_swapped"
     ),
     "command": "Command",
     "host": "Host",

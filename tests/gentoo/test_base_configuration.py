@@ -11,7 +11,7 @@ from tests.gentoo.roots import Roots, quiet
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.configuration import log_written, unmerged_table
-from xenlab.chapters.shared_filesystems import guests_unmerged_table
+from xenlab.chapters.shared_usr import guests_unmerged_table
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from xenlab.command import Command
 from xenlab.resources.base import Difference, Resource
 from xenlab.errors import StepFailed
-from xenlab.platform.boot import Manual
+from xenlab.platform.power import Manual
 
 @dataclass(frozen=True)
 class Made(Resource):

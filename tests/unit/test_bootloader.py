@@ -16,21 +16,9 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import Apt
-from xenlab.platform.boot import (
-    Grub2,
-    GrubMenu,
-    GrubOnEfi,
-    Ipmi,
-    Lab,
-    Manual,
-    Medium,
-    XenEntry,
-    bootloader,
-    power,
-    reboot,
-    serial_command,
-)
+from xenlab.platform.boot import Grub2, GrubMenu, GrubOnEfi, XenEntry, bootloader, serial_command
 from xenlab.platform.portage import Portage
+from xenlab.platform.power import Ipmi, Lab, Manual, Medium, power, reboot
 from xenlab.quoting import grub
 from xenlab.resources.base import Asked, Report
 from xenlab.resources.files import File

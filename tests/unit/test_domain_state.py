@@ -12,8 +12,8 @@ from xenlab.chapters.action import PowerCycled
 from xenlab.command import Command
 from xenlab.errors import StepFailed, Unreachable
 from xenlab.host import Host
-from xenlab.platform.boot import Manual
 from xenlab.platform.choice import services
+from xenlab.platform.power import Manual
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import Resource
 from xenlab.resources.domain import FOLLOW, LOGIN, PANIC, ConsoleAnswers, DomainRebooted

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from tests.namespace import Namespace
 
-from xenlab.chapters.shared_filesystems import READ_ONLY
-from xenlab.chapters.shared_usr import WRITE
+from xenlab.chapters.shared_usr import READ_ONLY, WRITE
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.resources.base import Difference

@@ -15,7 +15,7 @@ from tests.sites import lab_site
 
 from xenlab.errors import BadInput, CommandFailed
 from xenlab.host import Host
-from xenlab.platform.boot import Ipmi, power
+from xenlab.platform.power import Ipmi, power
 from xenlab.transport.local import Local
 
 OPENIPMI = Path(__file__).parents[2] / ".venv/openipmi/usr"

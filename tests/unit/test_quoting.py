@@ -28,7 +28,7 @@ from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters import disk, network
 from xenlab.chapters.configuration import bridge_settings
-from xenlab.chapters.shared_filesystems import READ_ONLY, exports_file
+from xenlab.chapters.shared_usr import READ_ONLY, exports_file
 from xenlab.errors import BadInput
 from xenlab.platform.boot import Grub2, XenEntry
 from xenlab.platform.interfaces import DebianGuest, GuestSettings, Ifupdown

@@ -11,8 +11,8 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
-from xenlab.platform.boot import Power, booted, reboot
 from xenlab.platform.choice import Services
+from xenlab.platform.power import Power, booted, reboot
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import Difference, Once, OnHost, PathsExist, Report, Resource, Until
 from xenlab.resources.xen import FOLDER, RUNNING, toolstack_answers, wait_for_toolstack

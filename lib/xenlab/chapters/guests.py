@@ -14,8 +14,8 @@ from xenlab.chapters.disk import swap_file
 from xenlab.command import Command
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
-from xenlab.platform.boot import Power, booted, reboot
 from xenlab.platform.choice import packages
+from xenlab.platform.power import Power, booted, reboot
 from xenlab.platform.xl import DomainSpec, advised_type
 from xenlab.resources.base import Difference, Report, Resource, present
 from xenlab.resources.disk import OnPartitions, by_uuid

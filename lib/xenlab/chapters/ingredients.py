@@ -19,7 +19,7 @@ from xenlab.chapters.kernel import COMPILER, Driver, dom0_config, drivers_lackin
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.platform.boot import Managed, power
+from xenlab.platform.power import Managed, power
 from xenlab.platform.xl import best_type
 from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference, Programs

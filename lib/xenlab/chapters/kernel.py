@@ -15,7 +15,8 @@ from xenlab.chapters.disk import kernel_checksum, kernel_tarball, source_tarball
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
-from xenlab.platform.boot import Power, XenEntry, booted, reboot
+from xenlab.platform.boot import XenEntry
+from xenlab.platform.power import Power, booted, reboot
 from xenlab.resources.base import All, Difference, Programs, Report, Resource
 from xenlab.resources.blockdevices import look
 from xenlab.resources.disk import refuse_twins

@@ -9,10 +9,11 @@ from xenlab.command import Command
 from xenlab.platform.apt import Apt
 from xenlab.platform.base import Services as Services
 from xenlab.platform.base import by_platform
-from xenlab.platform.boot import Grub2, Power, bootloader, power
+from xenlab.platform.boot import Grub2, bootloader
 from xenlab.platform.interfaces import Interfaces, interfaces
 from xenlab.platform.openrc import OpenRc
 from xenlab.platform.portage import Portage
+from xenlab.platform.power import Power, power
 from xenlab.platform.systemd import Systemd
 from xenlab.platform.xl import Xl, toolstack
 from xenlab.resources.base import Resource
