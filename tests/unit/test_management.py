@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import socket
+import ssl
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import bcrypt
 import pytest
 from tests.sites import lab_site
 
 from xenlab.errors import BadInput, CommandFailed
 from xenlab.host import Host
-from xenlab.platform.power import Ipmi, power
+from xenlab.platform.power import Ipmi, Redfish, power
+from xenlab.site.schema import RedfishService
 from xenlab.transport.local import Local
 
 OPENIPMI = Path(__file__).parents[2] / ".venv/openipmi/usr"
@@ -83,10 +92,12 @@ def running(*words: str | Path, **environment: str) -> Iterator[subprocess.Popen
             process.kill()
 
 
-def answers(question: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def answers(question: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
     end = time.monotonic() + ANSWER_SECONDS
     while not question():
-        assert process.poll() is None and time.monotonic() < end, "the simulator does not answer"
+        assert (process is None or process.poll() is None) and time.monotonic() < end, (
+            "the simulator does not answer"
+        )
         time.sleep(0.2)
 
 
@@ -160,3 +171,176 @@ def test_ipmitool_s_own_words_do_not_name_the_controller(
     with pytest.raises(CommandFailed, match="Address lookup for ••• failed") as said:
         own.boot("rescue", Host(Local()), silent)
     assert "bmc.castle" not in str(said.value)
+
+
+SYSTEM = "27946b59-9e44-4fa7-8e91-f3527a1ef094"
+"""What the emulator calls the one machine that it has."""
+
+CONFIG = """
+SUSHY_EMULATOR_AUTH_FILE = "{folder}/login"
+SUSHY_EMULATOR_STATE_DIR = "{folder}"
+SUSHY_EMULATOR_FAKE_SYSTEMS = [
+    dict(uuid="{system}", name="castle", power_state="On", nics=[])
+]
+"""
+
+
+def certificate(folder: Path) -> tuple[Path, str]:
+    """A certificate of 127.0.0.1's own with its key beside it, and the pin of that key."""
+    words: list[str | Path] = [
+        "-keyout",
+        folder / "key.pem",
+        "-out",
+        folder / "bmc.pem",
+        "-subj",
+        "/CN=bmc",
+    ]
+    kind = ["-newkey", "rsa:2048", "-nodes", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", "-x509", *kind, *words], check=True, capture_output=True)
+    public: list[str | Path] = [
+        "openssl",
+        "pkey",
+        "-in",
+        folder / "key.pem",
+        "-pubout",
+        "-outform",
+        "DER",
+    ]
+    key = subprocess.run(public, check=True, capture_output=True).stdout
+    return folder / "bmc.pem", f"sha256//{base64.b64encode(hashlib.sha256(key).digest()).decode()}"
+
+
+@dataclass
+class Emulator:
+    """sushy-tools with one machine, switched on: a Redfish service over HTTPS."""
+
+    port: int
+    ca: str
+    pin: str
+
+    def system(self) -> dict[str, Any]:
+        """What it says of the machine, asked without what is tested."""
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{self.port}/redfish/v1/Systems/{SYSTEM}",
+            headers={
+                "Authorization": "Basic "
+                + base64.b64encode(":".join(LOGIN.values()).encode()).decode()
+            },
+        )
+        context = ssl.create_default_context(cafile=self.ca)
+        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def power(self, **service: object) -> Redfish:
+        """What a site asks it by, that trusts its certificate if it does not say otherwise."""
+        trusted = {"ca": self.ca} if not service.keys() & {"ca", "pin", "plain"} else {}
+        values = {"system": SYSTEM, **trusted, **service}
+        own = power(lab_site(power="redfish", firmware="uefi", redfish=values))
+        assert isinstance(own, Redfish)
+        return own
+
+
+@pytest.fixture
+def redfish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """The emulator of sushy-tools, with its driver that only remembers."""
+    ca, pin = certificate(tmp_path)
+    hashed = bcrypt.hashpw(LOGIN["PASSWORD"].encode(), bcrypt.gensalt(4)).decode()
+    (tmp_path / "login").write_text(f"{LOGIN['USER']}:{hashed}\n")
+    (tmp_path / "config").write_text(CONFIG.format(folder=tmp_path, system=SYSTEM))
+    port = free_port(socket.SOCK_STREAM)
+    for name, value in {"HOST": f"127.0.0.1:{port}", **LOGIN}.items():
+        monkeypatch.setenv(f"REDFISH_{name}", value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    key = tmp_path / "key.pem"
+    files = ("--config", tmp_path / "config", "--ssl-certificate", ca, "--ssl-key", key)
+    program = Path(sys.prefix) / "bin/sushy-emulator"
+    where = ("-i", "127.0.0.1", "-p", str(port))
+    emulator = Emulator(port, str(ca), pin)
+
+    def listening() -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    with running(program, "--fake", *where, *files, PATH="/usr/bin:/bin") as process:
+        answers(listening, process)
+        yield emulator
+
+
+@pytest.mark.parametrize(("boot", "device"), [("pxe", "Pxe"), ("cdrom", "Cd"), ("usb", "Usb")])
+def test_redfish_boots_the_rescue_system_once(redfish: Emulator, boot: str, device: str) -> None:
+    own, said = redfish.power(boot=boot), list[str]()
+    own.boot("rescue", Host(Local()), lambda what, done=None: said.append(what))
+    system = redfish.system()
+    assert system["Boot"]["BootSourceOverrideTarget"] == device
+    assert system["Boot"]["BootSourceOverrideMode"] == "UEFI"
+    recorded = "\n".join([*said, *(each.text for each in own.commands("rescue"))])
+    assert [value for value in (str(redfish.port), *LOGIN.values()) if value in recorded] == []
+
+
+def test_redfish_boots_the_disk_by_a_reset(redfish: Emulator) -> None:
+    redfish.power().boot("disk", Host(Local()), silent)
+    system = redfish.system()
+    assert system["Boot"]["BootSourceOverrideTarget"] == "Hdd"
+    # on its way down; it comes up by itself some seconds later
+    assert system["PowerState"] == "Off"
+    answers(lambda: redfish.system()["PowerState"] == "On")
+
+
+def test_a_redfish_service_is_asked_for_uefi_where_the_site_boots_by_it() -> None:
+    for efi in (True, False):
+        (device, _) = Redfish(RedfishService(), efi=efi).texts("disk")
+        assert ('"BootSourceOverrideMode": "UEFI"' in device) == efi
+        assert '"BootSourceOverrideEnabled": "Once"' in device
+
+
+def test_a_look_at_a_redfish_service_changes_nothing(redfish: Emulator) -> None:
+    before = redfish.system()
+    redfish.power(boot="http").ready(Host(Local()))
+    assert redfish.system() == before
+    with pytest.raises(BadInput, match="boots from Pxe, Cd, Hdd, UefiHttp, not from Usb"):
+        redfish.power(boot="usb").ready(Host(Local()))
+
+
+def test_a_redfish_service_is_known_by_its_certificate_or_its_key(redfish: Emulator) -> None:
+    for known in ({"ca": redfish.ca}, {"pin": redfish.pin}):
+        redfish.power(**known).ready(Host(Local()))
+    other = "sha256//r/mIkG3eEpVdm+u/ko/cwxzOMo1bk4TyHIlByibiA5E="
+    for unknown, said in (
+        ({"ca": ""}, "curl said “curl: .*certificate.*Try: .* redfish: ca or pin"),
+        ({"pin": other}, "public key does not match pinned public key"),
+        ({"ca": redfish.ca, "pin": other}, "public key does not match pinned public key"),
+    ):
+        with pytest.raises(BadInput, match=f"(?s){said}"):
+            redfish.power(**unknown).ready(Host(Local()))
+
+
+def test_a_login_that_a_redfish_service_refuses_is_said(
+    redfish: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = redfish.system()
+    monkeypatch.setenv("REDFISH_PASSWORD", "another-word")
+    with pytest.raises(BadInput, match="curl said “.*error: 401”\nTry: compare REDFISH_HOST"):
+        redfish.power().ready(Host(Local()))
+    with pytest.raises(CommandFailed, match="401"):
+        redfish.power().boot("rescue", Host(Local()), silent)
+    assert redfish.system() == before
+
+
+def test_curl_s_own_words_do_not_name_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"HOST": "bmc.castle.invalid:8443", **LOGIN}.items():
+        monkeypatch.setenv(f"REDFISH_{name}", value)
+    own = power(lab_site(power="redfish", redfish={"plain": True}))
+    (command, _) = own.commands("rescue")
+    found = Host(Local()).run(command, check=False)
+    assert "Could not resolve host: bmc.castle.invalid" in found.stderr
+    with pytest.raises(CommandFailed, match="Could not resolve host: •••") as said:
+        own.boot("rescue", Host(Local()), silent)
+    assert "bmc.castle" not in str(said.value)
+
+
+def test_an_answer_that_is_no_redfish_system_s_is_said() -> None:
+    for answer in ("<html>", "[]", '{"Name": "castle"}'):
+        with pytest.raises(BadInput, match="what answers is no Redfish system"):
+            Redfish(RedfishService()).judge(answer)
+    Redfish(RedfishService()).judge('{"Boot": {}}')

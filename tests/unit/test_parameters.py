@@ -117,7 +117,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"platform": "suse"},
         "platform must be 'debian', 'gentoo' or 'gentoo-2006', not 'suse' (text)",
     ),
-    ({"power": "ups"}, "power must be 'lab', 'ipmi' or 'manual', not 'ups' (text)"),
+    ({"power": "ups"}, "power must be 'lab', 'ipmi', 'redfish' or 'manual', not 'ups' (text)"),
     ({"imaging": "tar"}, "imaging must be 'bind' or 'rescue', not 'tar' (text)"),
     ({"build_on": "dom0"}, "build_on must be 'controller' or 'target', not 'dom0' (text)"),
     ({"guest_type": "hvm"}, "guest_type must be 'auto', 'pv' or 'pvh', not 'hvm' (text)"),
@@ -474,6 +474,18 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {"firmware": "uefi", "platform": "gentoo-2006", "software": [], "shared_packages": []},
         "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI",
+    ),
+    (
+        {"redfish": {"boot": "http"}},
+        "redfish: boot: http needs firmware: uefi, which fetches over HTTP",
+    ),
+    (
+        {"redfish": {"plain": True, "ca": "~/bmc.pem"}},
+        "redfish: plain: true is without a certificate: leave out ca and pin",
+    ),
+    (
+        {"redfish": {"pin": "sha256//abc"}},
+        "redfish.pin must be sha256//… as curl(1) has it for --pinnedpubkey, not 'sha256//abc'",
     ),
     ({"firmware": "efi"}, "firmware must be 'bios' or 'uefi', not 'efi' (text)"),
 ]

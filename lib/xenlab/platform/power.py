@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 from xenlab.command import CONTROLLER, Command
@@ -16,7 +19,7 @@ from xenlab.errors import BadInput, ConnectionRefused, StepFailed
 from xenlab.host import Host
 from xenlab.masking import LEAST, Secret, mask
 from xenlab.resources.base import Asked, Report
-from xenlab.site.schema import Parameters
+from xenlab.site.schema import Parameters, RedfishService
 
 # Howto: „nimmt man sich am besten die Gentoo-CD zur Hand und bootet sie erneut“.
 
@@ -57,6 +60,9 @@ def power(site: Parameters) -> Power:
     if site.power == "ipmi":
         efi = site.ipmi_efiboot or site.firmware == "uefi"
         return Ipmi.from_environment(os.environ, site.ipmi_boot, efi=efi)
+    if site.power == "redfish":
+        hidden = Redfish.hidden_in(os.environ)
+        return Redfish(site.redfish, efi=site.firmware == "uefi", hidden=hidden)
     return Manual()
 
 
@@ -122,7 +128,7 @@ class Managed(ABC):
     """
 
     seconds = BOOT_SECONDS
-    kind = program = ""
+    kind = program = further = ""
 
     def __init__(
         self, rescue: str = "pxe", *, efi: bool = False, hidden: tuple[Secret, ...] = ()
@@ -170,12 +176,19 @@ class Managed(ABC):
         result = controller.run(self._command(self.asked()), timeout=ASK_SECONDS, check=False)
         if not result.ok:
             lines = mask(result.stdout + result.stderr, result.secrets).strip().splitlines()
+            # curl goes on to explain
+            lines = [line for line in lines if line.startswith(f"{self.program}: ")] or lines
             raise BadInput(
                 f"cannot use power: {self.kind}: because {self.program} said "
                 f"“{lines[-1] if lines else f'exit status {result.status}'}”",
                 hint=f"compare {self.kind.upper()}_HOST, _USER and _PASSWORD with what the server "
-                "takes, or use power: manual",
+                f"takes{self.further}, or use power: manual",
             )
+        self.judge(result.stdout)
+
+    def judge(self, answer: str) -> None:
+        """Raise BadInput where the answer to what was asked says that it will not do."""
+        return
 
     def boot(self, medium: Medium, controller: Host, report: Report) -> None:
         """Set the device of the next boot, then reset."""
@@ -213,6 +226,84 @@ class Ipmi(Managed):
     def asked(self) -> str:
         """Whether the power is on."""
         return f"{self.base} power status"
+
+
+class Redfish(Managed):
+    """One that speaks Redfish (DMTF DSP0266), by curl, which reads the login from a pipe.
+
+    As an option it would stand in the list of processes.
+    """
+
+    kind, program = "redfish", "curl"
+    further = "; say in redfish: ca or pin how its certificate is known"
+    devices: Mapping[str, str] = {"pxe": "Pxe", "cdrom": "Cd", "usb": "Usb", "http": "UefiHttp"}
+    """What Redfish calls the rescue system's place."""
+
+    def __init__(
+        self, service: RedfishService, *, efi: bool = False, hidden: tuple[Secret, ...] = ()
+    ) -> None:
+        super().__init__(service.boot, efi=efi, hidden=hidden)
+        self.service = service
+
+    def texts(self, medium: Medium) -> tuple[str, ...]:
+        """The device of the next boot alone, then a reset."""
+        boot = {
+            "BootSourceOverrideEnabled": "Once",
+            "BootSourceOverrideTarget": self._device(medium),
+        }
+        if self.efi:
+            boot["BootSourceOverrideMode"] = "UEFI"
+        reset = {"ResetType": "ForceRestart"}
+        return (
+            self._request("PATCH", "", {"Boot": boot}),
+            self._request("POST", "/Actions/ComputerSystem.Reset", reset),
+        )
+
+    def asked(self) -> str:
+        """What it says of the machine."""
+        return self._request("GET")
+
+    def judge(self, answer: str) -> None:
+        """Refuse what it does not boot the machine from; a service need not say what it can."""
+        try:
+            boot = json.loads(answer)["Boot"]
+            known = boot.get("BootSourceOverrideTarget@Redfish.AllowableValues", [])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise BadInput(
+                "cannot use power: redfish: because what answers is no Redfish system",
+                hint="compare REDFISH_HOST, and redfish: system with /redfish/v1/Systems there",
+            ) from None
+        wanted = (self._device("rescue"), self._device("disk"))
+        missing = [each for each in wanted if each not in known]
+        if known and missing:
+            raise BadInput(
+                "cannot use power: redfish: because the management controller boots from "
+                f"{', '.join(known)}, not from {missing[0]}",
+                hint="put the rescue system where it boots from, and say so in redfish: boot",
+            )
+
+    def _device(self, medium: Medium) -> str:
+        return "Hdd" if medium == "disk" else self.devices[self.rescue]
+
+    def _request(
+        self, method: str, action: str = "", body: Mapping[str, object] | None = None
+    ) -> str:
+        service = self.service
+        words = ["curl", "-sS", "--fail-with-body", "-m", "60", "-H", "@-", "-X", method]
+        if service.ca:
+            words += ["--cacert", str(Path(service.ca).expanduser())]
+        elif service.pin:
+            # whose key is known may have signed its certificate itself, for another name
+            words += ["-k"]
+        if service.pin:
+            words += ["--pinnedpubkey", service.pin]
+        if body is not None:
+            words += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+        scheme = "http" if service.plain else "https"
+        address = f'"{scheme}://$REDFISH_HOST/redfish/v1/Systems/{service.system}{action}"'
+        login = 'printf %s "$REDFISH_USER:$REDFISH_PASSWORD" | base64 -w 0'
+        header = f'printf "Authorization: Basic %s" "$({login})"'
+        return f"{header} \\\n    | {shlex.join(words)} \\\n    {address}"
 
 
 class Manual:

@@ -247,6 +247,14 @@ def _unwanted(site: Parameters) -> Iterator[str]:
         yield f"{cut(package)} is unwanted, and yet in software or shared_packages"
 
 
+def _redfish(site: Parameters) -> Iterator[str]:
+    """What a management controller cannot do."""
+    if site.redfish.boot == "http" and site.firmware != "uefi":
+        yield "redfish: boot: http needs firmware: uefi, which fetches over HTTP"
+    if site.redfish.plain and (site.redfish.ca or site.redfish.pin):
+        yield "redfish: plain: true is without a certificate: leave out ca and pin"
+
+
 def _no_portage(site: Parameters) -> Iterator[str]:
     """Portage's settings where there is no Portage."""
     if site.platform == "debian" and any(site.portage.model_dump(exclude={"cflags"}).values()):
@@ -305,6 +313,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _packages),
     (("unwanted",), _unwanted),
     (("platform", "portage"), _no_portage),
+    (("redfish", "firmware"), _redfish),
     (("platform", "firmware"), _no_uefi),
     (("platform", "uplink"), _no_cards),
     (("platform", "uplink_vlan"), _no_vlan),

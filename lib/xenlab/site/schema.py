@@ -38,6 +38,7 @@ from xenlab.site.types import (
     IpAddress,
     IpWithPrefix,
     KernelOption,
+    KeyPin,
     LabName,
     MacAddress,
     MadeThing,
@@ -57,6 +58,7 @@ from xenlab.site.types import (
     SshHost,
     SshWord,
     SyncUri,
+    SystemId,
     TargetPath,
     Text,
     Uplink,
@@ -219,6 +221,18 @@ class GuestExport(BaseModel):
     path: MountPath = Field(description="the folder that it exports")
 
 
+class RedfishService(BaseModel):
+    """The machine's management controller, where it speaks Redfish: what is no secret of it."""
+
+    model_config = _STRICT
+
+    system: SystemId = "1"
+    boot: Literal["pxe", "cdrom", "usb", "http"] = "pxe"
+    ca: OptionalPath = Field("", examples=["~/.config/castle/bmc.pem"])
+    pin: KeyPin = Field("", examples=["sha256//r/mIkG3eEpVdm+u/ko/cwxzOMo1bk4TyHIlByibiA5E="])
+    plain: bool = False
+
+
 class Parameters(BaseModel):
     """A site as ``parameters/lab.yaml`` explains it key by key.
 
@@ -237,10 +251,11 @@ class Parameters(BaseModel):
         [], examples=[[{"env": "MIRROR_LOGIN"}, {"file": "~/.config/castle/vault"}]]
     )
     platform: Literal["debian", "gentoo", "gentoo-2006"]
-    power: Literal["lab", "ipmi", "manual"] = "manual"
+    power: Literal["lab", "ipmi", "redfish", "manual"] = "manual"
     lab: LabName = "lab"
     ipmi_boot: Literal["pxe", "cdrom", "usb"] = "pxe"
     ipmi_efiboot: bool = False
+    redfish: RedfishService = RedfishService()
     firmware: Literal["bios", "uefi"] = "bios"
 
     disk: DevicePath

@@ -270,6 +270,13 @@ RepositoryName = Annotated[
         "the name of a Portage repository (letters, digits, _ -), not DEFAULT",
     ),
 ]
+SystemId = Annotated[
+    Text, matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "how a Redfish service calls a system, such as 1")
+]
+KeyPin = Annotated[
+    str,
+    matching(r"(sha256//[A-Za-z0-9+/]{43}=)?", "sha256//… as curl(1) has it for --pinnedpubkey"),
+]
 SyncUri = Annotated[
     Text,
     matching(
