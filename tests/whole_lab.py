@@ -214,9 +214,7 @@ def processes_of(run: Path) -> list[int]:
 
 def power_cycled(site: Site, guests: Sequence[str]) -> None:
     """Pull the plug and put it back: just these guests run again, and no service has failed."""
-    assert site.xenlab("lab", "down", "--hard", "--lab", site.name).returncode == 0
-    up = site.xenlab("lab", "up", "-f", str(site.parameters))
-    assert up.returncode == 0, up.stdout + up.stderr
+    switched_off_and_on(site)
 
     def back() -> bool:
         listing = site.ssh("", "xl", "list").splitlines()[2:]
@@ -228,6 +226,13 @@ def power_cycled(site: Site, guests: Sequence[str]) -> None:
         wait_until(answers, seconds=1800, what=f"{guest} answers")
     check = site.xenlab("check", "12", "-f", str(site.parameters))
     assert check.returncode == 0, check.stdout[-3000:] + check.stderr[-3000:]
+
+
+def switched_off_and_on(site: Site) -> None:
+    """Pull the plug and put it back."""
+    assert site.xenlab("lab", "down", "--hard", "--lab", site.name).returncode == 0
+    up = site.xenlab("lab", "up", "-f", str(site.parameters))
+    assert up.returncode == 0, up.stdout + up.stderr
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:

@@ -83,7 +83,6 @@ def test_output_arrives_while_a_step_runs_and_stays_when_it_is_saved(
     step = lab.run(2)
     expect(step).to_contain_text("line number 3")
     expect(step.locator(".xenlab-step")).to_contain_text("running")
-    lab.shot("step-running")
     assert not site.path("01.1").exists()
     expect(step.locator(".xenlab-step")).to_contain_text("changed")
     assert site.path("01.1").exists()
@@ -109,7 +108,6 @@ def test_a_step_that_needs_a_person_says_so_and_goes_on_by_itself(
     waiting = step.locator(".xenlab-waiting")
     expect(waiting).to_contain_text("boot the machine from its rescue system")
     expect(step).to_contain_text("waiting until the rescue system answers")
-    lab.shot("step-waiting-for-you")
     site.path("01.1").write_text("booted\n")
     expect(step.locator(".xenlab-step")).to_contain_text("changed")
     expect(waiting).to_have_count(0)
@@ -128,7 +126,6 @@ def test_jupyterlab_s_stop_button_ends_the_remote_command(
     wait_until(sleepers, SECONDS)
     lab.interrupt()
     expect(step.locator(".xenlab-step")).to_contain_text("aborted")
-    lab.shot("step-interrupted")
     wait_until(lambda: not sleepers(), SECONDS)
     assert site.steps() == [("01.1", "aborted")]
 
@@ -148,7 +145,6 @@ def test_the_panel_runs_and_stops(site: Site, jupyter: Callable[..., Jupyter]) -
     wait_until(sleepers, SECONDS)
     panel.get_by_role("button", name="Stop").first.click()
     expect(steps).to_contain_text(re.compile("aborted.*01.2"))
-    lab.shot("panel-stopped")
     wait_until(lambda: not sleepers(), SECONDS)
     assert site.steps() == [("01.1", "changed"), ("01.2", "aborted")]
 
