@@ -383,15 +383,16 @@ def test_a_folder_with_braces_and_spaces(site: Site) -> None:
 
 
 def test_progress_on_a_terminal(site: Site) -> None:
-    site.chapter("01_first", site.made("01.1"), site.made("01.2", script='sleep 2; echo > "$1"'))
-    screen = on_a_terminal(site, "run", "-f", "site.yaml")
+    waits = 'until [ -e "$1.seen" ]; do sleep 0.1; done; echo > "$1"'
+    site.chapter("01_first", site.made("01.1"), site.made("01.2", script=waits))
+    screen = on_a_terminal(site, "run", "-f", "site.yaml", shown="1/2")
     assert "1/2" in screen and "01.2 Make 01.2" in screen and "in all" in screen
     assert "2 of 3 changed" in screen
     assert "\x1b[" in screen
 
 
-def on_a_terminal(site: Site, *words: str) -> str:
-    """What a command writes to a terminal of its own."""
+def on_a_terminal(site: Site, *words: str, shown: str = "") -> str:
+    """What a command writes to a terminal of its own; 01.2 goes on once that has ``shown`` this."""
     leader, follower = os.openpty()
     process = subprocess.Popen(
         site.argv(*words),
@@ -413,6 +414,8 @@ def on_a_terminal(site: Site, *words: str) -> str:
             if not piece:
                 return
             written.extend(piece)
+            if shown and shown.encode() in written:
+                Path(f"{site.path('01.2')}.seen").touch()
 
     reader = threading.Thread(target=read)
     reader.start()
