@@ -120,6 +120,28 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"power": "ups"}, "power must be 'lab', 'ipmi', 'redfish' or 'manual', not 'ups' (text)"),
     ({"imaging": "tar"}, "imaging must be 'bind' or 'rescue', not 'tar' (text)"),
     ({"build_on": "dom0"}, "build_on must be 'controller' or 'target', not 'dom0' (text)"),
+    # what guests have beside root, swap and their first interface
+    (
+        {"domains": [guest(disks=[{"path": "/dev/vdb", "name": "xvda3"}])]},
+        "domains[0].disks[0].name must be a disk as a guest has it, such as xvdb; xvda are root "
+        "and swap, not 'xvda3'",
+    ),
+    (
+        {"domains": [guest(disks=[{"path": "/dev/vda2", "name": "xvdb"}])]},
+        "/dev/vda2 cannot be a disk of web: it is part of disk /dev/vda",
+    ),
+    (
+        {"domains": [guest(disks=[{"path": "/dev/vdb", "name": n} for n in ("xvdb", "xvdc")])]},
+        "web and web cannot both have /dev/vdb: one writes to it",
+    ),
+    (
+        {"domains": [guest(disks=[{"path": f"/dev/vd{n}", "name": "xvdb"} for n in "bc"])]},
+        "web has two disks xvdb",
+    ),
+    (
+        {"domains": [guest(nics=[{"mac": "00:16:3e:00:00:01"}])]},
+        "domain 1 (web) and domain 1 (web), nics[0] have the same MAC: 00:16:3e:00:00:01",
+    ),
     ({"guest_type": "hvm"}, "guest_type must be 'auto', 'pv' or 'pvh', not 'hvm' (text)"),
     # numbers
     ({"share_mib": 0}, "share_mib must be more than 0, not 0 (a number)"),

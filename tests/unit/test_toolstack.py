@@ -327,6 +327,19 @@ def test_typed_by_hand_xen_decides(tmp_path: Path, caps: str, wanted: str, off_x
     assert off_xen.read(file.read_text())["c_info"]["type"] == wanted
 
 
+def test_further_disks_and_interfaces_are_as_xl_reads_them(off_xen: OffXen) -> None:
+    spec = replace(
+        SPEC,
+        disks=(*SPEC.disks, Disk("/dev/disk/by-id/ata-A_1", "xvdb", writable=False)),
+        vifs=(*SPEC.vifs, Vif("00:16:3e:00:01:01", "xenbr2")),
+    )
+    found = off_xen.read(xl_config(spec))
+    disk, nic = found["disks"][-1], found["nics"][-1]
+    assert (disk["pdev_path"], disk["vdev"]) == ("/dev/disk/by-id/ata-A_1", "xvdb")
+    assert "readwrite" not in disk
+    assert (nic["mac"], nic["bridge"]) == ("00:16:3e:00:01:01", "xenbr2")
+
+
 def test_each_platform_has_its_answer() -> None:
     assert toolstack("debian").config_path("domu1") == "/etc/xen/domu1.cfg"
     with pytest.raises(BadInput, match="gentoo-2006"):

@@ -30,7 +30,7 @@ from xenlab.resources.shared_usr import (
     needed_files,
     own_usr_mib,
 )
-from xenlab.site.rules import device
+from xenlab.site.rules import device, lan_device
 from xenlab.site.schema import GuestExport, LanGuest, Parameters
 
 # Chapter 14: the share over NFS, in the internal LAN alone; a package fetched once for all.
@@ -120,9 +120,6 @@ def _of_guests(
 # Howto: „/usr sharing“.
 
 FOLDER = "usr"
-GUEST_INTERFACE = "eth1"
-"""A guest's interface in the internal LAN (chapter 13)."""
-
 
 def boot_needs(chapter: Chapter) -> pd.DataFrame:
     """What the boot of the first guest that runs needs before the share is mounted."""
@@ -263,7 +260,7 @@ def _source(chapter: Chapter) -> str:
 def _words(chapter: Chapter, guest: LanGuest) -> str:
     """The kernel's own network configuration (nfsroot.rst), the first process, its /usr."""
     own = IPv4Interface(guest.address)
-    network = f"ip={own.ip}:::{own.netmask}:{guest.name}:{GUEST_INTERFACE}:off"
+    network = f"ip={own.ip}:::{own.netmask}:{guest.name}:{lan_device(chapter.site, guest.name)}:off"
     return f"{network} init=/.xenlab/init xenlab.usr={_source(chapter)}"
 
 

@@ -73,6 +73,11 @@ def uplink_name(site: Parameters) -> str:
     return f"vlan{site.uplink_vlan}" if site.uplink_vlan else card_name(site)
 
 
+def lan_device(site: Parameters, name: str) -> str:
+    """What a guest calls its interface in the internal LAN: the last one that it has."""
+    return next(f"eth{1 + len(each.nics)}" for each in site.domains if each.name == name)
+
+
 def _twice(site: Parameters) -> Iterator[str]:
     """Domains that share what each must have for itself."""
     machines: dict[str, str] = {}
@@ -93,11 +98,32 @@ def _twice(site: Parameters) -> Iterator[str]:
             "partition": domain.partition,
             "address": _bare(domain.address),
         }
-        for what, value in own.items():
-            me = f"domain {number} ({domain.name})"
+        me = f"domain {number} ({domain.name})"
+        things = [(what, value, me) for what, value in own.items()]
+        things += [("MAC", nic.mac, f"{me}, nics[{n}]") for n, nic in enumerate(domain.nics)]
+        for what, value, me in things:
             owner = taken[what].setdefault(value.lower(), me)
             if owner != me:
                 yield f"{owner} and {me} have the same {what}: {value}"
+
+
+def _further_disks(site: Parameters) -> Iterator[str]:
+    """Disks of guests that are dom0's, or that two would write to."""
+    writers: dict[str, str] = {}
+    readers: dict[str, str] = {}
+    for domain in site.domains:
+        names = Counter(disk.name for disk in domain.disks)
+        yield from (
+            f"{domain.name} has two disks {name}" for name, times in names.items() if times > 1
+        )
+        for disk in domain.disks:
+            if site.knows("disk") and disk.path.startswith(site.disk):
+                yield f"{disk.path} cannot be a disk of {domain.name}: it is part of disk {site.disk}"
+            others = readers if not disk.readonly else {}
+            owner = writers.get(disk.path) or others.get(disk.path)
+            if owner:
+                yield f"{owner} and {domain.name} cannot both have {disk.path}: one writes to it"
+            (readers if disk.readonly else writers)[disk.path] = domain.name
 
 
 def _growing(site: Parameters) -> Iterator[str]:
@@ -182,6 +208,7 @@ def _lan_guests(site: Parameters) -> Iterator[str]:
     """Guests of the internal LAN with an address or a MAC that is not theirs."""
     lan = ipaddress.IPv4Interface(site.lan_address).network
     taken = {_bare(site.lan_address): "dom0"} | {d.mac.lower(): d.name for d in site.domains}
+    taken |= {nic.mac.lower(): d.name for d in site.domains for nic in d.nics}
     for number, guest in enumerate(site.lan_guests, start=1):
         me = f"lan_guests {number} ({guest.name})"
         if ipaddress.IPv4Interface(guest.address).network != lan:
@@ -297,6 +324,7 @@ def _sizes(site: Parameters) -> Iterator[str]:
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _twice),
     (("domains",), _growing),
+    (("domains",), _further_disks),
     (("gateway", "address"), _reached_by_dom0),
     (("gateway", "domains"), _reached_by_guests),
     (("uplink", "uplink_vlan", "bridge"), _two_interfaces),

@@ -33,6 +33,7 @@ from xenlab.site.types import (
     DomainName,
     Fingerprint,
     Given,
+    GuestDiskName,
     HostName,
     Interface,
     IpAddress,
@@ -153,6 +154,29 @@ class SecretReference(BaseModel):
         return self
 
 
+class GuestDisk(BaseModel):
+    """A further disk of a guest: a block device or an image file of dom0, which stays as it is."""
+
+    model_config = _STRICT
+
+    path: TargetPath = Field(
+        description="where dom0 has it", examples=["/dev/disk/by-id/ata-EXAMPLE_4TB_0001"]
+    )
+    name: GuestDiskName = Field(description="what the guest calls it", examples=["xvdb"])
+    readonly: bool = Field(False, description="whether the guest may not write to it")
+
+
+class GuestNic(BaseModel):
+    """A further network interface of a guest; what it is for the guest's own files say."""
+
+    model_config = _STRICT
+
+    mac: MacAddress = Field(description="its address")
+    bridge: Interface | Literal[""] = Field(
+        "", description="which bridge of dom0 it is a port of, if not `bridge`", examples=["xenbr2"]
+    )
+
+
 class Domain(BaseModel):
     """One guest: its memory in MiB, and the partition (named as the guest) that is its root."""
 
@@ -185,6 +209,8 @@ class Domain(BaseModel):
         description="further keys of its file, as xl.cfg(5) explains them",
         examples=[{"cpu_weight": 512, "cpus": ["1", "2-3"]}],
     )
+    disks: list[GuestDisk] = Field([], description="further disks: each with path and name")
+    nics: list[GuestNic] = Field([], description="further network interfaces: each with its mac")
 
 
 class LanGuest(BaseModel):

@@ -305,6 +305,9 @@ DevicePath = Annotated[
         "the path of a disk, such as /dev/sda or one below /dev/disk/by-id",
     ),
 ]
+GuestDiskName = Annotated[
+    Text, matching(r"xvd[b-z]", "a disk as a guest has it, such as xvdb; xvda are root and swap")
+]
 # What is exported is mounted, and stands in fstab(5), exports(5), units, and on the command line of
 # a guest's kernel, which knows no way to write a blank.
 MountPath = Annotated[
