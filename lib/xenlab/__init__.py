@@ -16,7 +16,7 @@ _PLACES = {
         "uplink_values xen_runs xend_today"
     ),
     "chapters.disk": (
-        "below file_systems first_partition fstab kernel_checksum kernel_mounts "
+        "below disk_files file_systems first_partition fstab kernel_checksum kernel_mounts "
         "mounted_again mounts partition_table source_tarball stage_checksum swap_file"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
@@ -61,7 +61,7 @@ _PLACES = {
         "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
         "SshdSettings way_to way_to_guest"
     ),
-    "site.rules": "device guest_types lan_device uplink_name",
+    "site.rules": "device guest_partitions guest_types lan_device uplink_name",
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names.split()}
 

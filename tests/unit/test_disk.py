@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from tests.cutshort import CutShort
 from tests.sites import lab_site
 
-from xenlab.chapters.disk import file_systems, mounts, partition_table
+from xenlab.chapters.disk import (
+    disk_files,
+    file_systems,
+    fstab_file,
+    mounts,
+    partition_table,
+)
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import made_on
@@ -28,7 +34,7 @@ from xenlab.resources.disk import (
     PartitionTable,
 )
 from xenlab.resources.nfs import Mount, SwapFile
-from xenlab.site.rules import needed_mib, partitions
+from xenlab.site.rules import device, holding_mib, needed_mib, partitions
 from xenlab.site.schema import Domain
 from xenlab.transport.local import Local
 
@@ -284,6 +290,21 @@ class TestRecipe:
             "domu3": "ext4",
             "domuswap": "ext4",
         }
+
+    def test_guests_may_have_files_on_one_partition(self) -> None:
+        plain, files = lab_site(), lab_site(guest_disks="file")
+        names = [part.name for part in partition_table(files).partitions]
+        assert names == ["biosboot", "boot", "dom0swap", "dom0root", "share", "guests", "domuswap"]
+        guests = partition_table(files).partitions[5]
+        assert guests.size_mib == holding_mib(sum([plain.domu_root_mib] * 3)) >= 3 * 1536
+        assert device(files, "domu2") == "/mnt/guests/domu2.img"
+        assert device(files, "domuswap") == "/dev/vda7"
+        places = {each.target: each.source for each in mounts(files, "/mnt/dom0")}
+        assert places["/mnt/dom0/mnt/guests"] == "/dev/vda6"
+        uuids = {name: name for name in names}
+        assert "PARTUUID=guests  /mnt/guests  ext4  noatime  0  2\n" in fstab_file(files, uuids).text()
+        assert {*disk_files(files, "/")} == {f"domu{n}'s disk" for n in (1, 2, 3)}
+        assert disk_files(plain, "/") == {}
 
     def test_a_uefi_machine_has_a_system_partition_instead_of_grubs(self) -> None:
         bios, uefi = lab_site(), lab_site(firmware="uefi")

@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
 
-from xenlab.errors import CommandFailed, StepFailed, XenlabError
+from xenlab.chapter.step import Agreed, Consents, require_consents
+from xenlab.errors import CommandFailed, ConsentNeeded, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.interfaces import OFF, DebianGuest, GentooGuest, GuestSettings
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.blockdevices import identified
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, manifest
+from xenlab.resources.nfs import DiskFile
 from xenlab.resources.shared_usr import (
     Needed,
     UsrLinked,
@@ -173,6 +175,53 @@ def test_another_configuration_keeps_the_guests_identity(guest: Guest, tmp_path:
     moved.apply(HOST, silent)
     moved.verify(HOST)
     assert host_keys(HOST, ("domu1",), records)["domu1"] == key
+
+
+def test_a_disk_file_is_as_good_as_a_partition(tmp_path: Path, image: Path) -> None:
+    file, records, place = tmp_path / "domu1.img", str(tmp_path / "records"), tmp_path / "place"
+    DiskFile(str(file), 64).apply(HOST, silent)
+    root = GuestRoot("domu1", str(file), str(image), "domu1", records=records)
+    assert root.wipes() == str(file)
+    guest = root, GuestConfigured("domu1", str(file), DebianGuest().files(SETTINGS), records=records)
+    make(guest)
+    assert [each.probe(HOST) for each in guest] == [None, None]
+    place.mkdir()
+    run("mount", file, place)
+    try:
+        assert (place / "etc/hostname").read_text() == "domu1\n"
+        assert root.refusal(HOST) == f"cannot work on domu1: because {file} is mounted"
+    finally:
+        run("umount", place)
+    loop = run("losetup", "--find", "--show", file)
+    try:
+        assert root.refusal(HOST) == f"cannot work on domu1: because a running domain uses {file}"
+    finally:
+        run("losetup", "--detach", loop)
+    (lost,) = root.destroys(HOST)
+    assert lost.name == "domu1"
+    with pytest.raises(ConsentNeeded, match="domu1"):
+        require_consents(HOST, [root], Consents())
+    assert require_consents(HOST, [root], Consents(made=("domu1",))) == {
+        str(file): Agreed("", (lost,))
+    }
+
+
+def test_a_disk_file_is_made_once_and_never_anew(tmp_path: Path) -> None:
+    file = tmp_path / "guests" / "domu1.img"
+    wanted = DiskFile(str(file), 8)
+    assert wanted.probe(HOST) is not None
+    wanted.apply(HOST, silent)
+    seen = file.stat()
+    assert (seen.st_size, seen.st_mode & 0o777) == (8 << 20, 0o600)
+    assert seen.st_blocks * 512 >= seen.st_size
+    file.write_bytes(b"a guest's" + bytes((8 << 20) - 9))
+    assert wanted.probe(HOST) is None
+    with pytest.raises(CommandFailed):
+        wanted.apply(HOST, silent)
+    with pytest.raises(StepFailed, match="it is there with 8 MiB"):
+        DiskFile(str(file), 9).probe(HOST)
+    assert file.read_bytes().startswith(b"a guest's")
+    assert [each.name for each in file.parent.iterdir()] == ["domu1.img"]
 
 
 def test_a_fresh_file_system_or_another_image_is_seen(guest: Guest, device: str) -> None:

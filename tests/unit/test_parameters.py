@@ -128,7 +128,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"domains": [guest(disks=[{"path": "/dev/vda2", "name": "xvdb"}])]},
-        "/dev/vda2 cannot be a disk of web: it is part of disk /dev/vda",
+        "/dev/vda2 cannot be a disk of web: it lies on disk /dev/vda",
     ),
     (
         {"domains": [guest(disks=[{"path": "/dev/vdb", "name": n} for n in ("xvdb", "xvdc")])]},
@@ -141,6 +141,11 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {"domains": [guest(nics=[{"mac": "00:16:3e:00:00:01"}])]},
         "domain 1 (web) and domain 1 (web), nics[0] have the same MAC: 00:16:3e:00:00:01",
+    ),
+    ({"guest_disks": "lvm"}, "guest_disks must be 'partition' or 'file', not 'lvm' (text)"),
+    (
+        {"guest_disks": "file", "domains": [guest(partition="guests")]},
+        "web cannot have the partition guests: the disk files are there",
     ),
     ({"guest_type": "hvm"}, "guest_type must be 'auto', 'pv' or 'pvh', not 'hvm' (text)"),
     # numbers

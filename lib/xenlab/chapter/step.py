@@ -77,8 +77,11 @@ def require_consents(
 def require_consent(host: Host, device: str, may_wipe: tuple[str, ...]) -> str:
     """The identity of the device's disk; raises ConsentNeeded unless ``may_wipe`` names it.
 
-    A device that is in use, or holds what is, is refused whatever was consented to.
+    A device that is in use, or holds what is, is refused whatever was consented to. A guest's disk
+    file is no disk: what is in it is lost by a consent to its name.
     """
+    if not device.startswith("/dev/"):
+        return ""
     found = identified(host, device)
     refused = refusal(found, device, may_wipe)
     if refused is not None:

@@ -27,8 +27,18 @@ from xenlab.resources.disk import (
     PartitionTable,
 )
 from xenlab.resources.files import File
-from xenlab.resources.nfs import BIND, Mount
-from xenlab.site.rules import ESP, Kind, boot_partition, device, dom0_device, partitions
+from xenlab.resources.nfs import BIND, DiskFile, Mount
+from xenlab.site.rules import (
+    ESP,
+    GUESTS,
+    GUESTS_FOLDER,
+    Kind,
+    boot_partition,
+    device,
+    dom0_device,
+    files_for_disks,
+    partitions,
+)
 from xenlab.site.schema import Domain, Parameters
 
 # The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.
@@ -47,7 +57,7 @@ _TYPES: dict[Kind, str] = {
 }
 _SYSTEMS: dict[Kind, str] = {"swap": "swap", "esp": "vfat"}
 # a few large files: hardly any inodes, and no share kept back for root
-_FOR_SWAP_FILES = ("-m", "0", "-T", "largefile4")
+_FOR_FILES = ("-m", "0", "-T", "largefile4")
 
 
 def first_partition(site: Parameters) -> Partition:
@@ -71,7 +81,7 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
             device(site, p.name),
             p.name,
             _SYSTEMS.get(p.kind, "ext4"),
-            _FOR_SWAP_FILES if p.name == "domuswap" else (),
+            _FOR_FILES if p.name in ("domuswap", GUESTS) else (),
         )
         for p in partitions(site)
         if p.kind != "biosboot"
@@ -83,10 +93,26 @@ def swap_file(domain: Domain) -> str:
     return f"{SWAP_FOLDER}/{domain.name}.swap"
 
 
+def disk_files(site: Parameters, root: str) -> dict[str, Resource]:
+    """The file of each guest that is its disk; none where that is a partition."""
+    if not files_for_disks(site):
+        return {}
+    return {
+        f"{each.name}'s disk": DiskFile(
+            below(root, device(site, each.partition)), site.domu_root_mib
+        )
+        for each in site.domains
+    }
+
+
 def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
     """The installed system's file systems, mounted at and below its root."""
-    swap = Mount(device(site, "domuswap"), below(root, SWAP_FOLDER), options="noatime")
-    return (*_own_mounts(site, root), swap)
+    places = {"domuswap": SWAP_FOLDER} | ({GUESTS: GUESTS_FOLDER} if files_for_disks(site) else {})
+    further = (
+        Mount(device(site, name), below(root, place), options="noatime")
+        for name, place in places.items()
+    )
+    return (*_own_mounts(site, root), *further)
 
 
 def _own_mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
@@ -236,4 +262,5 @@ def _fstab_rows(site: Parameters) -> tuple[tuple[str, ...], ...]:
         ("dom0swap", "none", "swap", "sw", "0", "0"),
         ("share", site.share, "ext4", "noatime", "0", "2"),
         ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
+        *([(GUESTS, GUESTS_FOLDER, "ext4", "noatime", "0", "2")] if files_for_disks(site) else []),
     )

@@ -22,7 +22,7 @@ from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
-from xenlab.site.rules import device, dom0_device, guest_types
+from xenlab.site.rules import device, dom0_device, files_for_disks, guest_types
 from xenlab.site.schema import Domain, Parameters
 
 # Chapter 06: the image that every guest is made from.
@@ -239,9 +239,12 @@ def host_key_table(chapter: Chapter) -> pd.DataFrame:
 def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> Resource:
     """A domain's configuration file; its first disk, the root, is this partition of the site's.
 
-    The file names it by UUID: at the next boot another disk may have the name of this one.
+    The file names it by UUID: at the next boot another disk may have the name of this one. A disk
+    file has a name that stays.
     """
     first, *others = domain.disks
+    if files_for_disks(chapter.site):
+        return chapter.toolstack.configured(replace(domain, cmdline=domain.cmdline.strip()))
 
     def with_uuid(uuids: Mapping[str, str]) -> Resource:
         root = replace(first, path=by_uuid(uuids[partition]))

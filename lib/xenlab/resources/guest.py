@@ -81,6 +81,13 @@ _REASONS = {
 }
 
 _IN_USE = """
+if [ -f "$device" ]; then
+    # a disk file: a domain has it by a loop device, as who mounts it has
+    for used in $(losetup -n -O NAME -j "$device"); do
+        ! findmnt -n -S "$used" > /dev/null || exit 43
+        exit 42
+    done
+else
 [ -b "$device" ] || exit 44
 if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
     used=$(xenstore-ls -f /local/domain/0) || exit 46
@@ -88,6 +95,7 @@ if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
     case $used in *"/physical-device = \\"$number\\""*) exit 42 ;; esac
 fi
 ! findmnt -n -S "$(readlink -f -- "$device")" > /dev/null || exit 43
+fi
 """
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.

@@ -138,6 +138,51 @@ class SwapFile(Resource):
         return (command.typed_as(typed, path=self.path, size=self.size_mib),)
 
 
+@dataclass(frozen=True)
+class DiskFile(Resource):
+    """A file of this size (MiB) that is a guest's disk, its blocks allocated, only for root.
+
+    What it holds is the guest's. One of another size is left alone: that is refused.
+    """
+
+    path: str
+    size_mib: int
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is missing; raises StepFailed where it has another size."""
+        result = host.run(Command.argv("stat", "-c", "%s", "--", self.path), check=False)
+        if not result.ok:
+            return Difference(f"make the disk file {self.path} of {self.size_mib} MiB")
+        now = int(result.stdout)
+        if now != self.size_mib * 1024 * 1024:
+            raise StepFailed(
+                f"cannot make the disk file {self.path} of {self.size_mib} MiB: because it is there "
+                f"with {now // 1024**2} MiB",
+                hint=f"domu_root_mib: {now // 1024**2}, or move the file away",
+            )
+        return None
+
+    def commands(self) -> tuple[Command, ...]:
+        """Make it beside its place and move it there; one that is there is never replaced."""
+        script = """
+            umask 077
+            mkdir -p -- "${1%/*}/"
+            [ ! -e "$1" ]
+            trap 'rm -f -- "$1.new"' EXIT
+            rm -f -- "$1.new"
+            # holes would become I/O errors in the guest once the partition is full
+            fallocate -l "$2MiB" -- "$1.new"
+            sync -- "$1.new"
+            mv -n -- "$1.new" "$1"
+            sync -- "${1%/*}/"
+        """
+        typed = "mkdir -p {folder}\nfallocate -l {size}MiB {path}\nchmod 600 {path}"
+        values = {"folder": self.path.rpartition("/")[0], "size": self.size_mib, "path": self.path}
+        once = f"[ -e {{path}} ] || {{\n{typed}\n}}"
+        command = Command.script(script, self.path, self.size_mib).within(600)
+        return (command.typed_as(typed, **values).scripted_as(once, **values),)
+
+
 # Files over NFS: what a server exports, and what its clients have mounted (howto: „NFS“).
 
 FSTAB = "/etc/fstab"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ DOM0_PARTITIONS = ("biosboot", "boot", "dom0swap", "dom0root", "share", "domuswa
 
 On a UEFI machine the first of them is `ESP`.
 """
+
+GUESTS = "guests"
+"""The partition with the guests' disk files, where these are files."""
+
+GUESTS_FOLDER = "/mnt/guests"
+"""Where dom0 has it."""
 
 ESP = "esp"
 """The EFI system partition: it has the number of BIOS machines' biosboot."""
@@ -107,6 +114,10 @@ def _twice(site: Parameters) -> Iterator[str]:
                 yield f"{owner} and {me} have the same {what}: {value}"
 
 
+def _lies_on(path: str, disk: str) -> bool:
+    return re.fullmatch(rf"{re.escape(disk)}((-part|p)?\d+)?", path) is not None
+
+
 def _further_disks(site: Parameters) -> Iterator[str]:
     """Disks of guests that are dom0's, or that two would write to."""
     writers: dict[str, str] = {}
@@ -117,13 +128,20 @@ def _further_disks(site: Parameters) -> Iterator[str]:
             f"{domain.name} has two disks {name}" for name, times in names.items() if times > 1
         )
         for disk in domain.disks:
-            if site.knows("disk") and disk.path.startswith(site.disk):
-                yield f"{disk.path} cannot be a disk of {domain.name}: it is part of disk {site.disk}"
+            if site.knows("disk") and _lies_on(disk.path, site.disk):
+                yield f"{disk.path} cannot be a disk of {domain.name}: it lies on disk {site.disk}"
             others = readers if not disk.readonly else {}
             owner = writers.get(disk.path) or others.get(disk.path)
             if owner:
                 yield f"{owner} and {domain.name} cannot both have {disk.path}: one writes to it"
             (readers if disk.readonly else writers)[disk.path] = domain.name
+
+
+def _no_partition(site: Parameters) -> Iterator[str]:
+    """A guest whose disk file would be called as the partition that it lies on."""
+    for domain in site.domains if files_for_disks(site) else ():
+        if domain.partition == GUESTS:
+            yield f"{domain.name} cannot have the partition {GUESTS}: the disk files are there"
 
 
 def _growing(site: Parameters) -> Iterator[str]:
@@ -325,6 +343,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _twice),
     (("domains",), _growing),
     (("domains",), _further_disks),
+    (("domains", "guest_disks"), _no_partition),
     (("gateway", "address"), _reached_by_dom0),
     (("gateway", "domains"), _reached_by_guests),
     (("uplink", "uplink_vlan", "bridge"), _two_interfaces),
@@ -420,19 +439,38 @@ def partitions(site: Parameters) -> list[Partition]:
         Partition("dom0swap", site.dom0_swap_mib, "swap"),
         Partition("dom0root", site.dom0_root_mib, "linux"),
         Partition("share", site.share_mib, "linux"),
-        *(Partition(domain.partition, site.domu_root_mib, "linux") for domain in site.domains),
+        *guest_partitions(site),
         Partition("domuswap", swap_files_mib(site), "linux"),
     ]
+
+
+def guest_partitions(site: Parameters) -> tuple[Partition, ...]:
+    """What the guests' roots take: a partition each, or one with a file for each."""
+    if not files_for_disks(site):
+        return tuple(Partition(d.partition, site.domu_root_mib, "linux") for d in site.domains)
+    return (Partition(GUESTS, holding_mib(len(site.domains) * site.domu_root_mib), "linux"),)
+
+
+def files_for_disks(site: Parameters) -> bool:
+    """Whether the guests' roots are files, and no partitions."""
+    return site.guest_disks == "file"
+
+
+def _of_files(site: Parameters) -> tuple[str, ...]:
+    return (GUESTS,) if files_for_disks(site) else ()
 
 
 def partition_names(site: Parameters) -> tuple[str, ...]:
     """The names of the site's partitions, in their order, as a BIOS machine has them."""
     *first, last = DOM0_PARTITIONS
-    return *first, *(domain.partition for domain in site.domains), last
+    guests = _of_files(site) or tuple(domain.partition for domain in site.domains)
+    return *first, *guests, last
 
 
 def device(site: Parameters, name: str) -> str:
-    """The device of one of the site's partitions, on the site's own disk."""
+    """The device of one of the site's partitions, on the site's own disk; or a guest's disk file."""
+    if files_for_disks(site) and name in (domain.partition for domain in site.domains):
+        return f"{GUESTS_FOLDER}/{name}.img"
     return _device(site, name, partition_names(site))
 
 
@@ -458,11 +496,15 @@ def partition_path(disk: str, number: int) -> str:
 
 
 def swap_files_mib(site: Parameters) -> int:
-    """MiB of an ext4 file system that has room for the swap file of every domain.
+    """MiB of a file system that has room for the swap file of every domain."""
+    return holding_mib(len(site.domains) * site.domu_swap_mib)
+
+
+def holding_mib(files: int) -> int:
+    """MiB of an ext4 file system that has room for files of so many MiB.
 
     mke2fs takes up to 4 % for the journal and 1.6 % for inodes, and more of a small file system.
     """
-    files = len(site.domains) * site.domu_swap_mib
     return files + 32 + math.ceil(files * 0.06)
 
 

@@ -293,6 +293,7 @@ class Parameters(BaseModel):
     dom0_swap_mib: Mib
     dom0_root_mib: Mib
     share_mib: Mib
+    guest_disks: Literal["partition", "file"] = "partition"
     domu_root_mib: Mib
     domu_swap_mib: Mib
 
