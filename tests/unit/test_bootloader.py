@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.sites import lab_site
 
-from xenlab.chapters.kernel import UEFI_OPTIONS, kernel_build
+from xenlab.chapters.kernel import SCREEN_OPTIONS, UEFI_OPTIONS, kernel_build
 from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, ConnectionRefused, HostKeyRefused, StepFailed
 from xenlab.host import Host
@@ -195,6 +195,11 @@ def test_dom0s_kernel_mounts_the_system_partition_and_no_guests_does() -> None:
     uefi = lab_site(firmware="uefi", kernel_options=["CONFIG_E1000E=y"])
     assert kernel_build(uefi, "dom0").own_options == (*UEFI_OPTIONS, "CONFIG_E1000E=y")
     assert "CONFIG_VFAT_FS=y" in UEFI_OPTIONS
+    screen = lab_site(screen=True)
+    assert kernel_build(screen, "dom0").own_options == SCREEN_OPTIONS
+    assert kernel_build(screen, "domU").own_options == ()
+    both = lab_site(screen=True, firmware="uefi")
+    assert {*kernel_build(both, "dom0").own_options} > {*SCREEN_OPTIONS, *UEFI_OPTIONS}
     vlan = lab_site(uplink_vlan=7, kernel_options=["CONFIG_E1000E=y"])
     assert kernel_build(vlan, "dom0").own_options == ("CONFIG_VLAN_8021Q=y", "CONFIG_E1000E=y")
     assert kernel_build(vlan, "domU").own_options == ()

@@ -56,6 +56,17 @@ VLAN_OPTIONS = ("CONFIG_VLAN_8021Q=y",)
 """What it takes where the uplink is a VLAN."""
 
 
+SCREEN_OPTIONS = (
+    *("CONFIG_VT=y", "CONFIG_VGA_CONSOLE=y", "CONFIG_INPUT=y", "CONFIG_INPUT_KEYBOARD=y"),
+    *("CONFIG_KEYBOARD_ATKBD=y", "CONFIG_HID=y", "CONFIG_HID_GENERIC=y", "CONFIG_USB_SUPPORT=y"),
+    *("CONFIG_USB=y", "CONFIG_USB_XHCI_HCD=y", "CONFIG_USB_EHCI_HCD=y", "CONFIG_USB_HID=y"),
+)
+"""What it takes for a screen and a keyboard at the machine, of USB or PS/2."""
+
+UEFI_SCREEN_OPTIONS = ("CONFIG_FB=y", "CONFIG_FB_EFI=y", "CONFIG_FRAMEBUFFER_CONSOLE=y")
+"""The same where UEFI has set up the screen."""
+
+
 def builder(chapter: Chapter) -> Host:
     """Who compiles (howto: „mein PC ist schneller als mein Server“)."""
     return chapter.controller if chapter.site.build_on == "controller" else chapter.target
@@ -167,7 +178,10 @@ def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
     """Options for hardware, firmware and network are dom0's: no guest ever sees them."""
     if flavour != DOM0:
         return ()
-    firmware = UEFI_OPTIONS if site.firmware == "uefi" else ()
+    uefi = site.firmware == "uefi"
+    firmware = UEFI_OPTIONS if uefi else ()
+    if site.screen:
+        firmware += (*SCREEN_OPTIONS, *(UEFI_SCREEN_OPTIONS if uefi else ()))
     return (*firmware, *(VLAN_OPTIONS if site.uplink_vlan else ()), *site.kernel_options)
 
 

@@ -310,6 +310,7 @@ class Parameters(BaseModel):
         [], examples=[["13EBBDBEDE7A12775DFDB1BABB572E0E2D182910"]]
     )
     build_on: Literal["controller", "target"] = "controller"
+    screen: bool = False
     kernel_options: list[KernelOption] = Field([], examples=[["CONFIG_E1000E=y"]])
 
     dom0_mem_mib: Mib
