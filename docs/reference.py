@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -106,11 +107,14 @@ def _with_inner(key: Key, info: FieldInfo, lab: Any) -> Iterator[tuple[Key, Fiel
 
 
 def spelled(key: Key) -> str:
-    """A key as its heading writes it: ``domains[].mac``, ``ssh.host``."""
-    if len(key) == 1:
-        return key[0]
-    is_list = get_origin(Parameters.model_fields[key[0]].annotation) is list
-    return f"{key[0]}{'[]' if is_list else ''}.{key[1]}"
+    """A key as its heading writes it: ``domains[].disks[].path``, ``ssh.host``."""
+    text = key[0]
+    model: type[BaseModel] = Parameters
+    for above, name in pairwise(key):
+        annotation = model.model_fields[above].annotation
+        text += f"{'[]' if get_origin(annotation) is list else ''}.{name}"
+        model = inner(annotation) or model
+    return text
 
 
 def _entry(key: Key, info: FieldInfo, words: str, lab: Any) -> list[str]:

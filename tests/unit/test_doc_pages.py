@@ -86,7 +86,7 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, FieldIn
         for kind in (info.annotation, *get_args(info.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 entry = "" if kind is info.annotation else "[]"
-                yield from keys(kind, f"{name}{entry}.")
+                yield from keys(kind, f"{above}{name}{entry}.")
 
 
 KEYS = dict(keys(Parameters))

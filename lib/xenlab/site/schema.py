@@ -45,6 +45,7 @@ from xenlab.site.types import (
     MadeThing,
     Mib,
     MountPath,
+    OptionalInterface,
     OptionalIpAddress,
     OptionalPath,
     PackageKeywords,
@@ -171,8 +172,8 @@ class GuestNic(BaseModel):
 
     model_config = _STRICT
 
-    mac: MacAddress = Field(description="its address")
-    bridge: Interface | Literal[""] = Field(
+    mac: MacAddress = Field(description="its address", examples=["00:16:3e:00:01:01"])
+    bridge: OptionalInterface = Field(
         "", description="which bridge of dom0 it is a port of, if not `bridge`", examples=["xenbr2"]
     )
 
@@ -209,8 +210,16 @@ class Domain(BaseModel):
         description="further keys of its file, as xl.cfg(5) explains them",
         examples=[{"cpu_weight": 512, "cpus": ["1", "2-3"]}],
     )
-    disks: list[GuestDisk] = Field([], description="further disks: each with path and name")
-    nics: list[GuestNic] = Field([], description="further network interfaces: each with its mac")
+    disks: list[GuestDisk] = Field(
+        [],
+        description="further disks, which dom0 has",
+        examples=[[{"path": "/dev/disk/by-id/ata-EXAMPLE_4TB_0001", "name": "xvdb"}]],
+    )
+    nics: list[GuestNic] = Field(
+        [],
+        description="further network interfaces",
+        examples=[[{"mac": "00:16:3e:00:01:01", "bridge": "xenbr2"}]],
+    )
 
 
 class LanGuest(BaseModel):

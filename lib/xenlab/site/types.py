@@ -202,6 +202,13 @@ Interface = Annotated[
         "a network interface's name (letters, digits, . _ -; at most 15)",
     ),
 ]
+OptionalInterface = Annotated[
+    Text,
+    matching(
+        r"([A-Za-z0-9][A-Za-z0-9._-]{0,14})?",
+        "a network interface's name (letters, digits, . _ -; at most 15), or nothing",
+    ),
+]
 PlainName = Annotated[
     Text,
     matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "a plain name (letters, digits, . _ -)"),
