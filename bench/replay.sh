@@ -57,6 +57,10 @@ mask() { # what differs from run to run, as in bench/replay.py
     LC_ALL=C sed -E 's/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{64}/U/g; s/[0-9]+/N/g'
 }
 
+digest() { # FILE
+    sha256sum < "$1" | cut -d ' ' -f 1
+}
+
 stop() { # MESSAGE
     printf '\n%s\n' "$1" >&2
     tail -n 20 -- "$out/$lane.err" >&2
@@ -85,6 +89,8 @@ run() { # [OPTION…] HOST STATUS
     if [ -n "$renew" ]; then
         text=$(printf '%s\n' "$text" | sed -f "$values")
         sed -f "$values" -- "$input" > "$out/$lane.in"
+        # what a command says of its own input
+        text=$(printf '%s\n' "$text" | sed "s/$(digest "$input")/$(digest "$out/$lane.in")/g")
         input=$out/$lane.in
     fi
     [ -z "$wait" ] || late=$(($(date +%s) + patience))

@@ -16,12 +16,13 @@ _PLACES = {
         "uplink_values xen_runs xend_today"
     ),
     "chapters.disk": (
-        "below disk_files file_systems first_partition fstab kernel_checksum kernel_mounts "
-        "mounted_again mounts partition_table source_tarball stage_checksum swap_file"
+        "below disk_files file_systems first_partition fstab guests_partitions kernel_checksum "
+        "kernel_mounts mounted_again mounts partition_table source_tarball stage_checksum swap_file"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (
-        "disk_booted_again domain_configured domain_table host_key_table image_record image_taken"
+        "disk_booted_again domain_configured domain_table further_disks further_paths further_vifs "
+        "host_key_table image_record image_taken"
     ),
     "chapters.ingredients": (
         "Brought DriversBuilt Fits controller_software driver_table look_at_machine machine_table "
@@ -61,7 +62,7 @@ _PLACES = {
         "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
         "SshdSettings way_to way_to_guest"
     ),
-    "site.rules": "device guest_partitions guest_types lan_device uplink_name",
+    "site.rules": "device guest_types lan_device uplink_name",
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names.split()}
 

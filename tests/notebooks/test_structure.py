@@ -16,7 +16,7 @@ import xenlab
 import xenlab.resources.disk
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.configuration import bridge_made
-from xenlab.chapters.disk import first_partition, partition_table
+from xenlab.chapters.disk import first_partition, guests_partitions, partition_table
 from xenlab.chapters.kernel import xen_entry
 from xenlab.runs import execute
 from xenlab.runs.script import runbook
@@ -243,7 +243,11 @@ def test_the_partitions_of_chapter_01_are_those_that_the_site_is_reckoned_by(
     site = load(NOTEBOOKS[0].parents[1] / "parameters/lab.yaml", {"firmware": firmware})
     cell = next(c for c in code_cells(NOTEBOOKS[1]) if (c.step() or "").startswith("01.2 "))
     (call,) = cell.chapter_calls()
-    own = {"chapter": SimpleNamespace(site=site), "first_partition": first_partition}
+    own = {
+        "chapter": SimpleNamespace(site=site),
+        "first_partition": first_partition,
+        "guests_partitions": guests_partitions,
+    }
     names = vars(xenlab.resources.disk) | own
     table = eval(compile(ast.Expression(call.args[1]), cell.id, "eval"), names)
     assert table == partition_table(site)

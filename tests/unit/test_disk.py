@@ -302,7 +302,9 @@ class TestRecipe:
         places = {each.target: each.source for each in mounts(files, "/mnt/dom0")}
         assert places["/mnt/dom0/mnt/guests"] == "/dev/vda6"
         uuids = {name: name for name in names}
-        assert "PARTUUID=guests  /mnt/guests  ext4  noatime  0  2\n" in fstab_file(files, uuids).text()
+        assert (
+            "PARTUUID=guests  /mnt/guests  ext4  noatime  0  2\n" in fstab_file(files, uuids).text()
+        )
         assert {*disk_files(files, "/")} == {f"domu{n}'s disk" for n in (1, 2, 3)}
         assert disk_files(plain, "/") == {}
 

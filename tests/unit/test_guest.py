@@ -182,7 +182,10 @@ def test_a_disk_file_is_as_good_as_a_partition(tmp_path: Path, image: Path) -> N
     DiskFile(str(file), 64).apply(HOST, silent)
     root = GuestRoot("domu1", str(file), str(image), "domu1", records=records)
     assert root.wipes() == str(file)
-    guest = root, GuestConfigured("domu1", str(file), DebianGuest().files(SETTINGS), records=records)
+    guest = (
+        root,
+        GuestConfigured("domu1", str(file), DebianGuest().files(SETTINGS), records=records),
+    )
     make(guest)
     assert [each.probe(HOST) for each in guest] == [None, None]
     place.mkdir()
@@ -197,6 +200,7 @@ def test_a_disk_file_is_as_good_as_a_partition(tmp_path: Path, image: Path) -> N
         assert root.refusal(HOST) == f"cannot work on domu1: because a running domain uses {file}"
     finally:
         run("losetup", "--detach", loop)
+    Path(f"{image}.sha256").write_text("0" * 64 + "  another\n")
     (lost,) = root.destroys(HOST)
     assert lost.name == "domu1"
     with pytest.raises(ConsentNeeded, match="domu1"):

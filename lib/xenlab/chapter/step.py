@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xenlab.chapter import events
 from xenlab.chapter.recorder import CommandLog, Recorder
+from xenlab.command import Command
 from xenlab.errors import (
     BadInput,
     ConnectionLost,
@@ -80,7 +81,7 @@ def require_consent(host: Host, device: str, may_wipe: tuple[str, ...]) -> str:
     A device that is in use, or holds what is, is refused whatever was consented to. A guest's disk
     file is no disk: what is in it is lost by a consent to its name.
     """
-    if not device.startswith("/dev/"):
+    if not device.startswith("/dev/") and host.test(Command.argv("test", "-f", device)):
         return ""
     found = identified(host, device)
     refused = refusal(found, device, may_wipe)

@@ -37,6 +37,7 @@ from xenlab.site.rules import (
     device,
     dom0_device,
     files_for_disks,
+    guest_partitions,
     partitions,
 )
 from xenlab.site.schema import Domain, Parameters
@@ -72,6 +73,11 @@ def partition_table(site: Parameters) -> PartitionTable:
     last = planned[-1]
     rest = (Partition(p.name, 0 if p is last else p.mib, _TYPES[p.kind]) for p in planned)
     return PartitionTable(site.disk, (first_partition(site), *rest))
+
+
+def guests_partitions(site: Parameters) -> tuple[Partition, ...]:
+    """Those of the guests' roots: one for each, or one for all their files."""
+    return tuple(Partition(p.name, p.mib, _TYPES[p.kind]) for p in guest_partitions(site))
 
 
 def file_systems(site: Parameters) -> tuple[Filesystem, ...]:

@@ -16,7 +16,7 @@ from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.choice import packages
 from xenlab.platform.power import Power, booted, reboot
-from xenlab.platform.xl import DomainSpec, advised_type
+from xenlab.platform.xl import Disk, DomainSpec, Vif, advised_type
 from xenlab.resources.base import Difference, Report, Resource, present
 from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
@@ -253,6 +253,21 @@ def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> R
 
     path = chapter.toolstack.config_path(domain.name)
     return OnPartitions(chapter.site.disk, (partition,), with_uuid, f"create {path}")
+
+
+def further_disks(domain: Domain) -> tuple[Disk, ...]:
+    """The disks that a guest has beside root and swap."""
+    return tuple(Disk(each.path, each.name, not each.readonly) for each in domain.disks)
+
+
+def further_paths(site: Parameters) -> tuple[str, ...]:
+    """The paths in dom0 of all of these."""
+    return tuple(each.path for domain in site.domains for each in domain.disks)
+
+
+def further_vifs(site: Parameters, domain: Domain) -> tuple[Vif, ...]:
+    """The interfaces that a guest has beside that on dom0's bridge."""
+    return tuple(Vif(each.mac, each.bridge or site.bridge) for each in domain.nics)
 
 
 def _memory(domain: Domain) -> int | str:

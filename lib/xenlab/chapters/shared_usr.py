@@ -121,6 +121,7 @@ def _of_guests(
 
 FOLDER = "usr"
 
+
 def boot_needs(chapter: Chapter) -> pd.DataFrame:
     """What the boot of the first guest that runs needs before the share is mounted."""
     columns = ["started by", "program", "in /usr", "libraries in /usr"]

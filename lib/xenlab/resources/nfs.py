@@ -8,6 +8,7 @@ from textwrap import indent
 from typing import NamedTuple
 
 from xenlab.command import Command
+from xenlab.errors import StepFailed
 from xenlab.host import NO_PROGRAM, Host
 from xenlab.quoting import fstab
 from xenlab.resources.base import Check, Difference, Report, Resource
@@ -156,8 +157,8 @@ class DiskFile(Resource):
         now = int(result.stdout)
         if now != self.size_mib * 1024 * 1024:
             raise StepFailed(
-                f"cannot make the disk file {self.path} of {self.size_mib} MiB: because it is there "
-                f"with {now // 1024**2} MiB",
+                f"cannot make the disk file {self.path} of {self.size_mib} MiB: because it is "
+                f"there with {now // 1024**2} MiB",
                 hint=f"domu_root_mib: {now // 1024**2}, or move the file away",
             )
         return None
@@ -177,7 +178,8 @@ class DiskFile(Resource):
             sync -- "${1%/*}/"
         """
         typed = "mkdir -p {folder}\nfallocate -l {size}MiB {path}\nchmod 600 {path}"
-        values = {"folder": self.path.rpartition("/")[0], "size": self.size_mib, "path": self.path}
+        folder, size = self.path.rpartition("/")[0], str(self.size_mib)
+        values = {"folder": folder, "size": size, "path": self.path}
         once = f"[ -e {{path}} ] || {{\n{typed}\n}}"
         command = Command.script(script, self.path, self.size_mib).within(600)
         return (command.typed_as(typed, **values).scripted_as(once, **values),)

@@ -468,7 +468,7 @@ def partition_names(site: Parameters) -> tuple[str, ...]:
 
 
 def device(site: Parameters, name: str) -> str:
-    """The device of one of the site's partitions, on the site's own disk; or a guest's disk file."""
+    """The device of one of the site's partitions, on its own disk; or a guest's disk file."""
     if files_for_disks(site) and name in (domain.partition for domain in site.domains):
         return f"{GUESTS_FOLDER}/{name}.img"
     return _device(site, name, partition_names(site))
