@@ -299,6 +299,19 @@ def test_values_of_the_old_disk_give_way_to_those_of_the_new(
     assert (tmp_path / "input").read_text() == f"proof {shown}\n"
 
 
+def test_what_a_command_says_of_its_own_input_is_said_of_the_new_one(
+    recording: Recording, sshd: Sshd, tmp_path: Path
+) -> None:
+    old, place = "0f5e2b1c-9a3d-4e7f-8b6a-1c2d3e4f5a6b", tmp_path / "fstab"
+    text = f"UUID={old} /\n".encode()
+    recording.add("cat /proc/sys/kernel/random/uuid", on="box", output=f"{old}\n".encode())
+    whole = f'cat > {place}; [ "$(sha256sum < {place})" = "{sha256(text).hexdigest()}  -" ]'
+    recording.add(whole, on="box", input=text)
+    done = recording.run(sshd.config)
+    assert done.returncode == 0, done.stderr
+    assert old not in place.read_text()
+
+
 def test_a_new_systems_host_key_is_pinned_for_the_lab(
     recording: Recording, sshd: Sshd, tmp_path: Path
 ) -> None:
