@@ -130,6 +130,13 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(disks=[{"path": "/dev/vda2", "name": "xvdb"}])]},
         "/dev/vda2 cannot be a disk of web: it lies on disk /dev/vda",
     ),
+    *(
+        (
+            {"domains": [guest(disks=[{"path": path, "name": "xvdb"}])]},
+            f"{path} cannot be a disk of web: it is a guest's own",
+        )
+        for path in ("/mnt/guests/mail.img", "/mnt/domuswap/mail.swap")
+    ),
     (
         {"domains": [guest(disks=[{"path": "/dev/vdb", "name": n} for n in ("xvdb", "xvdc")])]},
         "web and web cannot both have /dev/vdb: one writes to it",

@@ -32,6 +32,7 @@ from xenlab.site.rules import (
     ESP,
     GUESTS,
     GUESTS_FOLDER,
+    SWAP_FOLDER,
     Kind,
     boot_partition,
     device,
@@ -46,8 +47,6 @@ from xenlab.site.schema import Domain, Parameters
 #
 # Howto: „Partitionen“.
 
-SWAP_FOLDER = "/mnt/domuswap"
-"""Where dom0 has the partition with the guests' swap files."""
 
 _TYPES: dict[Kind, str] = {
     "biosboot": BIOS_BOOT,

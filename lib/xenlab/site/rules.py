@@ -30,6 +30,9 @@ GUESTS = "guests"
 GUESTS_FOLDER = "/mnt/guests"
 """Where dom0 has it."""
 
+SWAP_FOLDER = "/mnt/domuswap"
+"""Where dom0 has the partition with the guests' swap files."""
+
 ESP = "esp"
 """The EFI system partition: it has the number of BIOS machines' biosboot."""
 
@@ -130,6 +133,8 @@ def _further_disks(site: Parameters) -> Iterator[str]:
         for disk in domain.disks:
             if site.knows("disk") and _lies_on(disk.path, site.disk):
                 yield f"{disk.path} cannot be a disk of {domain.name}: it lies on disk {site.disk}"
+            if str(PurePosixPath(disk.path).parent) in (GUESTS_FOLDER, SWAP_FOLDER):
+                yield f"{disk.path} cannot be a disk of {domain.name}: it is a guest's own"
             others = readers if not disk.readonly else {}
             owner = writers.get(disk.path) or others.get(disk.path)
             if owner:
