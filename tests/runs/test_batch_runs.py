@@ -92,20 +92,6 @@ def test_a_person_who_must_do_something_is_told_at_once_and_the_run_goes_on(site
     verify(site.journal().path)
 
 
-# Run in a chapter's kernel: the other kernel of the same run is killed, and seen to be gone.
-WAITING_KERNEL_DIES = """
-import psutil
-mates = [
-    child for child in psutil.Process(os.getppid()).children()
-    if child.pid != os.getpid() and any("ipykernel" in word for word in child.cmdline())
-]
-assert len(mates) == 1, mates
-mates[0].kill()
-while mates[0].status() != psutil.STATUS_ZOMBIE:
-    time.sleep(0.05)
-"""
-
-
 def connection_files() -> set[Path]:
     """What tells how to reach each kernel that runs, or was left behind."""
     return set(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
@@ -124,21 +110,38 @@ def test_a_failed_step_ends_the_run_with_its_sentence(site: Site) -> None:
     assert any(line.startswith("01_first failed") for line in table)
     assert any(line.startswith("02_second not run") for line in table)
     assert f"xenlab run --resume {site.run_folders()[0].name}" in done.stderr
-    # the second chapter's kernel was waiting already
     assert site.processes() == []
     assert connection_files() <= before
 
 
-def test_a_kernel_that_dies_while_it_waits_is_replaced(site: Site) -> None:
-    site.chapter("01_first", WAITING_KERNEL_DIES, site.made("01.1"))
+def test_a_kernel_that_dies_between_two_chapters_is_replaced(site: Site) -> None:
+    died = "chapter.close()\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    site.chapter("01_first", site.made("01.1"), close=died)
     site.chapter("02_second", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_kernel_has_xenlab_imported_when_its_chapter_comes(site: Site) -> None:
+def test_a_chapter_finds_nothing_of_the_one_before_in_the_kernel_but_xenlab(site: Site) -> None:
+    site.chapter("01_first", "import os\nleft, process = 1, os.getpid()\nprint(process)")
+    site.chapter("02_second", "import os\nprint(os.getpid())")
+    site.chapter("03_third", "left")
+    done = site.xenlab("run", "-f", "site.yaml")
+    assert done.returncode == 1
+    assert "name 'left' is not defined" in done.stderr
+    (folder,) = site.run_folders()
+    first, second = (
+        [cell for cell in nbformat.read(folder / name, 4).cells if cell.cell_type == "code"]
+        for name in ("01_first.ipynb", "02_second.ipynb")
+    )
+    assert [cell.execution_count for cell in second] == list(range(1, len(second) + 1))
+    # one process has served both
+    printed = [cell.outputs[-1].text for cells in (first, second) for cell in cells[-2:-1]]
+    assert printed[0] == printed[1]
+
+
+def test_the_kernel_has_imported_xenlab_when_the_first_chapter_comes(site: Site) -> None:
     site.chapter("01_first", "xenlab.chapter.notebook", site.made("01.1"))
-    site.chapter("02_second", "xenlab.chapter.notebook", site.made("02.1"))
     done = site.xenlab("run", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -149,22 +152,25 @@ def logins(site: Site) -> int:
 
 
 @pytest.mark.parametrize(
-    ("meanwhile", "kept"), [(Sshd.sessions, True), (Sshd.restart, False)], ids=["kept", "broken"]
+    ("meanwhile", "count"), [(Sshd.sessions, 1), (Sshd.restart, 2)], ids=["kept", "broken"]
 )
-def test_a_chapter_is_connected_when_its_turn_comes(
-    site: Site, meanwhile: Callable[[Sshd], object], kept: bool
+def test_chapters_hand_their_connection_on(
+    site: Site, meanwhile: Callable[[Sshd], object], count: int
 ) -> None:
-    go = site.folder / "go"
-    site.chapter("01_first", f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.05)")
+    closed, go = site.folder / "closed", site.folder / "go"
+    wait = (
+        f"open({str(closed)!r}, 'x')\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.05)"
+    )
+    site.chapter("01_first", site.made("01.1"), close=f"chapter.close()\n{wait}")
     site.chapter("02_second", site.made("02.1"))
     run = site.start("run", "-f", "site.yaml")
-    wait_until(lambda: logins(site) == 2, 120)
+    wait_until(closed.exists, 120)
     meanwhile(site.sshd)
     go.touch()
     out, _ = run.communicate(timeout=120)
     assert run.returncode == 0, out
-    assert site.steps() == [("02.1", "changed")]
-    assert (logins(site) == 2) == kept
+    assert site.steps() == [("01.1", "changed"), ("02.1", "changed")]
+    assert logins(site) == count
 
 
 @pytest.mark.parametrize(

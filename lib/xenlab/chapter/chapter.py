@@ -78,7 +78,8 @@ class Chapter(PlatformAnswers):
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
     what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
     its hosts run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step
-    under way once it is set, the opening as well. ``early`` may have connected beforehand.
+    under way once it is set, the opening as well. ``connection`` is the run's, which was connected
+    beforehand and goes to the next chapter when this one is closed.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Chapter(PlatformAnswers):
         hold: Hold = Hold.STEP,
         stop: threading.Event | None = None,
         destroy: tuple[str, ...] = (),
-        early: SSH | None = None,
+        connection: SSH | None = None,
     ) -> None:
         super().__init__(site)
         self.name = name
@@ -107,7 +108,8 @@ class Chapter(PlatformAnswers):
         self._own_stop = stop is None
         self._under_way: Step | None = None
         way = way_to(site)
-        self._ssh = early if early is not None and early.target == way else SSH(way)
+        self._kept = connection is not None and connection.target == way
+        self._ssh = connection if connection is not None and self._kept else SSH(way)
         self._machine = MachineLock(self._ssh, journal.folder, hold)
         self._ssh.take_over(self._wait(), self._locked_again)
         self._guests: dict[str, Host] = {}
@@ -264,12 +266,18 @@ class Chapter(PlatformAnswers):
             chapter=self.name, phase="close", status=OK, host=self.host.name, boot_id=self._boot_id
         )
         self._machine.closed()
-        self.hang_up()
+        self._leave_guests()
+        if not self._kept:
+            self._ssh.close()
 
     def hang_up(self) -> None:
         """End the connections to the machine and to its guests."""
-        for host in (*self._guests.values(), self.host):
-            host.transport.close()
+        self._leave_guests()
+        self._ssh.close()
+
+    def _leave_guests(self) -> None:
+        for guest in self._guests.values():
+            guest.transport.close()
 
     def _open(self) -> None:
         with self._step(f"{self._number}.0 Open the chapter", self.host) as step:
@@ -324,8 +332,7 @@ class Chapter(PlatformAnswers):
             self._under_way = None
             if step.status != OK and self.mode == "apply":
                 # whether a guest runs, or as what, may be among what the step has changed
-                for guest in self._guests.values():
-                    guest.transport.close()
+                self._leave_guests()
             self._machine.step_over()
 
     def _side_by_side(
@@ -555,8 +562,8 @@ SINK = "_xenlab_sink"
 STOP = "_xenlab_stop"
 """The variable that holds what stops them once it is set (a `threading.Event`)."""
 
-EARLY = "_xenlab_early"
-"""The variable that holds a connection made beforehand (an `SSH`), where a run prepared one."""
+CONNECTION = "_xenlab_connection"
+"""The variable that holds the connection of a run (an `SSH`), which its chapters hand on."""
 
 RUNBOOK = "_xenlab_runbook"
 """The variable that holds what a chapter's cells get where no chapter is opened, only written."""
@@ -590,5 +597,5 @@ def open_chapter(
         hold=hold,
         stop=stop,
         destroy=destroy,
-        early=namespace.get(EARLY),
+        connection=namespace.get(CONNECTION),
     )

@@ -20,7 +20,7 @@ from IPython.display import display as ipython_display
 
 from xenlab.chapter import events
 from xenlab.chapter.card import Card, Paint, Painter, duration, environment
-from xenlab.chapter.chapter import RUNBOOK, SINK, STOP, Chapter
+from xenlab.chapter.chapter import CONNECTION, RUNBOOK, SINK, STOP, Chapter
 from xenlab.chapter.chapter import open_chapter as open_shown_by
 from xenlab.chapter.step import WOULD_CHANGE
 from xenlab.durable import kept_file
@@ -217,10 +217,10 @@ def open_chapter(name: str, namespace: Mapping[str, Any]) -> Chapter:
     return open_shown_by(name, namespace, NotebookSink().on)
 
 
-def connected_early() -> SSH | None:
+def run_connection() -> SSH | None:
     """The machine of the run that this kernel was started for, None where it was for none.
 
-    It is connected to while the chapter before this kernel's own still works.
+    It is connected to beforehand, beside what else there is to do.
     """
     folder = os.environ.get("XENLAB_RUN")
     record = kept_file(Path(folder), "run.json") if folder else None
@@ -229,6 +229,14 @@ def connected_early() -> SSH | None:
     ssh = SSH(way_to(validate(json.loads(record.read_text())["parameters"], str(record))))
     threading.Thread(target=ssh.prepare, daemon=True).start()
     return ssh
+
+
+def forget_chapter() -> None:
+    """Make this kernel as new for the run's next chapter; only its connection stays."""
+    shell = _shell()
+    connection = shell.user_ns.get(CONNECTION)
+    shell.reset()
+    shell.user_ns[CONNECTION] = connection
 
 
 class TextSink:

@@ -221,8 +221,7 @@ def _chapters(
             begun.append(path.stem)
             follower.begin(path.stem)
             output = free_place(folder, path.stem, ".ipynb")
-            values, last = plan.values[path.stem], path == plan.todo[-1]
-            problem = kernels.execute(path, output, values, last=last)
+            problem = kernels.execute(path, output, plan.values[path.stem])
             state = _judged(seen, path.stem, begun)
             follower.end(state)
             if state.status != DONE:

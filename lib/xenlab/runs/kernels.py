@@ -1,4 +1,4 @@
-"""A run's notebooks, each executed by papermill in a kernel of its own that never outlives us."""
+"""A run's notebooks, executed by papermill one after the other in a kernel that dies with us."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,24 +18,30 @@ from jupyter_core.utils import ensure_event_loop
 from traitlets import Unicode
 
 from xenlab import durable
-from xenlab.chapter.chapter import EARLY
+from xenlab.chapter.chapter import CONNECTION
 from xenlab.errors import DiskFull
 
 LEAVE_SECONDS = 60.0
 """How long an interrupted step may take to end its remote processes and write its record."""
 
-_READY = "import xenlab.chapter.notebook; {} = xenlab.chapter.notebook.connected_early()"
+_READY = "import xenlab.chapter.notebook; {} = xenlab.chapter.notebook.run_connection()"
 """What a kernel does beforehand; a chapter finds the connection under the name that goes in."""
+
+_FORGET = "from xenlab.chapter.notebook import forget_chapter; forget_chapter()"
+"""What it does between two notebooks: the next one finds no variable and counts from 1."""
+
+FORGET_SECONDS = 60.0
+"""How long that may take before the kernel counts as hung, and another one is started."""
 
 
 class Kernels(ExitStack):
-    """The kernels of a run's notebooks, which lie in ``folder``.
+    """The kernel of a run's notebooks, which lie in ``folder``; a dead one is replaced.
 
-    A kernel needs seconds to start, to import xenlab and to log in to the machine, so each
-    notebook's does that beforehand: the first one's from `prepare` on, the next one's while one
-    still works. Each has ``environment`` added to ours, inherits the file descriptor ``lock``, and
-    writes what it has to say outside of cells to ``log``, a new file. All are gone at the end of
-    the block.
+    A kernel needs seconds to start, to import xenlab and to log in to the machine. One does it
+    beforehand, from `prepare` on, and serves all notebooks: starting is processor time, which an
+    emulated machine beside it would miss. It has ``environment`` added to ours, inherits the file
+    descriptor ``lock``, and writes what it has to say outside of cells to ``log``, a new file. It
+    is gone at the end of the block.
     """
 
     def __init__(
@@ -51,25 +56,24 @@ class Kernels(ExitStack):
             "stderr": output,
             "pass_fds": (lock,),
             "extra_arguments": [
-                f"--IPKernelApp.exec_lines={_READY.format(EARLY)}",
+                f"--IPKernelApp.exec_lines={_READY.format(CONNECTION)}",
                 "--HistoryManager.hist_file=:memory:",
             ],
         }
-        self._spare: _Kernel | None = None
+        self._kernel: _Kernel | None = None
+        self._used = False
 
     def prepare(self) -> None:
-        """Start the first notebook's kernel; what hinders it, `execute` will say."""
+        """Start the kernel; what hinders it, `execute` will say."""
         with suppress(Exception):
-            self._spare = self._start()
+            self._kernel = self._start()
 
-    def execute(
-        self, notebook: Path, output: Path, parameters: Mapping[str, Any], *, last: bool
-    ) -> str:
+    def execute(self, notebook: Path, output: Path, parameters: Mapping[str, Any]) -> str:
         """Execute a notebook; return "" or, in one line, what stopped it.
 
-        What the notebook did is not ours to say: the journal knows. Unless it is the ``last``
-        one, a kernel is started for the next. Raises KeyboardInterrupt after the kernel was
-        interrupted and ended, DiskFull where the executed notebook does not fit on the disk.
+        What the notebook did is not ours to say: the journal knows. Raises KeyboardInterrupt after
+        the kernel was interrupted and ended, DiskFull where the executed notebook does not fit on
+        the disk.
         """
         # seconds of importing, in which the kernel starts
         import papermill
@@ -77,7 +81,7 @@ class Kernels(ExitStack):
         from papermill.exceptions import PapermillExecutionError
 
         try:
-            with durable.space(output.parent), self._next(last=last) as kernel, _quiet():
+            with durable.space(output.parent), self._ready() as kernel, _quiet():
                 papermill.execute_notebook(
                     _plain(notebook),
                     _plain(output),
@@ -102,13 +106,12 @@ class Kernels(ExitStack):
         return ""
 
     @contextmanager
-    def _next(self, *, last: bool) -> Iterator[_Kernel]:
-        kernel, self._spare = self._spare, None
-        if kernel is None or not kernel.is_alive():
+    def _ready(self) -> Iterator[_Kernel]:
+        kernel, self._kernel = self._kernel, None
+        if kernel is None or (self._used and not kernel.ready_again()):
             kernel = self._start()
+        self._used = True
         try:
-            if not last:
-                self._spare = self._start()
             yield kernel
         except BaseException:
             try:
@@ -117,13 +120,12 @@ class Kernels(ExitStack):
                 kernel.leave()
             raise
         kernel.hang_up()
-        leaving = threading.Thread(target=_leave_aside, args=(kernel,))
-        leaving.start()
-        self.callback(leaving.join)
+        self._kernel = kernel
 
     def _start(self) -> _Kernel:
         kernel = _Kernel(kernel_name="python3")
         self.callback(kernel.end)
+        self._used = False
         kernel.start_kernel(**self._options)
         return kernel
 
@@ -154,8 +156,22 @@ class _Kernel(KernelManager):
             # collected here, or asyncio would complain on the terminal of errors nobody looked at
             everything = asyncio.gather(*waiting, return_exceptions=True)
             loop.run_until_complete(everything)
-        for conversation in self._conversations:
+        while self._conversations:
+            self._conversations.pop().stop_channels()
+
+    def ready_again(self) -> bool:
+        """Let it forget the notebook that was executed; whether that worked."""
+        if not self.is_alive():
+            return False
+        conversation = self.blocking_client()
+        conversation.start_channels()
+        try:
+            answer = conversation.execute(_FORGET, silent=True, reply=True, timeout=FORGET_SECONDS)
+        except TimeoutError:
+            return False
+        finally:
             conversation.stop_channels()
+        return bool(answer["content"]["status"] == "ok")
 
     def leave(self) -> None:
         """Interrupt what it does, ask it to leave and wait until it has."""
@@ -170,14 +186,6 @@ class _Kernel(KernelManager):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.cleanup_connection_file()
-
-
-def _leave_aside(kernel: _Kernel) -> None:
-    """Let a kernel leave that has done its work, in a thread; `_Kernel.end` ends what cannot."""
-    with suppress(Exception):
-        kernel.leave()
-    # the loop that jupyter_client made for this thread
-    ensure_event_loop().close()
 
 
 def _plain(path: Path) -> str:

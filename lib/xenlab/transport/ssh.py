@@ -187,7 +187,7 @@ class SSH:
 
         One that was made beforehand and owes an answer, as after a reboot, is given up.
         """
-        self._wait, self._on_connect = wait, on_connect
+        self._wait, self._on_connect, self._told = wait, on_connect, None
         connection = self._connection
         if connection is not None and connection.liveness.owed > OWED_SECONDS:
             self._drop(connection)
