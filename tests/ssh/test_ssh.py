@@ -423,8 +423,8 @@ def test_a_password_only_server(make_sshd: MakeSshd) -> None:
     sshd = make_sshd("PubkeyAuthentication no", "PasswordAuthentication yes")
     text = refusal(Target("box", config=str(sshd.config), user="somebody"))
     assert text.splitlines()[0] == (
-        f"box: cannot log in as somebody@127.0.0.1:{sshd.port}: because it asks for a password; "
-        "only keys and agents are used"
+        f"box: cannot log in as somebody@127.0.0.1:{sshd.port}: because it asks for a password, "
+        "and nobody can be asked here"
     )
     assert "~somebody/.ssh/authorized_keys" in text
 

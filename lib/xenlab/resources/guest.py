@@ -14,7 +14,7 @@ from xenlab.resources.below import REFUSED
 from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, look
 from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink, packaged
-from xenlab.transport.connection import public_keys
+from xenlab.transport.keys import public_keys
 from xenlab.transport.ssh_config import Target, resolve
 
 # The one way into a guest's root, which dom0 mounts and works in as root, and nobody trusts.

@@ -16,7 +16,7 @@ from xenlab.resources.files import File
 from xenlab.resources.guest import RECORDS
 from xenlab.site.schema import Dom0Ssh, GuestSsh, Parameters
 from xenlab.transport import hostkeys
-from xenlab.transport.connection import public_keys
+from xenlab.transport.keys import public_keys
 from xenlab.transport.ssh_config import Target, is_named, resolve
 
 # The ways that a site names: to its machine, and to a guest.

@@ -1,4 +1,4 @@
-"""One authenticated SSH connection: how one logs in, the shell it meets, the transport below."""
+"""One authenticated SSH connection: the shell that it meets, the transport below."""
 
 from __future__ import annotations
 
@@ -6,160 +6,21 @@ import logging
 import re
 import secrets
 import signal
-import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
-from paramiko.pkey import PublicBlob
 from paramiko.ssh_exception import IncompatiblePeer
 
 from xenlab.errors import ConnectionRefused, NoConnection, Unreachable
-from xenlab.transport import hostkeys
+from xenlab.transport import certificates, hostkeys
+from xenlab.transport.auth import POLL_SECONDS, Login
+from xenlab.transport.dial import dial
 from xenlab.transport.liveness import LivenessSocket, proxy_process
-from xenlab.transport.ssh_config import Route, Target, unknown_name
-
-# Login: with a key file or an agent's key, never with a password.
-
-
-@dataclass
-class _KeyOffer:
-    """The keys that may be tried, and why others may not."""
-
-    route: Route
-    notes: list[str] = field(default_factory=list)
-    tried: list[str] = field(default_factory=list)
-
-    def candidates(self) -> Iterator[tuple[str, paramiko.PKey]]:
-        """Each key with its name, identity files first; an agent is asked only if need be."""
-        seen: set[bytes] = set()
-        for path in self.route.identities:
-            key = self._from_file(path)
-            if key is not None and key.asbytes() not in seen:
-                seen.add(key.asbytes())
-                yield str(path), key
-        yield from self._from_agent(seen)
-
-    def _from_file(self, path: Path) -> paramiko.PKey | None:
-        if path.suffix == ".pub" or not path.exists():
-            return None
-        try:
-            return paramiko.PKey.from_path(path)
-        except (paramiko.PasswordRequiredException, TypeError):
-            self.notes.append(f"{path} is protected by a passphrase: ssh-add {path}")
-        except OSError as error:
-            self.notes.append(f"{path} cannot be read: {error.strerror}")
-        except (ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType):
-            self.notes.append(f"{path} holds no private key")
-        return None
-
-    def _from_agent(self, seen: set[bytes]) -> Iterator[tuple[str, paramiko.PKey]]:
-        wanted = set()
-        for path in self.route.identities:
-            public = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
-            try:
-                wanted.add(PublicBlob.from_file(str(public)).key_blob)
-            except (OSError, ValueError, paramiko.SSHException):
-                continue
-        try:
-            agent = paramiko.Agent()
-        except (paramiko.SSHException, OSError) as error:
-            self.notes.append(f"the SSH agent does not answer: {error}")
-            return
-        try:
-            for key in agent.get_keys():
-                blob = key.asbytes()
-                if blob not in seen and (blob in wanted or not self.route.identities_only):
-                    yield f"the agent's {key.comment or key.get_name()}", key
-        finally:
-            agent.close()
-
-
-def public_keys(route: Route) -> tuple[str, ...]:
-    """The public halves of the keys that would be tried there, as authorized_keys(5) has them."""
-    found = (key for name, key in _KeyOffer(route).candidates())
-    return tuple(f"{key.get_name()} {key.get_base64()}" for key in found)
-
-
-def log_in(transport: paramiko.Transport, target: Target, route: Route, deadline: float) -> None:
-    """Authenticate an encrypted connection whose host key was checked.
-
-    Raises Unreachable with one sentence where no key is accepted, ConnectionRefused where nobody
-    answers any more.
-    """
-    offer = _KeyOffer(route)
-    accepted: list[str] | None = None
-    try:
-        for name, key in offer.candidates():
-            transport.auth_timeout = max(0.1, deadline - time.monotonic())
-            offer.tried.append(name)
-            try:
-                accepted = transport.auth_publickey(route.user, key)
-            except paramiko.BadAuthenticationType as error:
-                accepted = error.allowed_types
-                break
-            except paramiko.AuthenticationException:
-                if not transport.is_active() or time.monotonic() > deadline:
-                    break
-                continue
-            if not accepted:
-                return
-            break
-        if not offer.tried:
-            accepted = _ask_methods(transport, route)
-            if not accepted:
-                return
-    except (paramiko.SSHException, EOFError, OSError) as error:
-        raise ConnectionRefused(
-            f"cannot log in as {route.user}@{route.address}: because the login was broken off: "
-            f"{error or 'connection closed'}",
-            where=target.host,
-            hint="look at the machine's own log of sshd",
-        ) from error
-    raise _refusal(target, route, offer, accepted, deadline)
-
-
-def _ask_methods(transport: paramiko.Transport, route: Route) -> list[str]:
-    """What the server wants of somebody who has no key; nothing if it lets them in."""
-    try:
-        return transport.auth_none(route.user)
-    except paramiko.BadAuthenticationType as error:
-        return error.allowed_types
-
-
-def _refusal(
-    target: Target,
-    route: Route,
-    offer: _KeyOffer,
-    methods: list[str] | None,
-    deadline: float,
-) -> NoConnection:
-    who = f"{route.user}@{route.address}"
-    notes = f" ({'; '.join(offer.notes)})" if offer.notes else ""
-    authorize = f"add the public key to ~{route.user}/.ssh/authorized_keys there"
-    if methods and "publickey" not in methods:
-        again = "further " if offer.tried and "password" not in methods else ""
-        reason = f"it asks for a {again}{' or '.join(methods)}; only keys and agents are used"
-        hint = f"{authorize} and allow PubkeyAuthentication in its sshd_config"
-    elif time.monotonic() > deadline:
-        return ConnectionRefused(
-            f"cannot log in as {who}: because it did not answer in time",
-            where=target.host,
-            hint="look at the machine's load, then run the step again",
-        )
-    elif not offer.tried:
-        names = ", ".join(str(path) for path in route.identities) or "no identity file"
-        reason = f"there is no key for that: {names} not usable, no agent key{notes}"
-        hint = "name a key file in ssh.identity, or ssh-add it to an agent"
-    else:
-        reason = f"it accepts none of the keys offered: {', '.join(offer.tried)}{notes}"
-        hint = f"{authorize}, or name another key in ssh.identity"
-    return Unreachable(f"cannot log in as {who}: because {reason}", where=target.host, hint=hint)
-
+from xenlab.transport.ssh_config import Route, Target
 
 # Login shells: how a command gets past whatever shell an account has, and what that prints first.
 #
@@ -333,26 +194,39 @@ def connect(
     timeout: float,
     keepalive: float,
     patience: float,
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Connection:
     """Connect and log in, over another connection where ``via`` is given.
 
-    Raises NoConnection, which kind tells why, with one sentence; at the latest after about
-    ``timeout`` seconds.
+    ``say`` gets what a person must do meanwhile. Raises NoConnection, which kind tells why, with
+    one sentence, at the latest after about ``timeout`` seconds, or those of the ssh_config's
+    ConnectTimeout; KeyboardInterrupt when ``stop`` is set.
     """
     # An application that has no logging set up would get paramiko's tracebacks on stderr.
     log = logging.getLogger("paramiko")
     if not log.hasHandlers():
         log.addHandler(logging.NullHandler())
+    timeout = route.timeout or timeout
     deadline = time.monotonic() + timeout
-    channel, last_words, on_close = _open_stream(target, route, via, timeout)
+    channel, last_words, on_close = _open_stream(target, route, via, timeout, stop)
     liveness = LivenessSocket(channel, patience, on_close)
     carrier: Any = liveness
     transport = _Transport(carrier)
     try:
-        _exchange_keys(transport, target, route, deadline, timeout, last_words)
-        key = transport.get_remote_server_key()
-        hostkeys.check(key, route.known_hosts, *route.pinned_as, where=target.host)
-        log_in(transport, target, route, deadline)
+        _choose_algorithms(transport, target, route)
+        _exchange_keys(transport, target, route, deadline, timeout, last_words, stop)
+        hostkeys.check(
+            transport.get_remote_server_key(),
+            route.known_hosts,
+            *route.pinned_as,
+            where=target.host,
+            revoked=route.revoked,
+            strict=route.strict,
+            hash_names=route.hash_names,
+            signatures=route.allows("casignaturealgorithms") or certificates.SIGNATURES,
+        )
+        Login(transport, target, route, deadline, stop, say).run()
     except BaseException:
         transport.packetizer.complete_handshake()
         transport.close()
@@ -362,13 +236,24 @@ def connect(
 
 
 class _Transport(paramiko.Transport):
-    """A transport that remembers which signal ended a command."""
+    """A transport that remembers which signal ended a command, and what its peer said at last."""
 
     def __init__(self, carrier: Any) -> None:
         super().__init__(carrier)
+        self.farewell = ""
+        self.host_key_types: tuple[str, ...] = ()
         handlers = dict(self._channel_handler_table)  # type: ignore[has-type]
         handlers[MSG_CHANNEL_REQUEST] = _channel_request
         self._channel_handler_table = handlers
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        """The host key types to ask for; certificates only where they can be checked."""
+        return self.host_key_types
+
+    def _parse_disconnect(self, message: Any) -> None:
+        message.get_int()
+        self.farewell = message.get_text()
 
 
 def _channel_request(channel: Any, message: Any) -> None:
@@ -385,7 +270,11 @@ def _channel_request(channel: Any, message: Any) -> None:
 
 
 def _open_stream(
-    target: Target, route: Route, via: Connection | None, timeout: float
+    target: Target,
+    route: Route,
+    via: Connection | None,
+    timeout: float,
+    stop: threading.Event | None,
 ) -> tuple[Any, Callable[[], str], Callable[[], None]]:
     """A byte stream to the host: what carries it, its last words, how to end it."""
     if via is not None:
@@ -400,64 +289,93 @@ def _open_stream(
         return tunnel, str, _nothing
     if route.proxy_command:
         return proxy_process(route.proxy_command)
-    deadline = time.monotonic() + timeout
-    try:
-        addresses = socket.getaddrinfo(route.host, route.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise unknown_name(target, route) from error
-    failure: OSError = TimeoutError()
-    for family, kind, protocol, _, address in addresses:
-        link = socket.socket(family, kind, protocol)
-        try:
-            link.settimeout(max(0.1, deadline - time.monotonic()))
-            link.connect(address)
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return link, str, _nothing
-        except OSError as error:
-            link.close()
-            failure = error
-    if isinstance(failure, ConnectionRefusedError):
-        reason, hint = "nobody listens there", "start sshd there"
-    elif isinstance(failure, TimeoutError):
-        reason = f"there was no answer within {timeout:.0f} s"
-        hint = "check that the machine is up and no firewall drops packets"
-    else:
-        reason, hint = str(failure.strerror), "check the route"
-    raise ConnectionRefused(
-        f"cannot connect to {route.address}: because {reason}", where=target.host, hint=hint
-    ) from failure
+    return dial(target, route, time.monotonic() + timeout, timeout, stop), str, _nothing
 
 
 def _nothing() -> None:
     return None
 
 
+def _choose_algorithms(transport: _Transport, target: Target, route: Route) -> None:
+    """Ask for what the ssh_config allows, and for a key type that is pinned.
+
+    Raises Unreachable where nothing of a kind is left.
+    """
+    options = transport.get_security_options()
+    # one pass in C instead of two, of which one in Python: each packet costs less
+    options.ciphers = (*QUICK_CIPHERS, *(c for c in options.ciphers if c not in QUICK_CIPHERS))
+    for kind, attribute in (("ciphers", "ciphers"), ("macs", "digests"), ("kexalgorithms", "kex")):
+        have = tuple(getattr(options, attribute))
+        setattr(options, attribute, _allowed(have, route.allows(kind), kind, target, route))
+    plain = tuple(options.key_types)
+    allowed = route.allows("hostkeyalgorithms")
+    files, name = route.known_hosts, route.pinned_as
+    wanted = [
+        a
+        for key in hostkeys.known_keys(files, *name)
+        for a in ALGORITHMS.get(key.get_name(), (key.get_name(),))
+    ]
+    if hostkeys.has_authority(files, *name):
+        certified = tuple(f"{kind}{certificates.SUFFIX}" for kind in plain)
+        plain = (*(kind for kind in certified if allowed is None or kind in allowed), *plain)
+        wanted = [*plain[: len(plain) - len(options.key_types)], *wanted]
+    # Only the order changes: a server that has none of the pinned types must still show its key.
+    first = [a for a in dict.fromkeys(wanted) if a in plain]
+    offered = (*first, *(a for a in plain if a not in first))
+    transport.host_key_types = _allowed(offered, allowed, "hostkeyalgorithms", target, route)
+    accepted = route.allows("pubkeyacceptedalgorithms")
+    if accepted is not None:
+        kinds = transport._preferred_pubkeys  # type: ignore[attr-defined]
+        transport._preferred_pubkeys = tuple(  # type: ignore[attr-defined]
+            kind for kind in kinds if kind in accepted
+        )
+
+
+def _allowed(
+    have: tuple[str, ...],
+    allowed: tuple[str, ...] | None,
+    kind: str,
+    target: Target,
+    route: Route,
+) -> tuple[str, ...]:
+    left = tuple(one for one in have if allowed is None or one in allowed)
+    if not left:
+        raise Unreachable(
+            f"cannot connect to {route.address}: because {target.config} allows only "
+            f"{kind} that xenlab does not have: {', '.join(allowed or ())}",
+            where=target.host,
+            hint=f"allow one of {', '.join(have)}",
+        )
+    return left
+
+
 def _exchange_keys(
-    transport: paramiko.Transport,
+    transport: _Transport,
     target: Target,
     route: Route,
     deadline: float,
     timeout: float,
     last_words: Callable[[], str],
+    stop: threading.Event | None,
 ) -> None:
-    """Exchange versions and keys, asking for a key type that is pinned."""
-    known = hostkeys.known_keys(route.known_hosts, *route.pinned_as)
-    options = transport.get_security_options()
-    # one pass in C instead of two, of which one in Python: each packet costs less
-    options.ciphers = (*QUICK_CIPHERS, *(c for c in options.ciphers if c not in QUICK_CIPHERS))
-    wanted = [a for key in known for a in ALGORITHMS.get(key.get_name(), (key.get_name(),))]
-    offered = tuple(options.key_types)
-    # Only the order changes: a server that has none of the pinned types must still show its key.
-    first = [a for a in dict.fromkeys(wanted) if a in offered]
-    options.key_types = (*first, *(a for a in offered if a not in first))
+    """Exchange versions and keys."""
     remaining = max(0.1, deadline - time.monotonic())
     transport.banner_timeout = transport.handshake_timeout = remaining
     try:
-        transport.start_client(timeout=remaining)
+        done = threading.Event()
+        transport.start_client(event=done)
+        while not done.wait(POLL_SECONDS) and time.monotonic() < deadline:
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+            if not transport.is_active():
+                break
+        if not transport.is_active():
+            raise transport.get_exception() or EOFError("connection closed")
         transport.get_remote_server_key()
     except FAILURES as error:
         words = f" ({last_words()})" if last_words() else ""
         kind: type[NoConnection] = ConnectionRefused
+        hint = "wait for the boot to end; check that the port is sshd's"
         if time.monotonic() >= deadline - 0.05:
             reason = f"it did not answer as an SSH server within {timeout:.0f} s"
         elif isinstance(error, IncompatiblePeer):
@@ -470,5 +388,5 @@ def _exchange_keys(
         raise kind(
             f"cannot connect to {route.address}: because {reason}{words}",
             where=target.host,
-            hint="wait for the boot to end; check that the port is sshd's",
+            hint=hint,
         ) from error

@@ -205,7 +205,7 @@ class SSH:
         HostKeyRefused for a key that is not pinned, KeyboardInterrupt when ``stop`` is set.
         """
         wait = self._wait if seconds is None else replace(self._wait, seconds=max(seconds, 0.0))
-        self._tell(wait.until_answered(self.name, self._connected, stop))
+        self._tell(wait.until_answered(self.name, lambda: self._connected(stop), stop))
 
     def close(self) -> None:
         """End the connection; a later call connects again. Commands in flight are lost."""
@@ -319,7 +319,7 @@ class SSH:
         if not self._shell_use.acquire(blocking=False):
             raise NoShell
         try:
-            connection = self._wait.until_answered(self.name, self._connected, stop)
+            connection = self._wait.until_answered(self.name, lambda: self._connected(stop), stop)
             self._tell(connection)
             shell = self._shell
             if shell is None or shell.connection is not connection or not shell.alive:
@@ -411,7 +411,7 @@ class SSH:
         fresh = False
         while True:
             asked = time.monotonic()
-            connection = self._wait.until_answered(self.name, self._connected, stop)
+            connection = self._wait.until_answered(self.name, lambda: self._connected(stop), stop)
             if tell:
                 self._tell(connection)
             deadline += time.monotonic() - asked
@@ -449,7 +449,7 @@ class SSH:
                 self._on_connect()
                 self._told = connection
 
-    def _connected(self) -> Connection:
+    def _connected(self, stop: threading.Event | None = None) -> Connection:
         with self._lock:
             if self._connection is not None:
                 if self._connection.alive:
@@ -457,11 +457,11 @@ class SSH:
                 self._connection.close()
                 self._connection = None
             self._wait.refuse_vain()
-            self._connection = self._over_one_way()
+            self._connection = self._over_one_way(stop)
             self.connections += 1
             return self._connection
 
-    def _over_one_way(self) -> Connection:
+    def _over_one_way(self, stop: threading.Event | None) -> Connection:
         """A connection over the first way that is answered, the one that was last before others.
 
         Waiting may help as long as nobody answers on one of them.
@@ -469,7 +469,7 @@ class SSH:
         errors: list[NoConnection] = []
         for way in self._ways:
             try:
-                connection = self._over(way)
+                connection = self._over(way, stop)
             except NoConnection as error:
                 errors.append(error)
                 if self._jump is not None and len(self._ways) > 1:
@@ -482,16 +482,18 @@ class SSH:
         first.message += "".join(f"; and in the other way: {each.message}" for each in others)
         raise first
 
-    def _over(self, way: Target) -> Connection:
+    def _over(self, way: Target, stop: threading.Event | None) -> Connection:
         route = resolve(way)
         via = self._via or self._jump_over(way, route.jump)
         return connect(
             way,
             route,
-            via._connected() if via is not None else None,
+            via._connected(stop) if via is not None else None,
             timeout=self._timing["connect_timeout"],
             keepalive=self._timing["keepalive"],
             patience=self._timing["patience"],
+            stop=stop,
+            say=self._wait.say,
         )
 
     def _jump_over(self, way: Target, jump: str) -> SSH | None:

@@ -7,6 +7,7 @@ import getpass
 import os
 import pwd
 import re
+import socket
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from xenlab.errors import BadInput, Unreachable
 
 SSH_PORT = 22
+METHODS = ("publickey", "keyboard-interactive", "password")
+"""The ways to log in that are tried, in the order of OpenSSH."""
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 DEFAULT_KNOWN_HOSTS = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
 FORBIDDEN = re.compile(r"^-|[\s\0'\"`$\\;&<>|(){}*?!#~]")
@@ -46,7 +49,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Route:
-    """A target with everything resolved: what it takes to connect."""
+    """A target with everything resolved: what it takes to connect.
+
+    ``agent`` is the socket of the SSH agent, "" where none is asked. ``strict`` is what
+    StrictHostKeyChecking says: yes, ask, accept-new or no. ``algorithms`` are the ciphers, MACs and
+    so on that the ssh_config allows, by OpenSSH's keyword in small letters.
+    """
 
     host: str
     port: int
@@ -57,6 +65,17 @@ class Route:
     key_alias: str = ""
     jump: str = ""
     proxy_command: str = ""
+    certificates: tuple[Path, ...] = ()
+    agent: str = ""
+    strict: str = "yes"
+    hash_names: bool = False
+    revoked: Path | None = None
+    methods: tuple[str, ...] = METHODS
+    batch: bool = False
+    family: str = "any"
+    bind: str = ""
+    timeout: float = 0.0
+    algorithms: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def address(self) -> str:
@@ -68,6 +87,10 @@ class Route:
         """The name and the port that the host's key is pinned under."""
         return (self.key_alias, SSH_PORT) if self.key_alias else (self.host, self.port)
 
+    def allows(self, kind: str) -> tuple[str, ...] | None:
+        """The algorithms of a kind that the ssh_config allows, None where none was read."""
+        return dict(self.algorithms).get(kind)
+
 
 def resolve(target: Target) -> Route:
     """Everything needed to connect to a target.
@@ -78,31 +101,23 @@ def resolve(target: Target) -> Route:
     behind = target.behind
     if behind is not None:
         return _resolved_behind(target, behind)
-    settings = _read_config(target) if target.config else {}
-
-    def one(key: str, default: str = "") -> str:
-        value = settings.get(key, [default])[0]
-        return "" if value.lower() == "none" else value
-
+    settings = _Settings(_read_config(target) if target.config else {})
+    one = settings.one
     host = target.address or one("hostname", target.host)
     port = target.port or int(one("port", str(SSH_PORT)))
     user = target.user or one("user") or getpass.getuser()
-
-    def expand(text: str) -> str:
-        tokens = {"%": "%", "h": host, "n": target.host, "p": str(port), "r": user}
-        tokens |= {"d": str(expanded("~")), "u": getpass.getuser()}
-        return re.sub(r"%(.)", lambda found: tokens.get(found[1], found[0]), text)
-
+    expand = _Expansion(target, host, port, user, one("hostkeyalias"), one("controlpath")).expand
     if target.identity:
         identities: tuple[Path, ...] = (_existing(target.identity, "identity file", target.host),)
     else:
-        named = settings.get("identityfile", list(DEFAULT_KEYS))
-        identities = tuple(expanded(expand(name)) for name in named if name.lower() != "none")
+        named = settings.all("identityfile", DEFAULT_KEYS)
+        identities = tuple(expanded(expand(name)) for name in named)
     if target.known_hosts:
         known: tuple[Path, ...] = (_existing(target.known_hosts, "known_hosts file", target.host),)
-    elif settings:
+    elif settings.found:
+        # ssh -G expands their tokens itself
         lists = (one("userknownhostsfile"), one("globalknownhostsfile"))
-        known = tuple(expanded(expand(name)) for text in lists for name in _split_paths(text))
+        known = tuple(expanded(name) for text in lists for name in _split_paths(text))
     else:
         known = tuple(expanded(name) for name in DEFAULT_KNOWN_HOSTS)
     return Route(
@@ -115,7 +130,107 @@ def resolve(target: Target) -> Route:
         key_alias=one("hostkeyalias"),
         jump=one("proxyjump"),
         proxy_command=expand(one("proxycommand")),
+        certificates=tuple(expanded(expand(n)) for n in settings.all("certificatefile")),
+        agent=_agent(settings.found.get("identityagent", ["SSH_AUTH_SOCK"])[0]),
+        strict=_STRICT.get(one("stricthostkeychecking", "yes"), one("stricthostkeychecking")),
+        hash_names=one("hashknownhosts") == "yes",
+        revoked=expanded(one("revokedhostkeys")) if one("revokedhostkeys") else None,
+        methods=settings.methods(),
+        batch=one("batchmode") == "yes",
+        family=one("addressfamily", "any"),
+        bind=one("bindaddress"),
+        timeout=float(one("connecttimeout", "0") or 0),
+        algorithms=tuple((k, tuple(one(k).split(","))) for k in _ALGORITHMS if one(k)),
     )
+
+
+_ALGORITHMS = (
+    "ciphers",
+    "macs",
+    "kexalgorithms",
+    "hostkeyalgorithms",
+    "pubkeyacceptedalgorithms",
+    "casignaturealgorithms",
+)
+
+_STRICT = {"true": "yes", "false": "no", "off": "no"}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What ``ssh -G`` has printed."""
+
+    found: dict[str, list[str]]
+
+    def one(self, key: str, default: str = "") -> str:
+        value = self.found.get(key, [default])[0]
+        return "" if value.lower() == "none" else value
+
+    def all(self, key: str, default: tuple[str, ...] = ()) -> list[str]:
+        return [one for one in self.found.get(key, default) if one.lower() != "none"]
+
+    def methods(self) -> tuple[str, ...]:
+        preferred = self.one("preferredauthentications", ",".join(METHODS)).split(",")
+        switches = {
+            "publickey": "pubkeyauthentication",
+            "keyboard-interactive": "kbdinteractiveauthentication",
+            "password": "passwordauthentication",
+        }
+        off = {name for name, key in switches.items() if self.one(key) in ("no", "false")}
+        return tuple(name for name in preferred if name in METHODS and name not in off)
+
+
+@dataclass(frozen=True)
+class _Expansion:
+    """OpenSSH's tokens and ``${NAME}`` in what ``ssh -G`` prints as it stands in the file."""
+
+    target: Target
+    host: str
+    port: int
+    user: str
+    alias: str
+    hashed: str
+    """What %C stands for: OpenSSH has computed it, since its parts differ between versions."""
+
+    def expand(self, text: str) -> str:
+        """Raises BadInput for a token or a variable that there is not."""
+        local = socket.gethostname()
+        tokens = {
+            "%": "%",
+            "C": self.hashed,
+            "d": str(expanded("~")),
+            "h": self.host,
+            "i": str(os.getuid()),
+            "k": self.alias or self.target.host,
+            "L": local.partition(".")[0],
+            "l": local,
+            "n": self.target.host,
+            "p": str(self.port),
+            "r": self.user,
+            "u": getpass.getuser(),
+        }
+
+        def put(found: re.Match[str]) -> str:
+            value = tokens.get(found[1]) if found[1] else os.environ.get(found[2])
+            if value is None:
+                reason = f"{found[0]} is no token" if found[1] else f"{found[2]} is not set"
+                raise BadInput(
+                    f"cannot use “{text}” of {self.target.config}: because {reason}",
+                    where=self.target.host,
+                    hint="correct that line, or set the variable",
+                )
+            return value
+
+        return re.sub(r"%(.)|\$\{(\w+)\}", put, text)
+
+
+def _agent(named: str) -> str:
+    """The socket that IdentityAgent leads to, "" where no agent is to be asked."""
+    if named.lower() == "none":
+        return ""
+    if named == "SSH_AUTH_SOCK" or named.startswith("$"):
+        return os.environ.get(named.lstrip("$"), "")
+    return str(expanded(named))
 
 
 def _resolved_behind(target: Target, behind: Target) -> Route:
@@ -136,6 +251,8 @@ def _resolved_behind(target: Target, behind: Target) -> Route:
         key_alias=target.host,
         jump="",
         proxy_command="",
+        # what is said of the host's own key says nothing of a guest's
+        strict="yes",
     )
 
 
@@ -210,7 +327,7 @@ def unknown_name(target: Target, route: Route) -> Unreachable:
         f"cannot connect to {route.host}: because it is neither an alias of {target.config} nor a "
         "name that resolves",
         where=target.host,
-        hint=f"did you mean {named}" if named else "",
+        hint=f"did you mean {named}" if named else "correct the name, or its HostName there",
     )
 
 
@@ -228,7 +345,7 @@ def config_aliases(config: Path) -> list[str]:
 def _read_config(target: Target) -> dict[str, list[str]]:
     config = _existing(target.config, "ssh_config file", target.host)
     # OpenSSH's own reader knows Include, Match and every other rule that people's files use.
-    command = ["ssh", "-G", "-T", "-F", str(config)]
+    command = ["ssh", "-G", "-T", "-F", str(config), "-o", "ControlPath=%C"]
     command += ["-p", str(target.port)] if target.port else []
     command += ["-l", target.user] if target.user else []
     try:

@@ -1,0 +1,238 @@
+"""The keys that may let somebody in: files, certificates and an agent's, in OpenSSH's order."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import SSHCertificate
+from paramiko.agent import AgentKey, AgentSSH
+from paramiko.pkey import PublicBlob
+
+from xenlab.transport import certificates
+from xenlab.transport.ssh_config import Route
+
+AGENT_SECONDS = 120.0
+"""How long an agent may take for an answer: a person may have to touch a key, or to say yes."""
+
+_MAGIC = b"openssh-key-v1\0"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key that is offered; ``public`` is what is shown to the server."""
+
+    name: str
+    signer: paramiko.PKey
+    public: PublicBlob
+    of_agent: bool = False
+
+    @property
+    def wants_a_touch(self) -> bool:
+        """Whether it is a FIDO token's."""
+        return self.public.key_type.startswith("sk-")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A key, or a certificate for it, that an identity file stands for."""
+
+    path: Path
+    public: bytes | None
+
+
+@dataclass
+class Keys:
+    """The keys that may be tried for a host, and why others may not."""
+
+    route: Route
+    notes: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+    _loaded: dict[Path, paramiko.PKey | None] = field(default_factory=dict)
+
+    def candidates(self) -> Iterator[Key]:
+        """Each key: certificates, then the agent's with the named ones first, then files."""
+        listed = [one for path in self.route.identities for one in self._listed(path)]
+        agent = _agent(self.route, self.notes)
+        try:
+            held = {key.blob: key for key in agent.get_keys()} if agent else {}
+            named = {one.public for one in listed}
+            first = [blob for blob in held if blob in named]
+            if not self.route.identities_only:
+                first += [blob for blob in held if blob not in named]
+            seen: set[bytes] = set()
+            for key in (
+                *self._certified(listed, held),
+                *(_of_agent(held[blob]) for blob in first),
+                *self._from_files(listed, held),
+            ):
+                if key.public.key_blob not in seen and self._accepted(key):
+                    seen.add(key.public.key_blob)
+                    yield key
+        finally:
+            if agent is not None:
+                agent.close()
+
+    def _listed(self, path: Path) -> Iterator[_Listed]:
+        public = _public_of(path)
+        if public is None and not path.exists():
+            return
+        yield _Listed(path, public)
+        beside = path.with_name(path.name + "-cert.pub")
+        blob = certificates.blob_of(beside)
+        if blob is not None and not self.route.certificates:
+            yield _Listed(path, blob)
+
+    def _certified(self, listed: list[_Listed], held: dict[bytes, AgentKey]) -> Iterator[Key]:
+        """The certificates that the ssh_config names, each with the key that it is for."""
+        for file in self.route.certificates:
+            blob = certificates.blob_of(file)
+            certificate = certificates.from_blob(blob) if blob else None
+            if blob is None or certificate is None:
+                if file.exists():
+                    self.notes.append(f"{file} holds no certificate that can be used")
+                continue
+            signer = self._signer(certificates.key_of(certificate), listed, held)
+            if signer is None:
+                self.notes.append(f"{file} is for a key that neither a file nor the agent has")
+                continue
+            yield self._with(certificate, blob, str(file), signer)
+
+    def _signer(
+        self, public: bytes, listed: list[_Listed], held: dict[bytes, AgentKey]
+    ) -> paramiko.PKey | None:
+        if public in held:
+            return held[public]
+        paths = [one.path for one in listed if one.public == public]
+        return next((key for path in paths if (key := self._load(path)) is not None), None)
+
+    def _with(
+        self, certificate: SSHCertificate, blob: bytes, name: str, signer: paramiko.PKey
+    ) -> Key:
+        if outdated := certificates.outdated(certificate):
+            self.notes.append(f"the certificate {name} {outdated}")
+        return Key(name, signer, _blob(blob), isinstance(signer, AgentKey))
+
+    def _from_files(self, listed: list[_Listed], held: dict[bytes, AgentKey]) -> Iterator[Key]:
+        for one in listed:
+            certificate = certificates.from_blob(one.public) if one.public else None
+            if certificate is None:
+                key = self._load(one.path)
+                if key is not None:
+                    yield Key(str(one.path), key, _blob(key.asbytes()))
+                continue
+            signer = held.get(certificates.key_of(certificate)) or self._load(one.path)
+            if signer is not None and one.public is not None:
+                name = f"{one.path}-cert.pub"
+                yield self._with(certificate, one.public, name, signer)
+
+    def _accepted(self, key: Key) -> bool:
+        allowed = self.route.allows("pubkeyacceptedalgorithms")
+        kind = key.public.key_type.replace("ssh-rsa", "rsa-sha2-512")
+        if allowed is None or kind in allowed or kind.replace("512", "256") in allowed:
+            return True
+        self.notes.append(f"{key.name} is {key.public.key_type}, which the ssh_config excludes")
+        return False
+
+    def _load(self, path: Path) -> paramiko.PKey | None:
+        if path not in self._loaded:
+            self._loaded[path] = self._from_file(path)
+        return self._loaded[path]
+
+    def _from_file(self, path: Path) -> paramiko.PKey | None:
+        if path.suffix == ".pub" or not path.exists():
+            return None
+        public = _public_of(path) or b""
+        if public[4:].startswith(b"sk-"):
+            self.notes.append(
+                f"{path} is a FIDO token's, which only an agent can use: ssh-add {path}"
+            )
+            return None
+        try:
+            mode = path.stat()
+            if mode.st_uid == os.getuid() and mode.st_mode & 0o077:
+                self.notes.append(f"{path} can be read by others: chmod 600 {path}")
+                return None
+            key = paramiko.PKey.from_path(path)
+        except (paramiko.PasswordRequiredException, TypeError):
+            self.notes.append(f"{path} is protected by a passphrase: ssh-add {path}")
+        except OSError as error:
+            self.notes.append(f"{path} cannot be read: {error.strerror}")
+        except UnsupportedAlgorithm:
+            self.notes.append(f"{path} is of a kind that only an agent can use: ssh-add {path}")
+        except (ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType):
+            self.notes.append(f"{path} holds no private key")
+        else:
+            # a certificate that lies beside it is offered by itself
+            key.public_blob = None
+            return key
+        return None
+
+
+def public_keys(route: Route) -> tuple[str, ...]:
+    """The public halves of the keys that would be tried there, as authorized_keys(5) has them."""
+    found: dict[tuple[str, str], None] = {}
+    for key in Keys(route).candidates():
+        certificate = certificates.from_blob(key.public.key_blob)
+        public = _blob(certificates.key_of(certificate)) if certificate else key.public
+        found[public.key_type, base64.b64encode(public.key_blob).decode()] = None
+    return tuple(f"{kind} {text}" for kind, text in found)
+
+
+class _Agent(AgentSSH):
+    """An SSH agent that listens on a socket."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.settimeout(AGENT_SECONDS)
+        try:
+            link.connect(place)
+            self._connect(link)  # type: ignore[attr-defined]
+        except BaseException:
+            link.close()
+            raise
+
+    def close(self) -> None:
+        self._close()  # type: ignore[attr-defined]
+
+
+def _agent(route: Route, notes: list[str]) -> _Agent | None:
+    if not route.agent:
+        return None
+    try:
+        return _Agent(route.agent)
+    except (OSError, ValueError, paramiko.SSHException) as error:
+        notes.append(f"the SSH agent at {route.agent} does not answer: {error}")
+        return None
+
+
+def _of_agent(key: AgentKey) -> Key:
+    return Key(f"the agent's {key.comment or key.get_name()}", key, _blob(key.blob), of_agent=True)
+
+
+def _blob(blob: bytes) -> PublicBlob:
+    return PublicBlob.from_message(paramiko.Message(blob))
+
+
+def _public_of(path: Path) -> bytes | None:
+    """The public key of an identity file, or of the file beside it; a passphrase hides it not."""
+    with suppress(OSError, ValueError):
+        text = path.read_bytes()
+        if b"BEGIN OPENSSH PRIVATE KEY" in text:
+            lines = [line for line in text.split(b"\n") if b"-----" not in line]
+            message = paramiko.Message(base64.b64decode(b"".join(lines)))
+            if message.get_bytes(len(_MAGIC)) == _MAGIC:
+                # cipher, key derivation and its options, the number of keys
+                for _ in range(3):
+                    message.get_binary()
+                message.get_int()
+                return message.get_binary() or None
+    return certificates.blob_of(path) or certificates.blob_of(path.with_name(path.name + ".pub"))
