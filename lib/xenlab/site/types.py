@@ -130,6 +130,7 @@ def uplink(text: str) -> str:
 
 
 def _no_kernel_s(name: str) -> str:
+    """A name that the kernel has not by itself, as lo, all and default."""
     if name in ("lo", "all", "default"):
         raise ValueError(f"must not be {name}, which the kernel has by itself")
     return name
@@ -364,6 +365,7 @@ NEEDED_TO_BOOT = ("/", "/*", "/bin", "/etc", "/lib", "/lib64", "/sbin", "/usr", 
 
 
 def _apart(path: str) -> str:
+    """A folder that the system itself has not, nor one below /dev, /proc, /run, /sys or /tmp."""
     if path in SYSTEM_FOLDERS:
         raise ValueError(f"must not be {path}, which the system itself has")
     if path.startswith(MADE_AT_BOOT):
@@ -372,6 +374,7 @@ def _apart(path: str) -> str:
 
 
 def _to_spare(path: str) -> str:
+    """A path without which a guest boots."""
     if path in NEEDED_TO_BOOT:
         raise ValueError(f"must not be {path}: no guest boots without it")
     return path
@@ -399,6 +402,7 @@ def _without(word: str, why: str) -> AfterValidator:
                 raise ValueError(f"must not have {cut(said)}: {why}")
         return text
 
+    check.__doc__ = f"without {word}=: {why}"
     return AfterValidator(check)
 
 
@@ -407,6 +411,7 @@ KernelWords = Annotated[CommandLine, _without("root", "xenlab names the root its
 
 
 def _each_once(options: list[str]) -> list[str]:
+    """An option with one value, however often."""
     names = [option.partition("=")[0] for option in dict.fromkeys(options)]
     for name in names:
         if names.count(name) > 1:
