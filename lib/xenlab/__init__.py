@@ -16,7 +16,8 @@ _PLACES = {
         "uplink_values xen_runs xend_today"
     ),
     "chapters.disk": (
-        "below disk_files file_systems first_partition fstab guests_partitions kernel_checksum "
+        "Brought below controller_software disk_files file_systems first_partition fstab "
+        "guests_partitions kernel_checksum "
         "kernel_mounts mounted_again mounts partition_table source_tarball stage_checksum swap_file"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
@@ -25,8 +26,7 @@ _PLACES = {
         "host_key_table image_record image_taken"
     ),
     "chapters.ingredients": (
-        "Brought DriversBuilt Fits controller_software driver_table look_at_machine machine_table "
-        "uplink_found"
+        "DriversBuilt Fits driver_table look_at_machine machine_table uplink_found"
     ),
     "chapters.kernel": (
         "DiskBooted build_result build_tools builder configured_options dom0_configured "

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.sites import lab_site
 
 from xenlab.chapter.step import refusal, require_consent
-from xenlab.chapters import ingredients
+from xenlab.chapters.ingredients import look_at_machine
 from xenlab.errors import BadInput, ConsentNeeded, StepFailed
 from xenlab.host import Host
 from xenlab.resources.blockdevices import Identified, identified, parse, parse_identity
@@ -214,7 +214,7 @@ class TestDestroying:
         """A link, as below /dev/disk/by-id: the kernel's lists know only where it leads."""
         (by_id := tmp_path / "ata-EXAMPLE").symlink_to(loop)
         disk = str(by_id)
-        assert ingredients.look_at_machine(HOST, disk).disk_mib == 64
+        assert look_at_machine(HOST, disk).disk_mib == 64
         identity = require_consent(HOST, disk, (f"{loop} {64 << 20}",))
         table = PartitionTable(disk, (Partition("one", 8), Partition("two", 0)))
         table.consented(identity).apply(HOST, quiet)
@@ -230,7 +230,7 @@ class TestDestroying:
     def test_an_id_that_is_no_disk_s(self, tmp_path: Path, name: str) -> None:
         """Without udev not even the folder of the links is there: it is said, with the disks."""
         disk = str(tmp_path / name)
-        assert ingredients.look_at_machine(HOST, disk).disk_mib == 0
+        assert look_at_machine(HOST, disk).disk_mib == 0
         with pytest.raises(BadInput, match=f"no .*{name}") as refused:
             require_consent(HOST, disk, ())
         assert refused.value.hint.startswith("name one of these disks: /dev/")

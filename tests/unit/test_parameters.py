@@ -346,6 +346,69 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(address="10.0.2.2/24")]},
         "the gateway and domain 1 (web) have the same address: 10.0.2.2",
     ),
+    (
+        {"gateway": "10.0.2.255"},
+        "gateway 10.0.2.255 is no machine in the network 10.0.2.0/24",
+    ),
+    (
+        {"gateway": "10.0.2.64", "domains": [guest(address="10.0.2.65/26")]},
+        "gateway 10.0.2.64 is no machine in the network 10.0.2.64/26",
+    ),
+    ({"gateway": "0.0.0.0"}, "gateway must be an address that a machine can have, not '0.0.0.0'"),
+    (
+        {"address": "224.0.0.9/24"},
+        "address must be an address that a machine can have, not '224.0.0.9'",
+    ),
+    ({"address": "10.0.2.15/2"}, "address must have a prefix of at least 8, not '10.0.2.15/2'"),
+    (
+        {"domains": [guest(address="127.0.0.5/8")]},
+        "domains[0].address must be an address that a machine can have, not '127.0.0.5'",
+    ),
+    (
+        {"ssh": {"host": "10.0.2.50"}, "domains": [guest()]},
+        "the target and domain 1 (web) have the same address: 10.0.2.50",
+    ),
+    (
+        {"ssh": {"host": "x", "rescue_address": "10.0.2.50"}, "domains": [guest()]},
+        "the target and domain 1 (web) have the same address: 10.0.2.50",
+    ),
+    # what would have another name, or hide something
+    (
+        {"dom0_options": "quiet"},
+        "uplink eth0 needs net.ifnames=0 in dom0_options: udev renames it else",
+    ),
+    (
+        {"uplink": "enp3s0"},
+        "uplink enp3s0 is udev's name: net.ifnames=0 in dom0_options forbids it",
+    ),
+    ({"bridge": "lo"}, "bridge must not be lo, which the kernel has by itself"),
+    ({"uplink": "all"}, "uplink must not be all, which the kernel has by itself"),
+    ({"hostname": "localhost"}, "hostname must not be localhost, the loopback interface's"),
+    ({"share": "/usr"}, "share must not be /usr, which the system itself has"),
+    ({"share": "/run/share"}, "share must not be /run/share: nothing there outlives a boot"),
+    (
+        {"share": "/mnt/domuswap/x"},
+        "share must not lie in /mnt/domuswap, where the guests' files are: /mnt/domuswap/x",
+    ),
+    ({"image_exclude": ["/etc"]}, "image_exclude[0] must not be /etc: no guest boots without it"),
+    ({"xen_options": "dom0_mem=1G"}, "xen_options must not have dom0_mem=1G: say dom0_mem_mib"),
+    (
+        {"dom0_options": "net.ifnames=0 root=/dev/sda1"},
+        "dom0_options must not have root=/dev/sda1: xenlab names the root itself",
+    ),
+    (
+        {"kernel_options": ["CONFIG_A=y", "CONFIG_A=n"]},
+        "kernel_options must not give CONFIG_A two values",
+    ),
+    (
+        {
+            "domains": [
+                guest(name=f"g{n}", mac=f"00:16:3e:00:00:{n:02x}", address=f"10.0.2.{20 + n}/24")
+                for n in range(123)
+            ]
+        },
+        "a disk has at most 128 partitions, not 129: use guest_disks: file",
+    ),
     # paths
     ({"disk": "vda"}, "disk must be an absolute path, not 'vda'"),
     ({"share": "/mnt/../x"}, "share must be a plain path: write '/x', not '/mnt/../x'"),
@@ -570,7 +633,8 @@ def test_one_key_that_is_missing_is_named_beside_other_problems() -> None:
 
 def test_no_default_is_the_lab_s_alone() -> None:
     stated = STATED.replace(" and ", ", ").split(", ")
-    site = validate({key: BARE[key] for key in stated}, "site.yaml").model_dump()
+    least = {key: BARE[key] for key in stated} | {"uplink": "auto"}
+    site = validate(least, "site.yaml").model_dump()
     for key in ("autostart", "lan_guests", "shared_packages", "shared_usr", "guest_exports"):
         assert site[key] == []
     for key in ("xen_options", "dom0_options", "domu_options", "package_proxy"):
@@ -873,7 +937,14 @@ def test_a_notebook_that_cannot_be_read(tmp_path: Path, text: str | None, senten
         {"disk": "/dev/mapper/vg-xen", "image": '/mnt/it\'s a "$(share)"; `x` & <y> | *'},
         {"stage": "~/my stage's $HOME.tar"},
         {"xen_options": "console=vga  loglvl=all com1=115200,8n1,0x3f8,4 cpufreq=xen:performance"},
-        {"dom0_options": "acpi_osi=!* ivrs_ioapic[10]=00:14.0 video=HDMI-1:1920x1080@60 "},
+        {
+            "dom0_options": "acpi_osi=!* ivrs_ioapic[10]=00:14.0 video=HDMI-1:1920x1080@60 ",
+            "uplink": "enp3s0f1",
+            "lan_interface": "veth2",
+        },
+        {"dom0_options": "rootdelay=5 net.ifnames=0", "xen_options": "dom0_mem_x=1"},
+        {"kernel_options": ["CONFIG_A=y", "CONFIG_A=y"]},
+        {"share": "/srv/share", "image_exclude": ["/usr/lib/gcc", "/var/tmp"]},
         {"domu_options": "x" * 700},
         {"boot_mib": 64, "dom0_root_mib": 1024, "share_mib": 1024, "domu_root_mib": 768},
         {"dom0_mem_mib": 256, "domains": [guest(memory_mib=64)]},

@@ -1,10 +1,12 @@
-"""Chapters 01 and 02: the disk of a site, and the base system on its root."""
+"""Chapters 00 to 02: what the controller brings, the disk of a site, the base system on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
@@ -13,8 +15,17 @@ from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.boot import EFI_FOLDER
 from xenlab.platform.choice import where_stages_come_from
-from xenlab.resources.archive import RECORD, Upload, packaged_checksum, read_checksum
-from xenlab.resources.base import All, Difference, Report, Resource
+from xenlab.platform.power import Managed, power
+from xenlab.resources.archive import (
+    RECORD,
+    Upload,
+    has_checksum,
+    packaged_checksum,
+    read_checksum,
+    require_checksum,
+    unpacked_mib,
+)
+from xenlab.resources.base import All, Check, Difference, Report, Resource
 from xenlab.resources.disk import (
     BIOS_BOOT,
     EFI_SYSTEM,
@@ -269,3 +280,94 @@ def _fstab_rows(site: Parameters) -> tuple[tuple[str, ...], ...]:
         ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
         *([(GUESTS, GUESTS_FOLDER, "ext4", "noatime", "0", "2")] if files_for_disks(site) else []),
     )
+
+
+# What the controller brings, as chapter 00 looks at it.
+
+Row = tuple[str, str, str, bool | str]
+"""What, wanted, found, and whether that fits."""
+
+
+def fits_table(rows: list[Row]) -> pd.DataFrame:
+    """What a site wants and what there is, side by side."""
+    frame = pd.DataFrame(rows, columns=["what", "wanted", "found", "fits"])
+    frame["fits"] = [{True: "yes", False: "no"}.get(fits, fits) for fits in frame["fits"]]
+    return frame
+
+
+def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
+    """What the controller has to bring: the stage and the kernel source."""
+    rows: list[Row] = []
+    for name, path in (("stage", site.stage), ("kernel source", site.kernel_source)):
+        found = controller.run(
+            Command.argv("stat", "-L", "-c", "%s", "--", _own(path)), check=False
+        )
+        size = f"{int(found.stdout) / 1024**2:.0f} MiB" if found.ok else "missing"
+        rows.append((name, path, size, found.ok))
+    wanted = stage_checksum(site)
+    same = has_checksum(controller, _own(site.stage), wanted)
+    rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
+    rows.append(_kernel_row(site))
+    needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
+    script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
+    missing = controller.run(Command.script(script, *needed)).stdout.split()
+    rows.append(
+        (
+            "compiler",
+            ", ".join(needed) or "none here",
+            ", ".join(missing) or "all there",
+            not missing,
+        )
+    )
+    return fits_table(rows)
+
+
+def _kernel_row(site: Parameters) -> Row:
+    try:
+        wanted = kernel_checksum(site)
+        require_checksum(Path(_own(site.kernel_source)), wanted)
+    except BadInput as error:
+        return ("kernel checksum", site.kernel_checksums or "dpkg's", str(error), False)
+    return ("kernel checksum", f"{wanted[:16]}…", "the same", True)
+
+
+def _own(path: str) -> str:
+    """A path on the controller, where ``~`` is this person's home."""
+    return str(Path(path).expanduser())
+
+
+@dataclass(frozen=True)
+class Brought(Check):
+    """The controller has what the site names: a whole stage, the kernel source, a way to boot."""
+
+    site: Parameters
+
+    def probe(self, host: Host) -> Difference | None:
+        """None if all is there; raises BadInput for what is missing or has a wrong checksum."""
+        site = self.site
+        by = power(site)
+        if isinstance(by, Managed):
+            by.ready(host)
+        wanted = stage_checksum(site)
+        if not host.test(Command.argv("test", "-f", _own(site.stage))):
+            raise absent_stage(site, site.stage)
+        if not has_checksum(host, _own(site.stage), wanted):
+            # read once more, for the reason
+            require_checksum(Path(_own(site.stage)), wanted)
+        if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
+            raise BadInput(
+                f"there is no kernel source {site.kernel_source} on the controller",
+                hint="apt-get install linux-source, or name another one in kernel_source",
+            )
+        require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
+        self._has_room(unpacked_mib(host, _own(site.stage)))
+        return None
+
+    def _has_room(self, stage_mib: int) -> None:
+        for key in ("dom0_root_mib", "domu_root_mib"):
+            room = getattr(self.site, key)
+            if stage_mib > room:
+                raise BadInput(
+                    f"the stage has {stage_mib} MiB unpacked, and {key} is {room}",
+                    hint=f"raise {key}",
+                )

@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.disk import absent_stage, kernel_checksum, stage_checksum
+from xenlab.chapter.step import refusal
+from xenlab.chapters.disk import Row, fits_table
 from xenlab.chapters.kernel import COMPILER, Driver, dom0_config, drivers_lacking
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
-from xenlab.platform.power import Managed, power
 from xenlab.platform.xl import best_type
-from xenlab.resources.archive import has_checksum, require_checksum
 from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
-from xenlab.site.rules import by_card, guest_types, needed_mib, partition_names
+from xenlab.site.rules import by_card, guest_types, needed_mib, partition_names, partitions
 from xenlab.site.rules import fits as disk_fits
 from xenlab.site.schema import Parameters
-
-Row = tuple[str, str, str, bool | str]
-"""What, wanted, found, and whether that fits."""
 
 XEN_MIB = 128
 """Memory that Xen keeps for itself: its heap, its tables of all pages, its console buffer."""
@@ -53,7 +49,9 @@ UEFI_TOOLS = ("mkfs.vfat",)
 class Machine:
     """What a machine has, as far as Xen and the site's plan care; sizes are MiB.
 
-    On a running Xen, memory and processors are the machine's, not dom0's share of them.
+    On a running Xen, memory and processors are the machine's, not dom0's share of them. ``user``
+    is the number of who logs in, ``clock_ahead`` in seconds of the controller's, ``cards`` are the
+    MAC addresses of network cards.
     """
 
     processor: str
@@ -68,6 +66,10 @@ class Machine:
     missing_tools: tuple[str, ...]
     firmware: str = "bios"
     secure_boot: bool = False
+    architecture: str = "x86_64"
+    user: str = "0"
+    clock_ahead: float = 0.0
+    cards: tuple[str, ...] = ()
 
     @property
     def disk_mib(self) -> int:
@@ -84,7 +86,11 @@ class Machine:
 # few programs and raw text: each program that is started costs an emulated machine 20 ms
 _LOOK = f"""
     tail -v -n +1 -- /proc/cpuinfo /proc/meminfo /proc/sys/kernel/osrelease /etc/os-release \\
-        /etc/xenlab-rescue 2> /dev/null || :
+        /etc/xenlab-rescue /proc/self/status /sys/class/net/*/device/net/*/address \\
+        2> /dev/null || :
+    printf '\\n==> kernel <==\\n'
+    date +%s
+    uname -m
     case $(cat /proc/xen/capabilities 2>/dev/null || :) in
         *control_d*) printf '\\n==> xl <==\\n'; xl info ;;
     esac
@@ -107,12 +113,13 @@ _LOOK = f"""
 
 def look_at_machine(host: Host, disk: str) -> Machine:
     """What a machine has; one command."""
+    began = time.time()
     result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS, *UEFI_TOOLS))
-    return parse(result.stdout)
+    return parse(result.stdout, (began + time.time()) / 2)
 
 
-def parse(text: str) -> Machine:
-    """The machine out of what `look_at_machine` has printed."""
+def parse(text: str, now: float = 0.0) -> Machine:
+    """The machine out of what `look_at_machine` has printed; ``now`` is the controller's clock."""
     parts = re.split(r"^==> (.*) <==\n", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     processor = _pairs(sections["/proc/cpuinfo"], ":")
@@ -121,6 +128,7 @@ def parse(text: str) -> Machine:
     xen = _pairs(sections.get("xl", ""), ":")
     flags = processor.get("flags", "").split()
     firmware, *secure = sections.get("firmware", "").split() or ["bios"]
+    clock, architecture = sections.get("kernel", f"{now:.0f} x86_64").split()
     hardware = " ".join(flag for flag in ("vmx", "svm") if flag in flags)
     return Machine(
         processor=processor.get("model name", "unknown"),
@@ -137,12 +145,25 @@ def parse(text: str) -> Machine:
         missing_tools=tuple(sections["missing"].split()),
         firmware=firmware,
         secure_boot="1" in secure,
+        architecture=architecture,
+        user=_pairs(sections.get("/proc/self/status", ""), ":").get("Uid", "0").split()[0],
+        clock_ahead=int(clock) - now,
+        cards=tuple(
+            text.strip() for name, text in sections.items() if name.startswith("/sys/class/net/")
+        ),
     )
 
 
 def _pairs(text: str, separator: str) -> dict[str, str]:
     lines = (line.partition(separator) for line in reversed(text.splitlines()))
     return {key.strip(): value.strip() for key, found, value in lines if found}
+
+
+MOST_WRONG = 24 * 3600
+"""How many seconds the machine's clock may differ: packages' indexes hold for days, from today."""
+
+NO_DISKS = {"part": "a partition", "rom": "a CD-ROM drive"}
+"""What lsblk calls devices on which no partition table is made, and what people call them."""
 
 
 def memory_plan(site: Parameters) -> list[tuple[str, int]]:
@@ -171,6 +192,7 @@ def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
     known_by = machine.disk.known_by
     missing = [tool for tool in machine.missing_tools if tool in tools(site)]
     allowed = any(value in site.may_wipe for _, value in known_by)
+    late = "behind" if machine.clock_ahead < 0 else "ahead"
     rows: list[Row] = [
         _processor(site, machine),
         _virtualisation(site, machine),
@@ -196,13 +218,19 @@ def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
             True,
         ),
         (
+            "clock",
+            "the controller's",
+            f"{abs(machine.clock_ahead):.0f} s {late}",
+            abs(machine.clock_ahead) <= MOST_WRONG,
+        ),
+        (
             "tools",
             f"{len(tools(site))} programs",
             f"without {', '.join(missing)}" if missing else "all there",
             not missing,
         ),
     ]
-    return _table(rows)
+    return fits_table(rows)
 
 
 def _processor(site: Parameters, machine: Machine) -> Row:
@@ -235,57 +263,9 @@ def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
     return rows
 
 
-def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
-    """What the controller has to bring: the stage and the kernel source."""
-    rows: list[Row] = []
-    for name, path in (("stage", site.stage), ("kernel source", site.kernel_source)):
-        found = controller.run(
-            Command.argv("stat", "-L", "-c", "%s", "--", _own(path)), check=False
-        )
-        size = f"{int(found.stdout) / 1024**2:.0f} MiB" if found.ok else "missing"
-        rows.append((name, path, size, found.ok))
-    wanted = stage_checksum(site)
-    same = has_checksum(controller, _own(site.stage), wanted)
-    rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
-    rows.append(_kernel_row(site))
-    needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
-    script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
-    missing = controller.run(Command.script(script, *needed)).stdout.split()
-    rows.append(
-        (
-            "compiler",
-            ", ".join(needed) or "none here",
-            ", ".join(missing) or "all there",
-            not missing,
-        )
-    )
-    return _table(rows)
-
-
-def _kernel_row(site: Parameters) -> Row:
-    try:
-        wanted = kernel_checksum(site)
-        require_checksum(Path(_own(site.kernel_source)), wanted)
-    except BadInput as error:
-        return ("kernel checksum", site.kernel_checksums or "dpkg's", str(error), False)
-    return ("kernel checksum", f"{wanted[:16]}…", "the same", True)
-
-
-def _own(path: str) -> str:
-    """A path on the controller, where ``~`` is this person's home."""
-    return str(Path(path).expanduser())
-
-
-def _table(rows: list[Row]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["what", "wanted", "found", "fits"])
-    frame["fits"] = [{True: "yes", False: "no"}.get(fits, fits) for fits in frame["fits"]]
-    return frame
-
-
 def check_fit(site: Parameters, machine: Machine) -> None:
-    """Raise BadInput or StepFailed, with the numbers, where the site does not fit the machine."""
-    if not machine.long_mode:
-        raise BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
+    """Raise BadInput, StepFailed or ConsentNeeded where the site does not fit the machine."""
+    _check_system(machine)
     if "pvh" in guest_types(site).values() and not machine.hvm:
         key = "guest_type" if site.guest_type == "pvh" else "type"
         raise BadInput(
@@ -293,13 +273,13 @@ def check_fit(site: Parameters, machine: Machine) -> None:
             hint=f"switch it on in the firmware, or use {key}: pv",
         )
     _check_firmware(site, machine)
-    if not machine.disk_mib:
+    missing = [tool for tool in machine.missing_tools if tool in tools(site)]
+    if missing:
         raise BadInput(
-            f"there is no disk {site.disk}",
-            hint=f"name one of these disks: {machine.disk.devices.listed()}",
+            f"the running system lacks {', '.join(missing)}",
+            hint="install them there, or boot another rescue system",
         )
-    refuse_twins(machine.disk.devices)
-    disk_fits(site, machine.disk_mib)
+    _check_disk(site, machine)
     needed = needed_memory_mib(site)
     if needed > machine.memory_mib:
         parts = ", ".join(f"{name} {size}" for name, size in memory_plan(site))
@@ -309,17 +289,68 @@ def check_fit(site: Parameters, machine: Machine) -> None:
             hint="lower dom0_mem_mib or memory_mib of domains, or take fewer domains",
         )
     _check_guests(site, machine)
-    missing = [tool for tool in machine.missing_tools if tool in tools(site)]
-    if missing:
+
+
+def _check_system(machine: Machine) -> None:
+    """Raise BadInput where nothing could be installed from the system that runs."""
+    if not machine.long_mode:
+        raise BadInput(f"{machine.processor} is no 64 bit processor; Xen needs one")
+    if machine.architecture != "x86_64":
         raise BadInput(
-            f"the running system lacks {', '.join(missing)}",
-            hint="install them there, or boot another rescue system",
+            f"the running system's kernel is one for {machine.architecture}, under which no "
+            "program of a stage for x86_64 runs",
+            hint="boot a rescue system of 64 bit",
+        )
+    if machine.user != "0":
+        raise BadInput(
+            f"the user with number {machine.user} is not root on the machine",
+            hint="let root in there, and leave ssh.user out or have it name root",
+        )
+    if abs(machine.clock_ahead) > MOST_WRONG:
+        late = "behind" if machine.clock_ahead < 0 else "ahead of"
+        raise BadInput(
+            f"the machine's clock is {abs(machine.clock_ahead) / 3600:.0f} hours {late} the "
+            "controller's: signatures of packages would not be valid",
+            hint=f"set it there (date -u -s @{time.time():.0f}; hwclock -w), or the controller's",
         )
 
 
+def _check_disk(site: Parameters, machine: Machine) -> None:
+    """Raise where the site's disk is none, is too small, or not the one that may be wiped."""
+    found = machine.disk.devices
+    device = found.device
+    hint = f"name one of these disks: {found.listed()}"
+    if device is None or not device.mib:
+        raise BadInput(f"there is no disk {site.disk}", hint=hint)
+    if device.kind in NO_DISKS:
+        raise BadInput(f"{site.disk} is {NO_DISKS[device.kind]}, not a disk", hint=hint)
+    if device.readonly:
+        raise BadInput(
+            f"disk {site.disk} is read-only",
+            hint=f"take its write protection off (blockdev --setrw {site.disk}), or {hint}",
+        )
+    refuse_twins(found)
+    disk_fits(site, device.mib)
+    if {part.name for part in partitions(site)} <= {part.name for part in device.all()}:
+        return
+    # it would be wiped; where may_wipe names none, whoever is there is asked
+    refused = refusal(machine.disk, site.disk, tuple(site.may_wipe))
+    if refused is not None and (device.used or site.may_wipe):
+        raise refused
+
+
 def _check_guests(site: Parameters, machine: Machine) -> None:
-    """Raise BadInput where a guest has, or may grow to, more than there is in the machine."""
+    """Raise BadInput where a guest has, or may grow to, more than there is in the machine.
+
+    Or where it has what is the machine's alone.
+    """
     for domain in site.domains:
+        macs = {domain.mac.lower(), *(nic.mac.lower() for nic in domain.nics)}
+        for mac in macs.intersection(machine.cards):
+            raise BadInput(
+                f"{domain.name} has the MAC address of the machine's own network card: {mac}",
+                hint="give the guest another one: 00:16:3e and three bytes of your choice are free",
+            )
         if domain.vcpus > machine.processors:
             raise BadInput(
                 f"the machine has {machine.processors} processors and {domain.name} has "
@@ -361,33 +392,6 @@ class Fits(Check):
     def probe(self, host: Host) -> Difference | None:
         """None if it fits; raises BadInput or StepFailed for the first thing that does not."""
         check_fit(self.site, look_at_machine(host, self.site.disk))
-        return None
-
-
-@dataclass(frozen=True)
-class Brought(Check):
-    """The controller has what the site names: a whole stage, the kernel source, a way to boot."""
-
-    site: Parameters
-
-    def probe(self, host: Host) -> Difference | None:
-        """None if all is there; raises BadInput for what is missing or has a wrong checksum."""
-        site = self.site
-        by = power(site)
-        if isinstance(by, Managed):
-            by.ready(host)
-        wanted = stage_checksum(site)
-        if not host.test(Command.argv("test", "-f", _own(site.stage))):
-            raise absent_stage(site, site.stage)
-        if not has_checksum(host, _own(site.stage), wanted):
-            # read once more, for the reason
-            require_checksum(Path(_own(site.stage)), wanted)
-        if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
-            raise BadInput(
-                f"there is no kernel source {site.kernel_source} on the controller",
-                hint="apt-get install linux-source, or name another one in kernel_source",
-            )
-        require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
         return None
 
 

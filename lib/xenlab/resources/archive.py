@@ -191,6 +191,26 @@ def checksum_of(path: Path, like: str = "0" * 64) -> str:
     return _digest(path, program_of(like), status.st_size, status.st_mtime_ns)
 
 
+_UNPACKED = r"""
+    case $1 in
+        *.xz) xz --robot --list -- "$1" | sed -n 's/^totals\t//p' | cut -f 4 ;;
+        *.zst) zstd -dc -- "$1" | wc -c ;;
+        *.gz | *.tgz) gzip -dc -- "$1" | wc -c ;;
+        *.bz2) bzip2 -dc -- "$1" | wc -c ;;
+        *) stat -L -c %s -- "$1" ;;
+    esac
+"""
+
+
+def unpacked_mib(host: Host, path: str) -> int:
+    """How many whole MiB a tarball on a host has unpacked: its root takes more, never less.
+
+    0 where the host has nothing to unpack it with; one command.
+    """
+    found = host.run(Command.script(_UNPACKED, path).within(_HASH_SECONDS), check=False)
+    return int(found.stdout.strip() or 0) >> 20
+
+
 def require_checksum(path: Path, checksum: str) -> None:
     """Raise BadInput unless a file on this machine is there and has this checksum."""
     try:

@@ -31,7 +31,7 @@ cat /proc/swaps 2> /dev/null || :
 echo '{SECTION}mounts'
 cat /proc/self/mountinfo
 echo '{SECTION}lsblk'
-lsblk -J -b -p -o NAME,KNAME,MAJ:MIN,TYPE,SIZE,SERIAL,FSTYPE,UUID,LABEL,PARTLABEL,PARTUUID
+lsblk -J -b -p -o NAME,KNAME,MAJ:MIN,TYPE,SIZE,RO,SERIAL,FSTYPE,UUID,LABEL,PARTLABEL,PARTUUID
 echo '{SECTION}blkid'
 # what is on a device lsblk has from udev, which not every rescue system runs
 if [ ! -e /run/udev/control ]; then
@@ -40,6 +40,10 @@ if [ ! -e /run/udev/control ]; then
 fi
 """
 """Shell text that looks at the device "$1" and all others; `parse` reads what it prints."""
+
+
+_OWN_KINDS = ("disk", "part", "")
+"""What lsblk calls a disk and its partitions."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Device:
     name: str = ""
     uuid: str = ""
     system_uuid: str = ""
+    readonly: bool = False
     places: tuple[str, ...] = ()
     parts: tuple[Device, ...] = ()
 
@@ -68,8 +73,13 @@ class Device:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Where it, or a part of it, is mounted; active swap counts as mounted on "[SWAP]"."""
-        return tuple(place for device in self.all() for place in device.places)
+        """Where it, or a part of it, is mounted; active swap counts as mounted on "[SWAP]".
+
+        And what is made of it: a logical volume, an array, an opened encrypted device.
+        """
+        places = [place for device in self.all() for place in device.places]
+        above = [d for d in self.all() if d is not self and d.kind not in _OWN_KINDS]
+        return (*places, *(f"{device.kind} {device.path}" for device in above))
 
     def all(self) -> Iterator[Device]:
         """Itself and all that lies on it."""
@@ -171,6 +181,8 @@ def _device(
         name=entry.get("partlabel") or "",
         uuid=(entry.get("partuuid") or "").lower(),
         system_uuid=entry.get("uuid") or "",
+        # text there before 2.34, 0 or 1 instead of false or true
+        readonly=entry.get("ro") in (True, "1"),
         places=tuple(dict.fromkeys(used)),
         parts=tuple(_device(part, places, probed) for part in entry.get("children", [])),
     )

@@ -54,6 +54,15 @@ LEAST = {
 LEAST_MEMORY = 64
 """The least memory of a guest in MiB."""
 
+MOST_PARTITIONS = 128
+"""How many partitions the table of a GPT disk holds, as sfdisk makes it."""
+
+KERNELS_NAME = re.compile(r"eth\d+")
+"""What kernels call a network card."""
+
+UDEVS_NAME = re.compile(r"(en|wl|ww)([ops]\d|x[0-9a-f]{12}).*")
+"""What udev calls it (systemd.net-naming-scheme(7))."""
+
 PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
 
@@ -95,6 +104,11 @@ def _twice(site: Parameters) -> Iterator[str]:
         machines[site.gateway] = "the gateway"
     if site.knows("address"):
         machines[_bare(site.address)] = "dom0"
+    # a name is no address: it stands here and meets none
+    if site.knows("ssh"):
+        machines |= dict.fromkeys((site.ssh.host, site.ssh.rescue_address), "the target")
+    if site.knows("dom0_ssh"):
+        machines[site.dom0_ssh.host] = "the target"
     taken: dict[str, dict[str, str]] = {
         "name": _reserved(site),
         "MAC": {site.uplink.lower(): "the uplink"} if site.knows("uplink") else {},
@@ -173,6 +187,9 @@ def _reached_by_guests(site: Parameters) -> Iterator[str]:
 
 
 def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
+    network = ipaddress.IPv4Interface(address).network
+    if network.prefixlen < 31 and gateway in map(str, (network[0], network[-1])):
+        yield f"gateway {gateway} is no machine in the network {network}"
     # no gateway is in a network of one: /32 says that it is on the same wire all the same
     if on_link(address, gateway) and not address.endswith("/32"):
         yield f"gateway {gateway} is not in the network of {name}: {address}"
@@ -181,6 +198,37 @@ def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
 def on_link(address: str, gateway: str) -> bool:
     """Whether the gateway is outside the network of an address: then it is on the same wire."""
     return ipaddress.IPv4Address(gateway) not in ipaddress.IPv4Interface(address).network
+
+
+def _in_dom0(site: Parameters) -> Iterator[str]:
+    """An uplink that is called otherwise once dom0 runs: nobody would reach it."""
+    kept = "net.ifnames=0" in site.dom0_options.split()
+    if site.platform == "gentoo-2006" or by_card(site):
+        return
+    if KERNELS_NAME.fullmatch(site.uplink) and not kept:
+        yield f"uplink {site.uplink} needs net.ifnames=0 in dom0_options: udev renames it else"
+    if UDEVS_NAME.fullmatch(site.uplink) and kept:
+        yield f"uplink {site.uplink} is udev's name: net.ifnames=0 in dom0_options forbids it"
+
+
+def _one_table(site: Parameters) -> Iterator[str]:
+    """More partitions than a table holds."""
+    count = len(partition_names(site))
+    if count > MOST_PARTITIONS:
+        yield f"a disk has at most {MOST_PARTITIONS} partitions, not {count}: use guest_disks: file"
+
+
+def _names_of_dom0(site: Parameters) -> Iterator[str]:
+    """A name of dom0 that /etc/hosts gives away already."""
+    if site.hostname.lower() in LOOPBACK_NAMES:
+        yield f"hostname must not be {site.hostname}, the loopback interface's"
+
+
+def _share(site: Parameters) -> Iterator[str]:
+    """A share where the guests' files are."""
+    for folder in (SWAP_FOLDER, GUESTS_FOLDER):
+        if PurePosixPath(site.share).is_relative_to(folder):
+            yield f"share must not lie in {folder}, where the guests' files are: {site.share}"
 
 
 def _two_interfaces(site: Parameters) -> Iterator[str]:
@@ -351,6 +399,10 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains", "guest_disks"), _no_partition),
     (("gateway", "address"), _reached_by_dom0),
     (("gateway", "domains"), _reached_by_guests),
+    (("uplink", "dom0_options", "platform"), _in_dom0),
+    (("domains", "guest_disks"), _one_table),
+    (("hostname",), _names_of_dom0),
+    (("share",), _share),
     (("uplink", "uplink_vlan", "bridge"), _two_interfaces),
     (("uplink", "uplink_vlan", "bridge", "dom0_ip_on_bridge"), _renamed),
     (
@@ -376,7 +428,8 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 def cross_field_errors(site: Parameters) -> list[str]:
     """A sentence for each pair of parameters that exclude each other, of those that are known."""
-    return [each for names, rule in RULES if site.knows(*names) for each in rule(site)]
+    found = (each for names, rule in RULES if site.knows(*names) for each in rule(site))
+    return list(dict.fromkeys(found))
 
 
 def _reserved(site: Parameters) -> dict[str, str]:

@@ -24,7 +24,6 @@ from xenlab.site import loader
 from xenlab.site.loader import format_validation_errors
 from xenlab.site.rules import cross_field_errors
 from xenlab.site.types import (
-    CommandLine,
     CompilerFlags,
     ControllerPath,
     DevicePath,
@@ -32,13 +31,15 @@ from xenlab.site.types import (
     DnsDomain,
     DomainName,
     Fingerprint,
+    Gateway,
     Given,
     GuestDiskName,
     HostName,
     Interface,
     IpAddress,
     IpWithPrefix,
-    KernelOption,
+    KernelOptions,
+    KernelWords,
     KeyPin,
     LabName,
     MacAddress,
@@ -57,6 +58,8 @@ from xenlab.site.types import (
     RepositoryName,
     Seconds,
     Service,
+    SharePath,
+    SparePath,
     SshHost,
     SshWord,
     SyncUri,
@@ -65,6 +68,7 @@ from xenlab.site.types import (
     Text,
     Uplink,
     UseFlag,
+    XenOptions,
     XlOptions,
 )
 
@@ -308,7 +312,7 @@ class Parameters(BaseModel):
 
     stage: ControllerPath
     stage_checksums: ControllerPath
-    share: MountPath = "/mnt/share"
+    share: SharePath = "/mnt/share"
     package_proxy: PackageProxy = ""
     portage: Portage = Portage()
 
@@ -320,11 +324,11 @@ class Parameters(BaseModel):
     )
     build_on: Literal["controller", "target"] = "controller"
     screen: bool = False
-    kernel_options: list[KernelOption] = Field([], examples=[["CONFIG_E1000E=y"]])
+    kernel_options: KernelOptions = Field([], examples=[["CONFIG_E1000E=y"]])
 
     dom0_mem_mib: Mib
-    xen_options: CommandLine = ""
-    dom0_options: CommandLine = ""
+    xen_options: XenOptions = ""
+    dom0_options: KernelWords = ""
 
     hostname: HostName
     domain: DnsDomain
@@ -334,19 +338,19 @@ class Parameters(BaseModel):
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"
-    image_exclude: list[TargetPath] = Field([], examples=[["/usr/lib/gcc"]])
+    image_exclude: list[SparePath] = Field([], examples=[["/usr/lib/gcc"]])
 
     uplink: Uplink
     uplink_vlan: int = Field(0, ge=0, le=4094)
     bridge: Interface = "xenbr0"
     dom0_ip_on_bridge: bool = False
     address: IpWithPrefix
-    gateway: IpAddress
+    gateway: Gateway
     nameserver: IpAddress
     rollback_seconds: Seconds = 120
 
     guest_type: Literal["auto", "pv", "pvh"] = "auto"
-    domu_options: CommandLine = ""
+    domu_options: KernelWords = ""
     domains: list[Domain] = Field(min_length=1)
 
     # What a site selects: nothing, where it does not say.

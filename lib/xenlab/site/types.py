@@ -126,7 +126,14 @@ def uplink(text: str) -> str:
     if ":" in text:
         return mac_address(text)
     words = "a network interface's name (letters, digits, . _ -; at most 15), its MAC address, or "
-    return pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", words + AUTO)(text)
+    return _no_kernel_s(pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", words + AUTO)(text))
+
+
+def _no_kernel_s(name: str) -> str:
+    """A name that the kernel has not by itself, as lo, all and default."""
+    if name in ("lo", "all", "default"):
+        raise ValueError(f"must not be {name}, which the kernel has by itself")
+    return name
 
 
 def ip_address(text: str) -> str:
@@ -138,9 +145,25 @@ def ip_address(text: str) -> str:
     return text
 
 
+def gateway(text: str) -> str:
+    """The IPv4 address of a machine, without a prefix, such as 10.0.2.2."""
+    return _of_a_machine(ip_address(text))
+
+
+def _of_a_machine(text: str) -> str:
+    address = ipaddress.IPv4Address(text)
+    if address.is_loopback or address.is_multicast or address.is_reserved or text[:2] == "0.":
+        raise ValueError(f"must be an address that a machine can have, not {quoted(text)}")
+    return text
+
+
 def optional_ip_address(text: str) -> str:
     """An IPv4 address, or nothing."""
     return ip_address(text) if text else text
+
+
+LEAST_PREFIX = 8
+"""The prefix of the largest network that anybody has, 10.0.0.0/8."""
 
 
 def ip_with_prefix(text: str) -> str:
@@ -154,6 +177,9 @@ def ip_with_prefix(text: str) -> str:
             f"must be an IPv4 address with its prefix, such as 10.0.2.15/24, not {quoted(text)}"
         ) from None
     network = interface.network
+    _of_a_machine(str(interface.ip))
+    if network.prefixlen < LEAST_PREFIX:
+        raise ValueError(f"must have a prefix of at least {LEAST_PREFIX}, not {quoted(text)}")
     if network.prefixlen < 31 and interface.ip in (
         network.network_address,
         network.broadcast_address,
@@ -201,6 +227,7 @@ Interface = Annotated[
         r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
         "a network interface's name (letters, digits, . _ -; at most 15)",
     ),
+    AfterValidator(_no_kernel_s),
 ]
 OptionalInterface = Annotated[
     Text,
@@ -324,6 +351,37 @@ MountPath = Annotated[
         "a path of letters, digits and . _ + @ - (it stands on kernels' command lines)",
     ),
 ]
+SYSTEM_FOLDERS = (
+    *("/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/mnt", "/opt"),
+    *("/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var"),
+)
+"""The folders of a root, which what is mounted there would hide."""
+
+MADE_AT_BOOT = ("/dev/", "/proc/", "/run/", "/sys/", "/tmp/")
+"""Those below which nothing outlives a boot."""
+
+NEEDED_TO_BOOT = ("/", "/*", "/bin", "/etc", "/lib", "/lib64", "/sbin", "/usr", "/var")
+"""What a root without which boots nothing."""
+
+
+def _apart(path: str) -> str:
+    """A folder that the system itself has not, nor one below /dev, /proc, /run, /sys or /tmp."""
+    if path in SYSTEM_FOLDERS:
+        raise ValueError(f"must not be {path}, which the system itself has")
+    if path.startswith(MADE_AT_BOOT):
+        raise ValueError(f"must not be {path}: nothing there outlives a boot")
+    return path
+
+
+def _to_spare(path: str) -> str:
+    """A path without which a guest boots."""
+    if path in NEEDED_TO_BOOT:
+        raise ValueError(f"must not be {path}: no guest boots without it")
+    return path
+
+
+SharePath = Annotated[MountPath, AfterValidator(_apart)]
+SparePath = Annotated[TargetPath, AfterValidator(_to_spare)]
 # Xen passes 1024 characters on to a kernel (MAX_GUEST_CMDLINE), of which chapters take some. What a
 # shell, GRUB or the kernel's own reader would take for quoting is in no option that a boot needs.
 CommandLine = Annotated[
@@ -333,6 +391,35 @@ CommandLine = Annotated[
         "words of a command line (at most 700 characters, no quotes, none of $`\\|&<>())",
     ),
 ]
+
+
+def _without(word: str, why: str) -> AfterValidator:
+    """What makes a type of command lines on which xenlab alone says a word."""
+
+    def check(text: str) -> str:
+        for said in text.split():
+            if said.partition("=")[0] == word:
+                raise ValueError(f"must not have {cut(said)}: {why}")
+        return text
+
+    check.__doc__ = f"without {word}=: {why}"
+    return AfterValidator(check)
+
+
+XenOptions = Annotated[CommandLine, _without("dom0_mem", "say dom0_mem_mib")]
+KernelWords = Annotated[CommandLine, _without("root", "xenlab names the root itself")]
+
+
+def _each_once(options: list[str]) -> list[str]:
+    """An option with one value, however often."""
+    names = [option.partition("=")[0] for option in dict.fromkeys(options)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"must not give {cut(name)} two values")
+    return options
+
+
+KernelOptions = Annotated[list[KernelOption], AfterValidator(_each_once)]
 ControllerPath = Annotated[Text, AfterValidator(controller_path)]
 OptionalPath = Annotated[Text, AfterValidator(optional_path)]
 Fingerprint = Annotated[
@@ -345,6 +432,7 @@ Fingerprint = Annotated[
 MacAddress = Annotated[Text, AfterValidator(mac_address)]
 Uplink = Annotated[Text, AfterValidator(uplink)]
 IpAddress = Annotated[Text, AfterValidator(ip_address)]
+Gateway = Annotated[Text, AfterValidator(gateway)]
 OptionalIpAddress = Annotated[Text, AfterValidator(optional_ip_address)]
 IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]
 Mib = Annotated[int, Field(gt=0, le=1 << 33)]
