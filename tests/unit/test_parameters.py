@@ -120,6 +120,20 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"power": "ups"}, "power must be 'lab', 'ipmi', 'redfish' or 'manual', not 'ups' (text)"),
     ({"imaging": "tar"}, "imaging must be 'bind' or 'rescue', not 'tar' (text)"),
     ({"build_on": "dom0"}, "build_on must be 'controller' or 'target', not 'dom0' (text)"),
+    ({"kernel": "debian"}, "kernel must be 'build' or 'distribution', not 'debian' (text)"),
+    (
+        {"kernel": "distribution", "platform": "gentoo", "software": []},
+        "kernel: distribution is for platform debian: build one on platform gentoo",
+    ),
+    (
+        {"kernel": "distribution", "boot_mib": 200},
+        "boot_mib must be at least 256, not 200: with kernel: distribution /boot holds an initrd "
+        "for each kernel, and the next one while it is made",
+    ),
+    (
+        {"kernel": "distribution", "lan_guests": [lan_guest()], "shared_usr": ["domu1"]},
+        "shared_usr names domu1, which needs kernel: build: modules lie in /usr",
+    ),
     # what guests have beside root, swap and their first interface
     (
         {"domains": [guest(disks=[{"path": "/dev/vdb", "name": "xvda3"}])]},

@@ -22,7 +22,13 @@ from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
-from xenlab.site.rules import device, dom0_device, files_for_disks, guest_types
+from xenlab.site.rules import (
+    builds_kernel,
+    device,
+    dom0_device,
+    files_for_disks,
+    guest_types,
+)
 from xenlab.site.schema import Domain, Parameters
 
 # Chapter 06: the image that every guest is made from.
@@ -65,6 +71,8 @@ def base(site: Parameters) -> str:
         "services": sorted(site.services),
         # where nothing is unwanted, the root is the one that was made before there was such a key
         **({"unwanted": sorted(site.unwanted)} if site.unwanted else {}),
+        # the modules of a kernel that is not built
+        **({} if builds_kernel(site) else {"kernel": site.kernel}),
         "without": sorted(site.image_exclude),
         # an image that was taken before this was so is taken anew
         "secrets of dom0": "left out, with the logins in URLs",

@@ -26,7 +26,7 @@ from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
-from xenlab.site.rules import by_card, guest_types, needed_mib, partition_names
+from xenlab.site.rules import builds_kernel, by_card, guest_types, needed_mib, partition_names
 from xenlab.site.rules import fits as disk_fits
 from xenlab.site.schema import Parameters
 
@@ -248,7 +248,8 @@ def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
     same = has_checksum(controller, _own(site.stage), wanted)
     rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
     rows.append(_kernel_row(site))
-    needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
+    compiles = builds_kernel(site) and site.build_on == "controller"
+    needed = ("make", "gcc", "flex", "bison", "bc") if compiles else ()
     script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
     missing = controller.run(Command.script(script, *needed)).stdout.split()
     rows.append(
@@ -470,14 +471,17 @@ def driver_table(chapter: Chapter) -> pd.DataFrame:
     """Each of these drivers, with the options that dom0's kernel lacks for it."""
     uplink = _uplink_now(chapter.host, chapter.site)
     drivers = look_at_drivers(chapter.host, chapter.site.disk, uplink)
-    lacks = drivers_lacking(chapter.site, drivers, chapter.controller) or {}
+    own = builds_kernel(chapter.site)
+    lacks = drivers_lacking(chapter.site, drivers, chapter.controller) if own else {}
+    lacks = lacks or {}
+    otherwise = "not configured yet" if own else "the distribution's, with all its modules"
     return pd.DataFrame(
         [
             {
                 "for": each.use,
                 "device": f"{each.bus} {each.device}",
                 "driver": each.module or each.name,
-                "dom0's kernel": _said(lacks[each]) if each in lacks else "not configured yet",
+                "dom0's kernel": _said(lacks[each]) if each in lacks else otherwise,
             }
             for each in drivers
         ],
@@ -503,7 +507,12 @@ class DriversBuilt(Check):
     controller: Host = field(compare=False)
 
     def probe(self, host: Host) -> Difference | None:
-        """The drivers that its .config lacks; what nobody can tell is said, and stays."""
+        """The drivers that its .config lacks; what nobody can tell is said, and stays.
+
+        The distribution's kernel has its modules for all that its rescue systems run on.
+        """
+        if not builds_kernel(self.site):
+            return None
         drivers = look_at_drivers(host, self.site.disk, _uplink_now(host, self.site))
         lacks = drivers_lacking(self.site, drivers, self.controller)
         if lacks is None:

@@ -54,6 +54,9 @@ LEAST = {
 LEAST_MEMORY = 64
 """The least memory of a guest in MiB."""
 
+LEAST_FOR_INITRDS = 256
+"""The least of boot_mib where the kernels are the distribution's."""
+
 PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
 
@@ -323,6 +326,28 @@ def _no_cards(site: Parameters) -> Iterator[str]:
         yield "uplink must be an interface's name on platform gentoo-2006: nothing is renamed there"
 
 
+def _no_own_kernel(site: Parameters) -> Iterator[str]:
+    """A distribution that has no kernel of its own to take."""
+    if site.platform != "debian" and not builds_kernel(site):
+        yield f"kernel: distribution is for platform debian: build one on platform {site.platform}"
+
+
+def _no_usr_before_modules(site: Parameters) -> Iterator[str]:
+    """A guest whose network driver is a module in the /usr that comes over the network."""
+    if not builds_kernel(site):
+        for name in site.shared_usr:
+            yield f"shared_usr names {name}, which needs kernel: build: modules lie in /usr"
+
+
+def _no_room_for_initrds(site: Parameters) -> Iterator[str]:
+    """A /boot in which no second initrd has room."""
+    if not builds_kernel(site) and site.boot_mib < LEAST_FOR_INITRDS:
+        yield (
+            f"boot_mib must be at least {LEAST_FOR_INITRDS}, not {site.boot_mib}: with kernel: "
+            "distribution /boot holds an initrd for each kernel, and the next one while it is made"
+        )
+
+
 def _no_vlan(site: Parameters) -> Iterator[str]:
     """A VLAN where nobody writes the files for one."""
     if site.platform != "debian" and site.uplink_vlan:
@@ -369,6 +394,9 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform", "firmware"), _no_uefi),
     (("platform", "uplink"), _no_cards),
     (("platform", "uplink_vlan"), _no_vlan),
+    (("platform", "kernel"), _no_own_kernel),
+    (("shared_usr", "kernel"), _no_usr_before_modules),
+    (("boot_mib", "kernel"), _no_room_for_initrds),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""
@@ -399,6 +427,11 @@ def _bare(address: str) -> str:
 def _number(interface: str) -> int:
     """The number at an interface's end, 0 where it has none."""
     return int(interface[len(interface.rstrip("0123456789")) :] or "0")
+
+
+def builds_kernel(site: Parameters) -> bool:
+    """Whether both kernels are compiled for the site; else they are the distribution's one."""
+    return site.kernel == "build"
 
 
 def guest_types(site: Parameters) -> dict[str, str]:

@@ -312,6 +312,7 @@ class Parameters(BaseModel):
     package_proxy: PackageProxy = ""
     portage: Portage = Portage()
 
+    kernel: Literal["build", "distribution"] = "build"
     kernel_source: ControllerPath
     kernel_checksums: OptionalPath = Field("", examples=["~/linux-6.1.tar.xz.sha256"])
     checksum_keyring: OptionalPath = Field("", examples=["~/gentoo-release.gpg"])

@@ -360,6 +360,7 @@ XL_WRITTEN |= {
     "extra": "domu_options",
     "maxmem": "maxmem_mib",
     "memory": "memory_mib",
+    "ramdisk": "kernel",
     "root": "domu_options",
     "type": "type",
     "vcpus": "vcpus",
