@@ -16,8 +16,9 @@ _PLACES = {
         "uplink_values xen_runs xend_today"
     ),
     "chapters.disk": (
-        "below disk_files file_systems first_partition fstab guests_partitions "
-        "kernel_mounts mounted_again mounts partition_table source_tarball stage_checksum swap_file"
+        "below disk_files file_systems first_partition fstab guests_partitions guests_volumes "
+        "in_files kernel_mounts mounted_again mounts partition_table source_tarball stage_checksum "
+        "swap_space"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (

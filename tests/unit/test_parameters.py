@@ -163,7 +163,33 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(nics=[{"mac": "00:16:3e:00:00:01"}])]},
         "domain 1 (web) and domain 1 (web), nics[0] have the same MAC: 00:16:3e:00:00:01",
     ),
-    ({"guest_disks": "lvm"}, "guest_disks must be 'partition' or 'file', not 'lvm' (text)"),
+    ({"guest_disks": "zfs"}, "guest_disks must be 'partition', 'file' or 'lvm', not 'zfs' (text)"),
+    (
+        {"volume_group": "../sda"},
+        "volume_group must be the name of a volume group (letters, digits, . _ -), not '../sda'",
+    ),
+    (
+        {"guest_disks": "lvm", "platform": "gentoo", "software": []},
+        "guest_disks: lvm is for platform debian: nobody writes gentoo's files for it",
+    ),
+    (
+        {"guest_disks": "lvm", "domains": [guest(partition="guests")]},
+        "web cannot have the partition guests: the volumes are there",
+    ),
+    *(
+        (
+            {"guest_disks": "lvm", "domains": [guest(partition=name)]},
+            f"web cannot have the volume {name}: such names are kept",
+        )
+        for name in ("snapshot1", "web_tdata", "web.swap")
+    ),
+    (
+        {
+            "guest_disks": "lvm",
+            "domains": [guest(disks=[{"path": "/dev/xenlab/mail", "name": "xvdb"}])],
+        },
+        "/dev/xenlab/mail cannot be a disk of web: it is a guest's own",
+    ),
     (
         {"guest_disks": "file", "domains": [guest(partition="guests")]},
         "web cannot have the partition guests: the disk files are there",

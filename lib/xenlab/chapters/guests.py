@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.disk import swap_file
+from xenlab.chapters.disk import swap_space
 from xenlab.command import Command
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
@@ -26,7 +26,6 @@ from xenlab.site.rules import (
     builds_kernel,
     device,
     dom0_device,
-    files_for_disks,
     guest_types,
 )
 from xenlab.site.schema import Domain, Parameters
@@ -248,10 +247,10 @@ def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> R
     """A domain's configuration file; its first disk, the root, is this partition of the site's.
 
     The file names it by UUID: at the next boot another disk may have the name of this one. A disk
-    file has a name that stays.
+    file or a logical volume has a name that stays.
     """
     first, *others = domain.disks
-    if files_for_disks(chapter.site):
+    if chapter.site.guest_disks != "partition":
         return chapter.toolstack.configured(replace(domain, cmdline=domain.cmdline.strip()))
 
     def with_uuid(uuids: Mapping[str, str]) -> Resource:
@@ -309,7 +308,7 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
             "memory (MiB)": _memory(d),
             "vcpus": d.vcpus,
             "root": device(site, d.partition),
-            "swap": swap_file(d),
+            "swap": swap_space(site, d),
             "MAC": d.mac,
             "bridge": site.bridge,
             **({"further keys": ", ".join(d.extra)} if further else {}),

@@ -42,7 +42,7 @@ from xenlab.resources.kernel import (
     parse_config,
 )
 from xenlab.resources.xen import compare, toolstack_answers, wait_for_toolstack, xen_state
-from xenlab.site.rules import builds_kernel
+from xenlab.site.rules import builds_kernel, volumes_for_disks
 from xenlab.site.schema import Parameters
 
 # Chapters 03 and 08: dom0's kernel and the guests', from one source tree.
@@ -65,6 +65,8 @@ UEFI_OPTIONS = (
 VLAN_OPTIONS = ("CONFIG_VLAN_8021Q=y",)
 """What it takes where the uplink is a VLAN."""
 
+VOLUMES_OPTIONS = ("CONFIG_MD=y", "CONFIG_BLK_DEV_DM=y", "CONFIG_DM_SNAPSHOT=y")
+"""What it takes where the guests' disks are logical volumes, with snapshots of them."""
 
 SCREEN_OPTIONS = (
     *("CONFIG_VT=y", "CONFIG_VGA_CONSOLE=y", "CONFIG_INPUT=y", "CONFIG_INPUT_KEYBOARD=y"),
@@ -250,7 +252,9 @@ def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
     firmware = UEFI_OPTIONS if uefi else ()
     if site.screen:
         firmware += (*SCREEN_OPTIONS, *(UEFI_SCREEN_OPTIONS if uefi else ()))
-    return (*firmware, *(VLAN_OPTIONS if site.uplink_vlan else ()), *site.kernel_options)
+    vlan = VLAN_OPTIONS if site.uplink_vlan else ()
+    volumes = VOLUMES_OPTIONS if volumes_for_disks(site) else ()
+    return (*firmware, *vlan, *volumes, *site.kernel_options)
 
 
 def _cache() -> Path:

@@ -65,6 +65,7 @@ from xenlab.site.types import (
     Text,
     Uplink,
     UseFlag,
+    VolumeGroupName,
     XlOptions,
 )
 
@@ -302,7 +303,8 @@ class Parameters(BaseModel):
     dom0_swap_mib: Mib
     dom0_root_mib: Mib
     share_mib: Mib
-    guest_disks: Literal["partition", "file"] = "partition"
+    guest_disks: Literal["partition", "file", "lvm"] = "partition"
+    volume_group: VolumeGroupName = "xenlab"
     domu_root_mib: Mib
     domu_swap_mib: Mib
 
