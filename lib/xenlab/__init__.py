@@ -17,8 +17,8 @@ _PLACES = {
     ),
     "chapters.disk": (
         "Brought below controller_software disk_files file_systems first_partition fstab "
-        "guests_partitions kernel_checksum "
-        "kernel_mounts mounted_again mounts partition_table source_tarball stage_checksum swap_file"
+        "guests_partitions guests_volumes in_files kernel_mounts mounted_again mounts "
+        "partition_table source_tarball stage_checksum swap_space"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (
@@ -30,7 +30,8 @@ _PLACES = {
     ),
     "chapters.kernel": (
         "DiskBooted build_result build_tools builder configured_options dom0_configured "
-        "kernel_build kernel_installed kernel_release running_system wanted_options xen_entry"
+        "guests_initrd has_initrd kernel_compiled kernel_configured kernel_installed "
+        "kernel_release kernel_sources running_system wanted_options xen_entry"
     ),
     "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_settings reaches_the_others"),
     "chapters.shared_usr": (
@@ -54,7 +55,6 @@ _PLACES = {
     "resources.files": "Absent Directory File KernelSetting Line Relocated Symlink",
     "resources.guest": "GuestConfigured GuestRoot",
     "resources.image": "ImageProof",
-    "resources.kernel": "KernelBuilt KernelConfigured Sources",
     "resources.network": "Bridge LanDevices Reaches VifAttached",
     "resources.nfs": "Exported ListensOnlyOn NfsMount ServedOn SwapFile server_settings",
     "resources.shared_usr": "UsrOnShare",

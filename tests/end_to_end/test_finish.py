@@ -481,9 +481,9 @@ def test_another_image_makes_a_guest_anew_only_by_its_name(site: Site) -> None:
 
 
 def unpacked(site: Site) -> dict[str, Any]:
-    """The final record of the last run's step 09.1."""
+    """The final record of the last run's step 09.2."""
     records = Journal(runs.find(site.runs, "last")).records()
-    (found,) = (r for r in records if r["phase"] == "final" and r["step"] == "09.1")
+    (found,) = (r for r in records if r["phase"] == "final" and r["step"] == "09.2")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,19 @@ def test_the_entry_is_the_howto_s_line_by_line(tmp_path: Path) -> None:
         "\tlinux /vmlinuz-6.1.192-xen0 root=PARTUUID=8a2c-01 ro net.ifnames=0 console=ttyS0,115200",
         "}",
     ]
+
+
+def test_a_kernel_with_an_initrd_has_it_in_both_entries(tmp_path: Path) -> None:
+    entry = replace(ENTRY, initrd=True)
+    lines, plain = menu_entry(entry, tmp_path), menu_entry(ENTRY, tmp_path)
+    assert [line for line in lines if line not in plain] == [
+        "\tmodule2 --nounzip /initrd.img-6.1.192-xen0",
+        "\tinitrd /initrd.img-6.1.192-xen0",
+    ]
+    assert (lines.index("}"), len(lines)) == (5, 11)
+    menu, bare = Grub2().menu(entry), Grub2().menu(ENTRY)
+    assert isinstance(menu, GrubMenu) and isinstance(bare, GrubMenu)
+    assert {*menu.lines()} - {*bare.lines()} == {lines[4].strip()}
 
 
 NASTY = "a=$(touch /tmp/x) b=`id` c=\\\"d\\\" e='f g' h;reboot i|j k>l \\$m {n} %s"

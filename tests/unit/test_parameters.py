@@ -120,6 +120,20 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"power": "ups"}, "power must be 'lab', 'ipmi', 'redfish' or 'manual', not 'ups' (text)"),
     ({"imaging": "tar"}, "imaging must be 'bind' or 'rescue', not 'tar' (text)"),
     ({"build_on": "dom0"}, "build_on must be 'controller' or 'target', not 'dom0' (text)"),
+    ({"kernel": "debian"}, "kernel must be 'build' or 'distribution', not 'debian' (text)"),
+    (
+        {"kernel": "distribution", "platform": "gentoo", "software": []},
+        "kernel: distribution is for platform debian: build one on platform gentoo",
+    ),
+    (
+        {"kernel": "distribution", "boot_mib": 200},
+        "boot_mib must be at least 256, not 200: with kernel: distribution /boot holds an initrd "
+        "for each kernel, and the next one while it is made",
+    ),
+    (
+        {"kernel": "distribution", "lan_guests": [lan_guest()], "shared_usr": ["domu1"]},
+        "shared_usr names domu1, which needs kernel: build: modules lie in /usr",
+    ),
     # what guests have beside root, swap and their first interface
     (
         {"domains": [guest(disks=[{"path": "/dev/vdb", "name": "xvda3"}])]},
@@ -149,7 +163,33 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"domains": [guest(nics=[{"mac": "00:16:3e:00:00:01"}])]},
         "domain 1 (web) and domain 1 (web), nics[0] have the same MAC: 00:16:3e:00:00:01",
     ),
-    ({"guest_disks": "lvm"}, "guest_disks must be 'partition' or 'file', not 'lvm' (text)"),
+    ({"guest_disks": "zfs"}, "guest_disks must be 'partition', 'file' or 'lvm', not 'zfs' (text)"),
+    (
+        {"volume_group": "../sda"},
+        "volume_group must be the name of a volume group (letters, digits, . _ -), not '../sda'",
+    ),
+    (
+        {"guest_disks": "lvm", "platform": "gentoo", "software": []},
+        "guest_disks: lvm is for platform debian: nobody writes gentoo's files for it",
+    ),
+    (
+        {"guest_disks": "lvm", "domains": [guest(partition="guests")]},
+        "web cannot have the partition guests: the volumes are there",
+    ),
+    *(
+        (
+            {"guest_disks": "lvm", "domains": [guest(partition=name)]},
+            f"web cannot have the volume {name}: such names are kept",
+        )
+        for name in ("snapshot1", "web_tdata", "web.swap")
+    ),
+    (
+        {
+            "guest_disks": "lvm",
+            "domains": [guest(disks=[{"path": "/dev/xenlab/mail", "name": "xvdb"}])],
+        },
+        "/dev/xenlab/mail cannot be a disk of web: it is a guest's own",
+    ),
     (
         {"guest_disks": "file", "domains": [guest(partition="guests")]},
         "web cannot have the partition guests: the disk files are there",

@@ -65,6 +65,41 @@ def test_a_uefi_machine_has_its_own_commands_in_the_runbook(tmp_path: Path) -> N
         assert "biosboot" not in path.read_text() and "grub-pc" not in path.read_text()
 
 
+def test_the_distributions_kernel_and_volumes_have_their_own_commands(tmp_path: Path) -> None:
+    file = with_files(tmp_path, "lab")
+    own = {"kernel": "distribution", "guest_disks": "lvm", "shared_usr": []}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | own))
+    plan = execute.prepare(
+        ROOT / "notebooks", ("01", "03", "04", "08", "09", "10"), file, mode="plan"
+    )
+    known = {"RELEASE": release_by_hand(plan.site)}
+    files = write(plan, tmp_path / "runbook", known)
+    text = {path.stem[:2]: path.read_text() for path in files}
+    for path in files:
+        subprocess.run(["sh", "-n", path], check=True)
+        assert "tinyconfig" not in path.read_text() and "swapfile" not in path.read_text()
+    settings, tools, image = (
+        text["03"].index(words)
+        for words in ("MODULES=most", "initramfs-tools zstd", "-recommends linux-image-amd64")
+    )
+    assert settings < tools < image
+    assert "initrd.img-$release" in text["04"] and "/vmlinuz-$RELEASE" not in text["04"]
+    assert "ln -sfn ../boot/initrd.img-RELEASE /xenboot/initrd-domU" in text["08"]
+    assert "fallocate" not in text["01"]
+    order = [
+        text["09"].index(words)
+        for words in (
+            "install -y --no-install-recommends lvm2",
+            "pvcreate /dev/vda6\nvgcreate xenlab /dev/vda6",
+            "lvcreate -n domu1 -L 1536m xenlab",
+            "mkfs.ext4 -q -L domu1 /dev/xenlab/domu1",
+        )
+    ]
+    assert order == sorted(order)
+    assert 'ramdisk = "/xenboot/initrd-domU"' in text["10"]
+    assert "/dev/xenlab/domu1.swap,raw,xvda2,rw" in text["10"]
+
+
 def test_a_guest_without_an_alias_is_reached_through_its_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,13 @@ def test_what_xl_itself_reads_in_a_file(off_xen: OffXen) -> None:
     assert found["nics"] == [{"devid": 0, "mac": "00:16:3e:66:01:01", "bridge": "xenbr0"}]
 
 
+def test_a_kernel_with_modules_has_its_initrd(off_xen: OffXen) -> None:
+    text = xl_config(replace(SPEC, ramdisk="/xenboot/initrd-domU"))
+    assert off_xen.read(text)["b_info"]["ramdisk"] == "/xenboot/initrd-domU"
+    plain = xl_config(SPEC)
+    assert set(text.splitlines()) - set(plain.splitlines()) == {'ramdisk = "/xenboot/initrd-domU"'}
+
+
 def test_processors_and_the_memory_to_grow_to(off_xen: OffXen) -> None:
     text = xl_config(replace(SPEC, vcpus=3, maxmem_mib=512))
     built = off_xen.read(text)["b_info"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
+from xenlab.platform.apt import AptPackages
 from xenlab.platform.boot import EFI_FOLDER
 from xenlab.platform.choice import where_stages_come_from
 from xenlab.platform.power import Managed, power
@@ -31,14 +32,16 @@ from xenlab.resources.disk import (
     EFI_SYSTEM,
     LINUX_BOOT,
     LINUX_DATA,
+    LINUX_LVM,
     LINUX_SWAP,
+    REST,
     Filesystem,
     OnPartitions,
     Partition,
     PartitionTable,
 )
 from xenlab.resources.files import File
-from xenlab.resources.nfs import BIND, DiskFile, Mount
+from xenlab.resources.nfs import BIND, DiskFile, Mount, Volume, VolumeGroup
 from xenlab.site.rules import (
     ESP,
     GUESTS,
@@ -46,12 +49,15 @@ from xenlab.site.rules import (
     SWAP_FOLDER,
     Kind,
     boot_partition,
+    builds_kernel,
     device,
     dom0_device,
     files_for_disks,
     guest_partitions,
     partitions,
+    volumes_for_disks,
 )
+from xenlab.site.rules import Partition as Planned
 from xenlab.site.schema import Domain, Parameters
 
 # The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.
@@ -65,6 +71,7 @@ _TYPES: dict[Kind, str] = {
     "boot": LINUX_BOOT,
     "swap": LINUX_SWAP,
     "linux": LINUX_DATA,
+    "lvm": LINUX_LVM,
 }
 _SYSTEMS: dict[Kind, str] = {"swap": "swap", "esp": "vfat"}
 # a few large files: hardly any inodes, and no share kept back for root
@@ -80,14 +87,17 @@ def first_partition(site: Parameters) -> Partition:
 def partition_table(site: Parameters) -> PartitionTable:
     """The six kinds of partition on the site's disk; the swap files' takes what is left."""
     _, *planned = partitions(site)
-    last = planned[-1]
-    rest = (Partition(p.name, 0 if p is last else p.mib, _TYPES[p.kind]) for p in planned)
-    return PartitionTable(site.disk, (first_partition(site), *rest))
+    return PartitionTable(site.disk, (first_partition(site), *_rest_for_last(planned)))
 
 
 def guests_partitions(site: Parameters) -> tuple[Partition, ...]:
-    """Those of the guests' roots: one for each, or one for all their files."""
-    return tuple(Partition(p.name, p.mib, _TYPES[p.kind]) for p in guest_partitions(site))
+    """The last ones, of the guests' disks; the very last one takes what is left."""
+    return _rest_for_last(guest_partitions(site))
+
+
+def _rest_for_last(planned: Sequence[Planned]) -> tuple[Partition, ...]:
+    last = planned[-1]
+    return tuple(Partition(p.name, REST if p is last else p.mib, _TYPES[p.kind]) for p in planned)
 
 
 def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
@@ -100,13 +110,32 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
             _FOR_FILES if p.name in ("domuswap", GUESTS) else (),
         )
         for p in partitions(site)
-        if p.kind != "biosboot"
+        if p.kind not in ("biosboot", "lvm")
     )
 
 
-def swap_file(domain: Domain) -> str:
-    """The path in dom0 of a guest's swap file."""
-    return f"{SWAP_FOLDER}/{domain.name}.swap"
+def swap_space(site: Parameters, domain: Domain) -> str:
+    """The path in dom0 of a guest's swap file, or of its volume for that."""
+    folder = f"/dev/{site.volume_group}" if volumes_for_disks(site) else SWAP_FOLDER
+    return f"{folder}/{domain.name}.swap"
+
+
+def in_files(site: Parameters, swap: dict[str, Resource]) -> dict[str, Resource]:
+    """These swap files; none where the swap spaces are volumes, which dom0 makes itself."""
+    return {} if volumes_for_disks(site) else swap
+
+
+def guests_volumes(site: Parameters) -> tuple[Resource, ...]:
+    """The group of the guests' volumes and two of these each; nothing for partitions and files."""
+    if not volumes_for_disks(site):
+        return ()
+    group = site.volume_group
+    roots = (Volume(group, each.partition, site.domu_root_mib) for each in site.domains)
+    swaps = (
+        Volume(group, f"{each.name}.swap", site.domu_swap_mib, swap=True) for each in site.domains
+    )
+    made = VolumeGroup(device(site, GUESTS), group)
+    return (AptPackages(("lvm2",)), made, *roots, *swaps)
 
 
 def disk_files(site: Parameters, root: str) -> dict[str, Resource]:
@@ -123,7 +152,7 @@ def disk_files(site: Parameters, root: str) -> dict[str, Resource]:
 
 def mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
     """The installed system's file systems, mounted at and below its root."""
-    places = {"domuswap": SWAP_FOLDER} | ({GUESTS: GUESTS_FOLDER} if files_for_disks(site) else {})
+    places = {name: place for name, place, *_ in _guests_mounted(site)}
     further = (
         Mount(device(site, name), below(root, place), options="noatime")
         for name, place in places.items()
@@ -277,9 +306,14 @@ def _fstab_rows(site: Parameters) -> tuple[tuple[str, ...], ...]:
         *((*how, "0", "2") for how in _esp_mounted(site)),
         ("dom0swap", "none", "swap", "sw", "0", "0"),
         ("share", site.share, "ext4", "noatime", "0", "2"),
-        ("domuswap", SWAP_FOLDER, "ext4", "noatime", "0", "2"),
-        *([(GUESTS, GUESTS_FOLDER, "ext4", "noatime", "0", "2")] if files_for_disks(site) else []),
+        *((*how, "ext4", "noatime", "0", "2") for how in _guests_mounted(site)),
     )
+
+
+def _guests_mounted(site: Parameters) -> tuple[tuple[str, str], ...]:
+    """The partitions of the guests that dom0 mounts, and where."""
+    swap = (("domuswap", SWAP_FOLDER),) if not volumes_for_disks(site) else ()
+    return (*swap, *(((GUESTS, GUESTS_FOLDER),) if files_for_disks(site) else ()))
 
 
 # What the controller brings, as chapter 00 looks at it.
@@ -308,7 +342,8 @@ def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
     same = has_checksum(controller, _own(site.stage), wanted)
     rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
     rows.append(_kernel_row(site))
-    needed = ("make", "gcc", "flex", "bison", "bc") if site.build_on == "controller" else ()
+    compiles = builds_kernel(site) and site.build_on == "controller"
+    needed = ("make", "gcc", "flex", "bison", "bc") if compiles else ()
     script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
     missing = controller.run(Command.script(script, *needed)).stdout.split()
     rows.append(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.ingredients import Machine, memory_plan
 from xenlab.resources.network import reported_devices
-from xenlab.site.rules import TABLES_MIB, partitions
+from xenlab.site.rules import GUESTS, TABLES_MIB, partitions
 from xenlab.site.schema import Parameters
 
 # The plan of disk and memory as a picture.
@@ -56,7 +56,7 @@ def plan_figure(site: Parameters, machine: Machine) -> Figure:
 def disk_parts(site: Parameters, disk_mib: int) -> list[Part]:
     """The partitions in their order; the last takes what the disk has left."""
     planned = partitions(site)
-    owners = {"share": "share", "domuswap": "guests"} | {
+    owners = {"share": "share", "domuswap": "guests", GUESTS: "guests"} | {
         d.partition: "guests" for d in site.domains
     }
     parts = [(p.name, p.mib, owners.get(p.name, "dom0")) for p in planned]

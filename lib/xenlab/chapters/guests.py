@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.disk import swap_file
+from xenlab.chapters.disk import swap_space
 from xenlab.command import Command
 from xenlab.errors import StepFailed, XenlabError
 from xenlab.host import Host
@@ -22,7 +22,12 @@ from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import toolstack_answers, wait_for_toolstack
-from xenlab.site.rules import device, dom0_device, files_for_disks, guest_types
+from xenlab.site.rules import (
+    builds_kernel,
+    device,
+    dom0_device,
+    guest_types,
+)
 from xenlab.site.schema import Domain, Parameters
 
 # Chapter 06: the image that every guest is made from.
@@ -65,6 +70,8 @@ def base(site: Parameters) -> str:
         "services": sorted(site.services),
         # where nothing is unwanted, the root is the one that was made before there was such a key
         **({"unwanted": sorted(site.unwanted)} if site.unwanted else {}),
+        # the modules of a kernel that is not built
+        **({} if builds_kernel(site) else {"kernel": site.kernel}),
         "without": sorted(site.image_exclude),
         # an image that was taken before this was so is taken anew
         "secrets of dom0": "left out, with the logins in URLs",
@@ -240,10 +247,10 @@ def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> R
     """A domain's configuration file; its first disk, the root, is this partition of the site's.
 
     The file names it by UUID: at the next boot another disk may have the name of this one. A disk
-    file has a name that stays.
+    file or a logical volume has a name that stays.
     """
     first, *others = domain.disks
-    if files_for_disks(chapter.site):
+    if chapter.site.guest_disks != "partition":
         return chapter.toolstack.configured(replace(domain, cmdline=domain.cmdline.strip()))
 
     def with_uuid(uuids: Mapping[str, str]) -> Resource:
@@ -301,7 +308,7 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
             "memory (MiB)": _memory(d),
             "vcpus": d.vcpus,
             "root": device(site, d.partition),
-            "swap": swap_file(d),
+            "swap": swap_space(site, d),
             "MAC": d.mac,
             "bridge": site.bridge,
             **({"further keys": ", ".join(d.extra)} if further else {}),

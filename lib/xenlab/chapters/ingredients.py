@@ -25,7 +25,14 @@ from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
-from xenlab.site.rules import by_card, guest_types, needed_mib, partition_names, partitions
+from xenlab.site.rules import (
+    builds_kernel,
+    by_card,
+    guest_types,
+    needed_mib,
+    partition_names,
+    partitions,
+)
 from xenlab.site.rules import fits as disk_fits
 from xenlab.site.schema import Parameters
 
@@ -474,14 +481,17 @@ def driver_table(chapter: Chapter) -> pd.DataFrame:
     """Each of these drivers, with the options that dom0's kernel lacks for it."""
     uplink = _uplink_now(chapter.host, chapter.site)
     drivers = look_at_drivers(chapter.host, chapter.site.disk, uplink)
-    lacks = drivers_lacking(chapter.site, drivers, chapter.controller) or {}
+    own = builds_kernel(chapter.site)
+    lacks = drivers_lacking(chapter.site, drivers, chapter.controller) if own else {}
+    lacks = lacks or {}
+    otherwise = "not configured yet" if own else "the distribution's, with all its modules"
     return pd.DataFrame(
         [
             {
                 "for": each.use,
                 "device": f"{each.bus} {each.device}",
                 "driver": each.module or each.name,
-                "dom0's kernel": _said(lacks[each]) if each in lacks else "not configured yet",
+                "dom0's kernel": _said(lacks[each]) if each in lacks else otherwise,
             }
             for each in drivers
         ],
@@ -507,7 +517,12 @@ class DriversBuilt(Check):
     controller: Host = field(compare=False)
 
     def probe(self, host: Host) -> Difference | None:
-        """The drivers that its .config lacks; what nobody can tell is said, and stays."""
+        """The drivers that its .config lacks; what nobody can tell is said, and stays.
+
+        The distribution's kernel has its modules for all that its rescue systems run on.
+        """
+        if not builds_kernel(self.site):
+            return None
         drivers = look_at_drivers(host, self.site.disk, _uplink_now(host, self.site))
         lacks = drivers_lacking(self.site, drivers, self.controller)
         if lacks is None:

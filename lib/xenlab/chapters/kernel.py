@@ -15,11 +15,20 @@ from xenlab.chapters.disk import kernel_checksum, kernel_tarball, source_tarball
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
-from xenlab.platform.boot import XenEntry
+from xenlab.platform.boot import (
+    GUEST_INITRD,
+    IMAGE,
+    NEEDED,
+    GuestKernelLinked,
+    XenEntry,
+    distribution_kernel,
+    release_in,
+    release_of,
+)
 from xenlab.platform.power import Power, booted, reboot
 from xenlab.resources.base import All, Difference, Programs, Report, Resource
 from xenlab.resources.blockdevices import look
-from xenlab.resources.disk import refuse_twins
+from xenlab.resources.disk import INSTALLED_ROOT, refuse_twins
 from xenlab.resources.kernel import (
     DOM0,
     RELEASE,
@@ -33,6 +42,7 @@ from xenlab.resources.kernel import (
     parse_config,
 )
 from xenlab.resources.xen import compare, toolstack_answers, wait_for_toolstack, xen_state
+from xenlab.site.rules import builds_kernel, volumes_for_disks
 from xenlab.site.schema import Parameters
 
 # Chapters 03 and 08: dom0's kernel and the guests', from one source tree.
@@ -55,6 +65,8 @@ UEFI_OPTIONS = (
 VLAN_OPTIONS = ("CONFIG_VLAN_8021Q=y",)
 """What it takes where the uplink is a VLAN."""
 
+VOLUMES_OPTIONS = ("CONFIG_MD=y", "CONFIG_BLK_DEV_DM=y", "CONFIG_DM_SNAPSHOT=y")
+"""What it takes where the guests' disks are logical volumes, with snapshots of them."""
 
 SCREEN_OPTIONS = (
     *("CONFIG_VT=y", "CONFIG_VGA_CONSOLE=y", "CONFIG_INPUT=y", "CONFIG_INPUT_KEYBOARD=y"),
@@ -91,7 +103,7 @@ def wanted_options(chapter: Chapter, flavour: str) -> pd.DataFrame:
     ``running`` is what the kernel that runs on the machine now has of them, "?" where it does not
     say.
     """
-    options = kernel_build(chapter.site, flavour).options()
+    options = _asked(chapter.site, flavour)
     script = """
         { zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2> /dev/null \\
             | grep -E "^CONFIG_($1)=" || :
@@ -105,6 +117,8 @@ def wanted_options(chapter: Chapter, flavour: str) -> pd.DataFrame:
 
 def build_tools(chapter: Chapter) -> tuple[Resource, ...]:
     """What the builder must have: installed on the target, asked for on the controller."""
+    if not builds_kernel(chapter.site):
+        return ()
     if chapter.site.build_on == "controller":
         return (Programs(COMPILER, "run `make bootstrap`"),)
     packages = chapter.packages.compiler
@@ -114,15 +128,53 @@ def build_tools(chapter: Chapter) -> tuple[Resource, ...]:
     )
 
 
+def kernel_sources(chapter: Chapter) -> tuple[Resource, ...]:
+    """The sources of both kernels, unpacked; nothing where the distribution has built them."""
+    if not builds_kernel(chapter.site):
+        return ()
+    build = kernel_build(chapter.site, DOM0)
+    return (Sources(build, lambda: kernel_checksum(chapter.site)),)
+
+
+def kernel_configured(chapter: Chapter, flavour: str) -> tuple[Resource, ...]:
+    """The kernel's .config, each option found in it; nothing for the distribution's."""
+    site = chapter.site
+    return (KernelConfigured(kernel_build(site, flavour)),) if builds_kernel(site) else ()
+
+
+def kernel_compiled(chapter: Chapter, flavour: str) -> tuple[Resource, ...]:
+    """The kernel compiled; nothing for the distribution's."""
+    site = chapter.site
+    return (KernelBuilt(kernel_build(site, flavour)),) if builds_kernel(site) else ()
+
+
+def _asked(site: Parameters, flavour: str) -> list[Option]:
+    """The options that are asked for: of the distribution's kernel those alone that Xen takes."""
+    if builds_kernel(site):
+        return kernel_build(site, flavour).options()
+    statement = "(the distribution's kernel: built in or as a module)"
+    return [Option(statement, name, "y or m") for name in NEEDED[flavour]]
+
+
 def configured_options(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """The list again, beside what the finished .config says."""
+    if not builds_kernel(chapter.site):
+        release = release_of(chapter.target)
+        there = parse_config(chapter.target.read(f"/boot/config-{release}") or "")
+        rows = honoured(_asked(chapter.site, flavour), there)
+        fit = [{**row, "ok": "yes" if row["found"] in "ym" else "no"} for row in rows]
+        # before step 03.9 there is none to be looked at
+        return pd.DataFrame(fit if there else [{**row, "found": "?", "ok": "?"} for row in rows])
     build = kernel_build(chapter.site, flavour)
     config = KernelConfigured(build).config(builder(chapter))
     return pd.DataFrame(honoured(build.options(), config or {}))
 
 
-def kernel_installed(chapter: Chapter, flavour: str) -> KernelInstalled:
+def kernel_installed(chapter: Chapter, flavour: str) -> Resource:
     """The kernel where it is booted from: dom0's in /boot, the guests' in /xenboot."""
+    if not builds_kernel(chapter.site):
+        own = distribution_kernel()
+        return own if flavour == DOM0 else GuestKernelLinked()
     return KernelInstalled(kernel_build(chapter.site, flavour), builder(chapter), chapter.root)
 
 
@@ -141,6 +193,10 @@ def make(site: Parameters, flavour: str, host: Host, report: Report) -> None:
 
 def build_result(chapter: Chapter, flavour: str) -> pd.DataFrame:
     """What was built: release, size, seconds, notes for Xen, checksum."""
+    if not builds_kernel(chapter.site):
+        release = release_of(chapter.target) or "not installed yet"
+        own = {"built by": f"the distribution: {IMAGE}", "release (uname -r)": release}
+        return pd.DataFrame([{"what": what, "is": value} for what, value in own.items()])
     manifest = kernel_build(chapter.site, flavour).manifest(builder(chapter)) or {}
     names = {
         "release": "release (uname -r)",
@@ -156,18 +212,32 @@ def build_result(chapter: Chapter, flavour: str) -> pd.DataFrame:
 def kernel_release(chapter: Chapter) -> str:
     """``uname -r`` of dom0's kernel.
 
-    Raises StepFailed where it is not built; a plan goes on with a word in its place.
+    Raises StepFailed where it is not there yet; a plan goes on with a word in its place.
     """
-    manifest = kernel_build(chapter.site, DOM0).manifest(builder(chapter))
-    if manifest is not None:
-        return manifest["release"]
-    if chapter.mode == "plan":
-        return RELEASE
-    raise StepFailed(f"the {DOM0} kernel is not compiled yet", hint="run chapter 03_dom0_kernel")
+    if builds_kernel(chapter.site):
+        manifest = kernel_build(chapter.site, DOM0).manifest(builder(chapter)) or {}
+        release, lacks = manifest.get("release", ""), "compiled"
+    else:
+        release, lacks = release_of(chapter.target), "installed"
+    if release or chapter.mode == "plan":
+        return release or RELEASE
+    raise StepFailed(f"the {DOM0} kernel is not {lacks} yet", hint="run chapter 03_dom0_kernel")
+
+
+def has_initrd(site: Parameters) -> bool:
+    """Whether an initrd with modules goes with the kernel: with the distribution's one does."""
+    return not builds_kernel(site)
+
+
+def guests_initrd(site: Parameters) -> str:
+    """The initrd that the guests boot with, as dom0 has it; "" for none."""
+    return GUEST_INITRD if has_initrd(site) else ""
 
 
 def release_by_hand(site: Parameters) -> Command:
-    """What asks for the release of dom0's kernel where a person has compiled it."""
+    """What asks for the release of dom0's kernel where a person has compiled or installed it."""
+    if not builds_kernel(site):
+        return Command.argv("ssh", site.ssh.host, release_in(INSTALLED_ROOT, "/"))
     _, out = kernel_build(site, DOM0).by_hand
     file = f"{out}/include/config/kernel.release"
     where = () if site.build_on == "controller" else ("ssh", site.ssh.host)
@@ -182,7 +252,9 @@ def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
     firmware = UEFI_OPTIONS if uefi else ()
     if site.screen:
         firmware += (*SCREEN_OPTIONS, *(UEFI_SCREEN_OPTIONS if uefi else ()))
-    return (*firmware, *(VLAN_OPTIONS if site.uplink_vlan else ()), *site.kernel_options)
+    vlan = VLAN_OPTIONS if site.uplink_vlan else ()
+    volumes = VOLUMES_OPTIONS if volumes_for_disks(site) else ()
+    return (*firmware, *vlan, *volumes, *site.kernel_options)
 
 
 def _cache() -> Path:
@@ -375,6 +447,8 @@ def dom0_configured(chapter: Chapter) -> tuple[Resource, ...]:
     Nothing where the target is to compile, and the controller has not what that takes.
     """
     site = chapter.site
+    if not builds_kernel(site):
+        return ()
     tools = Programs(COMPILER, "run `make bootstrap`")
     if site.build_on != CONTROLLER and tools.probe(chapter.controller) is not None:
         return ()
@@ -398,7 +472,8 @@ UNMOUNT_SECONDS = 300.0
 def xen_entry(chapter: Chapter) -> XenEntry:
     """The entry that step 04.2 writes."""
     site = chapter.site
-    return XenEntry(kernel_release(chapter), site.dom0_mem_mib, site.xen_options, site.dom0_options)
+    options = site.xen_options, site.dom0_options
+    return XenEntry(kernel_release(chapter), site.dom0_mem_mib, *options, has_initrd(site))
 
 
 def running_system(chapter: Chapter) -> pd.DataFrame:

@@ -219,8 +219,12 @@ def restore(tag: str, name: Name = "lab") -> None:
 def kernels(file: File = None) -> None:
     """Compile dom0's and the guests' kernel, ahead of the chapters that ask for them."""
     from xenlab.site import schema as parameters
+    from xenlab.site.rules import builds_kernel
 
     site = parameters.load(site_file(file))
+    if not builds_kernel(site):
+        print("nothing to compile: the site has kernel: distribution")
+        return
     if site.build_on != "controller":
         raise BadInput(
             f"cannot compile kernels here: because the site has build_on: {site.build_on}",

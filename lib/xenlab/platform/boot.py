@@ -1,4 +1,4 @@
-"""What is booted: the boot loader, its menu, and its code on the disk."""
+"""What is booted: the boot loader, its menu, its code on the disk; the distribution's kernel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import shlex
 from dataclasses import dataclass
 
 from xenlab.command import Command
-from xenlab.errors import BadInput
+from xenlab.errors import BadInput, StepFailed
 from xenlab.host import NO_PROGRAM, Host
+from xenlab.platform.apt import AptPackages
 from xenlab.platform.base import by_platform
 from xenlab.quoting import grub
-from xenlab.resources.base import Difference, Resource
+from xenlab.resources.base import All, Difference, Resource
 from xenlab.resources.files import File
+from xenlab.resources.kernel import DOM0, GUEST_KERNELS, RELEASE, parse_config
 from xenlab.resources.xen import HypervisorLinks
 
 # GRUB 2: its scripts, the menu that they make, and its code on the disk.
@@ -54,14 +56,17 @@ class GrubMenu(Resource):
     release: str
     xen: str
     dom0: str
+    initrd: bool = False
 
     def lines(self) -> tuple[str, ...]:
         """What stands in a menu of this entry; the root's PARTUUID is GRUB's to find out."""
+        initrd = (f"module2 --nounzip /initrd.img-{self.release}",) if self.initrd else ()
         return (
             f'set default="{ENTRY}"',
             f"/xen.gz placeholder {self.xen}",
             f"/vmlinuz-{self.release} placeholder root=PARTUUID=",
             f" ro {self.dom0}",
+            *initrd,
         )
 
     def probe(self, host: Host) -> Difference | None:
@@ -218,13 +223,15 @@ TIMEOUT_SECONDS = 2
 class XenEntry:
     """What is booted: the hypervisor with dom0's memory (MiB), and dom0's kernel.
 
-    ``release`` is the kernel's (``uname -r``); the two option texts are split as a shell would.
+    ``release`` is the kernel's (``uname -r``), with its initrd beside it or none; the two option
+    texts are split as a shell would.
     """
 
     release: str
     dom0_mem_mib: int
     xen_options: str = ""
     dom0_options: str = ""
+    initrd: bool = False
 
     @property
     def xen_words(self) -> list[str]:
@@ -285,6 +292,7 @@ class Grub2:
                     "xen": entry.xen_words,
                     "dom0": entry.dom0_words,
                     "native": entry.native_words,
+                    "initrd": entry.initrd,
                 },
                 mode=0o755,
             ),
@@ -293,7 +301,8 @@ class Grub2:
 
     def menu(self, entry: XenEntry) -> Resource:
         """The menu itself, made from its sources: /boot/grub/grub.cfg."""
-        return GrubMenu(entry.release, grub(entry.xen_words), grub(entry.dom0_words))
+        words = grub(entry.xen_words), grub(entry.dom0_words)
+        return GrubMenu(entry.release, *words, initrd=entry.initrd)
 
     def installed(self, disk: str, firmware: str = "bios") -> Resource:
         """The boot loader's own code on a disk, where the machine's firmware looks for it.
@@ -325,3 +334,150 @@ def _split(name: str, text: str) -> list[str]:
             f"cannot split {name} into words, {text!r}: because of {error}",
             hint="close each quotation mark",
         ) from None
+
+
+# The distribution's own kernel, where nothing is compiled: dom0's and the guests', with one initrd.
+
+INITRAMFS, IMAGE = ("initramfs-tools", "zstd"), "linux-image-amd64"
+"""What makes an initrd, and Debian's kernel, whose package has it made as it is installed."""
+
+GUEST_KERNEL = f"{GUEST_KERNELS}/vmlinuz-domU"
+GUEST_INITRD = f"{GUEST_KERNELS}/initrd-domU"
+"""Links to kernel and initrd in /boot: the names that the guests' files have."""
+
+INITRD_SECONDS = 1800.0
+"""How long an initrd may take: an emulated machine starts a thousand programs for it."""
+
+NEEDED = {
+    DOM0: ("XEN_DOM0", "XEN_BLKDEV_BACKEND", "XEN_NETDEV_BACKEND", "XEN_GNTDEV"),
+    "domU": ("XEN_PV", "XEN_BLKDEV_FRONTEND", "XEN_NETDEV_FRONTEND"),
+}
+"""What such a kernel must have, built in or as a module; the rest is the distribution's."""
+
+SETTINGS = "/etc/initramfs-tools/conf.d/xenlab"
+
+_NO_KERNEL = 44
+
+# $1 the package; a kernel that was taken away again has left its name in dpkg's list
+_RELEASE = f"""
+    release=$(dpkg-query -W -f '${{db:Status-Abbrev}}${{Depends}}' "$1" 2> /dev/null \\
+        | sed -n 's/^.i .*linux-image-\\([0-9][^ ,]*\\).*/\\1/p')
+    [ -n "$release" ] || exit {_NO_KERNEL}
+"""
+
+
+def release_of(host: Host) -> str:
+    """``uname -r`` of the kernel that the package stands for, "" where it is not installed."""
+    command = Command.script(f'{_RELEASE}\necho "$release"', IMAGE)
+    found = host.look(command, absent=(_NO_KERNEL, NO_PROGRAM))
+    return found.stdout.strip() if found else ""
+
+
+def release_in(*roots: str) -> str:
+    """What prints the same, of the first of these roots that is there: shell text."""
+    wanted = f"/^Package: {IMAGE}$/,/^$/s/^Depends:.*linux-image-\\([^ ,]*\\).*/\\1/p"
+    files = " ".join(f"{root.rstrip('/')}/var/lib/dpkg/status" for root in roots)
+    sed = Command.argv("sed", "-n", wanted).text
+    return f'{sed} "$(ls -dU {files} 2> /dev/null | head -n 1)"'
+
+
+def distribution_kernel() -> Resource:
+    """The distribution's kernel in /boot, with an initrd that is made once.
+
+    The settings come first, with drivers of any machine and of guests: which ones this machine
+    needs the rescue system's kernel does not tell. No memory image is waited for at boot: the
+    initrd is the guests' too. The tools are installed before the kernel, or dpkg has them make
+    its initrd once more at the end.
+    """
+    text = "# written by xenlab, chapter 03; see initramfs.conf(5)\nMODULES=most\nRESUME=none\n"
+    packages = AptPackages(INITRAMFS), AptPackages((IMAGE,))
+    return All((File(SETTINGS, text), *packages, InitrdMade()))
+
+
+@dataclass(frozen=True)
+class InitrdMade(Resource):
+    """The installed package's kernel in /boot can be dom0's; its initrd is newer than its settings.
+
+    The package makes it as it is installed: here that is done only where it is missing or old.
+    """
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether there is no such kernel or initrd; raises StepFailed where it lacks Xen."""
+        script = f"""
+            {_RELEASE}
+            cd /boot
+            state=missing
+            [ ! -s "initrd.img-$release" ] || [ "$2" -nt "initrd.img-$release" ] || state=made
+            [ -s "vmlinuz-$release" ] || state='without its kernel'
+            echo "$release $state"
+            cat "config-$release"
+        """
+        command = Command.script(script, IMAGE, SETTINGS)
+        found = host.look(command, 1, absent=(_NO_KERNEL, NO_PROGRAM))
+        if found is None:
+            return Difference("make the kernel's initrd, as it is installed")
+        first, _, config = found.stdout.partition("\n")
+        release, _, state = first.partition(" ")
+        if config:
+            _require(config, DOM0, release)
+        return None if state == "made" else Difference(f"make /boot/initrd.img-{release} ({state})")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Make it; in a script the package has done so."""
+        command = Command.script(f'{_RELEASE}\nupdate-initramfs -c -k "$release"', IMAGE)
+        typed = command.typed_as(f"update-initramfs -c -k {RELEASE}").scripted_as("")
+        return (typed.within(INITRD_SECONDS),)
+
+
+@dataclass(frozen=True)
+class GuestKernelLinked(Resource):
+    """The guests boot dom0's kernel and initrd, by names that do not change with the release."""
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether they lead elsewhere; raises StepFailed where the kernel cannot be a guest's."""
+        script = f"""
+            {_RELEASE}
+            echo "$release"
+            {{
+                readlink -- "$2" "$3" || :
+                [ -s "$2" ] && [ -s "$3" ] && echo there || echo missing
+            }} | tr '\\n' ' '
+            echo
+            cat "/boot/config-$release"
+        """
+        command = Command.script(script, IMAGE, GUEST_KERNEL, GUEST_INITRD)
+        found = host.look(command, 1, absent=(_NO_KERNEL, NO_PROGRAM))
+        if found is None:
+            return Difference("link dom0's kernel for the guests, once it is installed")
+        release, now, config = [*found.stdout.split("\n", 2), "", ""][:3]
+        if config:
+            _require(config, "domU", release)
+        if now.split() == [*_links(release).values(), "there"]:
+            return None
+        return Difference(f"link {GUEST_KERNEL} and its initrd to those of {release} in /boot")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Make both links; a kernel that was built for the guests gives way."""
+        links = _links("$release")
+        made = "\n".join(f'ln -sfnT -- "{to}" {name}' for name, to in links.items())
+        command = Command.script(f"{_RELEASE}\nmkdir -p {GUEST_KERNELS}\n{made}", IMAGE)
+        typed = "\n".join(f"ln -sfn {to} {name}" for name, to in _links(RELEASE).items())
+        return (command.typed_as(f"mkdir -p {GUEST_KERNELS}\n{typed}"),)
+
+
+def _links(release: str) -> dict[str, str]:
+    return {
+        GUEST_KERNEL: f"../boot/vmlinuz-{release}",
+        GUEST_INITRD: f"../boot/initrd.img-{release}",
+    }
+
+
+def _require(config: str, flavour: str, release: str) -> None:
+    """Raise StepFailed where a kernel's config has not what dom0 or a guest needs."""
+    found = parse_config(config)
+    lost = [f"CONFIG_{name}" for name in NEEDED[flavour] if found.get(name) not in ("y", "m")]
+    if lost:
+        raise StepFailed(
+            f"cannot boot {release} as {flavour}: because its config lacks {', '.join(lost)}",
+            hint="install linux-image-amd64, not one for clouds; or have kernel: build",
+        )

@@ -57,6 +57,8 @@ class Vif:
 class DomainSpec:
     """A domain as a site wants it; memory in MiB. ``options`` are further keys of its file.
 
+    ``kernel`` and ``ramdisk``, "" for none, are dom0's files.
+
     ``maxmem_mib`` is what it may grow to, 0 where that is its memory. The ``type`` is pv, pvh, or
     auto, which is one of them, as the machine decides.
     """
@@ -71,6 +73,7 @@ class DomainSpec:
     vcpus: int = 1
     maxmem_mib: int = 0
     options: tuple[tuple[str, str | int | Sequence[str]], ...] = ()
+    ramdisk: str = ""
 
 
 # How a guest is virtualised where a site leaves that to the machine. Xen is asked once it runs: the
@@ -272,6 +275,7 @@ def xl_config(domain: DomainSpec) -> str:
         name=domain.name,
         type=domain.type,
         kernel=domain.kernel,
+        ramdisk=domain.ramdisk,
         cmdline=domain.cmdline,
         memory=domain.memory_mib,
         maxmem=domain.maxmem_mib or domain.memory_mib,

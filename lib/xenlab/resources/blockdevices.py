@@ -241,6 +241,8 @@ identity() {{
 }}
 disk_of() {{
     node=$(readlink -f -- "/sys/class/block/${{1##*/}}")
+    # a logical volume is on the disk of its one physical volume
+    while set -- "$node"/slaves/*; [ $# = 1 ] && [ -e "$1" ]; do node=$(readlink -f -- "$1"); done
     if [ -e "$node/partition" ]; then node=${{node%/*}}; fi
     printf '/dev/%s\\n' "${{node##*/}}"
 }}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from textwrap import indent
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import NO_PROGRAM, Host
 from xenlab.quoting import fstab
-from xenlab.resources.base import Check, Difference, Report, Resource
-from xenlab.resources.blockdevices import plain
+from xenlab.resources.base import Check, Difference, Made, Report, Resource
+from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, plain
 from xenlab.resources.files import File
+from xenlab.site.rules import in_extents
 
 # Mounted file systems, and the swap files of guests that lie on one of them.
 
@@ -182,6 +183,128 @@ class DiskFile(Resource):
         values = {"folder": folder, "size": size, "path": self.path}
         once = f"[ -e {{path}} ] || {{\n{typed}\n}}"
         command = Command.script(script, self.path, self.size_mib).within(600)
+        return (command.typed_as(typed, **values).scripted_as(once, **values),)
+
+
+# Logical volumes in which guests live: lvm(8). One that is there is the guest's, whatever it holds.
+
+
+@dataclass(frozen=True)
+class VolumeGroup(Resource):
+    """A volume group on one partition, which is empty before: anything else there is refused.
+
+    ``identity`` is that of the disk on which somebody has consented to it.
+    """
+
+    device: str
+    name: str
+    identity: str = field(default="", compare=False, repr=False)
+
+    def wipes(self) -> str:
+        """The partition, though nothing must be on it."""
+        return self.device
+
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> VolumeGroup:
+        """The same on a disk with this identity."""
+        return replace(self, identity=identity)
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is not there yet; raises StepFailed where the partition holds something."""
+        script = """
+            [ -e "$1" ] || exit 44
+            kind=$(blkid -p -s TYPE -s PTTYPE -o value -- "$1") || [ $? = 2 ]
+            printf '%s\\n' "$kind"
+            pvs --noheadings -o vg_name -- "$1" 2> /dev/null || :
+        """
+        found = host.look(Command.script(script, self.device), absent=(44, NO_PROGRAM))
+        kind, _, group = found.stdout.partition("\n") if found else ("", "", "")
+        if kind == "LVM2_member" and group.strip() == self.name:
+            return None
+        if kind and (kind != "LVM2_member" or group.strip()):
+            holds = f"the volume group {group.strip()}" if group.strip() else kind
+            raise StepFailed(
+                f"cannot make the volume group {self.name}: because {self.device} holds {holds}",
+                hint="look what is there (lsblk -f, pvs); name the group in volume_group, or empty "
+                "the partition",
+            )
+        return Difference(f"make the volume group {self.name} on {self.device}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Make it; pvcreate asks before it takes what holds something, and nobody answers."""
+        script = f"""
+            {SAME_DISK}
+            device=$(readlink -f -- "$1")
+            same_disk "$device" "$3"
+            pvs -- "$device" > /dev/null 2>&1 || pvcreate -- "$device" < /dev/null
+            vgcreate -- "$2" "$device"
+        """
+        command = Command.script(script, self.device, self.name, self.identity).within(600)
+        values = {"device": self.device, "name": self.name}
+        typed = "pvcreate {device}\nvgcreate {name} {device}"
+        once = f"vgs {{name}} > /dev/null 2>&1 || {{\n{typed}\n}}"
+        command = command.typed_as(typed, **values).scripted_as(once, **values)
+        return (command.refusing({ANOTHER_DISK: another_disk(self.device)}),)
+
+
+@dataclass(frozen=True)
+class Volume(Resource):
+    """A logical volume of at least this size (MiB), ``/dev/GROUP/NAME``; with ``swap`` swap space.
+
+    One that is there is never made anew: it may have been grown, and a smaller one is refused.
+    """
+
+    group: str
+    name: str
+    size_mib: int
+    swap: bool = False
+
+    @property
+    def device(self) -> str:
+        """Where dom0 has it."""
+        return f"/dev/{self.group}/{self.name}"
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is missing, not active or no swap; raises StepFailed where it must not be."""
+        script = """
+            lvs --noheadings --nosuffix --units b -o lv_size -- "$1" 2> /dev/null || exit 44
+            [ -e "$1" ] && echo active || echo -
+            blkid -p -s TYPE -s PTTYPE -o value -- "$1" || :
+        """
+        found = host.look(Command.script(script, self.device), absent=(44, NO_PROGRAM))
+        if found is None:
+            return Difference(f"make the volume {self.device} of {in_extents(self.size_mib)} MiB")
+        size, active, *kinds = found.stdout.split()
+        if int(size) < self.size_mib << 20:
+            raise StepFailed(
+                f"cannot make the volume {self.device} of {self.size_mib} MiB: because it is there "
+                f"with {int(size) >> 20} MiB",
+                hint=f"lvextend -L {self.size_mib}m {self.device}, then resize2fs, or a smaller "
+                "size in the site's file",
+            )
+        if active != "active":
+            return Difference(f"activate the volume {self.device}")
+        if self.swap and kinds and kinds != ["swap"]:
+            raise StepFailed(
+                f"cannot make {self.device} swap space: because it holds {' '.join(kinds)}",
+                hint="look what that is, and remove it if nobody needs it: wipefs -a",
+            )
+        return None if kinds or not self.swap else Difference(f"make swap space on {self.device}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Make it where it is missing, activate it, and write swap's signature if it is blank."""
+        script = """
+            lvs -- "$1/$2" > /dev/null 2>&1 \\
+                || lvcreate --yes --wipesignatures y -n "$2" -L "$3m" -- "$1"
+            lvchange -a y -- "$1/$2"
+            if command -v udevadm > /dev/null; then udevadm settle; fi
+            if [ -n "$4" ] && ! blkid -p -- "/dev/$1/$2"; then mkswap -- "/dev/$1/$2"; fi
+        """
+        words = (self.group, self.name, self.size_mib, "swap" if self.swap else "")
+        values = {"group": self.group, "name": self.name, "size": f"{self.size_mib}m"}
+        typed = "lvcreate -n {name} -L {size} {group}" + "\nmkswap {device}" * self.swap
+        once = f"[ -e {{device}} ] || {{\n{typed}\n}}"
+        values |= {"device": self.device}
+        command = Command.script(script, *words).within(600)
         return (command.typed_as(typed, **values).scripted_as(once, **values),)
 
 

@@ -16,6 +16,7 @@ from xenlab import cache
 from xenlab.errors import XenlabError
 from xenlab.runs import folder as runs
 from xenlab.runs.folder import DONE, ChapterState
+from xenlab.site.rules import builds_kernel
 from xenlab.site.schema import Parameters
 
 # The whole of what was begun: how long it has gone on, and how long it still takes.
@@ -239,7 +240,7 @@ def _phases(names: Sequence[str], known: Figures) -> Seconds:
 
 def _kernels(site: Parameters, chapters: Sequence[str], known: Figures) -> tuple[Seconds, set[str]]:
     """The kernels that chapters wait for, and which of them seem to be compiled already."""
-    if site.build_on != "controller":
+    if site.build_on != "controller" or not builds_kernel(site):
         return {}, set()
     names = [WAIT[chapter] for chapter in chapters if chapter in WAIT]
     store = cache.cache_root() / "kernel"

@@ -25,13 +25,22 @@ On a UEFI machine the first of them is `ESP`.
 """
 
 GUESTS = "guests"
-"""The partition with the guests' disk files, where these are files."""
+"""The partition with the guests' disk files or logical volumes, where these are such."""
 
 GUESTS_FOLDER = "/mnt/guests"
 """Where dom0 has it."""
 
 SWAP_FOLDER = "/mnt/domuswap"
 """Where dom0 has the partition with the guests' swap files."""
+
+EXTENT_MIB = 4
+"""What logical volumes are made of; as much of their partition is LVM's own."""
+
+NO_VOLUME = re.compile(
+    r"^(snapshot|pvmove)|\.swap$"
+    r"|_([cirt]meta|[crtv]data|cvol|[ciw]?c?orig|vorigin|mimage|rimage|mlog|pmspare)"
+)
+"""Names that lvm(8) keeps for itself, and those of swap spaces."""
 
 ESP = "esp"
 """The EFI system partition: it has the number of BIOS machines' biosboot."""
@@ -62,6 +71,9 @@ KERNELS_NAME = re.compile(r"eth\d+")
 
 UDEVS_NAME = re.compile(r"(en|wl|ww)([ops]\d|x[0-9a-f]{12}).*")
 """What udev calls it (systemd.net-naming-scheme(7))."""
+
+LEAST_FOR_INITRDS = 256
+"""The least of boot_mib where the kernels are the distribution's."""
 
 PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
@@ -139,6 +151,9 @@ def _further_disks(site: Parameters) -> Iterator[str]:
     """Disks of guests that are dom0's, or that two would write to."""
     writers: dict[str, str] = {}
     readers: dict[str, str] = {}
+    folders = [GUESTS_FOLDER, SWAP_FOLDER]
+    if site.knows("guest_disks", "volume_group") and volumes_for_disks(site):
+        folders.append(f"/dev/{site.volume_group}")
     for domain in site.domains:
         names = Counter(disk.name for disk in domain.disks)
         yield from (
@@ -147,7 +162,7 @@ def _further_disks(site: Parameters) -> Iterator[str]:
         for disk in domain.disks:
             if site.knows("disk") and _lies_on(disk.path, site.disk):
                 yield f"{disk.path} cannot be a disk of {domain.name}: it lies on disk {site.disk}"
-            if str(PurePosixPath(disk.path).parent) in (GUESTS_FOLDER, SWAP_FOLDER):
+            if str(PurePosixPath(disk.path).parent) in folders:
                 yield f"{disk.path} cannot be a disk of {domain.name}: it is a guest's own"
             others = readers if not disk.readonly else {}
             owner = writers.get(disk.path) or others.get(disk.path)
@@ -157,10 +172,13 @@ def _further_disks(site: Parameters) -> Iterator[str]:
 
 
 def _no_partition(site: Parameters) -> Iterator[str]:
-    """A guest whose disk file would be called as the partition that it lies on."""
-    for domain in site.domains if files_for_disks(site) else ():
+    """A guest whose disk would be called as the partition that it lies on, or as no volume can."""
+    for domain in site.domains if site.guest_disks != "partition" else ():
         if domain.partition == GUESTS:
-            yield f"{domain.name} cannot have the partition {GUESTS}: the disk files are there"
+            what = "disk files" if files_for_disks(site) else "volumes"
+            yield f"{domain.name} cannot have the partition {GUESTS}: the {what} are there"
+        if volumes_for_disks(site) and NO_VOLUME.search(domain.partition):
+            yield f"{domain.name} cannot have the volume {domain.partition}: such names are kept"
 
 
 def _growing(site: Parameters) -> Iterator[str]:
@@ -371,10 +389,33 @@ def _no_cards(site: Parameters) -> Iterator[str]:
         yield "uplink must be an interface's name on platform gentoo-2006: nothing is renamed there"
 
 
-def _no_vlan(site: Parameters) -> Iterator[str]:
-    """A VLAN where nobody writes the files for one."""
-    if site.platform != "debian" and site.uplink_vlan:
-        yield f"uplink_vlan is for platform debian: nobody writes {site.platform}'s files for one"
+def _no_usr_before_modules(site: Parameters) -> Iterator[str]:
+    """A guest whose network driver is a module in the /usr that comes over the network."""
+    if not builds_kernel(site):
+        for name in site.shared_usr:
+            yield f"shared_usr names {name}, which needs kernel: build: modules lie in /usr"
+
+
+def _no_room_for_initrds(site: Parameters) -> Iterator[str]:
+    """A /boot in which no second initrd has room."""
+    if not builds_kernel(site) and site.boot_mib < LEAST_FOR_INITRDS:
+        yield (
+            f"boot_mib must be at least {LEAST_FOR_INITRDS}, not {site.boot_mib}: with kernel: "
+            "distribution /boot holds an initrd for each kernel, and the next one while it is made"
+        )
+
+
+def _debian_alone(site: Parameters) -> Iterator[str]:
+    """What nobody does, or writes files for, on another distribution."""
+    other = site.platform
+    if other == "debian":
+        return
+    if site.knows("uplink_vlan") and site.uplink_vlan:
+        yield f"uplink_vlan is for platform debian: nobody writes {other}'s files for one"
+    if site.knows("guest_disks") and volumes_for_disks(site):
+        yield f"guest_disks: lvm is for platform debian: nobody writes {other}'s files for it"
+    if site.knows("kernel") and not builds_kernel(site):
+        yield f"kernel: distribution is for platform debian: build one on platform {other}"
 
 
 def _sizes(site: Parameters) -> Iterator[str]:
@@ -420,7 +461,9 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("redfish", "firmware"), _redfish),
     (("platform", "firmware"), _no_uefi),
     (("platform", "uplink"), _no_cards),
-    (("platform", "uplink_vlan"), _no_vlan),
+    (("platform",), _debian_alone),
+    (("shared_usr", "kernel"), _no_usr_before_modules),
+    (("boot_mib", "kernel"), _no_room_for_initrds),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""
@@ -454,6 +497,11 @@ def _number(interface: str) -> int:
     return int(interface[len(interface.rstrip("0123456789")) :] or "0")
 
 
+def builds_kernel(site: Parameters) -> bool:
+    """Whether both kernels are compiled for the site; else they are the distribution's one."""
+    return site.kernel == "build"
+
+
 def guest_types(site: Parameters) -> dict[str, str]:
     """How each guest is to be virtualised, by its name: auto, pv or pvh."""
     return {domain.name: domain.type or site.guest_type for domain in site.domains}
@@ -463,7 +511,7 @@ def guest_types(site: Parameters) -> dict[str, str]:
 #
 # Howto: „Partitionen“.
 
-Kind = Literal["biosboot", "esp", "boot", "swap", "linux"]
+Kind = Literal["biosboot", "esp", "boot", "swap", "linux", "lvm"]
 
 BIOSBOOT_MIB = 1
 """GRUB's core image on a GPT disk; no file system is ever made on it."""
@@ -498,15 +546,28 @@ def partitions(site: Parameters) -> list[Partition]:
         Partition("dom0root", site.dom0_root_mib, "linux"),
         Partition("share", site.share_mib, "linux"),
         *guest_partitions(site),
-        Partition("domuswap", swap_files_mib(site), "linux"),
     ]
 
 
 def guest_partitions(site: Parameters) -> tuple[Partition, ...]:
-    """What the guests' roots take: a partition each, or one with a file for each."""
-    if not files_for_disks(site):
-        return tuple(Partition(d.partition, site.domu_root_mib, "linux") for d in site.domains)
-    return (Partition(GUESTS, holding_mib(len(site.domains) * site.domu_root_mib), "linux"),)
+    """What the guests' disks take, the last partitions.
+
+    For their roots one each, or one with a file for each, and one for all swap files; or one for
+    volumes of both.
+    """
+    if volumes_for_disks(site):
+        each = sum(in_extents(size) for size in (site.domu_root_mib, site.domu_swap_mib))
+        return (Partition(GUESTS, EXTENT_MIB + len(site.domains) * each, "lvm"),)
+    swap = Partition("domuswap", swap_files_mib(site), "linux")
+    if files_for_disks(site):
+        roots = holding_mib(len(site.domains) * site.domu_root_mib)
+        return (Partition(GUESTS, roots, "linux"), swap)
+    return (*(Partition(d.partition, site.domu_root_mib, "linux") for d in site.domains), swap)
+
+
+def in_extents(mib: int) -> int:
+    """The size in MiB of a logical volume that has at least so many."""
+    return -(-mib // EXTENT_MIB) * EXTENT_MIB
 
 
 def files_for_disks(site: Parameters) -> bool:
@@ -514,21 +575,28 @@ def files_for_disks(site: Parameters) -> bool:
     return site.guest_disks == "file"
 
 
-def _of_files(site: Parameters) -> tuple[str, ...]:
-    return (GUESTS,) if files_for_disks(site) else ()
+def volumes_for_disks(site: Parameters) -> bool:
+    """Whether the guests' roots, and their swap spaces, are logical volumes."""
+    return site.guest_disks == "lvm"
 
 
 def partition_names(site: Parameters) -> tuple[str, ...]:
     """The names of the site's partitions, in their order, as a BIOS machine has them."""
     *first, last = DOM0_PARTITIONS
-    guests = _of_files(site) or tuple(domain.partition for domain in site.domains)
-    return *first, *guests, last
+    if volumes_for_disks(site):
+        return *first, GUESTS
+    if files_for_disks(site):
+        return *first, GUESTS, last
+    return *first, *(domain.partition for domain in site.domains), last
 
 
 def device(site: Parameters, name: str) -> str:
-    """The device of one of the site's partitions, on its own disk; or a guest's disk file."""
-    if files_for_disks(site) and name in (domain.partition for domain in site.domains):
+    """The device of one of the site's partitions, on its own disk; or a guest's file or volume."""
+    of_guest = name in (domain.partition for domain in site.domains)
+    if of_guest and files_for_disks(site):
         return f"{GUESTS_FOLDER}/{name}.img"
+    if of_guest and volumes_for_disks(site):
+        return f"/dev/{site.volume_group}/{name}"
     return _device(site, name, partition_names(site))
 
 

@@ -68,6 +68,7 @@ from xenlab.site.types import (
     Text,
     Uplink,
     UseFlag,
+    VolumeGroupName,
     XenOptions,
     XlOptions,
 )
@@ -306,7 +307,8 @@ class Parameters(BaseModel):
     dom0_swap_mib: Mib
     dom0_root_mib: Mib
     share_mib: Mib
-    guest_disks: Literal["partition", "file"] = "partition"
+    guest_disks: Literal["partition", "file", "lvm"] = "partition"
+    volume_group: VolumeGroupName = "xenlab"
     domu_root_mib: Mib
     domu_swap_mib: Mib
 
@@ -316,6 +318,7 @@ class Parameters(BaseModel):
     package_proxy: PackageProxy = ""
     portage: Portage = Portage()
 
+    kernel: Literal["build", "distribution"] = "build"
     kernel_source: ControllerPath
     kernel_checksums: OptionalPath = Field("", examples=["~/linux-6.1.tar.xz.sha256"])
     checksum_keyring: OptionalPath = Field("", examples=["~/gentoo-release.gpg"])

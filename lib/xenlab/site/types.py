@@ -339,6 +339,13 @@ DevicePath = Annotated[
         "the path of a disk, such as /dev/sda or one below /dev/disk/by-id",
     ),
 ]
+VolumeGroupName = Annotated[
+    Text,
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}",
+        "the name of a volume group (letters, digits, . _ -)",
+    ),
+]
 GuestDiskName = Annotated[
     Text, matching(r"xvd[b-z]", "a disk as a guest has it, such as xvdb; xvda are root and swap")
 ]
@@ -448,6 +455,7 @@ XL_WRITTEN |= {
     "extra": "domu_options",
     "maxmem": "maxmem_mib",
     "memory": "memory_mib",
+    "ramdisk": "kernel",
     "root": "domu_options",
     "type": "type",
     "vcpus": "vcpus",
