@@ -19,6 +19,7 @@ from xenlab.chapters.kernel import COMPILER, Driver, dom0_config, drivers_lackin
 from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.platform.apt_sources import require_room
 from xenlab.platform.power import Managed, power
 from xenlab.platform.xl import best_type
 from xenlab.resources.archive import has_checksum, require_checksum
@@ -26,7 +27,7 @@ from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
-from xenlab.site.rules import by_card, guest_types, needed_mib, partition_names
+from xenlab.site.rules import LEAST, by_card, guest_types, needed_mib, partition_names
 from xenlab.site.rules import fits as disk_fits
 from xenlab.site.schema import Parameters
 
@@ -388,6 +389,8 @@ class Brought(Check):
                 hint="apt-get install linux-source, or name another one in kernel_source",
             )
         require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
+        if site.apt_folder:
+            require_room(site.apt_folder, site.share_mib - LEAST["share_mib"][0])
         return None
 
 
