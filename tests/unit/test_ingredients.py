@@ -331,6 +331,11 @@ class TestTables:
         with pytest.raises(BadInput, match="power: ipmi: because the environment has no IPMI_HOST"):
             Brought(site).probe(HOST)
 
+    def test_a_folder_of_packages_without_an_index(self, tmp_path: Path) -> None:
+        site = brought(tmp_path).model_copy(update={"apt_folder": str(tmp_path)})
+        with pytest.raises(BadInput, match=r"cannot use apt_folder .*: because it has no index"):
+            Brought(site).probe(HOST)
+
     def test_without_a_kernel_source(self, tmp_path: Path) -> None:
         site = brought(tmp_path)
         (tmp_path / "linux.tar").unlink()

@@ -327,6 +327,19 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         "uplink_vlan is for platform debian: nobody writes gentoo's files for one",
     ),
     (
+        {"apt_mirror": "http://me:word@mirror.example.org/debian"},
+        "apt_mirror must be a mirror as http://HOST/PATH or https://HOST/PATH, with no login in "
+        "it, or nothing, not 'http://me:word@mirror.example.org/debian'",
+    ),
+    (
+        {"apt_mirror": "http://mirror.example.org/debian", "apt_folder": "/srv/packages"},
+        "apt_folder is the only source of packages: leave out apt_mirror",
+    ),
+    (
+        {"apt_folder": "/srv/packages", "platform": "gentoo", "software": []},
+        "apt_folder is for platform debian: gentoo has no apt",
+    ),
+    (
         {"uplink_vlan": 1, "lan_interface": "veth1"},
         "lan_interface must have another number than vlan1: the other ends are called vif0.1",
     ),

@@ -14,6 +14,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import AptPackages
+from xenlab.platform.apt_sources import require_room
 from xenlab.platform.boot import EFI_FOLDER
 from xenlab.platform.choice import where_stages_come_from
 from xenlab.platform.power import Managed, power
@@ -46,6 +47,7 @@ from xenlab.site.rules import (
     ESP,
     GUESTS,
     GUESTS_FOLDER,
+    LEAST,
     SWAP_FOLDER,
     Kind,
     boot_partition,
@@ -395,6 +397,8 @@ class Brought(Check):
                 hint="apt-get install linux-source, or name another one in kernel_source",
             )
         require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
+        if site.apt_folder:
+            require_room(site.apt_folder, site.share_mib - LEAST["share_mib"][0])
         self._has_room(unpacked_mib(host, _own(site.stage)))
         return None
 

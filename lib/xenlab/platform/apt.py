@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import NO_PROGRAM, Host
+from xenlab.platform import apt_sources
 from xenlab.platform.base import (
     Index,
     PackageState,
@@ -111,13 +112,20 @@ class Apt:
             return (Absent(PROXY),)
         return (File(PROXY, template="apt-proxy.conf.j2", values={"proxy": self.proxy}),)
 
+    def sources(
+        self, mirror: str = "", security: str = "", folder: str = "", root: str = "/"
+    ) -> tuple[Resource, ...]:
+        """What sources.list(5) says: mirrors, or the folder, which lies on the share then."""
+        return apt_sources.sources(mirror, security, folder, self.share, root)
+
     def lent(self) -> tuple[Resource, ...]:
         """Nobody: Debian's packages are built already."""
         return ()
 
     def updated(self) -> Resource:
-        """The lists are younger than `INDEX_DAYS`."""
-        return Index("/var/lib/apt/lists", "*_Packages*", "apt-get update", UPDATE)
+        """The lists are younger than `INDEX_DAYS`, and than the sources that xenlab wrote."""
+        lists, settings = "/var/lib/apt/lists", apt_sources.SOURCES
+        return Index(lists, "*_Packages*", "apt-get update", UPDATE, settings)
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed, without what they merely recommend."""

@@ -51,6 +51,14 @@ class Packages(Protocol):
     def settled(self) -> tuple[Resource, ...]:
         """How packages are fetched and built: alike in every domain (howto: „Hirnschmalz“)."""
 
+    def sources(
+        self, mirror: str = "", security: str = "", folder: str = "", root: str = "/"
+    ) -> tuple[Resource, ...]:
+        """Where packages come from, if not from where the stage says.
+
+        ``folder`` is the controller's; ``root`` is the installed root as the machine sees it.
+        """
+
     def lent(self) -> tuple[Resource, ...]:
         """What asks other machines to compile as well, where the site names some."""
 

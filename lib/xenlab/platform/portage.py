@@ -306,6 +306,12 @@ class Portage:
             *([distcc_hosts(self.helpers)] if self.helpers else []),
         )
 
+    def sources(
+        self, mirror: str = "", security: str = "", folder: str = "", root: str = "/"
+    ) -> tuple[Resource, ...]:
+        """Nothing: `settled` says where the tree comes from, and its files say the rest."""
+        return ()
+
     def lent(self) -> tuple[Resource, ...]:
         """distcc, where the site names servers of it; what it is built with is there by then."""
         return (self.installed("sys-devel/distcc"),) if self.helpers else ()

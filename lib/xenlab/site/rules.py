@@ -75,6 +75,9 @@ UDEVS_NAME = re.compile(r"(en|wl|ww)([ops]\d|x[0-9a-f]{12}).*")
 LEAST_FOR_INITRDS = 256
 """The least of boot_mib where the kernels are the distribution's."""
 
+APT_SOURCES = ("apt_mirror", "apt_security_mirror", "apt_folder")
+"""The parameters that say where Debian's packages come from."""
+
 PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
 
@@ -377,6 +380,15 @@ def _no_portage(site: Parameters) -> Iterator[str]:
         yield "portage: only its cflags can be given on platform debian, which has no Portage"
 
 
+def _no_apt(site: Parameters) -> Iterator[str]:
+    """Sources of Debian's packages where there are none, or more than one that is to be alone."""
+    given = [key for key in APT_SOURCES if site.knows(key) and getattr(site, key)]
+    if given and site.platform != "debian":
+        yield f"{given[0]} is for platform debian: {site.platform} has no apt"
+    if "apt_folder" in given and len(given) > 1:
+        yield f"apt_folder is the only source of packages: leave out {' and '.join(given[:-1])}"
+
+
 def _no_uefi(site: Parameters) -> Iterator[str]:
     """UEFI in 2006."""
     if site.firmware == "uefi" and site.platform == "gentoo-2006":
@@ -458,6 +470,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _packages),
     (("unwanted",), _unwanted),
     (("platform", "portage"), _no_portage),
+    (("platform",), _no_apt),
     (("redfish", "firmware"), _redfish),
     (("platform", "firmware"), _no_uefi),
     (("platform", "uplink"), _no_cards),

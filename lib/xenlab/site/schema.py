@@ -50,6 +50,7 @@ from xenlab.site.types import (
     OptionalIpAddress,
     OptionalPath,
     PackageKeywords,
+    PackageMirror,
     PackageProxy,
     PackageUse,
     PartitionName,
@@ -316,6 +317,11 @@ class Parameters(BaseModel):
     stage_checksums: ControllerPath
     share: SharePath = "/mnt/share"
     package_proxy: PackageProxy = ""
+    apt_mirror: PackageMirror = Field("", examples=["http://mirror.example.org/debian"])
+    apt_security_mirror: PackageMirror = Field(
+        "", examples=["http://mirror.example.org/debian-security"]
+    )
+    apt_folder: OptionalPath = Field("", examples=["~/castle-packages"])
     portage: Portage = Portage()
 
     kernel: Literal["build", "distribution"] = "build"

@@ -327,6 +327,13 @@ PackageProxy = Annotated[
         "a proxy as http://HOST:PORT, with no login in it, or nothing",
     ),
 ]
+PackageMirror = Annotated[
+    Text,
+    matching(
+        rf"(https?://{_HOST}(:[0-9]{{1,5}})?(/[A-Za-z0-9._~+-]+)*/?)?",
+        "a mirror as http://HOST/PATH or https://HOST/PATH, with no login in it, or nothing",
+    ),
+]
 CompilerFlags = Annotated[
     Text,
     matching(r"[A-Za-z0-9 =+,._/-]*", "a compiler's flags (nothing to be quoted)"),
