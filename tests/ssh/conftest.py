@@ -28,8 +28,12 @@ MARK = "XENLAB_TEST_SSHD"
 class Sshd:
     """One sshd with its own folder, keys, known_hosts and ssh_config (alias ``box``)."""
 
-    def __init__(self, folder: Path, *extra: str, alias: str = "box") -> None:
+    def __init__(
+        self, folder: Path, *extra: str, alias: str = "box", before: tuple[str, ...] = ()
+    ) -> None:
+        """``extra`` settings win over the usual ones; ``before`` is a command that runs sshd."""
         self.folder = folder
+        self.before = before
         self.alias = alias
         self.extra = extra
         self.token = secrets.token_hex(8)
@@ -94,7 +98,7 @@ class Sshd:
             self._write_settings()
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [program, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                    [*self.before, program, "-D", "-e", "-f", str(self.folder / "sshd_config")],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -234,6 +234,12 @@ KEYS = [
     C("RSA", identity="<rsa>", by="rsa"),
     C("RSA in PEM", identity="<pem>", by="rsa"),
     C("ECDSA", identity="<ecdsa>", by="ecdsa"),
+    C(
+        "a damaged certificate beside it",
+        identity="<dir>/id",
+        by="good",
+        files={"id": "<<good", "id-cert.pub": "ssh-ed25519-cert-v01@openssh.com AAAA\n"},
+    ),
     C("a file that others can read", "", "can be read by others: chmod 600", identity="<open>"),
     C("a passphrase", "", "protected by a passphrase: ssh-add", identity="<locked>"),
     C(
@@ -699,12 +705,11 @@ class Client:
         return next(line.split()[1] for line in out.splitlines() if line.startswith("controlpath"))
 
 
-def by_ssh(client: Client) -> tuple[str, str]:
-    """What the command printed, "" if nobody got in, and what ssh said."""
-    words = ["ssh", "-T", "-F", str(client.config), client.case.host, ASK]
-    # without a terminal, so that nobody is asked
+@contextmanager
+def ssh_running(client: Client) -> Iterator[subprocess.Popen[str]]:
+    """OpenSSH's client while it logs in, without a terminal, so that nobody is asked."""
     process = subprocess.Popen(
-        words,
+        ["ssh", "-T", "-F", str(client.config), client.case.host, ASK],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -713,12 +718,12 @@ def by_ssh(client: Client) -> tuple[str, str]:
         env=client.environment(),
     )
     try:
-        out, said = process.communicate(timeout=120)
+        yield process
     finally:
         # the jumps that it has started as well
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    return (out if process.returncode == 0 else ""), said
+        process.communicate()
 
 
 def by_xenlab(client: Client, patch: pytest.MonkeyPatch) -> tuple[str, str]:
@@ -750,8 +755,10 @@ def test_xenlab_gets_in_where_ssh_does(
     case: Case, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ssh, xenlab = (Client(world, case, tmp_path / name) for name in ("ssh", "xenlab"))
-    theirs, said = by_ssh(ssh)
-    ours, why = by_xenlab(xenlab, monkeypatch)
+    with ssh_running(ssh) as process:
+        ours, why = by_xenlab(xenlab, monkeypatch)
+        out, said = process.communicate(timeout=120)
+        theirs = out if process.returncode == 0 else ""
     assert bool(theirs) == (not case.refused or bool(case.differs)), f"ssh: {said}"
     if case.refused:
         assert not ours, f"ssh says: {said}"

@@ -160,7 +160,7 @@ class Keys:
             if mode.st_uid == os.getuid() and mode.st_mode & 0o077:
                 self.notes.append(f"{path} can be read by others: chmod 600 {path}")
                 return None
-            key = paramiko.PKey.from_path(path)
+            key = _private(path)
         except (paramiko.PasswordRequiredException, TypeError):
             self.notes.append(f"{path} is protected by a passphrase: ssh-add {path}")
         except OSError as error:
@@ -174,6 +174,19 @@ class Keys:
             key.public_blob = None
             return key
         return None
+
+
+def _private(path: Path) -> paramiko.PKey:
+    """The key in a file, whatever lies beside it; raises as paramiko does."""
+    try:
+        return paramiko.PKey.from_path(path)
+    except ValueError:
+        if not path.with_name(path.name + "-cert.pub").exists():
+            raise
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey):
+        with suppress(paramiko.SSHException):
+            return kind.from_private_key_file(str(path))
+    return paramiko.RSAKey.from_private_key_file(str(path))
 
 
 def public_keys(route: Route) -> tuple[str, ...]:
