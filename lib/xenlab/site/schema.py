@@ -32,6 +32,8 @@ from xenlab.site.types import (
     DnsDomain,
     DomainName,
     Fingerprint,
+    FurtherAddress,
+    Gateway6,
     Given,
     GuestDiskName,
     HostName,
@@ -348,6 +350,8 @@ class Parameters(BaseModel):
     dom0_ip_on_bridge: bool = False
     address: IpWithPrefix
     gateway: IpAddress
+    addresses: list[FurtherAddress] = Field([], examples=[["192.0.2.12/24", "2001:db8::10/64"]])
+    gateway6: Gateway6 = Field("", examples=["fe80::1"])
     nameserver: IpAddress
     rollback_seconds: Seconds = 120
 
