@@ -68,7 +68,7 @@ IN_A_FILE: dict[str, Mapping[str, Any] | str] = {
     "a gateway nowhere": {"gateway": "10.0.3.1"},
     "a gateway that is all machines": {"gateway": "10.0.2.255"},
     "a gateway that is dom0": {"gateway": "10.0.2.15"},
-    "a gateway that no machine can be": {"gateway": "127.0.0.1"},
+    "a gateway that no machine can be": {"gateway": "224.0.0.1"},
     "an address that is the network's": {"address": "10.0.2.0/24"},
     "an address without its prefix": {"address": "10.0.2.15"},
     "a guest with dom0's address": {"domains": [guest(address="10.0.2.15/24")]},

@@ -42,9 +42,10 @@ from xenlab.chapters.kernel import (
 from xenlab.command import CONTROLLER
 from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
+from xenlab.platform.interfaces import NAME_RULE
 from xenlab.resources.base import Difference
 from xenlab.resources.kernel import options, parse_config
-from xenlab.resources.network import NAME_RULE, look_at_nics, the_nic
+from xenlab.resources.network import look_at_nics, the_nic
 from xenlab.runs.script import Runbook
 from xenlab.site.rules import card_name, uplink_name
 from xenlab.site.schema import Parameters

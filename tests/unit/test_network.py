@@ -20,7 +20,7 @@ import pytest
 
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.platform.interfaces import Ifupdown, More
+from xenlab.platform.interfaces import Ifupdown, More, netifrc_settings
 from xenlab.resources.base import All, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge, describe, parse_network, physical, vif
@@ -35,6 +35,9 @@ IP = os.path.realpath(str(shutil.which("ip")))
 PORT = 2222
 RECORDED = Path(__file__).parents[1] / "recorded"
 VLAN = 100
+SIX, GATEWAY6 = "2001:db8::2", "fe80::1"
+FURTHER = ("192.0.2.3/24", f"{SIX}/64")
+ADVERTISER = Path(__file__).with_name("advertiser.py")
 TAGGER = Path(__file__).with_name("tagger.py")
 AS_VLAN = (
     f's/"info_kind":"tun","info_data":{{[^}}]*}}/"info_kind":"vlan","info_data":{{"id":{VLAN}}}/g'
@@ -64,18 +67,18 @@ class Dom0:
     def ip(self, *words: str) -> str:
         return sh("ip", "-n", self.space, *words)
 
-    def answers(self) -> bool:
+    def answers(self, address: str = ADDRESS) -> bool:
         """Whether one connection, tried once, is made."""
         try:
-            socket.create_connection((ADDRESS, PORT), timeout=3).close()
+            socket.create_connection((address, PORT), timeout=3).close()
         except OSError:
             return False
         return True
 
-    def reachable(self) -> bool:
+    def reachable(self, *addresses: str) -> bool:
         """The first attempts may come before a new interface passes frames on a busy machine."""
         deadline = time.monotonic() + 60
-        while not self.answers():
+        while not all(self.answers(each) for each in addresses or (ADDRESS,)):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
@@ -430,6 +433,180 @@ def test_nobody_confirms_a_vlan_s_bridge(tagged: Dom0) -> None:
     assert tagged.reachable()
 
 
+def on_many(dom0: Dom0, gateway6: str) -> More:
+    """A world with IPv6 as well; dom0 is without any address."""
+    for address in ("2001:db8::1/64", f"{GATEWAY6}/64"):
+        sh("ip", "address", "add", address, "dev", dom0.cable, "nodad")
+    dom0.ip("address", "flush", "dev", "eth0")
+    dom0.ip("link", "set", "eth0", "down")
+    return More(addresses=FURTHER if gateway6 != "auto" else FURTHER[:1], gateway6=gateway6)
+
+
+def bridge_of_many(dom0: Dom0, more: More, *, on_bridge: bool) -> Bridge:
+    value = {GATEWAY6: "0", "auto": "2"}[more.gateway6]
+    bridge = dom0.bridge(on_bridge=on_bridge, seconds=120, ACCEPT_RA=value)
+    return replace(bridge, addresses=more.addresses, gateway6=more.gateway6)
+
+
+def uplink_of_many(more: More) -> tuple[str, str, str, str, More]:
+    return "eth0", f"{ADDRESS}/24", GATEWAY, "xenbr0", more
+
+
+def accepts(dom0: Dom0, interface: str) -> str:
+    """What an interface makes of router advertisements."""
+    place = f"/proc/sys/net/ipv6/conf/{interface}/accept_ra"
+    return sh("ip", "netns", "exec", dom0.space, "cat", place).strip()
+
+
+def test_further_addresses_are_moved_to_the_bridge_and_back(dom0: Dom0) -> None:
+    more = on_many(dom0, GATEWAY6)
+    ifup(dom0, *Ifupdown().uplink(*uplink_of_many(more)))
+    everywhere = (ADDRESS, "192.0.2.3", SIX)
+    assert dom0.reachable(*everywhere)
+    settled(dom0)
+    before = plain_state(dom0)
+    for on_bridge in (False, True, False):
+        bridge = bridge_of_many(dom0, more, on_bridge=on_bridge)
+        found = bridge.probe(dom0.host)
+        assert found is not None
+        wanted = [row["wanted"] for row in found.rows if row["what"] in ("address", "gateway")]
+        holder = "xenbr0" if on_bridge else "eth0"
+        if on_bridge:
+            gateways = [f"{each} over {holder}" for each in (GATEWAY, GATEWAY6)]
+            assert wanted == [f"{ADDRESS}/24", *FURTHER, *gateways]
+        bridge.apply(dom0.host, silent)
+        bridge.verify(dom0.host)
+        assert dom0.reachable(*everywhere)
+        assert accepts(dom0, holder) == "0"
+    dom0.host.run(f"{bridge.program} stop {bridge.settings}", check=False)
+    assert plain_state(dom0) == before
+    assert dom0.reachable(*everywhere)
+
+
+def test_nobody_confirms_and_further_addresses_come_back(dom0: Dom0) -> None:
+    more = on_many(dom0, GATEWAY6)
+    ifup(dom0, *Ifupdown().uplink(*uplink_of_many(more)))
+    settled(dom0)
+    before = plain_state(dom0)
+    fault = str(dom0.program("ip link set peth0 nomaster"))
+    bridge = replace(bridge_of_many(dom0, more, on_bridge=False), rollback_seconds=4)
+    with pytest.raises(StepFailed, match="rolled back, the former network is back"):
+        replace(bridge, program=fault).apply(dom0.host, silent)
+    assert plain_state(dom0) == before
+    assert dom0.reachable(ADDRESS, "192.0.2.3", SIX)
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_further_addresses_at_boot(dom0: Dom0, on_bridge: bool) -> None:
+    """The bridge first, then the addresses; once more, and as the network's service stops it."""
+    more = on_many(dom0, GATEWAY6)
+    bridge = bridge_of_many(dom0, more, on_bridge=on_bridge)
+    sh("ip", "netns", "exec", dom0.space, bridge.program, "start", bridge.settings)
+    stanzas = Ifupdown().on_bridge if on_bridge else Ifupdown().beside_bridge
+    ifup(dom0, *stanzas(*uplink_of_many(more)))
+    assert bridge.probe(dom0.host) is None
+    assert dom0.reachable(ADDRESS, "192.0.2.3", SIX)
+    sh("ip", "netns", "exec", dom0.space, bridge.program, "start", bridge.settings)
+    assert bridge.probe(dom0.host) is None
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_further_addresses_by_hand(dom0: Dom0, on_bridge: bool) -> None:
+    more = on_many(dom0, GATEWAY6)
+    bridge = bridge_of_many(dom0, more, on_bridge=on_bridge)
+    (command,) = bridge.commands()
+    sh("ip", "netns", "exec", dom0.space, "sh", "-euc", f"ip link set eth0 up\n{command.by_hand()}")
+    addresses = dom0.ip("-o", "address", "show", "dev", "xenbr0" if on_bridge else "eth0")
+    assert all(f" {each} " in addresses for each in FURTHER)
+    assert f"via {GATEWAY6} " in dom0.ip("-6", "route", "show", "default")
+
+
+@pytest.fixture
+def advertised(dom0: Dom0) -> Iterator[Dom0]:
+    """dom0 without any address, in a world with a router that advertises a prefix."""
+    on_many(dom0, "auto")
+    words = [sys.executable, str(ADVERTISER), dom0.cable, "2001:db8::"]
+    router = subprocess.Popen(words)
+    yield dom0
+    assert router.poll() is None
+    router.kill()
+    router.wait(5)
+
+
+def of_the_router(dom0: Dom0, interface: str) -> str:
+    """dom0's address that the router's prefix has made, "" without one or without the route."""
+    found = dom0.ip("-o", "-6", "address", "show", "dev", interface, "scope", "global")
+    routes = dom0.ip("-6", "route", "show", "default", "dev", interface)
+    ready = " dynamic " in found and " tentative " not in found and "proto ra" in routes
+    return found.split()[3].partition("/")[0] if ready else ""
+
+
+def from_the_router(dom0: Dom0, interface: str) -> str:
+    """The same, once it is there."""
+    wait_for(lambda: of_the_router(dom0, interface))
+    return of_the_router(dom0, interface)
+
+
+def test_what_a_router_advertises_is_kept_on_the_bridge_and_back(advertised: Dom0) -> None:
+    dom0, more = advertised, More(addresses=FURTHER[:1], gateway6="auto")
+    ifup(dom0, *Ifupdown().uplink(*uplink_of_many(more)))
+    own = from_the_router(dom0, "eth0")
+    everywhere = (ADDRESS, "192.0.2.3", own)
+    assert dom0.reachable(*everywhere)
+    for on_bridge in (False, True, False):
+        bridge = bridge_of_many(dom0, more, on_bridge=on_bridge)
+        assert bridge.probe(dom0.host) is not None
+        bridge.apply(dom0.host, silent)
+        bridge.verify(dom0.host)
+        holder = "xenbr0" if on_bridge else "eth0"
+        assert accepts(dom0, holder) == "2"
+        assert from_the_router(dom0, holder) == own
+        assert dom0.reachable(*everywhere)
+    dom0.host.run(f"{bridge.program} stop {bridge.settings}", check=False)
+    assert from_the_router(dom0, "eth0") == own
+    assert dom0.reachable(*everywhere)
+    assert accepts(dom0, "eth0") == "2"
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_what_a_router_advertises_at_boot(advertised: Dom0, on_bridge: bool) -> None:
+    dom0, more = advertised, More(addresses=FURTHER[:1], gateway6="auto")
+    bridge = bridge_of_many(dom0, more, on_bridge=on_bridge)
+    sh("ip", "netns", "exec", dom0.space, bridge.program, "start", bridge.settings)
+    stanzas = Ifupdown().on_bridge if on_bridge else Ifupdown().beside_bridge
+    ifup(dom0, *stanzas(*uplink_of_many(more)))
+    holder = "xenbr0" if on_bridge else "eth0"
+    assert dom0.reachable(ADDRESS, from_the_router(dom0, holder))
+    assert bridge.probe(dom0.host) is None
+
+
+def test_without_a_router_its_address_is_missing(dom0: Dom0) -> None:
+    bridge = replace(dom0.bridge(), gateway6="auto")
+    found = bridge.probe(dom0.host)
+    assert found is not None
+    assert "one that a router advertises" in [row["wanted"] for row in found.rows]
+
+
+@pytest.mark.parametrize(
+    ("gateway6", "routes", "accepted"),
+    [
+        ("", ["192.0.2.1"], ""),
+        ("auto", ["192.0.2.1"], "2"),
+        ("fe80::1", ["192.0.2.1", "fe80::1"], "0"),
+    ],
+)
+def test_further_addresses_in_gentoo_s_file(
+    gateway6: str, routes: list[str], accepted: str
+) -> None:
+    more = More(addresses=FURTHER, gateway6=gateway6)
+    text = netifrc_settings("eth0", f"{ADDRESS}/24", GATEWAY, more)
+    shown = 'echo "$config_eth0"; echo "$routes_eth0"'
+    lines = sh("sh", "-euc", f"{text}\n{shown}").splitlines()
+    assert lines[0].split() == [f"{ADDRESS}/24", *FURTHER]
+    assert [line.split()[2] for line in lines[1:]] == routes
+    assert (f"echo {accepted} >" in text) == bool(accepted)
+
+
 def hosted(dom0: Dom0) -> None:
     """The world of a hoster; dom0 is without any address."""
     dom0.ip("address", "flush", "dev", "eth0")
@@ -571,5 +748,7 @@ def plain_state(dom0: Dom0) -> list[str]:
     """Addresses, MAC and routes as a person sees them, without ages and counters."""
     lines = dom0.ip("-o", "address", "show", "scope", "global").splitlines()
     lines += dom0.ip("-o", "link").splitlines() + dom0.ip("route").splitlines()
-    words = [" ".join(line.replace("\\", " ").split()) for line in lines]
+    lines += dom0.ip("-6", "route", "show", "default").splitlines()
+    # an address that was dom0's before is taken without asking whether it is somebody else's
+    words = [" ".join(line.replace("\\", " ").replace(" nodad ", " ").split()) for line in lines]
     return sorted(line.split(": ", 1)[-1] for line in words)

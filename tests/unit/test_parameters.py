@@ -378,6 +378,40 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"address": "10.0.2.255/24"},
         "address must be the address of a machine, not of the whole network: '10.0.2.255/24'",
     ),
+    (
+        {"addresses": ["fe80::2/64"]},
+        "addresses[0] must be an address that other machines can reach, not 'fe80::2/64'",
+    ),
+    (
+        {"addresses": ["2001:db8::10"]},
+        "addresses[0] must be an address with its prefix, such as 2001:db8::10/64, not "
+        "'2001:db8::10'",
+    ),
+    (
+        {"addresses": ["10.0.2.16/24", "2001:DB8::1/64", "2001:db8:0::1/64"]},
+        "addresses[1] and addresses[2] are the same: 2001:db8:0::1",
+    ),
+    ({"addresses": ["10.0.2.15/24"]}, "address and addresses[0] are the same: 10.0.2.15"),
+    (
+        {"addresses": ["10.66.0.9/24"]},
+        "the internal LAN 10.66.0.0/24 must not overlap the network of dom0, 10.66.0.0/24",
+    ),
+    (
+        {"gateway6": "10.0.2.2"},
+        "gateway6 must be an IPv6 address such as fe80::1, auto, or nothing, not '10.0.2.2'",
+    ),
+    (
+        {"gateway6": "fe80::1"},
+        "gateway6 fe80::1 is for an IPv6 address: name one in addresses",
+    ),
+    (
+        {"gateway6": "2001:db8:1::1", "addresses": ["2001:db8::10/64"]},
+        "gateway6 2001:db8:1::1 is in the network of no address of dom0: 2001:db8::10/64",
+    ),
+    (
+        {"addresses": ["2001:db8::10/64"], "platform": "gentoo-2006", "software": []},
+        "addresses and gateway6 must be left out on platform gentoo-2006",
+    ),
     ({"gateway": "10.0.2.15"}, "gateway and address are the same: 10.0.2.15"),
     (
         {

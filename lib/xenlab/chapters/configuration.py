@@ -9,14 +9,14 @@ from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.choice import Packages
-from xenlab.platform.interfaces import More
+from xenlab.platform.interfaces import More, name_rule
 from xenlab.platform.portage import DISTCC_PORT
 from xenlab.quoting import sh_settings
 from xenlab.resources import network
 from xenlab.resources.base import All, Condition, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge
-from xenlab.site.rules import by_card, card_name, uplink_name
+from xenlab.site.rules import accept_ra, by_card, card_name, uplink_name
 from xenlab.site.schema import Parameters
 from xenlab.site.types import AUTO
 
@@ -217,7 +217,7 @@ def uplink_named(chapter: Chapter) -> tuple[File, ...]:
         )
     nics = network.look_at_nics(chapter.host) if site.uplink == AUTO else ()
     mac = network.the_nic(AUTO, nics).mac if site.uplink == AUTO else site.uplink.lower()
-    return (network.name_rule(mac),)
+    return (name_rule(mac),)
 
 
 def bridge_settings(site: Parameters, path: str) -> File:
@@ -231,6 +231,8 @@ def bridge_settings(site: Parameters, path: str) -> File:
         "VIF": network.vif(uplink_name(site)),
         "ADDRESS_ON": "bridge" if site.dom0_ip_on_bridge else "uplink",
     }
+    if site.gateway6:
+        values["ACCEPT_RA"] = str(accept_ra(site.gateway6))
     if site.uplink_vlan:
         values |= {"CARD": card_name(site), "VLAN": str(site.uplink_vlan)}
     return File(path, f"# written by xenlab, chapter 07\n{sh_settings(values)}")
@@ -246,12 +248,14 @@ def bridge_made(site: Parameters) -> Bridge:
         address_on_bridge=site.dom0_ip_on_bridge,
         rollback_seconds=site.rollback_seconds,
         vlan=site.uplink_vlan,
+        addresses=tuple(site.addresses),
+        gateway6=site.gateway6,
     )
 
 
 def uplink_values(site: Parameters) -> tuple[str, str, str, str, More]:
     """What dom0's uplink has, as the files of every platform's interfaces are asked for."""
-    more = More(card_name(site), site.uplink_vlan)
+    more = More(card_name(site), site.uplink_vlan, tuple(site.addresses), site.gateway6)
     return uplink_name(site), site.address, site.gateway, site.bridge, more
 
 

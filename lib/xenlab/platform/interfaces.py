@@ -13,7 +13,8 @@ from xenlab.quoting import double_quoted
 from xenlab.resources.base import Resource, Until
 from xenlab.resources.files import File, Symlink, render
 from xenlab.resources.guest import GuestFile
-from xenlab.site.rules import on_link
+from xenlab.site.rules import UPLINK_NAME, accept_ra, on_link
+from xenlab.site.types import AUTO
 
 # Gentoo's network configuration, net-misc/netifrc: what its files are called and say.
 
@@ -36,16 +37,61 @@ def netifrc_settings_path(interface: str) -> str:
     return f"/etc/conf.d/{netifrc_script(interface)}"
 
 
-def netifrc_settings(interface: str, address: str, gateway: str = "", *, stay: bool = False) -> str:
+@dataclass(frozen=True)
+class More:
+    """What an uplink may have beside an address: the ``card`` that it is the VLAN of.
+
+    ``addresses`` are further ones, of IPv4 or IPv6. ``gateway6``: IPv6's, or "auto": routers
+    advertise it, and an address as well; "": what the kernel makes of that by itself.
+    """
+
+    card: str = ""
+    vlan: int = 0
+    addresses: tuple[str, ...] = ()
+    gateway6: str = ""
+
+    @property
+    def router(self) -> str:
+        """The gateway of IPv6 that the site names, "" where it names none."""
+        return "" if self.gateway6 == AUTO else self.gateway6
+
+
+def netifrc_settings(
+    interface: str, address: str, gateway: str = "", more: More = More(), *, stay: bool = False
+) -> str:
     """``config_`` and ``routes_`` of an interface; ``stay``: only by hand is it stopped."""
     name = re.sub(r"[^A-Za-z0-9]", "_", interface)
-    lines = ["# written by xenlab", f"config_{name}={double_quoted(address)}"]
+    addresses = " ".join((address, *more.addresses))
+    lines = ["# written by xenlab", f"config_{name}={double_quoted(addresses)}"]
     if gateway:
         route = f"default via {gateway}{' onlink' if on_link(address, gateway) else ''}"
         lines.append(f"routes_{name}={double_quoted(route)}")
+    if more.router:
+        # a line for each route
+        route = double_quoted(f"default via {more.router} onlink").strip('"')
+        lines[-1] = f'{lines[-1].removesuffix(chr(34))}\n{route}"'
+    if more.gateway6:
+        place = "/proc/sys/net/ipv6/conf/${IFACE}/accept_ra"
+        lines.append(f'preup() {{ echo {accept_ra(more.gateway6)} > "{place}"; }}')
     if stay:
         lines.append('rc_keyword="-stop"')
     return "".join(f"{line}\n" for line in lines)
+
+
+# The name of a card that the site does not call by one.
+
+NAME_RULE = "/etc/udev/rules.d/70-xenlab-uplink.rules"
+"""Where udev is told it (udev(7), of systemd as of eudev)."""
+
+
+def name_rule(mac: str) -> File:
+    """What udev is told, so that the card of this MAC address has its name in every kernel.
+
+    What has no driver is no card: dom0's end of the pair, a bridge and a VLAN may have its address.
+    """
+    rule = f'DRIVERS=="?*", ATTR{{type}}=="1", ATTR{{address}}=="{mac}", NAME="{UPLINK_NAME}"'
+    text = f'# written by xenlab, chapter 04\nSUBSYSTEM=="net", ACTION=="add", {rule}\n'
+    return File(NAME_RULE, text)
 
 
 # How dom0's interfaces get their addresses at boot: each distribution has files of its own.
@@ -55,14 +101,6 @@ def netifrc_settings(interface: str, address: str, gateway: str = "", *, stay: b
 STANZAS = "/etc/network/interfaces.d"
 UPLINK = f"{STANZAS}/xenlab-uplink"
 LAN = f"{STANZAS}/xenlab-lan"
-
-
-@dataclass(frozen=True)
-class More:
-    """What an uplink may have beside an address: the ``card`` that it is the VLAN of."""
-
-    card: str = ""
-    vlan: int = 0
 
 
 class Interfaces(Protocol):
@@ -129,7 +167,7 @@ class Ifupdown:
         self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """One for the bridge in its place."""
-        values = {"bridge": bridge, "address": address, "gateway": gateway}
+        values = {"bridge": bridge, "address": address, "gateway": gateway, "more": more}
         return (File(UPLINK, template="uplink-bridge.j2", values=values),)
 
     def lan(self, interface: str, address: str) -> tuple[Resource, ...]:
@@ -154,19 +192,19 @@ class Netifrc:
     ) -> tuple[Resource, ...]:
         """The interface's script, until the bridge has one."""
         taken_over = Command.argv("test", "-e", netifrc_settings_path(bridge))
-        return (Until(_scripted(interface, address, gateway), taken_over),)
+        return (Until(_scripted(interface, address, gateway, more), taken_over),)
 
     def beside_bridge(
         self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The interface's script is in the runlevel, the bridge's is not."""
-        return (*_scripted(interface, address, gateway), _unscripted(bridge))
+        return (*_scripted(interface, address, gateway, more), _unscripted(bridge))
 
     def on_bridge(
         self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """The bridge's script is in the runlevel, the interface's is not."""
-        return (*_scripted(bridge, address, gateway), _unscripted(interface))
+        return (*_scripted(bridge, address, gateway, more), _unscripted(interface))
 
     def lan(self, interface: str, address: str) -> tuple[Resource, ...]:
         """Nothing: the script xenlab-lan-address holds the address itself."""
@@ -177,9 +215,10 @@ class Netifrc:
         return Command.argv("rc-service", netifrc_script(interface), "restart")
 
 
-def _scripted(interface: str, address: str, gateway: str) -> tuple[Resource, ...]:
+def _scripted(interface: str, address: str, gateway: str, more: More) -> tuple[Resource, ...]:
+    settings = netifrc_settings(interface, address, gateway, more)
     return (
-        File(netifrc_settings_path(interface), netifrc_settings(interface, address, gateway)),
+        File(netifrc_settings_path(interface), settings),
         Symlink(netifrc_script_path(interface), NETIFRC_SHARED),
         Scripts((netifrc_script(interface),), enabled=True),
     )

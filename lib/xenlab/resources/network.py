@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import time
@@ -13,7 +14,7 @@ from xenlab.command import Command
 from xenlab.errors import BadInput, CommandTimeout, ConnectionLost, ConnectionRefused, StepFailed
 from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Check, Difference, Report, Resource
-from xenlab.resources.files import File, packaged
+from xenlab.resources.files import packaged
 from xenlab.site.rules import UPLINK_NAME, on_link
 from xenlab.site.types import AUTO
 
@@ -43,7 +44,8 @@ class Bridge(Resource):
     address on the bridge. ``program`` switches (templates/xenlab-bridge.sh) as ``settings`` says. A
     switch that is not confirmed over a new connection within ``rollback_seconds`` is undone by the
     target itself, which goes back to the settings in ``confirmed``, where there are such.
-    ``vlan``: the uplink is the interface of that VLAN, not a card.
+    ``vlan``: the uplink is the interface of that VLAN, not a card. ``addresses`` are further ones,
+    of IPv4 or IPv6; ``gateway6`` is that of IPv6, or "auto": routers advertise it.
     """
 
     uplink: str
@@ -57,6 +59,8 @@ class Bridge(Resource):
     confirmed: str = "/etc/default/xenlab-bridge"
     meeting: str = MEETING
     vlan: int = 0
+    addresses: tuple[str, ...] = ()
+    gateway6: str = ""
 
     def probe(self, host: Host) -> Difference | None:
         """A table of what differs: devices, their bridge, MAC addresses, addresses, the route."""
@@ -67,6 +71,7 @@ class Bridge(Resource):
             ip -details -json address show
             echo
             ip -json route show default
+            [ ! -d /proc/sys/net/ipv6 ] || ip -6 -json route show default
         """
         result = host.look(Command.script(script, self.meeting))
         wanted = f"make {self.uplink} a port of the bridge {self.bridge}"
@@ -109,8 +114,18 @@ class Bridge(Resource):
             """
         holder = self.bridge if self.address_on_bridge else self.uplink
         wire = ("dev", holder, "onlink") if on_link(self.address, self.gateway) else ()
+        further = {f"further{number}": each for number, each in enumerate(self.addresses)}
+        more = [f"ip address add {{{name}}} dev {{holder}}" for name in further]
+        if self.gateway6 == AUTO:
+            more.append("echo 2 > {accept_ra}")
+        elif self.gateway6:
+            more.append("ip -6 route add default via {gateway6} dev {holder} onlink")
         command = Command.sh(
-            text,
+            "\n".join([text, *more]),
+            **further,
+            holder=holder,
+            gateway6=self.gateway6,
+            accept_ra=f"/proc/sys/net/ipv6/conf/{holder}/accept_ra",
             bridge=self.bridge,
             uplink=self.uplink,
             physical=physical(self.uplink),
@@ -246,12 +261,30 @@ class Bridge(Resource):
             port = self.uplink if self.address_on_bridge else physical(self.uplink)
             wanted[port]["kind"] = f"vlan {self.vlan}"
         rows = unlike(wanted, devices, self.address)
+        found = devices.get(holder, {}).get("addr_info", [])
+        rows += self._missing_addresses(holder, found)
         over = [f"{r.get('gateway', '-')} over {r.get('dev', '-')}" for r in routes]
-        route = f"{self.gateway} over {holder}"
-        if route not in over:
-            now_over = ", ".join(over) or "none"
-            rows.append({"device": holder, "what": "gateway", "now": now_over, "wanted": route})
+        gateways = [self.gateway] if self.gateway6 in ("", AUTO) else [self.gateway, self.gateway6]
+        for gateway in gateways:
+            route = f"{ipaddress.ip_address(gateway)} over {holder}"
+            if route not in over:
+                now_over = ", ".join(over) or "none"
+                rows.append({"device": holder, "what": "gateway", "now": now_over, "wanted": route})
         return rows
+
+    def _missing_addresses(
+        self, holder: str, found: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, str]]:
+        """Further addresses that the holder has not; those of routers are whatever they say."""
+        there = [f"{each['local']}/{each['prefixlen']}" for each in found]
+        wanted = [str(ipaddress.ip_interface(each)) for each in self.addresses]
+        missing = [each for each in wanted if each not in there]
+        if self.gateway6 == AUTO and not any(each.get("dynamic") for each in found):
+            missing.append("one that a router advertises")
+        now = ", ".join(there) or "none"
+        return [
+            {"device": holder, "what": "address", "now": now, "wanted": each} for each in missing
+        ]
 
 
 def physical(uplink: str) -> str:
@@ -313,10 +346,11 @@ def parse_network(
     Raises StepFailed where ip(8) said something else than JSON.
     """
     state, _, rest = text.partition("\n")
-    devices, _, routes = rest.strip().partition("\n")
+    devices, *routes = rest.strip().split("\n")
     try:
         found = [d for d in json.loads(devices or "[]") if "ifname" in d]
-        return state, {d["ifname"]: d for d in found}, json.loads(routes.strip() or "[]")
+        listed = [route for line in routes for route in json.loads(line or "[]")]
+        return state, {d["ifname"]: d for d in found}, listed
     except (ValueError, TypeError) as error:
         raise StepFailed(
             f"cannot look at the network: because ip(8) gave no JSON: {rest[:200]!r}",
@@ -325,9 +359,6 @@ def parse_network(
 
 
 # Network cards, and the name of the one that is the uplink: kernels number them as they find them.
-
-NAME_RULE = "/etc/udev/rules.d/70-xenlab-uplink.rules"
-"""Where udev is told that name (udev(7), of systemd as of eudev)."""
 
 
 @dataclass(frozen=True)
@@ -400,16 +431,6 @@ def the_nic(uplink: str, nics: Sequence[Nic]) -> Nic:
     if len(found) != 1:
         raise BadInput(problem, hint=hint)
     return found[0]
-
-
-def name_rule(mac: str) -> File:
-    """What udev is told, so that the card of this MAC address has its name in every kernel.
-
-    What has no driver is no card: dom0's end of the pair, a bridge and a VLAN may have its address.
-    """
-    rule = f'DRIVERS=="?*", ATTR{{type}}=="1", ATTR{{address}}=="{mac}", NAME="{UPLINK_NAME}"'
-    text = f'# written by xenlab, chapter 04\nSUBSYSTEM=="net", ACTION=="add", {rule}\n'
-    return File(NAME_RULE, text)
 
 
 # The internal LAN: its devices, its ports, who reaches whom (howto: „Virtuelle Devices“).

@@ -124,6 +124,8 @@ def _twice(site: Parameters) -> Iterator[str]:
         machines |= dict.fromkeys((site.ssh.host, site.ssh.rescue_address), "the target")
     if site.knows("dom0_ssh"):
         machines[site.dom0_ssh.host] = "the target"
+    if site.knows("addresses"):
+        machines |= {_bare(each).lower(): "dom0" for each in site.addresses}
     taken: dict[str, dict[str, str]] = {
         "name": _reserved(site),
         "MAC": {site.uplink.lower(): "the uplink"} if site.knows("uplink") else {},
@@ -201,6 +203,34 @@ def _reached_by_dom0(site: Parameters) -> Iterator[str]:
         yield f"gateway and address are the same: {site.gateway}"
 
 
+def _further_addresses(site: Parameters) -> Iterator[str]:
+    """Further addresses of dom0 that it has already, or that cannot be."""
+    taken = {ipaddress.ip_address(_bare(site.address)): "address"}
+    taken[ipaddress.ip_address(site.gateway)] = "gateway"
+    if site.gateway6 not in ("", AUTO):
+        taken[ipaddress.ip_address(site.gateway6)] = "gateway6"
+    for number, text in enumerate(site.addresses):
+        me = f"addresses[{number}]"
+        owner = taken.setdefault(ipaddress.ip_address(_bare(text)), me)
+        if owner != me:
+            yield f"{owner} and {me} are the same: {_bare(text)}"
+
+
+def _gateway6(site: Parameters) -> Iterator[str]:
+    """A gateway of IPv6 that dom0 cannot reach."""
+    if site.gateway6 in ("", AUTO):
+        return
+    gateway = ipaddress.IPv6Address(site.gateway6)
+    found = [ipaddress.IPv6Interface(each) for each in site.addresses if ":" in each]
+    if not found:
+        yield f"gateway6 {site.gateway6} is for an IPv6 address: name one in addresses"
+    elif not gateway.is_link_local and not any(
+        gateway in each.network or each.network.prefixlen == 128 for each in found
+    ):
+        networks = ", ".join(str(each) for each in found)
+        yield f"gateway6 {site.gateway6} is in the network of no address of dom0: {networks}"
+
+
 def _reached_by_guests(site: Parameters) -> Iterator[str]:
     """A gateway that a guest cannot reach."""
     for domain in site.domains:
@@ -252,6 +282,14 @@ def _share(site: Parameters) -> Iterator[str]:
             yield f"share must not lie in {folder}, where the guests' files are: {site.share}"
 
 
+def accept_ra(gateway6: str) -> int:
+    """What the kernel makes of router advertisements: 2 takes them, 0 does not.
+
+    With 1, its own default, it takes them as long as the machine forwards nothing.
+    """
+    return {"": 1, AUTO: 2}.get(gateway6, 0)
+
+
 def _two_interfaces(site: Parameters) -> Iterator[str]:
     """An uplink that is its own bridge, or its own VLAN."""
     if site.bridge in (uplink_name(site), card_name(site)):
@@ -291,9 +329,11 @@ def _lan_devices(site: Parameters) -> Iterator[str]:
 def _lan_apart(site: Parameters) -> Iterator[str]:
     """An internal LAN that is not one."""
     lan = ipaddress.IPv4Interface(site.lan_address).network
-    outside = ipaddress.IPv4Interface(site.address).network
-    if lan.overlaps(outside):
-        yield f"the internal LAN {lan} must not overlap the network of dom0, {outside}"
+    more = site.addresses if site.knows("addresses") else []
+    for address in (site.address, *(each for each in more if ":" not in each)):
+        outside = ipaddress.IPv4Interface(address).network
+        if lan.overlaps(outside):
+            yield f"the internal LAN {lan} must not overlap the network of dom0, {outside}"
 
 
 def _lan_guests(site: Parameters) -> Iterator[str]:
@@ -430,6 +470,12 @@ def _debian_alone(site: Parameters) -> Iterator[str]:
         yield f"kernel: distribution is for platform debian: build one on platform {other}"
 
 
+def _no_further_addresses(site: Parameters) -> Iterator[str]:
+    """Addresses that nobody writes into the files of 2006."""
+    if site.platform == "gentoo-2006" and (site.addresses or site.gateway6):
+        yield "addresses and gateway6 must be left out on platform gentoo-2006"
+
+
 def _sizes(site: Parameters) -> Iterator[str]:
     """Sizes with which nothing of today boots; what is only written out was smaller."""
     if site.platform == "gentoo-2006":
@@ -456,6 +502,8 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains", "guest_disks"), _one_table),
     (("hostname",), _names_of_dom0),
     (("share",), _share),
+    (("address", "gateway", "addresses", "gateway6"), _further_addresses),
+    (("addresses", "gateway6"), _gateway6),
     (("uplink", "uplink_vlan", "bridge"), _two_interfaces),
     (("uplink", "uplink_vlan", "bridge", "dom0_ip_on_bridge"), _renamed),
     (
@@ -477,6 +525,8 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _debian_alone),
     (("shared_usr", "kernel"), _no_usr_before_modules),
     (("boot_mib", "kernel"), _no_room_for_initrds),
+    (("platform", "uplink_vlan"), _no_vlan),
+    (("platform", "addresses", "gateway6"), _no_further_addresses),
     (("platform",), _sizes),
 )
 """Each rule with the parameters that it compares."""

@@ -31,7 +31,9 @@ from xenlab.site.types import (
     DnsDomain,
     DomainName,
     Fingerprint,
+    FurtherAddress,
     Gateway,
+    Gateway6,
     Given,
     GuestDiskName,
     HostName,
@@ -355,6 +357,8 @@ class Parameters(BaseModel):
     dom0_ip_on_bridge: bool = False
     address: IpWithPrefix
     gateway: Gateway
+    addresses: list[FurtherAddress] = Field([], examples=[["192.0.2.12/24", "2001:db8::10/64"]])
+    gateway6: Gateway6 = Field("", examples=["fe80::1"])
     nameserver: IpAddress
     rollback_seconds: Seconds = 120
 

@@ -152,7 +152,7 @@ def gateway(text: str) -> str:
 
 def _of_a_machine(text: str) -> str:
     address = ipaddress.IPv4Address(text)
-    if address.is_loopback or address.is_multicast or address.is_reserved or text[:2] == "0.":
+    if address.is_multicast or address.is_reserved or text[:2] == "0.":
         raise ValueError(f"must be an address that a machine can have, not {quoted(text)}")
     return text
 
@@ -187,6 +187,38 @@ def ip_with_prefix(text: str) -> str:
         raise ValueError(
             f"must be the address of a machine, not of the whole network: {quoted(text)}"
         )
+    return text
+
+
+def further_address(text: str) -> str:
+    """An IPv4 or IPv6 address of a machine with its prefix, such as 2001:db8::10/64."""
+    if ":" not in text:
+        return ip_with_prefix(text)
+    try:
+        if not re.fullmatch(r"[0-9a-fA-F:.]+/[0-9]+", text):
+            raise ValueError
+        interface = ipaddress.IPv6Interface(text)
+    except ValueError:
+        raise ValueError(
+            f"must be an address with its prefix, such as 2001:db8::10/64, not {quoted(text)}"
+        ) from None
+    ip = interface.ip
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_loopback:
+        raise ValueError(f"must be an address that other machines can reach, not {quoted(text)}")
+    return text
+
+
+def gateway6(text: str) -> str:
+    """An IPv6 address without a prefix, such as fe80::1; auto; or nothing."""
+    if text in ("", AUTO):
+        return text
+    try:
+        if not re.fullmatch(r"[0-9a-fA-F:.]+", text) or ipaddress.IPv6Address(text).is_multicast:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"must be an IPv6 address such as fe80::1, auto, or nothing, not {quoted(text)}"
+        ) from None
     return text
 
 
@@ -449,6 +481,8 @@ IpAddress = Annotated[Text, AfterValidator(ip_address)]
 Gateway = Annotated[Text, AfterValidator(gateway)]
 OptionalIpAddress = Annotated[Text, AfterValidator(optional_ip_address)]
 IpWithPrefix = Annotated[Text, AfterValidator(ip_with_prefix)]
+FurtherAddress = Annotated[Text, AfterValidator(further_address)]
+Gateway6 = Annotated[Text, AfterValidator(gateway6)]
 Mib = Annotated[int, Field(gt=0, le=1 << 33)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[int, Field(ge=10, le=3600)]

@@ -7,6 +7,7 @@
 #
 # With ADDRESS_ON=bridge: eth0 is a port of xenbr0, and dom0's address is on xenbr0.
 # With VLAN=100: all this is done with vlan100, that VLAN's interface on CARD.
+# With ACCEPT_RA=2 (or 0): dom0 takes what routers advertise of IPv6 (or does not).
 # "start" may be repeated; where it fails it undoes what it did. Addresses and routes move along.
 set -eu
 verb=$1
@@ -15,7 +16,7 @@ physical=p$UPLINK
 # The highest MAC address there is: a bridge takes the lowest of its ports for its own.
 dumb=fe:ff:ff:ff:ff:ff
 remembered=864000000 # hundredths of a second: 100 days
-addresses= routes=
+addresses= routes= routes6=
 
 exists() { ip link show dev "$1" > /dev/null 2>&1; }
 has_master() { ip -o link show dev "$1" | grep -q " master $2 "; }
@@ -32,28 +33,51 @@ no_own_address() {
     [ -d /proc/sys/net/ipv6 ] || return 0
     ip link set dev "$1" addrgenmode none
     echo 0 > "/proc/sys/net/ipv6/conf/$1/accept_ra"
+    # what a router has advertised stays without its address
+    ip -6 route flush dev "$1" || :
 }
 own_address() {
     [ -d /proc/sys/net/ipv6 ] || return 0
     ip link set dev "$1" addrgenmode eui64
-    echo 1 > "/proc/sys/net/ipv6/conf/$1/accept_ra"
+    accept_ra "$1" 1
+}
+accept_ra() { # INTERFACE VALUE: the settings' own counts first
+    [ ! -d /proc/sys/net/ipv6 ] \
+        || echo "${ACCEPT_RA:-$2}" > "/proc/sys/net/ipv6/conf/$1/accept_ra"
 }
 
+# Addresses of IPv6 with the time that they are valid for. They were dom0's before: nobody is asked
+# again whether they are somebody else's. Routes that a router advertises it will advertise again.
+# What was found first counts: an interface that comes up may have an address of a router's by then.
 remember() {
-    found=$(ip -o -4 address show dev "$1" scope global \
-        | sed -n 's/.* inet \([^ ]*\) \(brd [^ ]*\)\{0,1\}.*/\1 \2/p')
+    [ -z "$addresses" ] || return 0
+    found=$(
+        ip -o -4 address show dev "$1" scope global \
+            | sed -n 's/.* inet \([^ ]*\) \(brd [^ ]*\)\{0,1\}.*/\1 \2/p'
+        ip -o -6 address show dev "$1" scope global | sed -n '/ temporary /d
+            s/.* inet6 \([^ ]*\) .* \(valid_lft [a-z0-9]* preferred_lft [a-z0-9]*\).*/\1 nodad \2/
+            s/\([0-9]\)sec/\1/g; / nodad valid_lft /p'
+    )
     [ -n "$found" ] || return 0
     addresses=$found
-    routes=$(ip -4 route show dev "$1" | grep -v ' proto kernel ' | sed 's/ linkdown//') || :
+    routes=$(routes_of -4 "$1")
+    routes6=$(routes_of -6 "$1")
+}
+routes_of() {
+    ip "$1" route show dev "$2" 2> /dev/null | grep -Ev ' proto (kernel|ra) ' \
+        | sed 's/ linkdown//; s/ dead//' || :
 }
 
 put() {
-    printf '%s\n' "$addresses" | while read -r address broadcast; do
+    printf '%s\n' "$addresses" | while read -r address more; do
         # unquoted: "brd 192.0.2.255" is two words
-        [ -z "$address" ] || ip address replace "$address" $broadcast dev "$1"
+        [ -z "$address" ] || ip address replace "$address" $more dev "$1"
     done
     printf '%s\n' "$routes" | while read -r route; do
-        [ -z "$route" ] || ip route replace $route dev "$1"
+        [ -z "$route" ] || ip -4 route replace $route dev "$1"
+    done
+    printf '%s\n' "$routes6" | while read -r route; do
+        [ -z "$route" ] || ip -6 route replace $route dev "$1"
     done
 }
 
@@ -95,6 +119,7 @@ build_pair() {
         ip link set dev "$port" up
     done
     ip link set dev "$BRIDGE" up
+    [ -z "${ACCEPT_RA:-}" ] || accept_ra "$UPLINK" 1
     ip link set dev "$UPLINK" up
     put "$UPLINK"
 }
@@ -132,6 +157,7 @@ undo_flat() {
     exists "$physical" && return 0
     exists "$BRIDGE" || return 0
     remember "$BRIDGE"
+    no_own_address "$BRIDGE"
     ip address flush dev "$BRIDGE"
     has_master "$UPLINK" "$BRIDGE" || return 0
     ip link set dev "$UPLINK" nomaster
