@@ -163,7 +163,8 @@ class Sshd:
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
             "PrintMotd no",
-            "MaxStartups 100",
+            # of several of these the last one counts
+            *(() if any(s.startswith("MaxStartups") for s in self.extra) else ("MaxStartups 100",)),
             "Subsystem sftp internal-sftp",
             # The account's own start-up files would slow each command down, or change it.
             f'SetEnv {MARK}={self.token} HOME="{self.folder}" XENLAB_NOTES="{self.notes}"',

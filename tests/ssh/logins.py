@@ -46,7 +46,7 @@ SERVERS = {
     "keyless": ("PubkeyAuthentication no", "PasswordAuthentication yes"),
     "twofold": ("AuthenticationMethods publickey,publickey",),
     "picky": ("Ciphers chacha20-poly1305@openssh.com",),
-    "one": ("MaxSessions 1", "Banner <banner>", "MaxStartups 2:100:4"),
+    "one": ("MaxSessions 1", "Banner <banner>", "MaxStartups 4:100:8"),
 }
 """Each sshd's settings. All but ``trusting`` let the same keys in."""
 

@@ -139,6 +139,14 @@ def test_a_second_factor_is_asked_for_after_the_key(with_accounts: MakeSshd) -> 
     assert "came as visitor" in in_a_terminal(sshd, PASSWORD)
 
 
+@pytest.mark.parametrize("methods", ["publickey,password", "password,publickey"])
+def test_a_key_and_a_password_in_either_order(with_accounts: MakeSshd, methods: str) -> None:
+    sshd = with_accounts("PasswordAuthentication yes", f"AuthenticationMethods {methods}")
+    seen = in_a_terminal(sshd, PASSWORD)
+    assert "came as visitor" in seen, seen
+    assert seen.count("password: ") == 1
+
+
 def test_a_password_field_in_jupyterlab(with_accounts: MakeSshd) -> None:
     sshd = with_accounts(*BY_PASSWORD)
     code = LOG_IN.format(terminal=False, config=str(sshd.config))
@@ -207,9 +215,10 @@ def test_an_account_whose_shell_runs_nothing(
 def test_a_server_that_takes_no_more_logins(make_sshd: MakeSshd) -> None:
     sshd = make_sshd("MaxStartups 1:100:1")
     ssh = SSH(sshd.target)
-    with socket.create_connection(("127.0.0.1", sshd.port)):
-        with pytest.raises(ConnectionRefused, match="closed the connection before its SSH greet"):
-            _until_refused(ssh)
+    greeting = "closed the connection before its SSH greeting"
+    holds = socket.create_connection(("127.0.0.1", sshd.port))
+    with holds, pytest.raises(ConnectionRefused, match=greeting):
+        _until_refused(ssh)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

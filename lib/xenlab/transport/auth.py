@@ -191,10 +191,12 @@ class Login:
             if answer.kind == MSG_USERAUTH_SUCCESS:
                 return True
             self._allowed = answer.methods
-            if answer.partial:
-                done.clear()
-            elif left[0] != "publickey":
+            if left[0] != "publickey":
+                # nobody is asked twice
                 done.add(left[0])
+            elif "publickey" not in answer.methods and not answer.partial:
+                # it wants something else first, and has not looked at the key
+                self._candidates = self._keys.candidates()
 
     def _none(self) -> bool:
         answer = self._request("none")
@@ -206,8 +208,12 @@ class Login:
     def _publickey(self) -> _Answer | None:
         """The answer to the next key that can be offered, None where there is none left."""
         for key in self._candidates:
+            try:
+                algorithm, sign = self._handler.signed(key, self._route.user)
+            except paramiko.SSHException as error:
+                self._keys.notes.append(f"{key.name} cannot be used there: {error}")
+                continue
             self._keys.tried.append(key.name)
-            algorithm, sign = self._handler.signed(key, self._route.user)
             shown = (algorithm, key.public.key_blob)
             if key.of_agent:
                 # nobody is to touch a key, or to say yes, for a server that does not know it
@@ -240,13 +246,15 @@ class Login:
             if answer.kind != MSG_USERAUTH_INFO_REQUEST:
                 return answer
             message = answer.message
-            title, instructions, _ = (message.get_text() for _ in range(3))
-            prompts = [
-                (message.get_text(), message.get_boolean()) for _ in range(message.get_int())
-            ]
-            said = " ".join(_plain(text) for text in (title, instructions) if text.strip())
+            title, instructions, _ = (_plain(message.get_binary()) for _ in range(3))
+            said = " ".join(text for text in (title, instructions) if text)
+            prompts = []
+            for _ in range(message.get_int()):
+                prompts.append(_plain(message.get_binary()))
+                # whether an answer may be seen: none is
+                message.get_boolean()
             try:
-                texts = [self._ask(self._prompt(said, prompt)) for prompt, _ in prompts]
+                texts = [self._ask(self._prompt(said, prompt)) for prompt in prompts]
             except Nobody:
                 return None
             reply = paramiko.Message()
@@ -260,7 +268,7 @@ class Login:
 
     def _prompt(self, said: str, prompt: str) -> str:
         who = f"({self._route.user}@{self._route.host}) "
-        return who + (f"{said}: " if said else "") + _plain(prompt) + " "
+        return who + (f"{said}: " if said else "") + prompt + " "
 
     def _someone(self) -> bool:
         """Whether a person may be there; only asking tells for sure."""
@@ -315,11 +323,11 @@ class Login:
 
     def _broken_off(self, error: Exception) -> NoConnection:
         who, where = f"{self._route.user}@{self._route.address}", self._target.host
-        said = getattr(self._transport, "farewell", "")
+        said = _plain(getattr(self._transport, "farewell", b""))
         if TOO_MANY in said:
             return Unreachable(
                 f"cannot log in as {who}: because it lets nobody try so often (its MaxAuthTries); "
-                f"offered were {', '.join(self._keys.tried)}{self._noted()}",
+                f"offered were {', '.join(dict.fromkeys(self._keys.tried))}{self._noted()}",
                 where=where,
                 hint="name the right key in IdentityFile, with IdentitiesOnly yes, or in "
                 "ssh.identity",
@@ -341,7 +349,7 @@ class Login:
         return f" ({'; '.join(notes)})" if notes else ""
 
     def _refusal(self) -> NoConnection:
-        route, tried, methods = self._route, self._keys.tried, self._allowed
+        route, tried, methods = self._route, dict.fromkeys(self._keys.tried), self._allowed
         authorize = f"add the public key to ~{route.user}/.ssh/authorized_keys there"
         if methods and "publickey" not in methods:
             again = "further " if tried and "password" not in methods else ""
@@ -377,6 +385,7 @@ class Login:
         return "the ssh_config says not to"
 
 
-def _plain(text: str) -> str:
-    """A server's words without what would move a terminal's cursor."""
+def _plain(words: bytes) -> str:
+    """A server's words in one line, without what would move a terminal's cursor."""
+    text = words.decode("utf-8", "replace")
     return " ".join(re.sub(r"[^\w\s!-~]", "", text).split())

@@ -240,7 +240,7 @@ class _Transport(paramiko.Transport):
 
     def __init__(self, carrier: Any) -> None:
         super().__init__(carrier)
-        self.farewell = ""
+        self.farewell = b""
         self.host_key_types: tuple[str, ...] = ()
         handlers = dict(self._channel_handler_table)  # type: ignore[has-type]
         handlers[MSG_CHANNEL_REQUEST] = _channel_request
@@ -253,7 +253,7 @@ class _Transport(paramiko.Transport):
 
     def _parse_disconnect(self, message: Any) -> None:
         message.get_int()
-        self.farewell = message.get_text()
+        self.farewell = message.get_binary()
 
 
 def _channel_request(channel: Any, message: Any) -> None:
