@@ -7,13 +7,11 @@ from typing import Any
 
 _PLACES = {
     "chapter.notebook": "open_chapter",
-    "chapters.action": (
-        "autostart_table configurations_written found_domains none_failed power_cycled"
-    ),
     "chapters.configuration": (
         "base_configured bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
         "interfaces listeners log_written software_installed unmerged_table uplink_named "
-        "uplink_values xen_runs xend_today"
+        "uplink_values xen_runs xend_today OutAndIn bare guest_interface lan_bug lan_settings "
+        "reaches_the_others"
     ),
     "chapters.disk": (
         "Brought below controller_software disk_files file_systems first_partition fstab "
@@ -23,7 +21,8 @@ _PLACES = {
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (
         "disk_booted_again domain_configured domain_table further_disks further_paths further_vifs "
-        "host_key_table image_record image_taken"
+        "host_key_table image_record image_taken autostart_table configurations_written "
+        "found_domains none_failed power_cycled"
     ),
     "chapters.ingredients": (
         "DriversBuilt Fits driver_table look_at_machine machine_table uplink_found"
@@ -33,7 +32,6 @@ _PLACES = {
         "guests_initrd has_initrd kernel_compiled kernel_configured kernel_installed "
         "kernel_release kernel_sources running_system wanted_options xen_entry"
     ),
-    "chapters.network": ("OutAndIn bare guest_interface lan_bug lan_settings reaches_the_others"),
     "chapters.shared_usr": (
         "READ_ONLY boot_needs export_reachable export_table exports_file fetched_once "
         "guest_servers guests_unmerged_table installed_from_share lan_network nfs3_helpers_off "

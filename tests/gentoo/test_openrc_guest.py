@@ -9,7 +9,7 @@ from tests.gentoo.roots import Roots, quiet
 from tests.sites import lab_site
 
 from xenlab.cache import cache_root
-from xenlab.chapters import network
+from xenlab.chapters import configuration
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.platform.interfaces import GuestSettings, guest_system, interfaces
@@ -82,7 +82,7 @@ class Guest:
         values = {"interface": SITE.lan_interface, "address": SITE.lan_address}
         lan = (
             File("/usr/local/sbin/xenlab-lan", template="xenlab-lan.sh", mode=0o755),
-            network.lan_settings(SITE),
+            configuration.lan_settings(SITE),
             *(OpenRc().defined(name, **values) for name in OWN),
             *interfaces("gentoo").lan(SITE.lan_interface, SITE.lan_address),
         )

@@ -29,7 +29,7 @@ exec "$@"
 
 DIAL = """
 import json, socket, sys, threading, time
-from xenlab.transport.dial import dial
+from xenlab.transport.liveness import dial
 from xenlab.transport.ssh_config import Target, resolve
 name, stops, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 listener = socket.create_server(("127.0.0.1", 2222))

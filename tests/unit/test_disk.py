@@ -34,7 +34,7 @@ from xenlab.resources.disk import (
     PartitionTable,
 )
 from xenlab.resources.nfs import Mount, SwapFile
-from xenlab.site.rules import device, holding_mib, needed_mib, partitions
+from xenlab.site.disk_plan import device, holding_mib, needed_mib, partitions
 from xenlab.site.schema import Domain
 from xenlab.transport.local import Local
 

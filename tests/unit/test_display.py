@@ -216,7 +216,7 @@ assert notebook.in_notebook()
 sent = []
 update = DisplayHandle.update
 DisplayHandle.update = lambda *words, **more: (
-    sent.append(time.monotonic()), update(*words, **more)
+    update(*words, **more), sent.append(time.monotonic())
 )
 notebook.show_errors_briefly()
 on = notebook.NotebookSink().on

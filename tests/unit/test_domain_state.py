@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xenlab.chapters.action import PowerCycled
+from xenlab.chapters.guests import PowerCycled
 from xenlab.command import Command
 from xenlab.errors import StepFailed, Unreachable
 from xenlab.host import Host

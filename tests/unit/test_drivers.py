@@ -301,7 +301,7 @@ def test_a_card_by_its_address_and_the_one_of_the_default_route(machine: Machine
     for uplink in (ONE, "auto"):
         (there,) = uplink_found(lab_site(uplink=uplink))
         assert there.probe(machine.host) is None
-    assert uplink_found(lab_site(uplink="enp4s9")) == ()
+    assert uplink_found(lab_site(uplink="enp4s9", dom0_options="")) == ()
 
 
 def test_a_route_of_ipv6_counts_where_there_is_no_other(machine: Machine) -> None:
@@ -414,7 +414,7 @@ def test_the_card_of_a_vlan_has_its_name_and_keeps_it(machine: Machine) -> None:
 
 
 def test_a_name_is_a_name_and_nothing_is_looked_at() -> None:
-    nobody = cast(Chapter, SimpleNamespace(site=lab_site(uplink="enp4s0")))
+    nobody = cast(Chapter, SimpleNamespace(site=lab_site(uplink="enp4s0", dom0_options="")))
     assert uplink_named(nobody) == ()
     assert uplink_name(nobody.site) == "enp4s0"
 

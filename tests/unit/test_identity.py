@@ -29,7 +29,7 @@ from xenlab.resources.disk import (
     twins,
 )
 from xenlab.resources.files import File
-from xenlab.site.rules import device, partition_path
+from xenlab.site.disk_plan import device, partition_path
 from xenlab.transport.local import Local
 
 HOST = Host(Local())

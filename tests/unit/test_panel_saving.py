@@ -161,7 +161,7 @@ may_wipe:
 xen_options: >-
   com1=115200
 dom0_options: >-    # on the console
-  debug
+  debug net.ifnames=0
 software: [ tree,   # small
             screen ]
 """
@@ -234,7 +234,7 @@ def test_an_unchanged_form_saves_the_same_bytes(tmp_path: Path, name: str) -> No
             "com1=9600",
             ["+ xen_options: com1=9600", "- xen_options: >-", "-   com1=115200"],
         ),
-        ("dom0_options", "quiet", None),
+        ("dom0_options", "quiet net.ifnames=0", None),
         ("ssh", "{host: box}", [SSH, "+ ssh: {host: box}   # by its alias"]),
         ("ssh", "{host: box, user: me}", [SSH, SSH.replace("root", "me").replace("-", "+")]),
         (

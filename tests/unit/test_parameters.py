@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.sites import BARE, lab_site
 
 from xenlab.errors import BadInput
-from xenlab.site.rules import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
+from xenlab.site.disk_plan import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
 from xenlab.site.schema import (
     Parameters,
     declared,

@@ -26,7 +26,7 @@ from tests.sites import lab_site
 
 from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters import disk, network
+from xenlab.chapters import configuration, disk
 from xenlab.chapters.configuration import bridge_settings
 from xenlab.chapters.shared_usr import READ_ONLY, exports_file
 from xenlab.errors import BadInput
@@ -156,7 +156,7 @@ def test_settings_are_lines() -> None:
     with pytest.raises(BadInput, match="into a line of a file"):
         bridge_settings(site, "/etc/default/xenlab-bridge")
     with pytest.raises(BadInput, match="into a line of a file"):
-        network.lan_settings(site)
+        configuration.lan_settings(site)
 
 
 @few
@@ -318,7 +318,7 @@ def test_files_of_the_network(tmp_path: Path, site: Parameters) -> None:
     found = texts(
         *Ifupdown().beside_bridge(site.uplink, address, gateway, site.bridge),
         *Ifupdown().lan(site.lan_interface, site.lan_address),
-        network.lan_settings(site),
+        configuration.lan_settings(site),
     )
     own = next(text for path, text in found.items() if path.endswith("xenlab-uplink"))
     lan = next(text for path, text in found.items() if path.endswith("xenlab-lan"))

@@ -31,7 +31,7 @@ from xenlab.platform.apt import AptPackages
 from xenlab.resources.blockdevices import SAME_DISK, identified
 from xenlab.resources.disk import LINUX_LVM
 from xenlab.resources.nfs import SwapFile, Volume, VolumeGroup
-from xenlab.site.rules import device, needed_mib
+from xenlab.site.disk_plan import device, needed_mib
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 

@@ -48,7 +48,7 @@ from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Check, Difference, Resource, Waiting
 from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
 from xenlab.resources.ssh_access import way_to, way_to_guest
-from xenlab.site.rules import dom0_device
+from xenlab.site.disk_plan import dom0_device
 from xenlab.site.schema import Parameters, from_notebook
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
@@ -78,8 +78,7 @@ class Chapter(PlatformAnswers):
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
     what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
     its hosts run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step
-    under way once it is set, the opening as well. ``connection`` is the run's, which was connected
-    beforehand and goes to the next chapter when this one is closed.
+    under way once it is set, the opening as well. ``connection`` is a run's, which stays.
     """
 
     def __init__(

@@ -43,15 +43,13 @@ from xenlab.resources.disk import (
 )
 from xenlab.resources.files import File
 from xenlab.resources.nfs import BIND, DiskFile, Mount, Volume, VolumeGroup
-from xenlab.site.rules import (
+from xenlab.site.disk_plan import (
     ESP,
     GUESTS,
     GUESTS_FOLDER,
-    LEAST,
     SWAP_FOLDER,
     Kind,
     boot_partition,
-    builds_kernel,
     device,
     dom0_device,
     files_for_disks,
@@ -59,7 +57,8 @@ from xenlab.site.rules import (
     partitions,
     volumes_for_disks,
 )
-from xenlab.site.rules import Partition as Planned
+from xenlab.site.disk_plan import Partition as Planned
+from xenlab.site.rules import LEAST, builds_kernel
 from xenlab.site.schema import Domain, Parameters
 
 # The disk of a site: partitions, file systems, where they are mounted, swap files of the guests.

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.ingredients import Machine, memory_plan
 from xenlab.resources.network import reported_devices
-from xenlab.site.rules import GUESTS, TABLES_MIB, partitions
+from xenlab.site.disk_plan import GUESTS, TABLES_MIB, partitions
 from xenlab.site.schema import Parameters
 
 # The plan of disk and memory as a picture.

@@ -25,15 +25,9 @@ from xenlab.resources.base import Check, Difference, Programs
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
-from xenlab.site.rules import (
-    builds_kernel,
-    by_card,
-    guest_types,
-    needed_mib,
-    partition_names,
-    partitions,
-)
-from xenlab.site.rules import fits as disk_fits
+from xenlab.site.disk_plan import fits as disk_fits
+from xenlab.site.disk_plan import needed_mib, partition_names, partitions
+from xenlab.site.rules import builds_kernel, by_card, guest_types
 from xenlab.site.schema import Parameters
 
 XEN_MIB = 128

@@ -42,7 +42,8 @@ from xenlab.resources.kernel import (
     parse_config,
 )
 from xenlab.resources.xen import compare, toolstack_answers, wait_for_toolstack, xen_state
-from xenlab.site.rules import builds_kernel, volumes_for_disks
+from xenlab.site.disk_plan import volumes_for_disks
+from xenlab.site.rules import builds_kernel
 from xenlab.site.schema import Parameters
 
 # Chapters 03 and 08: dom0's kernel and the guests', from one source tree.

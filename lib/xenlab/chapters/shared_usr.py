@@ -11,9 +11,8 @@ import pandas as pd
 
 from xenlab import quoting
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.action import at_hand, now_running
-from xenlab.chapters.configuration import UNMERGED, unmerged_files
-from xenlab.chapters.network import bare
+from xenlab.chapters.configuration import UNMERGED, bare, unmerged_files
+from xenlab.chapters.guests import at_hand, now_running
 from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.resources.base import All, Condition, Difference, OnHost, PathsExist, Report, Resource
@@ -30,7 +29,8 @@ from xenlab.resources.shared_usr import (
     needed_files,
     own_usr_mib,
 )
-from xenlab.site.rules import device, lan_device
+from xenlab.site.disk_plan import device
+from xenlab.site.rules import lan_device
 from xenlab.site.schema import GuestExport, LanGuest, Parameters
 
 # Chapter 14: the share over NFS, in the internal LAN alone; a package fetched once for all.

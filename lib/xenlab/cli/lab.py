@@ -41,6 +41,7 @@ ANY_LAB = {
     "lab": "lab",
     "stage": "~/.cache/xenlab/stage/stage.tar.zst",
     "build_on": "controller",
+    "kernel": "build",
 }
 """What starting a lab asks a site for, where no file was given."""
 

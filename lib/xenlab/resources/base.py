@@ -13,7 +13,7 @@ from xenlab.command import Command
 from xenlab.errors import ConnectionLost, ConnectionRefused, StepFailed, Unreachable
 from xenlab.host import Host
 from xenlab.resources.blockdevices import Devices
-from xenlab.site.rules import DOM0_PARTITIONS, ESP
+from xenlab.site.disk_plan import DOM0_PARTITIONS, ESP
 
 # What xenlab made on a disk, as the disk itself tells it to whichever system looks.
 #

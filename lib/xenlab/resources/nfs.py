@@ -14,7 +14,7 @@ from xenlab.quoting import fstab
 from xenlab.resources.base import Check, Difference, Made, Report, Resource
 from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, plain
 from xenlab.resources.files import File
-from xenlab.site.rules import in_extents
+from xenlab.site.disk_plan import in_extents
 
 # Mounted file systems, and the swap files of guests that lie on one of them.
 

@@ -16,10 +16,10 @@ from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_REQUEST, cMSG_GLOB
 from paramiko.ssh_exception import IncompatiblePeer
 
 from xenlab.errors import ConnectionRefused, NoConnection, Unreachable
-from xenlab.transport import certificates, hostkeys
+from xenlab.transport import hostkeys
 from xenlab.transport.auth import POLL_SECONDS, Login
-from xenlab.transport.dial import dial
-from xenlab.transport.liveness import LivenessSocket, proxy_process
+from xenlab.transport.keys import AUTHORITY_SIGNATURES, CERTIFICATE_SUFFIX
+from xenlab.transport.liveness import LivenessSocket, dial, proxy_process
 from xenlab.transport.ssh_config import Route, Target
 
 # Login shells: how a command gets past whatever shell an account has, and what that prints first.
@@ -224,7 +224,7 @@ def connect(
             revoked=route.revoked,
             strict=route.strict,
             hash_names=route.hash_names,
-            signatures=route.allows("casignaturealgorithms") or certificates.SIGNATURES,
+            signatures=route.allows("casignaturealgorithms") or AUTHORITY_SIGNATURES,
         )
         Login(transport, target, route, deadline, stop, say).run()
     except BaseException:
@@ -316,7 +316,7 @@ def _choose_algorithms(transport: _Transport, target: Target, route: Route) -> N
         for a in ALGORITHMS.get(key.get_name(), (key.get_name(),))
     ]
     if hostkeys.has_authority(files, *name):
-        certified = tuple(f"{kind}{certificates.SUFFIX}" for kind in plain)
+        certified = tuple(f"{kind}{CERTIFICATE_SUFFIX}" for kind in plain)
         plain = (*(kind for kind in certified if allowed is None or kind in allowed), *plain)
         wanted = [*plain[: len(plain) - len(options.key_types)], *wanted]
     # Only the order changes: a server that has none of the pinned types must still show its key.

@@ -19,7 +19,12 @@ from paramiko.hostkeys import HostKeyEntry, HostKeys
 
 from xenlab import durable
 from xenlab.errors import BadInput, HostKeyRefused, StepFailed
-from xenlab.transport import certificates
+from xenlab.transport.keys import (
+    AUTHORITY_SIGNATURES,
+    authority_of,
+    certificate_from,
+    refusal_of_host,
+)
 from xenlab.transport.ssh_config import SSH_PORT, Target, resolve
 
 MARKERS = ("", "@revoked", "@cert-authority")
@@ -117,7 +122,7 @@ def check(
     revoked: Path | None = None,
     strict: str = "yes",
     hash_names: bool = False,
-    signatures: Collection[str] = certificates.SIGNATURES,
+    signatures: Collection[str] = AUTHORITY_SIGNATURES,
 ) -> None:
     """Accept a host's key only if it is pinned, or certified by an authority that is.
 
@@ -130,7 +135,7 @@ def check(
     there = [file for file in files if file.exists()] or files[:1]
     named = ", ".join(str(file) for file in there) or "any known_hosts file"
     certificate = _certificate_of(key)
-    signer = certificates.authority(certificate) if certificate else b""
+    signer = authority_of(certificate) if certificate else b""
     by = [str(line.file) for line in lines if line.revoked and line.key.asbytes() == signer]
     by += [named for line in lines if line.revoked and line.key == key][:1]
     if not by and revoked is not None and _revokes(revoked, key, signer, where):
@@ -143,7 +148,7 @@ def check(
         )
     note = ""
     if certificate and any(line.authority and line.key.asbytes() == signer for line in lines):
-        refused = certificates.refusal_of_host(certificate, name, signatures)
+        refused = refusal_of_host(certificate, name, signatures)
         if not refused:
             return
         note = f"; its certificate {refused}"
@@ -198,7 +203,7 @@ def _accept(
 
 def _certificate_of(key: paramiko.PKey) -> SSHCertificate | None:
     blob = getattr(key, "public_blob", None)
-    return certificates.from_blob(blob.key_blob) if blob is not None else None
+    return certificate_from(blob.key_blob) if blob is not None else None
 
 
 def _revokes(file: Path, key: paramiko.PKey, signer: bytes, where: str) -> bool:

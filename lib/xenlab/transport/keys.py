@@ -1,22 +1,30 @@
-"""The keys that may let somebody in: files, certificates and an agent's, in OpenSSH's order."""
+"""The keys that may let somebody in, and their certificates, in OpenSSH's order."""
 
 from __future__ import annotations
 
 import base64
+import fnmatch
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import paramiko
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import SSHCertificate
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    SSHCertificate,
+    SSHCertificateType,
+    load_ssh_public_identity,
+)
 from paramiko.agent import AgentKey, AgentSSH
 from paramiko.pkey import PublicBlob
 
-from xenlab.transport import certificates
 from xenlab.transport.ssh_config import Route
 
 AGENT_SECONDS = 120.0
@@ -86,20 +94,20 @@ class Keys:
             return
         yield _Listed(path, public)
         beside = path.with_name(path.name + "-cert.pub")
-        blob = certificates.blob_of(beside)
+        blob = blob_of(beside)
         if blob is not None and not self.route.certificates:
             yield _Listed(path, blob)
 
     def _certified(self, listed: list[_Listed], held: dict[bytes, AgentKey]) -> Iterator[Key]:
         """The certificates that the ssh_config names, each with the key that it is for."""
         for file in self.route.certificates:
-            blob = certificates.blob_of(file)
-            certificate = certificates.from_blob(blob) if blob else None
+            blob = blob_of(file)
+            certificate = certificate_from(blob) if blob else None
             if blob is None or certificate is None:
                 if file.exists():
                     self.notes.append(f"{file} holds no certificate that can be used")
                 continue
-            signer = self._signer(certificates.key_of(certificate), listed, held)
+            signer = self._signer(certified_key(certificate), listed, held)
             if signer is None:
                 self.notes.append(f"{file} is for a key that neither a file nor the agent has")
                 continue
@@ -116,19 +124,19 @@ class Keys:
     def _with(
         self, certificate: SSHCertificate, blob: bytes, name: str, signer: paramiko.PKey
     ) -> Key:
-        if outdated := certificates.outdated(certificate):
-            self.notes.append(f"the certificate {name} {outdated}")
+        if reason := outdated(certificate):
+            self.notes.append(f"the certificate {name} {reason}")
         return Key(name, signer, _blob(blob), isinstance(signer, AgentKey))
 
     def _from_files(self, listed: list[_Listed], held: dict[bytes, AgentKey]) -> Iterator[Key]:
         for one in listed:
-            certificate = certificates.from_blob(one.public) if one.public else None
+            certificate = certificate_from(one.public) if one.public else None
             if certificate is None:
                 key = self._load(one.path)
                 if key is not None:
                     yield Key(str(one.path), key, _blob(key.asbytes()))
                 continue
-            signer = held.get(certificates.key_of(certificate)) or self._load(one.path)
+            signer = held.get(certified_key(certificate)) or self._load(one.path)
             if signer is not None and one.public is not None:
                 name = f"{one.path}-cert.pub"
                 yield self._with(certificate, one.public, name, signer)
@@ -193,8 +201,8 @@ def public_keys(route: Route) -> tuple[str, ...]:
     """The public halves of the keys that would be tried there, as authorized_keys(5) has them."""
     found: dict[tuple[str, str], None] = {}
     for key in Keys(route).candidates():
-        certificate = certificates.from_blob(key.public.key_blob)
-        public = _blob(certificates.key_of(certificate)) if certificate else key.public
+        certificate = certificate_from(key.public.key_blob)
+        public = _blob(certified_key(certificate)) if certificate else key.public
         found[public.key_type, base64.b64encode(public.key_blob).decode()] = None
     return tuple(f"{kind} {text}" for kind, text in found)
 
@@ -248,4 +256,100 @@ def _public_of(path: Path) -> bytes | None:
                     message.get_binary()
                 message.get_int()
                 return message.get_binary() or None
-    return certificates.blob_of(path) or certificates.blob_of(path.with_name(path.name + ".pub"))
+    return blob_of(path) or blob_of(path.with_name(path.name + ".pub"))
+
+
+# OpenSSH's certificates: what one says, who has signed it, and why it is of no use.
+
+CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
+"""What a certificate's type has after that of the key that it is for."""
+
+FOREVER = 2**64 - 1
+
+AUTHORITY_SIGNATURES = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+"""What an authority may sign with, where no ssh_config says it (CASignatureAlgorithms)."""
+
+
+def certificate_from(blob: bytes) -> SSHCertificate | None:
+    """The certificate that a blob is, None if it is none or cannot be read."""
+    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
+    try:
+        found = load_ssh_public_identity(kind + b" " + base64.b64encode(blob))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    return found if isinstance(found, SSHCertificate) else None
+
+
+def blob_of(file: Path) -> bytes | None:
+    """The key or certificate in a ``.pub`` file as it is sent, None if there is none."""
+    try:
+        words = file.read_bytes().split(None, 2)
+        blob = base64.b64decode(words[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return blob if blob[4:].startswith(words[0]) else None
+
+
+def authority_of(certificate: SSHCertificate) -> bytes:
+    """The public key of who has signed it, as it is sent."""
+    line = certificate.signature_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return base64.b64decode(line.split()[1])
+
+
+def certified_key(certificate: SSHCertificate) -> bytes:
+    """The public key that it is for, as it is sent."""
+    line = certificate.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return base64.b64decode(line.split()[1])
+
+
+def is_for_users(certificate: SSHCertificate) -> bool:
+    """Whether it lets somebody in, and is not a host's."""
+    return certificate.type == SSHCertificateType.USER
+
+
+def outdated(certificate: SSHCertificate) -> str:
+    """From when and until when it is valid, as a clause, where that is not now; else ""."""
+    begins, ends = certificate.valid_after, certificate.valid_before
+    if begins <= time.time() < ends:
+        return ""
+    said = f"is valid from {_date(begins)}" if begins else "is valid"
+    return said + (f" until {_date(ends)}" if ends != FOREVER else "")
+
+
+def refusal_of_host(
+    certificate: SSHCertificate, host: str, signatures: Collection[str] = AUTHORITY_SIGNATURES
+) -> str:
+    """Why a host's certificate does not prove that it is ``host``, as a clause; "" if it does."""
+    names = [name.decode("utf-8", "replace") for name in certificate.valid_principals]
+    if certificate.type != SSHCertificateType.HOST:
+        return "is a user's, not a host's"
+    if outdated(certificate):
+        return outdated(certificate)
+    if names and not any(fnmatch.fnmatchcase(host.lower(), _pattern(name)) for name in names):
+        return f"is for {', '.join(names)}"
+    if certificate.critical_options:
+        return "has options that nobody knows"
+    try:
+        certificate.verify_cert_signature()
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+        return "is not signed by its authority"
+    made_with = bytes(certificate._inner_sig_type).decode()
+    return "" if made_with in signatures else f"is signed with {made_with}"
+
+
+def _pattern(name: str) -> str:
+    return name.lower().replace("[", "[[]")
+
+
+def _date(seconds: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "a day that no calendar has"
