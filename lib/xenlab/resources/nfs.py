@@ -278,8 +278,8 @@ class Volume(Resource):
             raise StepFailed(
                 f"cannot make the volume {self.device} of {self.size_mib} MiB: because it is there "
                 f"with {int(size) >> 20} MiB",
-                hint=f"lvextend -L {self.size_mib}m {self.device}, then resize2fs, or a smaller "
-                "size in the site's file",
+                hint=f"lvextend -L {self.size_mib}m {self.device} and resize2fs in the guest, or a "
+                "smaller size in the site's file",
             )
         if active != "active":
             return Difference(f"activate the volume {self.device}")
