@@ -2,7 +2,7 @@
 
 What makes a script of a recording more than a list of commands:
 
-- lanes that ran side by side become background subshells;
+- lanes that ran side by side become background subshells, or follow each other;
 - a command that was repeated until its answer changed waited for something: the script repeats it
   until it sees the recorded answer, in which numbers and identifiers may differ (`mask`);
 - an attempt to connect that failed becomes waiting until the host answers;
@@ -57,13 +57,26 @@ def mask(output: bytes) -> bytes:
     return re.sub(rb"[0-9]+", b"N", _VALUE.sub(b"U", output))
 
 
-def write(chapters: Sequence[tuple[str, Sequence[Event]]], recording: Path, folder: Path) -> Path:
-    """Write plain.sh and its blobs into a folder; returns the script's path."""
+def write(
+    chapters: Sequence[tuple[str, Sequence[Event]]],
+    recording: Path,
+    folder: Path,
+    *,
+    in_order: bool = False,
+) -> Path:
+    """Write plain.sh and its blobs into a folder; returns the script's path.
+
+    ``in_order``: one command after another, also where the recorded run had several at once.
+    """
     blobs = folder / "blobs"
     shutil.copytree(recording / "blobs", blobs, dirs_exist_ok=True)
     script = folder / "plain.sh"
     # a command may hold bytes that are no text; they go through as they came
-    script.write_text(Writer(blobs).script(chapters), encoding="utf-8", errors="surrogateescape")
+    script.write_text(
+        Writer(blobs, in_order=in_order).script(chapters),
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
     script.chmod(0o755)
     return script
 
@@ -146,8 +159,9 @@ def _delimiter(text: str) -> str:
 class Writer:
     """Writes the script; what it waits to see goes among the blobs."""
 
-    def __init__(self, blobs: Path) -> None:
+    def __init__(self, blobs: Path, *, in_order: bool = False) -> None:
         self._blobs = blobs
+        self._in_order = in_order
         self._met: set[str] = set()
         self._pinned: set[str] = set()
         self._outputs: dict[Action, str] = {}
@@ -170,8 +184,8 @@ class Writer:
         return "\n".join([*lines, "", "chapter end", ""])
 
     def _block(self, lanes: list[list[Action]]) -> list[str]:
-        if len(lanes) == 1:
-            return [line for action in lanes[0] for line in self._action(action)]
+        if len(lanes) == 1 or self._in_order:
+            return [line for lane in lanes for action in lane for line in self._action(action)]
         lines = ["lanes="]
         for number, lane in enumerate(lanes, 1):
             lines += [f"( lane={number}", *(line for a in lane for line in self._action(a))]

@@ -353,6 +353,20 @@ def test_one_lane_that_fails_fails_the_script(recording: Recording, tmp_path: Pa
     assert not (tmp_path / "later").exists()
 
 
+def test_lanes_follow_each_other_in_a_script_that_is_in_order(
+    recording: Recording, tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    for thread, start in (("a", 1), ("b", 2)):
+        text = f"sleep 0.2; echo {thread} >> {done}; cat {done}"
+        recording.add(text, thread=thread, start=start, seconds=5)
+    chapters = [("00_all", recording.events)]
+    script = replay.write(chapters, recording.folder, tmp_path / "plain", in_order=True)
+    assert "together" not in script.read_text().replace(replay.PRELUDE.read_text(), "")
+    assert play(script).returncode == 0
+    assert done.read_text() == "a\nb\n"
+
+
 def test_events_belong_to_the_chapter_that_had_not_ended(recording: Recording) -> None:
     found = [replace(recording.add("true"), start=start) for start in (1.0, 2.0, 3.0, 9.0)]
     chapters = events.by_chapter(found, [("00", 2.0), ("01", 4.0)])
