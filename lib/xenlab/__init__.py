@@ -60,7 +60,8 @@ _PLACES = {
         "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
         "SshdSettings way_to way_to_guest"
     ),
-    "site.rules": "device guest_types lan_device uplink_name",
+    "site.disk_plan": "device",
+    "site.rules": "guest_types lan_device uplink_name",
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names.split()}
 

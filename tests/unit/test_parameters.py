@@ -448,8 +448,8 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"address": "10.0.2.15/2"}, "address must have a prefix of at least 8, not '10.0.2.15/2'"),
     (
-        {"domains": [guest(address="127.0.0.5/8")]},
-        "domains[0].address must be an address that a machine can have, not '127.0.0.5'",
+        {"domains": [guest(address="224.0.0.5/8")]},
+        "domains[0].address must be an address that a machine can have, not '224.0.0.5'",
     ),
     (
         {"ssh": {"host": "10.0.2.50"}, "domains": [guest()]},
