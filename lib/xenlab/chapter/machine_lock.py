@@ -171,11 +171,18 @@ case $status in
     *) exit "$status" ;;
 esac
 uptime_seconds
+entry_says() {
+    other= until= said=
+    { read -r other && read -r until && read -r said; } 2>/dev/null < "$entry" || :
+}
+# the word that another run's step is over may be on its way
+given_back() {
+    [ "$other" != "$run" ] && timeout 1 flock "$entry" true && entry_says
+}
 for entry in "$folder"/*; do
     [ -f "$entry" ] || continue
-    other= until= said=
-    { read -r other && read -r until && read -r said; } < "$entry" || :
-    if flock -n "$entry" true; then
+    entry_says
+    if flock -n "$entry" true || given_back; then
         left=$((${until:-0} - now))
         if [ "$other" = "$run" ] || [ "$left" -le 0 ]; then
             # a chapter that leaves it to this one has looked for what others left at work
@@ -276,7 +283,7 @@ class MachineLock:
     def step_over(self) -> None:
         """A step is over, whether it changed something or not."""
         if self.hold is Hold.STEP:
-            self.release()
+            self.release(seconds=0)
 
     def closed(self) -> None:
         """The chapter is closed."""
@@ -298,15 +305,18 @@ class MachineLock:
                 # what did not answer holds nothing
                 self._take(watcher)
 
-    def release(self, *, for_next: bool = False) -> None:
-        """Give it back, or leave it to the run's next chapter for a while."""
+    def release(self, *, for_next: bool = False, seconds: float = ANSWER_SECONDS) -> None:
+        """Give it back, or leave it to the run's next chapter for a while.
+
+        For so many seconds it is waited until the machine has done so.
+        """
         with self._lock:
             held, self._held, self._taken = self._held, None, False
             self._over.set()
             if held is not None:
                 if for_next:
                     held.say("n")
-                held.close(ANSWER_SECONDS)
+                held.close(seconds)
 
     def _take(self, watcher: Watcher | None) -> None:
         words = f"{self._who}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -253,6 +253,7 @@ class Shell:
         self._channel = channel
         self._login_shell = LoginShell()
         connection.start(channel, self._login_shell.text(SHELL))
+        connection.ask_ahead()
         channel.settimeout(None)
         self._poller = select.poll()
         self._poller.register(channel.fileno(), select.POLLIN)

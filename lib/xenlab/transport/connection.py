@@ -9,6 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import paramiko
@@ -106,6 +108,10 @@ QUICK_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 """What is asked for first: it encrypts and authenticates in one pass."""
 
 
+AHEAD_SECONDS = 600.0
+"""How long a channel that is asked for ahead may take; who needs it waits as long as it may."""
+
+
 class SessionRefused(Exception):
     """The server opens no further channel; nothing was started."""
 
@@ -118,6 +124,9 @@ class Connection:
     ) -> None:
         self.liveness = liveness
         self._transport = transport
+        self._ahead: Future[paramiko.Channel] | None = None
+        self._asking = threading.Lock()
+        self._asks_ahead = True
 
         def ask() -> None:
             # paramiko's own keepalive wants no answer, so it cannot tell a dead peer.
@@ -137,12 +146,30 @@ class Connection:
         return self._transport.is_active()
 
     def session(self, timeout: float) -> paramiko.Channel:
-        """Open a channel for one command.
+        """A channel for one command: the one that was asked for ahead, or another.
 
         Raises SessionRefused, TimeoutError, or EOFError where the connection has died; nothing
         was started in any of these cases.
         """
+        with self._asking:
+            ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            with suppress(SessionRefused, EOFError):
+                channel = ahead.result(timeout)
+                if not channel.closed:
+                    return channel
         return self._open("session", None, timeout)
+
+    def ask_ahead(self) -> None:
+        """Ask for the next command's channel while this one runs: that saves it a round trip.
+
+        A server that has no channel left is asked but once.
+        """
+        with self._asking:
+            if self._ahead is not None or not self._asks_ahead:
+                return
+            ahead = self._ahead = Future()
+        threading.Thread(target=self._answer_ahead, args=(ahead,), daemon=True).start()
 
     def tunnel(self, host: str, port: int, timeout: float) -> paramiko.Channel:
         """Open a channel that the other side connects to another machine; raises as `session`."""
@@ -169,6 +196,13 @@ class Connection:
         """End the connection and whatever carries it."""
         self._transport.close()
         self.liveness.close()
+
+    def _answer_ahead(self, ahead: Future[paramiko.Channel]) -> None:
+        try:
+            ahead.set_result(self._open("session", None, AHEAD_SECONDS))
+        except (SessionRefused, TimeoutError, EOFError) as error:
+            self._asks_ahead = False
+            ahead.set_exception(error)
 
     def _open(self, kind: str, to: tuple[str, int] | None, timeout: float) -> paramiko.Channel:
         start = time.monotonic()

@@ -256,6 +256,7 @@ class SSH:
         connection, channel, _ = self._session(timeout, stop, tell=False)
         try:
             connection.start(channel, login_shell.text(text))
+            connection.ask_ahead()
         except FAILURES as error:
             channel.close()
             raise self._lost(connection) from error
@@ -291,6 +292,8 @@ class SSH:
             connection, channel, deadline = self._session(timeout, stop)
             try:
                 connection.start(channel, text)
+                if self._busy == 1:
+                    connection.ask_ahead()
                 out, err = communicate(
                     channel,
                     data,

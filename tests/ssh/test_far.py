@@ -1,0 +1,83 @@
+"""A machine far away: a step costs at most two round trips beyond its own commands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.sites import lab_site
+from tests.ssh.conftest import Sshd
+from tests.ssh.far import delayed
+
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.machine_lock import Hold
+from xenlab.command import Command
+from xenlab.host import Host
+from xenlab.journal import Journal
+from xenlab.resources.base import Difference, Resource
+from xenlab.site.schema import Ssh
+
+ROUND_TRIP = 0.5
+"""Seconds; so much more than a command takes that the clock counts them."""
+
+BEYOND = 2
+"""How many round trips a step may cost beyond its commands."""
+
+TURNS = 4
+"""Steps of which the quickest counts: a busy machine only adds."""
+
+
+@dataclass(frozen=True)
+class Folder(Resource):
+    """A folder: one command to look, one to make it."""
+
+    path: Path
+
+    def probe(self, host: Host) -> Difference | None:
+        there = host.test(Command.argv("test", "-d", self.path))
+        return None if there else Difference("make it")
+
+    def commands(self) -> tuple[Command, ...]:
+        return (Command.argv("mkdir", self.path),)
+
+
+@pytest.fixture
+def far(sshd: Sshd) -> Iterator[Sshd]:
+    """A server at the end of a long line."""
+    with delayed(sshd.port, ROUND_TRIP) as port:
+        sshd.known_hosts.write_text(f"[127.0.0.1]:{port} {sshd.public_key}\n")
+        sshd.write_config(f"Port {port}")
+        lines = sshd.config.read_text().splitlines(keepends=True)
+        sshd.config.write_text("".join(line for line in lines if f"Port {sshd.port}" not in line))
+        yield sshd
+
+
+def round_trips(act: Callable[[int], object]) -> float:
+    """How many the quickest of several takes."""
+    found = []
+    for turn in range(TURNS):
+        start = time.monotonic()
+        act(turn)
+        found.append((time.monotonic() - start) / ROUND_TRIP)
+    return min(found)
+
+
+@pytest.mark.parametrize("hold", [Hold.STEP, Hold.CHAPTER])
+def test_a_step_costs_two_round_trips_beyond_its_commands(
+    hold: Hold, far: Sshd, tmp_path: Path
+) -> None:
+    site = lab_site(ssh=Ssh(host=far.alias, config=str(far.config)))
+    chapter = Chapter("05_base", site, Journal(tmp_path / "run"), hold=hold)
+
+    def step(turn: int) -> None:
+        chapter.ensure("05.1 Make it", Folder(tmp_path / f"made{turn}"), on=chapter.host)
+
+    looks, changes, looks_again = 1, 1, 1
+    cost = round_trips(step)
+    # the clock counts whole ones, and what the commands take themselves comes on top
+    assert looks + changes + looks_again <= cost < looks + changes + looks_again + BEYOND + 1
+    assert 1 <= round_trips(lambda _: step(0)) < 2
+    chapter.close()
