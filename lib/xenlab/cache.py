@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -88,7 +87,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     Raises BlockingIOError if `wait` is false and another process holds it.
     """
     with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        durable.lock(handle.fileno(), path.parent, wait=wait)
         yield
 
 

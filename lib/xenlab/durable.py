@@ -1,20 +1,26 @@
-"""Files that are whole and on disk before anybody relies on them; what is left when it is full."""
+"""Files that are whole and on disk before anybody relies on them; where runs and site are."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import os
+import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from xenlab.errors import DiskFull, JournalDamaged
+from xenlab.errors import BadInput, DiskFull, JournalDamaged
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk, or somebody's share of it, is full, or a file at its limit."""
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What the system says where the files of a file system cannot be locked."""
 
 PORTION = 16 * 1024
 """How much of a reserve is given up at once: others who want space may be quicker than we."""
@@ -207,38 +213,44 @@ def free_place(folder: Path, stem: str, suffix: str) -> Path:
     return place
 
 
+def lock(file: int, place: Path, *, wait: bool = True) -> None:
+    """Have an open file to oneself, among those who ask for that, until it is closed.
+
+    Raises BlockingIOError unless it is to be waited for, and BadInput where the file system has no
+    locks, as some NFS.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise BadInput(
+            f"cannot keep anything in {place}: because files cannot be locked there "
+            f"({error.strerror}), and two at work would spoil it",
+            hint="a folder on a disk of this machine: XENLAB_RUNS for runs, XENLAB_CACHE for labs",
+        ) from error
+
+
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Have a folder to oneself, among those who ask for that."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, folder)
         yield
     finally:
         os.close(handle)
 
 
-# Where the folders of runs are.
-
-
-def runs_folder() -> Path:
-    """Where run folders are kept: ``$XENLAB_RUNS``, else ``runs`` beside ``notebooks``."""
-    if "XENLAB_RUNS" in os.environ:
-        return Path(os.environ["XENLAB_RUNS"])
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir():
-            return folder / "runs"
-    return here / "runs"
-
-
 def new_run_folder(runs: Path, site: str) -> Path:
     """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already.
 
-    Raises DiskFull.
+    Raises DiskFull, and BadInput where files cannot be locked: nothing is left there then.
     """
     with space(runs):
         runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs) as file:
+            lock(file.fileno(), runs)
     while True:
         folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{site}"
         try:
@@ -248,3 +260,126 @@ def new_run_folder(runs: Path, site: str) -> Path:
             time.sleep(1)
             continue
         return folder
+
+
+# Where the runs and the site of a person are, whichever folder a program or a notebook is in.
+
+SETTINGS = "xenlab.toml"
+"""The settings of a folder and of all below it."""
+
+SETTINGS_KEYS = ("runs", "site")
+
+STAGING = "scheduler_staging_area"
+"""How jupyter-scheduler calls the folder of the copies that it executes, and deletes later."""
+
+
+def runs_folder() -> Path:
+    """Where run folders are kept: as `XENLAB_RUNS`, or else the nearest `xenlab.toml`, says.
+
+    Without either ``xenlab/runs`` in the user's data directory ($XDG_DATA_HOME, or else
+    ~/.local/share), which no notebook's copy is in. Raises BadInput for a folder that is thrown
+    away unless its whole path was given.
+    """
+    if named := os.environ.get("XENLAB_RUNS"):
+        return _kept(Path.cwd(), named)
+    file = settings_file()
+    if named := _settings(file).get("runs", ""):
+        return _kept(file.parent if file else Path(), named)
+    base = Path(os.environ.get("XDG_DATA_HOME", "")).expanduser()
+    # a path that is not whole does not count: XDG Base Directory Specification
+    return (base if base.is_absolute() else Path.home() / ".local/share") / "xenlab/runs"
+
+
+def site_file() -> Path | None:
+    """The site's file, where `XENLAB_SITE` or else the nearest `xenlab.toml` names one.
+
+    Raises BadInput.
+    """
+    if named := os.environ.get("XENLAB_SITE"):
+        return _whole(named)
+    file = settings_file()
+    named = _settings(file).get("site", "")
+    return (file.parent / _whole(named)) if file and named else None
+
+
+def settings_file() -> Path | None:
+    """The nearest `xenlab.toml`, in the working folder or above it; raises BadInput.
+
+    Somebody else's is refused where anybody may put one, as in /tmp.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        file = folder / SETTINGS
+        if not file.is_file():
+            continue
+        if folder.stat().st_mode & 0o002 and file.stat().st_uid not in (0, os.getuid()):
+            raise BadInput(
+                f"cannot take the settings of {file}: because somebody else put it there",
+                hint="work in another folder",
+            )
+        return file
+    return None
+
+
+def shown(run: Path) -> str:
+    """Where a run is, as its pages say it: short within a run, whose folder its person knows.
+
+    Below the folder of the settings as seen from there; anywhere else in full.
+    """
+    file = settings_file()
+    if "XENLAB_RUN" in os.environ:
+        return f"{run.parent.name}/{run.name}"
+    for base, head in ((file.parent if file else None, ""), (Path.home(), "~/")):
+        if base is not None and run.is_relative_to(base):
+            return f"{head}{run.relative_to(base)}"
+    return str(run)
+
+
+def _settings(file: Path | None) -> dict[str, str]:
+    """What a `xenlab.toml` says; raises BadInput."""
+    if file is None:
+        return {}
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read the settings: because {error}", where=str(file)) from None
+    for key, value in found.items():
+        if key not in SETTINGS_KEYS:
+            near = difflib.get_close_matches(key, SETTINGS_KEYS, 1, 0.5)
+            hint = f"call it {near[0]}" if near else f"use {' and '.join(SETTINGS_KEYS)}"
+            raise BadInput(f"there is no setting {key}", where=str(file), hint=hint)
+        if not isinstance(value, str) or not value:
+            raise BadInput(f"{key} must be a path in quotes", where=str(file))
+    return found
+
+
+def _kept(base: Path, named: str) -> Path:
+    """The folder of a name that counts from ``base``; refused where that is thrown away."""
+    path = _whole(named)
+    if not path.is_absolute() and (why := _thrown_away(base)):
+        raise BadInput(
+            f"cannot keep runs in {base / path}: because {why} is thrown away with all in it",
+            hint="give a whole path, such as ~/castle/runs, as XENLAB_RUNS or in xenlab.toml",
+        )
+    return base / path
+
+
+def _thrown_away(folder: Path) -> str:
+    """What is thrown away of which this folder is a part, "" if nothing is known of that."""
+    real = folder.resolve()
+    above = (real, *real.parents)
+    if STAGING in real.parts:
+        return "jupyter-scheduler's copy of a notebook"
+    # a clone is nothing that a program has copied there
+    if any((each / ".git").exists() for each in above):
+        return ""
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    found = [place for place in places if Path(place).resolve() in above]
+    return f"a temporary folder ({found[0]})" if found else ""
+
+
+def _whole(named: str) -> Path:
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:
+        raise BadInput(f"cannot use {named}: because there is no such home folder") from None

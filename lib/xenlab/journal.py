@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import hashlib
 import json
@@ -347,7 +346,7 @@ class Journal:
         with durable.space(self.folder):
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            durable.lock(file, self.folder)
             yield file
         finally:
             os.close(file)

@@ -12,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Locator, Page, expect
 from tests.ssh.conftest import free_port, wait_until
@@ -112,6 +113,16 @@ class Jupyter:
             lambda: any(path.stat().st_mtime_ns != time for path, time in before.items()), SECONDS
         )
 
+    def ask(self, what: str, **values: object) -> Any:
+        """Ask the server's interface for programs; with values it is told something."""
+        request = urllib.request.Request(
+            f"{self._address}/{what}",
+            json.dumps(values).encode() if values else None,
+            {"Authorization": f"token {self._token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            return json.load(answer)
+
     def shot(self, name: str) -> None:
         """Keep a picture of the page in ``$XENLAB_SCREENSHOTS``, where that is set."""
         if folder := os.environ.get("XENLAB_SCREENSHOTS"):
@@ -152,7 +163,7 @@ class Jupyter:
     def _answers(self) -> bool:
         assert self._process.poll() is None, self._log.read_text()
         try:
-            self._ask("status")
+            self.ask("api/status")
         except OSError:
             return False
         return True
@@ -160,16 +171,7 @@ class Jupyter:
     def _start_kernel(self, notebook: str) -> None:
         """Start a notebook's kernel, as JupyterLab itself would, and name it to the server."""
         kernel = {"name": "python3"}
-        self._ask("sessions", path=notebook, name=notebook, type="notebook", kernel=kernel)
-
-    def _ask(self, what: str, **values: object) -> None:
-        """Ask the server's interface for programs; with values it is told something."""
-        request = urllib.request.Request(
-            f"{self._address}/api/{what}",
-            json.dumps(values).encode() if values else None,
-            {"Authorization": f"token {self._token}", "Content-Type": "application/json"},
-        )
-        urllib.request.urlopen(request, timeout=SECONDS).close()
+        self.ask("api/sessions", path=notebook, name=notebook, type="notebook", kernel=kernel)
 
 
 def shows_its_end(text: Locator) -> bool:

@@ -54,7 +54,7 @@ def test_the_step_stops_at_the_card_and_goes_on_with_the_right_serial(
     host = Host(SSH(Target("dom0", ssh["config"])))
     partitions = Command.script("lsblk -nro NAME /dev/vda | wc -l")
 
-    page = jupyter(notebooks)
+    page = jupyter(notebooks, XENLAB_RUNS=str(tmp_path / "runs"))
     page.open(place.name)
     codes = [c.source for c in notebook.cells if c.cell_type == "code"]
     wiping = next(n for n, code in enumerate(codes) if "chapter.ensure(" in code)

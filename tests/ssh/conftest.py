@@ -304,6 +304,7 @@ def site(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XENLAB_TEST", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for name in ("NO_COLOR", "XENLAB_RUNS", "XENLAB_SITE"):
         monkeypatch.delenv(name, raising=False)
     site = Site(tmp_path, sshd)

@@ -109,6 +109,7 @@ class Site:
     def write(self, **keys: object) -> None:
         values = {"site": "test", "ssh": self.ssh, "power": "manual"}
         self.file.write_text(lab_text(**values | keys))
+        (self.folder / "xenlab.toml").write_text(f'runs = "{self.runs}"\n')
 
     def chapter(
         self, name: str, *cells: str, close: str = "chapter.close()", needs: str = ""

@@ -38,6 +38,7 @@ def xenlab(
     """Runs the command line in an empty folder, with a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("NO_COLOR", "XENLAB_RUNS", "XENLAB_SITE"):
         monkeypatch.delenv(name, raising=False)
@@ -118,7 +119,8 @@ def test_without_words_it_says_what_it_can_do(xenlab: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run"], "there is no folder notebooks in"),
+        # the chapters are those of the clone
+        (["run"], "cannot choose a site: because no file was given"),
         (["run", "--mode", "dry", "-f", "x.yaml", "--notebooks", "."], "there is no such mode"),
         (["run", "-f", "gone.yaml", "--notebooks", "."], "there is no such parameters file"),
         (["run", "--resume", "last", "--notebooks", "."], "there is no run in"),
@@ -139,6 +141,13 @@ def test_without_words_it_says_what_it_can_do(xenlab: Run) -> None:
 )
 def test_bad_input_is_one_sentence(xenlab: Run, words: list[str], said: str) -> None:
     refused(xenlab(*words), said)
+
+
+def test_without_a_clone_the_chapters_must_be_here(
+    xenlab: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xenlab.cli.cli.CLONE", tmp_path / "no clone")
+    refused(xenlab("run"), "there is no folder notebooks in")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_version_is_that_of_the_package(xenlab: Run) -> None:
 def test_runs_and_their_steps_as_json(xenlab: Run, tmp_path: Path) -> None:
     assert json.loads(xenlab("runs", "--json").stdout) == []
     runs = tmp_path / "runs"
-    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "xenlab.toml").write_text(f'runs = "{tmp_path}/runs"\n')
     difference = {"": {"summary": "write x", "diff": "+\x1b]0;y\x07\x9b", "rows": [], "hint": ""}}
     commands = [{"phase": "look", "command": "cat x", "status": 1, "seconds": 0.5, "output": ""}]
     a_run(
@@ -144,7 +144,7 @@ def test_runs_and_their_steps_as_json(xenlab: Run, tmp_path: Path) -> None:
 
 
 def test_two_runs_as_json(xenlab: Run, tmp_path: Path) -> None:
-    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "xenlab.toml").write_text(f'runs = "{tmp_path}/runs"\n')
     a_run(tmp_path / "runs", "1-x")
     later = a_run(tmp_path / "runs", "2-x")
     later.append(

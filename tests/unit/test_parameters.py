@@ -944,6 +944,70 @@ def test_a_single_parameter_that_papermill_was_given_leaves_the_others_as_they_a
     assert from_notebook(cell | {"In": ["# Parameters\nshare_mib = 2048\n"]}).model_dump() == cell
 
 
+PARAMETERS_CELL = """
+site: str = "lab"  # a name
+ssh: dict = {"host": "dom0"}  # how to reach it
+disk: str = "/dev/vda"  # the disk
+share_mib: int = 1024  # its size
+"""
+PAPERMILL_CELL = "# Parameters\nshare_mib = 2048\n"
+SCHEDULER_CELL = 'share_mib = 2048\nhostname = "x"'
+"""jupyter-scheduler's own cell has no line that says whose it is."""
+
+NOTEBOOKS: list[tuple[list[str], dict[str, object]]] = [
+    ([], {}),
+    # names that the chapter does not declare are its person's own
+    (["import platform\nuplink = 3\nboot_mb = 7"], {}),
+    ([PAPERMILL_CELL], {"share_mib": 2048}),
+    ([SCHEDULER_CELL], {"share_mib": 2048, "hostname": "x"}),
+    # the cell, changed and run again
+    (["x = 1", PARAMETERS_CELL.replace("vda", "vdb")], {"disk": "/dev/vdb"}),
+    (["disk = 3", PARAMETERS_CELL], {}),
+    # computed by the cell itself
+    ([PARAMETERS_CELL + "import os\ndisk = os.path.join('/dev', 'vdc')"], {"disk": "/dev/vdc"}),
+    (["if"], {}),
+]
+
+
+def run_cells(cells: list[str]) -> dict[str, object]:
+    """What a notebook's variables are after these cells, as IPython has them."""
+    namespace: dict[str, object] = {"In": ["", *cells]}
+    for cell in cells:
+        if cell != "if":
+            exec(cell, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize(("cells", "other"), NOTEBOOKS)
+def test_variables_of_a_person_s_own_are_told_from_parameters(
+    cells: list[str], other: dict[str, object]
+) -> None:
+    site = from_notebook(run_cells([PARAMETERS_CELL, *cells]))
+    said = {"site": "lab", "disk": "/dev/vda", "share_mib": 1024} | other
+    assert {**site.model_dump(), "ssh": {}} == {**said, "ssh": {}}
+
+
+@pytest.mark.parametrize(
+    ("cells", "name"),
+    [
+        (["x = 1", 'disk = "/dev/vdb"'], "disk"),
+        (["from os import path as disk"], "disk"),
+        (["for share_mib in range(3): pass"], "share_mib"),
+        (["x = 1", "share_mib = 1024.0"], "share_mib"),
+        (["ssh['port'] = 2222"], "ssh"),
+        (["x = 1", PAPERMILL_CELL, "share_mib += 1"], "share_mib"),
+    ],
+)
+def test_a_parameter_that_something_else_has_set_is_refused(cells: list[str], name: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        from_notebook(run_cells([PARAMETERS_CELL, *cells]))
+    assert str(caught.value) == (
+        f"this notebook's parameters: cannot tell what {name} is: because something else has set "
+        f"it since the parameters cell was run\nTry: set {name} in the parameters cell, and call "
+        "a variable of your own otherwise; then run both cells again"
+    )
+
+
 @pytest.mark.parametrize(
     ("namespace", "sentence"),
     [

@@ -576,7 +576,7 @@ def open_chapter(
 ) -> Chapter:
     """Open a chapter for the parameters found in a notebook's namespace.
 
-    The run folder is ``$XENLAB_RUN``, or a new one under ``runs/``; ``$XENLAB_MODE`` is "apply"
+    The run folder is ``$XENLAB_RUN``, or a new one in `runs_folder`; ``$XENLAB_MODE`` is "apply"
     or "plan", and ``$XENLAB_DESTROY`` names what may be destroyed of what xenlab made. Raises
     BadInput before anything is touched, NoConnection if the host cannot be reached.
     """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from xenlab.durable import shown
 from xenlab.errors import ConsentNeeded
 from xenlab.resources.base import Difference
 
@@ -29,8 +30,8 @@ class Opened:
 
     @property
     def place(self) -> str:
-        """The run's folder as a page names it, which names no path of one machine."""
-        return f"{self.run.parent.name}/{self.run.name}"
+        """The run's folder as a page names it."""
+        return shown(self.run)
 
 
 @dataclass(frozen=True)

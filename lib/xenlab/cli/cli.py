@@ -397,10 +397,14 @@ def _print_drift(drift: Sequence[StepState]) -> None:
         say(f"  {step.title}: {'; '.join(said)}")
 
 
+CLONE = Path(__file__).parents[3]
+"""The clone that this program is part of, where it is installed from one."""
+
+
 def notebooks_folder() -> Path:
-    """The folder ``notebooks`` here or in a folder above; raises BadInput."""
+    """The folder ``notebooks`` here, in a folder above, or of our own clone; raises BadInput."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
+    for folder in (here, *here.parents, CLONE):
         if (folder / "notebooks").is_dir():
             return folder / "notebooks"
     raise BadInput(

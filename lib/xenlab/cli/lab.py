@@ -62,7 +62,9 @@ Name = Annotated[str, typer.Option("--lab", help="Which lab; several can run sid
 File = Annotated[
     Path | None,
     typer.Option(
-        "-f", "--file", help="The site's file.  [default: $XENLAB_SITE, or the only one here]"
+        "-f",
+        "--file",
+        help="The site's file.  [default: $XENLAB_SITE, xenlab.toml, or the only one here]",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Delete without asking.")]

@@ -27,7 +27,10 @@ app.add_typer(audit, name="audit")
 
 Runs = Annotated[
     Path | None,
-    typer.Option("--runs", help="Where run folders are kept.  [default: runs, or $XENLAB_RUNS]"),
+    typer.Option(
+        "--runs",
+        help="Where run folders are kept.  [default: $XENLAB_RUNS, or as xenlab.toml says]",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's name, or last.")]

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from xenlab import durable
 from xenlab.errors import BadInput
 from xenlab.masking import clean
 
@@ -107,11 +108,13 @@ def confirm(name: str, what: str, command: str, *, yes: bool) -> None:
 
 
 def find_site(given: Path | None) -> Path | None:
-    """The site's file: the given one, else $XENLAB_SITE, else the only one of this folder."""
-    if given is not None:
-        return given
-    if named := os.environ.get("XENLAB_SITE"):
-        return Path(named).expanduser()
+    """The site's file: the given one, else as the settings say, else the only one of this folder.
+
+    Raises BadInput.
+    """
+    named = given or durable.site_file()
+    if named is not None:
+        return named
     found = _sites_here()
     return found[0] if len(found) == 1 else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import platform
@@ -191,7 +190,7 @@ def run_lock(folder: Path) -> Iterator[int]:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                durable.lock(handle, folder, wait=False)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:

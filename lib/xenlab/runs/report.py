@@ -178,10 +178,10 @@ STEP_PAIRS = [
 ]  # fmt: skip
 
 
-def runs(folder: Path | None = None) -> pd.DataFrame:
+def runs(folder: Path | str = "") -> pd.DataFrame:
     """All runs, oldest first, with the columns of `RUNS`; ``seconds`` is in seconds."""
     rows = []
-    for run in folders.every(folder or runs_folder()):
+    for run in folders.every(Path(folder) if folder else runs_folder()):
         record = folders.read(run) if (run / "run.json").exists() else {}
         states = folders.states(run)
         left = [state.status for state in states if state.status != folders.DONE]
@@ -201,7 +201,7 @@ def runs(folder: Path | None = None) -> pd.DataFrame:
     return table.assign(started=pd.to_datetime(table["started"], utc=True))
 
 
-def steps(folder: Path | None = None) -> pd.DataFrame:
+def steps(folder: Path | str = "") -> pd.DataFrame:
     """The last state of each step of each run, with the columns of `STEPS`."""
     rows = [
         {
@@ -213,7 +213,7 @@ def steps(folder: Path | None = None) -> pd.DataFrame:
             "status": step.status,
             "seconds": step.seconds,
         }
-        for run in folders.every(folder or runs_folder())
+        for run in folders.every(Path(folder) if folder else runs_folder())
         for chapter in folders.states(run)
         for step in chapter.steps
     ]

@@ -465,15 +465,20 @@ def from_notebook(
 
     A site's file that papermill was given is that whole site: what it leaves out is the schema's
     default, never what the cell says of the lab. Variables of the person's own are ignored, unless
-    one looks like a misspelt parameter. Raises BadInput.
+    one looks like a misspelt parameter. Where the executed cells are known, only what the
+    parameters cell declares is a parameter. Raises BadInput, also where another cell has changed
+    the value since.
     """
     known = Parameters.model_fields
-    names = [name for name in known if name in namespace]
-    injected = _injected(namespace.get("In", ()))
+    cells: Any = namespace.get("In", ())
+    said = _said(cells)
+    names = [name for name in known if name in namespace and (not said or name in said)]
+    _refuse_changed({name: namespace[name] for name in names}, said, source)
+    injected = _injected(cells)
     given = [name for name in names if name in injected] if "site" in injected else names
     values = {name: namespace[name] for name in given}
     for name, value in namespace.items():
-        if name in known or name.startswith("_"):
+        if name in known or name.startswith("_") or (said and name not in said):
             continue
         if isinstance(value, str | int | float | bool | list | dict):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
@@ -490,6 +495,64 @@ def _injected(cells: Any) -> set[str]:
             targets = (each.targets[0] for each in statements if isinstance(each, ast.Assign))
             return {target.id for target in targets if isinstance(target, ast.Name)}
     return set()
+
+
+_COMPUTED = object()
+"""The value of a parameter whose cell does not write it out."""
+
+
+def _said(cells: Iterable[str]) -> dict[str, object]:
+    """What the parameters cell says, of the cells that a notebook has executed; {} without one.
+
+    That is the last one that assigns both ``site`` and ``ssh``. papermill's own cell counts to it,
+    and so does one directly below it that holds nothing but values, as jupyter-scheduler adds it.
+    """
+    said: dict[str, object] = {}
+    below = False
+    for source in cells:
+        values, alone = _assigned(source)
+        if {"site", "ssh"} <= values.keys() and not source.startswith(INJECTED):
+            said, below = values, True
+        elif said:
+            if source.startswith(INJECTED) or (below and alone):
+                said |= values
+            below = False
+    return said
+
+
+def _refuse_changed(values: Mapping[str, object], said: Mapping[str, object], source: str) -> None:
+    """Raise BadInput where a value is another one than its parameters cell says."""
+    for name, value in values.items():
+        cell = said.get(name, _COMPUTED)
+        if cell is not _COMPUTED and (type(value) is not type(cell) or value != cell):
+            raise BadInput(
+                f"cannot tell what {name} is: because something else has set it since the "
+                "parameters cell was run",
+                where=source,
+                hint=f"set {name} in the parameters cell, and call a variable of your own "
+                "otherwise; then run both cells again",
+            )
+
+
+def _assigned(source: str) -> tuple[dict[str, object], bool]:
+    """What a cell assigns to names, and whether it does nothing but give them values."""
+    values: dict[str, object] = {}
+    alone = True
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return {}, False
+    for statement in body:
+        try:
+            name, value = _assignment(statement)
+        except ValueError:
+            alone = False
+            continue
+        try:
+            values[name] = ast.literal_eval(value)
+        except ValueError:
+            values[name], alone = _COMPUTED, False
+    return values, alone
 
 
 def declared(notebook: str | Path) -> list[str]:
