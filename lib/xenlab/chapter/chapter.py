@@ -102,7 +102,7 @@ class Chapter(PlatformAnswers):
         self._destroy = destroy
         self._agreed: dict[str, Agreed] = {}
         self._before = planned_before(journal) if mode == "plan" else ""
-        self.recorder = Recorder(discover_secrets(site.ssh.identity, site.secrets), stop)
+        self.recorder = Recorder(discover_secrets(site.ssh.identity, site.masked), stop)
         self.controller = Host(Local(), watcher=self.recorder)
         self._own_stop = stop is None
         self._under_way: Step | None = None
@@ -581,7 +581,7 @@ def open_chapter(
     BadInput before anything is touched, NoConnection if the host cannot be reached.
     """
     site = from_notebook(dict(namespace))
-    declared_secrets(site.secrets)
+    declared_secrets(site.masked)
     folder = os.environ.get("XENLAB_RUN")
     journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
     mode = os.environ.get("XENLAB_MODE", "apply")

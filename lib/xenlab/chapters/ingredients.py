@@ -305,7 +305,7 @@ def _check_system(machine: Machine) -> None:
     if machine.user != "0":
         raise BadInput(
             f"the user with number {machine.user} is not root on the machine",
-            hint="let root in there, and leave ssh.user out or have it name root",
+            hint="say how it becomes root (ssh.become: sudo), or have ssh.user name root",
         )
     if abs(machine.clock_ahead) > MOST_WRONG:
         late = "behind" if machine.clock_ahead < 0 else "ahead of"

@@ -313,7 +313,7 @@ def copy_console(site: Parameters, folder: Path) -> None:
     if not log.exists():
         return
     shelf = kept_folder(folder, "console")
-    secrets = discover_secrets(site.ssh.identity, site.secrets)
+    secrets = discover_secrets(site.ssh.identity, site.masked)
     durable.create(free_place(shelf, "dom0", ".log"), mask_bytes(log.read_bytes(), secrets))
 
 

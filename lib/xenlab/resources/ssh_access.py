@@ -14,8 +14,9 @@ from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.base import ANSWER_SECONDS, Check, Difference, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.guest import RECORDS
-from xenlab.site.schema import Dom0Ssh, GuestSsh, Parameters
+from xenlab.site.schema import Dom0Ssh, GuestSsh, Parameters, Ssh
 from xenlab.transport import hostkeys
+from xenlab.transport.become import Become
 from xenlab.transport.keys import public_keys
 from xenlab.transport.ssh_config import Target, is_named, resolve
 
@@ -26,7 +27,7 @@ def way_to(site: Parameters) -> Target:
     """How a site reaches its machine: the rescue system, or else the installed system."""
     ssh = site.ssh
     known = (ssh.config, ssh.port, ssh.user, ssh.identity, ssh.known_hosts)
-    way = Target(ssh.host, *known, address=ssh.rescue_address)
+    way = Target(ssh.host, *known, address=ssh.rescue_address, become=_becoming(ssh, None))
     own = site.dom0_ssh if site.knows("dom0_ssh") else Dom0Ssh()
     dom0 = _apart(replace(way, host=own.host or ssh.host, address=""), own)
     return way if dom0 == way else replace(way, other=dom0)
@@ -55,7 +56,19 @@ def _apart(way: Target, own: GuestSsh) -> Target:
         port=own.port or way.port,
         user=own.user or way.user,
         identity=own.identity or way.identity,
+        become=_becoming(own, way.become),
     )
+
+
+def _becoming(own: Ssh | GuestSsh, usual: Become | None) -> Become | None:
+    """How a login becomes root; what a site leaves out is as usual."""
+    how = own.become or (usual.how if usual else "")
+    if not how:
+        return None
+    password = own.become_password
+    if password:
+        return Become(how, password.env, password.file)
+    return replace(usual, how=how) if usual and how != "doas" else Become(how)
 
 
 # Reaching dom0 over SSH after its first boot: its host keys, who may log in, the pinned key.

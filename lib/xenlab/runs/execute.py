@@ -95,7 +95,7 @@ def prepare(
             hint=f"use {' or '.join(MODES)}",
         )
     site = parameters.load(file, overrides)
-    declared_secrets(site.secrets)
+    declared_secrets(site.masked)
     known = chapter_notebooks(notebooks)
     wanted = {_chapter(name, known) for name in chapters} or set(known)
     first = _chapter(from_, known) if from_ else ""
@@ -118,7 +118,7 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
     """
     record = runs.read(folder)
     site = parameters.validate(record["parameters"], str(folder / "run.json"))
-    declared_secrets(site.secrets)
+    declared_secrets(site.masked)
     given = file or Path(record["file"])
     consents: tuple[str, ...] = ()
     if file is not None or given.exists():

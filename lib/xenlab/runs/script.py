@@ -19,6 +19,7 @@ from xenlab.resources.base import Resource
 from xenlab.resources.disk import INSTALLED_ROOT
 from xenlab.resources.ssh_access import way_to, way_to_guest
 from xenlab.runs.execute import RunPlan, code_cells, heading
+from xenlab.site.rules import LOGINS
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 from xenlab.transport.ssh_config import SSH_PORT
@@ -187,8 +188,14 @@ def write(plan: RunPlan, folder: Path, known: Mapping[str, Command]) -> list[Pat
 
     ``known`` are words that stand for what nobody knows before the machine or a build tells it,
     each with what asks for it on the controller. No machine is needed. Raises FileExistsError, and
-    BadInput for a machine that is reached in two ways.
+    BadInput for a machine that is reached in two ways, or where a login becomes root.
     """
+    if any(getattr(plan.site, key).become for key in LOGINS):
+        raise BadInput(
+            "cannot write the runbook: because a login becomes root (become), and plain shell "
+            "types no password",
+            hint="leave become out, and log in as root to run it",
+        )
     if way_to(plan.site).other:
         raise BadInput(
             "cannot write the runbook: because the rescue system and dom0 are reached in two ways "

@@ -477,6 +477,20 @@ def _sizes(site: Parameters) -> Iterator[str]:
             )
 
 
+LOGINS = ("ssh", "dom0_ssh", "guest_ssh")
+"""The parameters that say who logs in."""
+
+
+def _no_way_to_root(site: Parameters) -> Iterator[str]:
+    """Passwords that nothing asks for."""
+    for key in filter(site.knows, LOGINS):
+        login = getattr(site, key)
+        how = login.become or site.ssh.become
+        if login.become_password and how not in ("sudo", "su"):
+            reason = "doas reads one at a terminal alone" if how else f"{key}.become says nothing"
+            yield f"{key}.become_password goes with become: sudo or su: {reason}"
+
+
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _twice),
     (("domains",), _growing),
@@ -513,6 +527,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("boot_mib", "kernel"), _no_room_for_initrds),
     (("platform", "addresses", "gateway6"), _no_further_addresses),
     (("platform",), _sizes),
+    (("ssh",), _no_way_to_root),
 )
 """Each rule with the parameters that it compares."""
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,7 @@ from pydantic import (
 from xenlab.errors import BadInput
 from xenlab.site import loader
 from xenlab.site.loader import format_validation_errors
-from xenlab.site.rules import cross_field_errors
+from xenlab.site.rules import LOGINS, cross_field_errors
 from xenlab.site.types import (
     CompilerFlags,
     ControllerPath,
@@ -85,51 +85,6 @@ INJECTED = "# Parameters\n"
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Ssh(BaseModel):
-    """How to reach the machine. What is empty (port: 0) comes from ssh_config or is the default."""
-
-    model_config = _STRICT
-
-    host: SshHost
-    config: OptionalPath = ""
-    port: Port = Field(0, description="the port of its sshd", examples=[2222])
-    user: SshWord = Field(
-        "", description="who logs in: root, or one who is root", examples=["root"]
-    )
-    identity: OptionalPath = Field(
-        "", description="the private key to log in with", examples=["~/.ssh/id_ed25519"]
-    )
-    known_hosts: OptionalPath = Field(
-        "", description="where its host key is pinned", examples=["~/.ssh/known_hosts"]
-    )
-    rescue_address: OptionalIpAddress = Field(
-        "",
-        description="where the rescue system answers, if it has another address than `host`",
-        examples=["192.0.2.200"],
-    )
-    patience_seconds: int = Field(
-        180, ge=0, le=86400, description="how long a machine that does not answer is waited for"
-    )
-
-
-class GuestSsh(BaseModel):
-    """What differs for the guests. What is empty (port: 0) is as for dom0."""
-
-    model_config = _STRICT
-
-    port: Port = Field(0, description="the port of its sshd", examples=[22])
-    user: SshWord = Field("", description="who logs in, and is root there", examples=["root"])
-    identity: OptionalPath = Field(
-        "", description="the private key to log in with", examples=["~/.ssh/castle"]
-    )
-
-
-class Dom0Ssh(GuestSsh):
-    """What differs once the machine runs from its disk. What is empty (port: 0) is as in `ssh`."""
-
-    host: SshWord = Field("", description="its name, address or alias", examples=["192.0.2.10"])
-
-
 class SecretReference(BaseModel):
     """Where a secret is found that must not be recorded: its value has no place in a file."""
 
@@ -161,6 +116,70 @@ class SecretReference(BaseModel):
         if self.file and not self.file.startswith(("/", "~/")):
             raise ValueError("must be a path that begins with / or ~/, as {file: PATH}")
         return self
+
+
+BecomeBy = Annotated[
+    Literal["", "sudo", "doas", "su"],
+    Field(description="by what a user that is not root becomes root", examples=["sudo"]),
+]
+BecomePassword = Annotated[
+    SecretReference | None,
+    Field(
+        description="where the password is found that sudo or su asks for",
+        examples=[{"env": "CASTLE_SUDO"}],
+    ),
+]
+
+
+class Ssh(BaseModel):
+    """How to reach the machine. What is empty (port: 0) comes from ssh_config or is the default."""
+
+    model_config = _STRICT
+
+    host: SshHost
+    config: OptionalPath = ""
+    port: Port = Field(0, description="the port of its sshd", examples=[2222])
+    user: SshWord = Field(
+        "", description="who logs in: root, or one who becomes root", examples=["root"]
+    )
+    identity: OptionalPath = Field(
+        "", description="the private key to log in with", examples=["~/.ssh/id_ed25519"]
+    )
+    known_hosts: OptionalPath = Field(
+        "", description="where its host key is pinned", examples=["~/.ssh/known_hosts"]
+    )
+    rescue_address: OptionalIpAddress = Field(
+        "",
+        description="where the rescue system answers, if it has another address than `host`",
+        examples=["192.0.2.200"],
+    )
+    patience_seconds: int = Field(
+        180, ge=0, le=86400, description="how long a machine that does not answer is waited for"
+    )
+    become: BecomeBy = ""
+    become_password: BecomePassword = None
+
+
+class GuestSsh(BaseModel):
+    """What differs for the guests. What is empty (port: 0) is as for dom0."""
+
+    model_config = _STRICT
+
+    port: Port = Field(0, description="the port of its sshd", examples=[22])
+    user: SshWord = Field(
+        "", description="who logs in, and is or becomes root there", examples=["root"]
+    )
+    identity: OptionalPath = Field(
+        "", description="the private key to log in with", examples=["~/.ssh/castle"]
+    )
+    become: BecomeBy = ""
+    become_password: BecomePassword = None
+
+
+class Dom0Ssh(GuestSsh):
+    """What differs once the machine runs from its disk. What is empty (port: 0) is as in `ssh`."""
+
+    host: SshWord = Field("", description="its name, address or alias", examples=["192.0.2.10"])
 
 
 class GuestDisk(BaseModel):
@@ -387,6 +406,13 @@ class Parameters(BaseModel):
     def knows(self, *names: str) -> bool:
         """Whether all these parameters have a value here; a chapter has those it declares."""
         return self.__dict__.keys() >= set(names)
+
+    @property
+    def masked(self) -> tuple[SecretReference, ...]:
+        """Where all secrets are found that the site names, those that become root included."""
+        logins = (getattr(self, key) for key in LOGINS if self.knows(key))
+        passwords = (login.become_password for login in logins)
+        return (*self.secrets, *(each for each in passwords if each))
 
     if not TYPE_CHECKING:  # mypy would take any misspelt attribute for one of these
 

@@ -8,15 +8,15 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from xenlab.command import Command
-from xenlab.errors import BadInput, Overdue
+from xenlab.errors import BadInput, ConnectionRefused, Overdue
 from xenlab.host import FOLLOW, LOOK_SHELL, PLACE, Output, Progress
-from xenlab.transport.connection import FAILURES, Connection, LoginShell
+from xenlab.transport.connection import FAILURES, Connection, LoginShell, SessionRefused
 from xenlab.transport.local import QUIET_SECONDS, Captured, run_copy
 
 # Both directions of one remote command at once, without threads and without deadlock.
@@ -48,6 +48,7 @@ def communicate(
     data: bytes | Source,
     *,
     timeout: float,
+    first: bytes = b"",
     on_output: Output | None = None,
     stop: threading.Event | None = None,
     writable: Callable[[], bool] = lambda: True,
@@ -55,7 +56,8 @@ def communicate(
 ) -> tuple[bytes, bytes]:
     """Feed a command's input and collect its output until it has ended.
 
-    ``channel`` is a paramiko Channel on which the command was started. Returns when the exit
+    ``channel`` is a paramiko Channel on which the command was started; ``first`` goes into its
+    input before ``data``. Returns when the exit
     status is known and the output has come in, or when the channel was closed: the caller looks
     at ``channel.exit_status``. ``without_greeting`` takes from each piece what is no output.
     Raises Overdue past ``timeout`` seconds and KeyboardInterrupt when ``stop`` is set.
@@ -64,7 +66,7 @@ def communicate(
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     captured = Captured(on_output)
-    feeder = _Feeder(channel, data, writable)
+    feeder = _Feeder(channel, data, writable, first)
     deadline = time.monotonic() + timeout
     ended_at = moved_at = 0.0
     while True:
@@ -116,10 +118,12 @@ def _arrived(channel: Any) -> Iterator[tuple[str, bytes]]:
 class _Feeder:
     """The command's standard input: as much as the peer's window allows, then its end."""
 
-    def __init__(self, channel: Any, data: bytes | Source, writable: Callable[[], bool]) -> None:
+    def __init__(
+        self, channel: Any, data: bytes | Source, writable: Callable[[], bool], first: bytes
+    ) -> None:
         self._channel = channel
         self._source = BytesIO(data) if isinstance(data, bytes) else data
-        self._piece = self._source.read(PIECE)
+        self._piece = first + self._source.read(PIECE)
         self._writable = writable
         self._open = True
         self.pause = POLL_SECONDS
@@ -154,6 +158,46 @@ class _Feeder:
             # Nothing wakes a poll when the peer's window opens: look often, then ever less.
             self.pause = min(0.05, self.pause * 1.5)
         return moved
+
+
+# Become: whether a login becomes root is seen before anything else is asked.
+
+
+def see_root(
+    connection: Connection, where: str, timeout: float, stop: threading.Event | None = None
+) -> None:
+    """See that the login becomes root; what keeps it from running any command is not told here.
+
+    Raises Unreachable where it does not, ConnectionRefused where the connection broke meanwhile,
+    BadInput for a password that is not to be had, KeyboardInterrupt when ``stop`` is set.
+    """
+    become = connection.become
+    if become is None:
+        return
+    login_shell = LoginShell(become)
+    try:
+        with closing(connection.session(timeout)) as channel:
+            connection.start(channel, login_shell.text(":"))
+            # its end follows at once: a password that is not taken is not asked for again
+            communicate(
+                channel,
+                login_shell.password,
+                timeout=timeout,
+                stop=stop,
+                without_greeting=login_shell.without_greeting,
+            )
+    except Overdue as error:
+        refusal = become.refusal(where, connection.user, "")
+        refusal.message += f", in {timeout:.0f} s"
+        raise refusal from error
+    except (SessionRefused, *FAILURES) as error:
+        raise ConnectionRefused(
+            f"cannot become root by {become.how}: because the connection broke: {error}",
+            where=where,
+            hint="look at the machine, then try again",
+        ) from error
+    if login_shell.refused is not None and connection.alive:
+        raise become.refusal(where, connection.user, login_shell.refused)
 
 
 # Conversation: a command that stays, spoken to over a channel of its own, and gone with it.
@@ -251,8 +295,9 @@ class Shell:
     ) -> None:
         self.connection = connection
         self._channel = channel
-        self._login_shell = LoginShell()
+        self._login_shell = LoginShell(connection.become)
         connection.start(channel, self._login_shell.text(SHELL))
+        self._login_shell.send_first(channel, timeout)
         connection.ask_ahead()
         channel.settimeout(None)
         self._poller = select.poll()

@@ -20,6 +20,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 from xenlab.errors import ConnectionRefused, NoConnection, Unreachable
 from xenlab.transport import hostkeys
 from xenlab.transport.auth import POLL_SECONDS, Login
+from xenlab.transport.become import Become
 from xenlab.transport.keys import AUTHORITY_SIGNATURES, CERTIFICATE_SUFFIX
 from xenlab.transport.liveness import LivenessSocket, dial, proxy_process
 from xenlab.transport.ssh_config import Route, Target
@@ -40,32 +41,53 @@ _HELD = 65536
 # Nothing of it stays behind: no variable, no argument, no other IFS. A process is found by its mark
 # among its arguments as well, since this shell only exports it.
 _ENTER = (
-    "echo {token}.>&2;echo {token};umask 022;{export}i=$IFS;IFS=${{i#??}};"
+    "echo {token}.>&2;echo {token};umask 022;{become}{export}i=$IFS;IFS=${{i#??}};"
     'eval "IFS=\\$i;unset i;set --;$*"'
 )
+_SBIN = "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin;"
+# Nobody knows whether a password is asked for: what was not read is left out up to the token.
+_SKIP = "while read -r i;do case $i in {token})break;;esac;done;"
 
 
 class LoginShell:
-    """One command's way through the login shell.
+    """One command's way through the login shell, and to root where that takes a program.
 
-    ``joined`` says that the login shell has put both streams into one.
+    ``joined`` says that the login shell has put both streams into one. ``password`` is the line
+    that the program may ask for, ``first`` what goes into the input before the command's own.
+    Raises BadInput where the password is not to be had.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, become: Become | None = None) -> None:
         token = secrets.token_hex(8)
         self._token = token
         # A shell that shows what it runs prints the token too, but no end of the line after it.
         self._ends = {"stdout": f"{token}\n".encode(), "stderr": f"{token}.\n".encode()}
         self._held = {"stdout": b"", "stderr": b""}
         self.joined = False
+        self._become = become
+        self.password = become.password() if become else b""
+        self.first = self.password + f"{token}\n".encode() if self.password else b""
 
     def text(self, command: str, mark: str = "") -> str:
         """What has /bin/sh run the command, under umask 022, whichever shell reads this."""
         export = 'export "$1";shift;' if mark else ""
-        enter = _ENTER.format(token=self._token, export=export)
+        token = self._token
+        skip = _SKIP.format(token=token) if self.first else ""
+        become = skip + _SBIN if self._become else ""
+        enter = _ENTER.format(token=token, export=export, become=become)
         marked = (f"XENLAB_STEP={mark}",) if mark else ()
         words = ("/bin/sh", *marked, *command.split("\n"))
+        if self._become:
+            words = ("/bin/sh", enter, *words)
+            enter = f"echo {token}+>&2;{self._become.script}"
         return f"exec /bin/sh -c '{enter}' " + " ".join(map(_word, words))
+
+    def send_first(self, channel: paramiko.Channel, seconds: float) -> None:
+        """Send what comes before the command's own input, once the server takes it."""
+        if self.first:
+            channel.settimeout(seconds)
+            channel.sendall(self.first)
+            channel.settimeout(None)
 
     def without_greeting(self, stream: str, piece: bytes) -> bytes:
         """What of a piece of output the command itself has printed."""
@@ -90,6 +112,13 @@ class LoginShell:
         """What came instead, in one line."""
         words = b" ".join(self._held.values()).decode("utf-8", "replace").split()
         return " ".join(words)
+
+    @property
+    def refused(self) -> str | None:
+        """What the program said that does not become root, None where it was not reached."""
+        held = b"" if self.passed else self._held["stderr"]
+        _, reached, said = held.partition(f"{self._token}+\n".encode())
+        return " ".join(said.decode("utf-8", "replace").split()) if reached else None
 
 
 def _word(text: str) -> str:
@@ -117,12 +146,19 @@ class SessionRefused(Exception):
 
 
 class Connection:
-    """An authenticated connection on which channels are opened."""
+    """An authenticated connection on which channels are opened; ``become`` is its way to root."""
 
     def __init__(
-        self, transport: paramiko.Transport, liveness: LivenessSocket, keepalive: float
+        self,
+        transport: paramiko.Transport,
+        liveness: LivenessSocket,
+        keepalive: float,
+        user: str,
+        become: Become | None,
     ) -> None:
         self.liveness = liveness
+        self.user = user
+        self.become = become
         self._transport = transport
         self._ahead: Future[paramiko.Channel] | None = None
         self._asking = threading.Lock()
@@ -266,7 +302,7 @@ def connect(
         transport.close()
         liveness.close()
         raise
-    return Connection(transport, liveness, keepalive)
+    return Connection(transport, liveness, keepalive, route.user, target.become)
 
 
 class _Transport(paramiko.Transport):

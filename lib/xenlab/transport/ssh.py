@@ -28,6 +28,7 @@ from xenlab.transport.channel import (
     Shell,
     Source,
     communicate,
+    see_root,
     upload,
 )
 from xenlab.transport.connection import FAILURES, Connection, LoginShell, SessionRefused, connect
@@ -252,10 +253,11 @@ class SSH:
         self, text: str, *, timeout: float, stop: threading.Event | None = None
     ) -> Conversation:
         """Start a command that stays, beside those that `execute` counts; raises as that does."""
-        login_shell = LoginShell()
         connection, channel, _ = self._session(timeout, stop, tell=False)
+        login_shell = LoginShell(connection.become)
         try:
             connection.start(channel, login_shell.text(text))
+            login_shell.send_first(channel, timeout)
             connection.ask_ahead()
         except FAILURES as error:
             channel.close()
@@ -280,17 +282,18 @@ class SSH:
         stop: threading.Event | None = None,
         mark: str = "",
     ) -> tuple[int, bytes, bytes]:
-        login_shell = LoginShell()
-        text = login_shell.text(text, mark)
-        if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
-            raise BadInput(
-                f"cannot send the command: because it is longer than {LONGEST_COMMAND} bytes",
-                where=self.name,
-                hint="pass data through its input",
-            )
         with self._slot(stop):
             connection, channel, deadline = self._session(timeout, stop)
             try:
+                login_shell = LoginShell(connection.become)
+                text = login_shell.text(text, mark)
+                if len(text.encode("utf-8", "surrogateescape")) > LONGEST_COMMAND:
+                    raise BadInput(
+                        "cannot send the command: because it is longer than "
+                        f"{LONGEST_COMMAND} bytes",
+                        where=self.name,
+                        hint="pass data through its input",
+                    )
                 connection.start(channel, text)
                 if self._busy == 1:
                     connection.ask_ahead()
@@ -298,6 +301,7 @@ class SSH:
                     channel,
                     data,
                     timeout=deadline - time.monotonic(),
+                    first=login_shell.first,
                     on_output=on_output,
                     stop=stop,
                     writable=connection.liveness.writable,
@@ -305,6 +309,10 @@ class SSH:
                 )
                 status = self._status(connection, channel)
                 if not login_shell.passed:
+                    if connection.become and login_shell.refused and status <= 128:
+                        raise connection.become.refusal(
+                            self.name, connection.user, login_shell.refused
+                        )
                     raise self._no_shell(status, login_shell.said)
                 return status, out, err
             except FAILURES as error:
@@ -488,7 +496,7 @@ class SSH:
     def _over(self, way: Target, stop: threading.Event | None) -> Connection:
         route = resolve(way)
         via = self._via or self._jump_over(way, route.jump)
-        return connect(
+        connection = connect(
             way,
             route,
             via._connected(stop) if via is not None else None,
@@ -498,6 +506,12 @@ class SSH:
             stop=stop,
             say=self._wait.say,
         )
+        try:
+            see_root(connection, self.name, self._timing["patience"], stop)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _jump_over(self, way: Target, jump: str) -> SSH | None:
         near, behind = self._near, way.behind

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xenlab.errors import BadInput, Unreachable
+from xenlab.transport.become import Become
 
 SSH_PORT = 22
 METHODS = ("publickey", "keyboard-interactive", "password")
@@ -33,7 +34,8 @@ class Target:
 
     ``address`` is where the host is, whatever the file says. A host ``behind`` another one is
     reached through that, with its user and keys; the own key is pinned under its mere name. The
-    ``other`` way leads to the same machine when another system runs there.
+    ``other`` way leads to the same machine when another system runs there. ``become`` is how a
+    user that is not root becomes root there.
     """
 
     host: str
@@ -45,6 +47,7 @@ class Target:
     address: str = ""
     behind: Target | None = None
     other: Target | None = None
+    become: Become | None = None
 
 
 @dataclass(frozen=True)
