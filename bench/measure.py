@@ -202,7 +202,7 @@ def renew(found: Mapping[str, Any], place: Path) -> None:
     known["whole"] = round(cold[IN_ALL]["median"])
     # what the machine had already keeps the figure of another one
     known["phases"] |= {name: round(value) for name, value in cold["phases"].items()}
-    known["labs"]["stage.tar.zst"] = {
+    known["labs"]["debian"] = {
         kind: {name: max(1, round(value)) for name, value in seconds[case]["chapters"].items()}
         for kind, case in (("first", WARM), ("again", SECOND))
     }

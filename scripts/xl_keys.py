@@ -24,7 +24,7 @@ def main() -> None:
     """Print the version of the page and, one a line, its keys."""
     with gzip.open(sys.argv[1], "rt", encoding="utf-8") as file:
         page = file.read()
-    heading = re.search(r'^\.TH \S+ \S+ "[^"]*" "([0-9.]+)', page, re.MULTILINE)
+    heading = re.search(r'^\.TH xl\.cfg "?5"? "?[0-9-]+"? "?([0-9]+\.[0-9.]+)', page, re.MULTILINE)
     print(f"# The keys of xl.cfg(5), Xen {heading[1] if heading else '?'}: scripts/xl_keys.py")
     print("\n".join(sorted(keys(page))))
 

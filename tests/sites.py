@@ -8,7 +8,8 @@ from xenlab.site.loader import read
 from xenlab.site.schema import Parameters, validate
 
 FOLDER = Path(__file__).parents[1] / "parameters"
-LAB_VALUES = read(FOLDER / "lab.yaml").values
+# named, as a site of another platform has to
+LAB_VALUES = read(FOLDER / "lab.yaml").values | {"stage": "~/stage.tar.zst"}
 
 # a site that selects nothing, for what is about a few keys each
 BARE = LAB_VALUES | {

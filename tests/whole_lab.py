@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 from tests.lab import second_disk
 
-from xenlab.cache import cache_root
 from xenlab.chapter.chapter import NOTHING
 from xenlab.journal import Journal
 from xenlab.site.schema import load
@@ -105,8 +104,6 @@ def fresh(parameters: str, name: str, folder: Path, **keys: Any) -> Iterator[Sit
     values = yaml.safe_load((ROOT / "parameters" / f"{parameters}.yaml").read_text())
     values |= {"lab": name, "may_wipe": [lab.status().serial]}
     values["ssh"]["config"] = str(lab.folder / "ssh_config")
-    for key in ("stage", "stage_checksums"):
-        values[key] = str(cache_root() / "stage" / Path(values[key]).name)
     file = folder / f"{parameters}.yaml"
     file.write_text(yaml.safe_dump(values | keys))
     site = Site(file, folder / "runs", name)

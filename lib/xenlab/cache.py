@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from xenlab import durable
 from xenlab.masking import mask
@@ -72,6 +72,26 @@ def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) 
     return folder
 
 
+def named(folder: Path, name: str) -> tuple[Path, Path]:
+    """A file of a built folder and its checksum file, by names that do not change.
+
+    These are links in the folder above, which lead to what was built last.
+    """
+    # both under one lock: a file of one build has its own checksum file beside it
+    with locked(folder.parent / ".names.lock"):
+        return _link(folder / name), _link(folder / f"{name}.sha256")
+
+
+def _link(file: Path) -> Path:
+    link, target = file.parents[1] / file.name, Path(file.parent.name, file.name)
+    if not (link.is_symlink() and link.readlink() == target):
+        fresh = link.with_name(f".{link.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.rename(link)
+    return link
+
+
 def _close(folder: Path) -> None:
     """Leave what is below a folder to its owner alone, and have it on disk."""
     for path in (folder, *folder.rglob("*")):
@@ -91,6 +111,31 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
+# What the lab makes of each release of Debian that a site may ask for, and where it keeps that.
+
+Release = Literal["trixie", "bookworm"]
+
+DEFAULT_RELEASE: Release = "bookworm"
+
+LINUX: dict[Release, str] = {"trixie": "6.12", "bookworm": "6.1"}
+"""Which Linux each has: its own kernel is of these sources."""
+
+
+def stage_of(release: Release) -> str:
+    """The root directory of a release as a tarball."""
+    return f"{USUAL_CACHE}stage/{release}-stage.tar.zst"
+
+
+def source_package(release: Release) -> str:
+    """The package that brings the kernel sources of a release."""
+    return f"linux-source-{LINUX[release]}"
+
+
+def kernel_source_of(release: Release) -> str:
+    """The kernel sources of a release."""
+    return f"{USUAL_CACHE}source/{source_package(release)}.tar.xz"
+
+
 # What a lab takes before and beside a run's chapters: when each thing began, and when it ended.
 #
 # One file in the cache, a JSON line for each begin and each end; scripts/bootstrap writes there
@@ -100,6 +145,7 @@ PHASES = "phases.jsonl"
 
 PACKAGES = "Debian packages"
 RESCUE = "rescue system"
+SOURCES = "kernel sources"
 KVM = "trial of KVM"
 KERNELS = {"dom0": "dom0's kernel", "domU": "domU's kernel"}
 
@@ -109,12 +155,14 @@ def boot_phase(source: str) -> str:
     return f"boot from {source}"
 
 
-def phases_of_start(source: str, stage: str) -> list[str]:
-    """The phases that starting a machine goes through: from ``source``, with this stage's file.
+def phases_of_start(source: str, stage: str, kernel_source: str = "") -> list[str]:
+    """The phases that starting a machine goes through: from ``source``, with these files.
 
     What is in the cache is taken to be what is wanted; only building it says so for certain.
     """
-    root, found = cache_root(), []
+    root, archive = cache_root(), Path(kernel_source).expanduser()
+    fetched = archive.parent != root / "source" or archive.exists()
+    found = [] if fetched else [SOURCES]
     if source == "rescue":
         name = Path(stage).name
         found += [] if (root / "stage" / name).exists() else [name.partition(".")[0]]

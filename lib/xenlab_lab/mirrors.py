@@ -12,39 +12,42 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from xenlab import durable
+from xenlab.cache import Release
 from xenlab.errors import LabError
 from xenlab_lab import relay, tools
 
 # Where Debian packages come from: the Debian entries of this machine's own apt configuration.
 
-SUITE = "bookworm"
+SUITE: Release = "bookworm"
+"""What the rescue system is made of, and a stage that has no release of its own."""
+
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FORMAT = "$(CREATED_BY)|$(ORIGIN)|$(LABEL)|$(CODENAME)|$(REPO_URI)|$(COMPONENT)"
 _PARTS = {"Debian": ("", "-updates"), "Debian-Security": ("-security",)}
 _LOGIN = re.compile(r'(?<=://)[^/@\s"]+@')
 
 
-def debian_sources() -> list[str]:
-    """One-line apt entries for the lab's suite, from the mirrors this machine uses itself.
+def debian_sources(suite: Release = SUITE) -> list[str]:
+    """One-line apt entries for a suite, from the mirrors this machine uses itself.
 
     Entries of other origins never appear. A machine that has Debian entries for another release
     lends its mirrors; one that has none gives an empty list, and mmdebstrap's own default
     mirrors are used. Raises LabError if apt cannot be asked.
     """
-    return sources_from(tools.output(["apt-get", "indextargets", "--format", _FORMAT]))
+    return sources_from(tools.output(["apt-get", "indextargets", "--format", _FORMAT]), suite)
 
 
-def sources_from(listing: str) -> list[str]:
-    """The entries out of what `apt-get indextargets` prints, in the same order."""
+def sources_from(listing: str, suite: Release = SUITE) -> list[str]:
+    """The entries for a suite out of what `apt-get indextargets` prints, in the same order."""
     exact: list[str] = []
     lent: list[str] = []
     for line in listing.splitlines():
         kind, origin, label, codename, uri, component = line.split("|")
         if (kind, origin, component) != ("Packages", "Debian", "main") or label not in _PARTS:
             continue
-        if codename in {SUITE + part for part in _PARTS[label]}:
+        if codename in {suite + part for part in _PARTS[label]}:
             exact.append(f"deb {uri} {codename} main")
-        lent.extend(f"deb {uri} {SUITE}{part} main" for part in _PARTS[label])
+        lent.extend(f"deb {uri} {suite}{part} main" for part in _PARTS[label])
     return list(dict.fromkeys(exact or lent))
 
 
@@ -53,17 +56,14 @@ def without_login(text: str) -> str:
     return _LOGIN.sub("", text)
 
 
-def mmdebstrap_keyring() -> list[str]:
-    """The option that makes mmdebstrap trust Debian's keys and nobody else's.
-
-    Raises LabError if the keyring is not installed.
-    """
+def require_keyring() -> Path:
+    """Debian's keys; raises LabError if they are not installed."""
     if not KEYRING.exists():
         raise LabError(
             f"cannot check Debian's packages: because there is no {KEYRING}",
             hint="apt-get install debian-archive-keyring",
         )
-    return [f"--keyring={KEYRING}"]
+    return KEYRING
 
 
 # A Debian root directory as a tar file, built by mmdebstrap without what nobody reads.
@@ -85,13 +85,14 @@ def mmdebstrap(
     options: Sequence[str],
     report: tools.Report,
     what: str,
+    suite: Release = SUITE,
 ) -> None:
     """Build ``tree`` of these packages from these apt entries; raises LabError."""
     report(what, None)
     tools.run(
         [
             "mmdebstrap",
-            *mmdebstrap_keyring(),
+            f"--keyring={require_keyring()}",
             f"--include={','.join(packages)}",
             '--aptopt=APT::Install-Recommends "false"',
             '--aptopt=Acquire::Languages "none"',
@@ -99,7 +100,7 @@ def mmdebstrap(
             f"--dpkgopt=path-include={COPYRIGHTS}",
             *options,
             f"--customize-hook={FORGET_LOGIN}",
-            SUITE,
+            suite,
             tree,
             *entries,
         ],

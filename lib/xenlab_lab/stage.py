@@ -8,11 +8,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
 from xenlab import cache
-from xenlab.cache import cached, locked
+from xenlab.cache import DEFAULT_RELEASE, Release, cache_root, cached, named
 from xenlab_lab import tools
 from xenlab_lab.mirrors import (
     COPYRIGHTS,
@@ -20,27 +21,38 @@ from xenlab_lab.mirrors import (
     SUITE,
     debian_sources,
     mmdebstrap,
+    require_keyring,
     without_login,
 )
 from xenlab_lab.tools import Report
 
-RECIPE = 1
+RECIPE = 2
 
 STAGE_PACKAGES = (
-    "cpio", "e2fsprogs", "fdisk", "ifupdown", "iproute2", "iputils-ping", "isc-dhcp-client",
-    "kmod", "libcap2-bin", "netbase", "nfs-common", "openssh-client", "openssh-server",
-    "openssh-sftp-server", "procps", "rsync", "systemd-sysv", "udev", "usr-is-merged",
-    "xz-utils", "zstd",
+    "cpio", "e2fsprogs", "fdisk", "ifupdown", "iproute2", "iputils-ping", "kmod", "libcap2-bin",
+    "netbase", "nfs-common", "openssh-client", "openssh-server", "openssh-sftp-server", "procps",
+    "rsync", "systemd-sysv", "udev", "usr-is-merged", "xz-utils", "zstd",
 )  # fmt: skip
 # What the howto's programs lean on. The programs themselves are the chapters' business; dpkg is
 # some twenty-five times slower in the emulated machine than here.
 STAGE_LIBRARIES = (
     "file", "gettext-base", "keyutils", "libavahi-client3", "libblas3", "libcrack2", "libdbus-1-3",
-    "libefiboot1", "libestr0", "libevent-core-2.1-7", "libexpat1", "libfastjson4", "libfreetype6",
-    "libfuse2", "liblinear4", "liblognorm5", "liblua5.3-0", "libmagic1", "libncurses6",
-    "libpcap0.8", "libpcre3", "libpng16-16", "libpwquality1", "libsqlite3-0", "libssh2-1",
-    "libutempter0", "libyajl2", "lua-lpeg", "media-types", "python3", "rpcbind",
+    "libestr0", "libexpat1", "libfastjson4", "libfreetype6", "liblinear4", "liblognorm5",
+    "libncurses6", "libpwquality1", "libsqlite3-0", "libutempter0", "libyajl2", "media-types",
+    "python3", "rpcbind",
 )  # fmt: skip
+# The same things where each release calls them otherwise, or has others.
+OF_RELEASE: dict[Release, tuple[str, ...]] = {
+    "bookworm": (
+        "isc-dhcp-client", "libefiboot1", "libevent-core-2.1-7", "libfuse2", "liblua5.3-0",
+        "libmagic1", "libpcap0.8", "libpcre3", "libpng16-16", "libssh2-1", "lua-lpeg",
+    ),
+    "trixie": (
+        "dhcpcd-base", "libefiboot1t64", "libevent-core-2.1-7t64", "libfuse3-4", "liblua5.4-0",
+        "libmagic1t64", "libnl-genl-3-200", "libpcap0.8t64", "libpng16-16t64", "libssh2-1t64",
+        "libxml2",
+    ),
+}  # fmt: skip
 # systemd runs every generator at each boot and each time that it reads its units, half a second for
 # each in the emulated machine. These look for what a lab does not have, and the services serve a
 # kernel with modules, or LVM. A machine of your own that takes this stage gets them masked as well.
@@ -50,7 +62,8 @@ STAGE_OFF = (
         for name in (
             "systemd-cryptsetup", "systemd-debug", "systemd-gpt-auto",
             "systemd-hibernate-resume", "systemd-integritysetup", "systemd-rc-local",
-            "systemd-run", "systemd-system-update", "systemd-veritysetup",
+            "systemd-run", "systemd-ssh", "systemd-system-update", "systemd-tpm2",
+            "systemd-veritysetup",
         )
     ),
     "system/e2scrub_reap.service",
@@ -81,19 +94,20 @@ APT::Install-Suggests "false";
 """
 
 
-def stage(report: tools.Report = tools.quiet) -> tuple[Path, Path]:
-    """The root tarball and its checksum file (sha256sum format), built if not in the cache.
+def stage(
+    report: tools.Report = tools.quiet, suite: Release = DEFAULT_RELEASE
+) -> tuple[Path, Path]:
+    """A release's root tarball and its checksum file (sha256sum format), built if not in the cache.
 
-    Both have names that do not change: stage/stage.tar.zst and .sha256 in the cache folder.
-    Raises LabError.
+    Both have names that do not change, as `stage_of` says. Raises LabError.
     """
     hooks = (
         'mkdir -p "$1"/etc/systemd/system-generators',
         *(f'ln -sf /dev/null "$1"/etc/systemd/{name}' for name in STAGE_OFF),
     )
-    return built(
-        "stage", (*STAGE_PACKAGES, *STAGE_LIBRARIES), {"off": STAGE_OFF}, lambda _: hooks, report
-    )
+    name = _stem(cache.stage_of(suite))
+    packages = (*STAGE_PACKAGES, *STAGE_LIBRARIES, *OF_RELEASE[suite])
+    return built(name, packages, {"off": STAGE_OFF}, lambda _: hooks, report, suite)
 
 
 def built(
@@ -102,18 +116,20 @@ def built(
     decides: Mapping[str, object],
     hooks: Callable[[Path], Sequence[str]],
     report: tools.Report,
+    suite: Release = SUITE,
 ) -> tuple[Path, Path]:
     """A stage called ``name`` of these Debian packages, and its checksum file, from the cache.
 
     ``hooks`` gets a folder for what they need, and gives lines of shell that mmdebstrap runs with
     the root directory as ``$1``; ``decides`` must hold all that they depend on. Raises LabError.
     """
-    entries = debian_sources()
+    entries = debian_sources(suite)
+    what = name.replace("-", " ")
     secure = any(" https:" in entry for entry in entries)
     packages = (*wanted, *(["ca-certificates"] if secure else []))
     inputs = {
         "recipe": RECIPE,
-        "suite": SUITE,
+        "suite": suite,
         "sources": [without_login(entry) for entry in entries],
         "packages": packages,
         "apt": _APT_CONF,
@@ -134,35 +150,21 @@ def built(
                 entries,
                 [*_OPTIONS, *(f"--customize-hook={line}" for line in lines)],
                 report,
-                f"building the {name}",
+                f"building the {what}",
+                suite,
             )
-        report(f"compressing the {name}", None)
+        report(f"compressing the {what}", None)
         _compress(tree)
 
     folder = cached("stage", inputs, build)
-    # both under one lock: the tarball of one build has its own checksum file beside it
-    with locked(folder.parent / ".names.lock"):
-        return _named(folder / f"{name}.tar.zst"), _named(folder / f"{name}.tar.zst.sha256")
+    return named(folder, f"{name}.tar.zst")
 
 
 def _compress(tree: Path) -> None:
     """Leave in a tarball's place the compressed one and its checksum file."""
     file = f"{tree.name}.zst"
     tools.run(["zstd", "-q", "-T0", "-9", "--rm", tree.name, "-o", file], cwd=tree.parent)
-    with (tree.parent / file).open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    (tree.parent / f"{file}.sha256").write_text(f"{digest}  {file}\n")
-
-
-def _named(file: Path) -> Path:
-    """A link to it in the folder above, by which the file that was built last is always found."""
-    link, target = file.parents[1] / file.name, Path(file.parent.name, file.name)
-    if not (link.is_symlink() and link.readlink() == target):
-        fresh = link.with_name(f".{link.name}.new")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target)
-        fresh.rename(link)
-    return link
+    tools.write_checksum(tree.parent / file)
 
 
 def _customized(scratch: Path, hooks: Sequence[str], *, secure: bool) -> list[str]:
@@ -273,4 +275,93 @@ StageMaker = Callable[[Report], tuple[Path, Path]]
 
 def maker(path: str) -> StageMaker:
     """What makes the stage that a site names; where it is one of the person's own, Debian's."""
-    return portage_stage if Path(path).name == f"{NAME}.tar.zst" else stage
+    stem = _stem(path)
+    if stem == NAME:
+        return portage_stage
+    suites = {_stem(cache.stage_of(suite)): suite for suite in cache.LINUX}
+    return partial(stage, suite=suites.get(stem, DEFAULT_RELEASE))
+
+
+def _stem(path: str) -> str:
+    return Path(path).name.partition(".")[0]
+
+
+# The kernel sources of a release, as apt fetches and checks them.
+
+SOURCE_RECIPE = 1
+
+_USUAL = "http://deb.debian.org"
+
+
+def kernel_source(
+    suite: Release = DEFAULT_RELEASE, report: Report = tools.quiet
+) -> tuple[Path, Path]:
+    """The tarball of a release's kernel sources and its checksum file, fetched once.
+
+    apt compares the package with the index that Debian's keys have signed. Both files have names
+    that do not change, as `kernel_source_of` says. Raises LabError.
+    """
+    package = cache.source_package(suite)
+    file = Path(cache.kernel_source_of(suite)).name
+    entries = debian_sources(suite) or [
+        f"deb {_USUAL}/debian {suite} main",
+        f"deb {_USUAL}/debian-security {suite}-security main",
+    ]
+    inputs = {
+        "recipe": SOURCE_RECIPE,
+        "package": package,
+        "sources": [without_login(entry) for entry in entries],
+    }
+
+    @cache.phase_recorded(cache.SOURCES)
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fetched = _fetched(Path(scratch), package, entries, report)
+            report("unpacking the kernel sources", None)
+            tools.run(["dpkg-deb", "-x", fetched, f"{scratch}/unpacked"])
+            Path(scratch, "unpacked", "usr", "src", file).rename(folder / file)
+        tools.write_checksum(folder / file)
+
+    return named(cached("source", inputs, build), file)
+
+
+def fetch_source(path: str, report: Report = tools.quiet) -> None:
+    """Fetch the kernel sources that a site names, if they are a release's own, and not here yet.
+
+    Raises LabError.
+    """
+    place = Path(path).expanduser()
+    names = {Path(cache.kernel_source_of(suite)).name: suite for suite in cache.LINUX}
+    if place.parent == cache_root() / "source" and place.name in names and not place.exists():
+        kernel_source(names[place.name], report)
+
+
+def _fetched(folder: Path, package: str, entries: Sequence[str], report: Report) -> Path:
+    """A package out of these entries, by an apt that knows nothing else; raises LabError."""
+    sources = folder / "sources.list"
+    keyring = f"[signed-by={require_keyring()}]"
+    sources.write_text(
+        "".join(f"{entry.replace('deb ', f'deb {keyring} ', 1)}\n" for entry in entries)
+    )
+    sources.chmod(0o600)
+    (folder / "status").touch()
+    settings = {
+        "Dir::Etc::SourceList": sources,
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State": folder,
+        "Dir::State::status": folder / "status",
+        "Dir::Cache": folder,
+        "Acquire::Languages": "none",
+        "APT::Sandbox::User": "root",
+        "APT::Update::Error-Mode": "any",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    for what in (("update",), ("download", package)):
+        tools.run(
+            ["apt-get", "-q", *options, *what],
+            report=report,
+            what="fetching the kernel sources",
+            cwd=folder,
+            hint="run `apt-get update` on this machine, and look what it says of its mirrors",
+        )
+    return next(folder.glob("*.deb"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import select
 import signal
@@ -94,6 +95,13 @@ def output(argv: Sequence[str]) -> str:
     if done.returncode:
         raise _failed(argv[0], done.returncode, f" {done.stderr.strip()[-400:]}")
     return done.stdout
+
+
+def write_checksum(file: Path) -> None:
+    """Write a file's SHA-256 beside it, as sha256sum does, into FILE.sha256."""
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    file.with_name(f"{file.name}.sha256").write_text(f"{digest}  {file.name}\n")
 
 
 def missing(program: str) -> LabError:

@@ -15,6 +15,7 @@ from tests.end_to_end.conftest import NAME
 from tests.whole_lab import CHAPTERS, HOUR, ROOT, Site, statuses
 
 from xenlab.runs import folder as runs
+from xenlab.site.schema import load
 from xenlab_lab.lab import Lab
 
 GUESTS = ("domu1", "domu2", "domu3")
@@ -49,7 +50,7 @@ def test_a_disk_whose_serial_nobody_named_is_not_wiped(site: Site) -> None:
 
 def test_a_stage_with_a_wrong_checksum_is_refused(site: Site, tmp_path: Path) -> None:
     sums = tmp_path / "stage.sha256"
-    sums.write_text(f"{'0' * 64}  stage.tar.zst\n")
+    sums.write_text(f"{'0' * 64}  {Path(load(site.parameters).stage).name}\n")
     disk = Lab(NAME).status().disk
     before = digest(disk)
     run = site.xenlab("run", "00", "-f", str(site.changed(stage_checksums=str(sums))))

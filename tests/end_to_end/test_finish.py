@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from tests.end_to_end.conftest import NAME
 from tests.whole_lab import HOUR, Site, killed, power_cycled, statuses, wait_until, without_record
 
@@ -29,6 +28,7 @@ from xenlab.errors import ConnectionLost
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.runs import folder as runs
+from xenlab.site.schema import load
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target
 from xenlab_lab.lab import Lab
@@ -435,7 +435,7 @@ def test_the_machine_boots_into_xen_by_itself(site: Site) -> None:
 
 
 def test_where_the_stage_lies_changes_nothing(site: Site, tmp_path: Path) -> None:
-    stage = Path(yaml.safe_load(site.parameters.read_text())["stage"]).expanduser()
+    stage = Path(load(site.parameters).stage).expanduser()
     moved, sums = tmp_path / "moved.tar.zst", tmp_path / "sums"
     shutil.copyfile(stage, moved)
     with moved.open("rb") as copy:

@@ -35,11 +35,12 @@ def written(site: str, machine: Sshd, folder: Path) -> Path:
     values["ssh"] = {"host": machine.alias, "config": str(machine.config)}
     values["disk"] = "/dev/no-disk"
     values["may_wipe"] = []
-    stage = folder / "stage.tar.zst"
-    stage.write_bytes(b"never unpacked here")
-    checksums = folder / "stage.tar.zst.sha256"
-    checksums.write_text(f"{hashlib.sha256(stage.read_bytes()).hexdigest()}  {stage.name}\n")
-    values["stage"], values["stage_checksums"] = str(stage), str(checksums)
+    for key, checksums in (("stage", "stage_checksums"), ("kernel_source", "kernel_checksums")):
+        file = folder / f"{key}.tar.zst"
+        file.write_bytes(b"never unpacked here")
+        sums = folder / f"{key}.sha256"
+        sums.write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n")
+        values[key], values[checksums] = str(file), str(sums)
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

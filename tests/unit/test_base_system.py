@@ -74,5 +74,5 @@ def test_without_its_checksum_file_there_is_no_stage(tmp_path: Path) -> None:
 
 
 def test_the_kernel_source_lies_where_usr_src_leads() -> None:
-    site = lab_site(share="/srv/all")
+    site = lab_site(share="/srv/all", kernel_source="/usr/src/linux-source-6.1.tar.xz")
     assert disk.source_tarball(site).remote == "/srv/all/src/linux-source-6.1.tar.xz"

@@ -146,4 +146,4 @@ def test_what_was_measured_is_what_a_first_lab_elsewhere_is_reckoned_by(tmp_path
     assert (after["machine"], after["whole"]) == ("3 processors, KVM", 900)
     assert after["phases"] == {**before["phases"], "stage": 90}
     # nothing is compiled beside the chapters of the second case
-    assert after["labs"]["stage.tar.zst"] == {"first": {"x": 30}, "again": {"x": 7}}
+    assert after["labs"]["debian"] == {"first": {"x": 30}, "again": {"x": 7}}

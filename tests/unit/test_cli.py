@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.sites import lab_text
 
+from xenlab import cache
 from xenlab.cli import lab as cli_lab
 from xenlab.cli.cli import main
 from xenlab.errors import BadInput
@@ -239,7 +240,7 @@ def test_a_lab_that_is_started_without_a_file_needs_no_other_site_s_values(
     (tmp_path / "notebooks").symlink_to(Path(__file__).parents[2] / "notebooks")
     site, known = cli_lab._site_of_lab(None)
     assert (site.lab, known) == ("lab", False)
-    assert site.stage == f"{tmp_path}/cache/stage/stage.tar.zst"
+    assert site.stage == f"{tmp_path}/cache/stage/{cache.DEFAULT_RELEASE}-stage.tar.zst"
     assert "15_shared_usr" in cli_lab._estimate(site, "lab").parts
 
 

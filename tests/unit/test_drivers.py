@@ -55,7 +55,7 @@ __all__ = ["archive"]
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 RULES = parse_makefiles((RECORDED / "kernel-makefiles.txt").read_text())
-CONFIG = parse_config((RECORDED / "kernel-dom0.config").read_text())
+CONFIG = parse_config((RECORDED / "kernel-dom0-6.1.config").read_text())
 HOST = Host(Local())
 
 ONE, TWO = "52:54:00:aa:bb:01", "52:54:00:aa:bb:02"

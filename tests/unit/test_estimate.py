@@ -156,7 +156,11 @@ def test_durations_as_people_say_them() -> None:
 def test_every_chapter_of_the_lab_has_a_figure(site: Parameters, tmp_path: Path) -> None:
     known = expected.figures(site)
     assert list(known.first) == list(known.again) == CHAPTERS
-    names = [cache.PACKAGES, "Python requirements", *cache.phases_of_start("rescue", site.stage)]
+    names = [
+        cache.PACKAGES,
+        "Python requirements",
+        *cache.phases_of_start("rescue", site.stage, site.kernel_source),
+    ]
     estimate = expected.estimate(site, CHAPTERS, tmp_path, names)
     assert set(names) <= known.phases.keys()
     text = (ROOT / "lib/xenlab/data/expected-seconds.json").read_text()
@@ -242,14 +246,17 @@ def test_phases_take_what_they_took(site: Parameters, root: Path, tmp_path: Path
 
 
 def test_what_is_in_the_cache_is_not_waited_for(site: Parameters, root: Path) -> None:
-    assert {"stage", "rescue system", "boot from rescue"} <= set(
-        cache.phases_of_start("rescue", site.stage)
+    assert {cache.SOURCES, "rescue system", "boot from rescue", f"{site.release}-stage"} <= set(
+        cache.phases_of_start("rescue", site.stage, site.kernel_source)
     )
-    for place in ("stage/stage.tar.zst", "rescue/1/rescue.img", "kvm/1/verdict"):
+    for place in (site.stage, site.kernel_source, "rescue/1/rescue.img", "kvm/1/verdict"):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).touch()
-    assert cache.phases_of_start("rescue", site.stage) == ["boot from rescue"]
-    assert cache.phases_of_start("disk", site.stage) == ["boot from disk"]
+    for source in ("rescue", "disk"):
+        found = cache.phases_of_start(source, site.stage, site.kernel_source)
+        assert found == [f"boot from {source}"]
+    # a person's own sources are fetched by nobody here
+    assert cache.phases_of_start("disk", site.stage, "/srv/linux.tar") == ["boot from disk"]
 
 
 def test_a_kernel_that_is_compiled_is_not_waited_for(site: Parameters, root: Path) -> None:

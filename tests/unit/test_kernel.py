@@ -24,6 +24,7 @@ from tests.ssh.conftest import processes_with, wait_until
 from tests.unit.rootdir import root_with
 from tests.watching import Watching
 
+from xenlab import cache
 from xenlab.cache import locked
 from xenlab.command import Command
 from xenlab.errors import BadInput, CommandFailed, CommandTimeout, ConnectionLost, StepFailed
@@ -68,9 +69,26 @@ def test_every_option_stands_for_a_statement_and_is_named_once(flavour: str) -> 
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_real_config_honours_every_option(flavour: str) -> None:
-    config = parse_config((RECORDED / f"kernel-{flavour.lower()}.config").read_text())
-    assert [row for row in honoured(options(flavour), config) if row["ok"] == "no"] == []
+@pytest.mark.parametrize("linux", cache.LINUX.values())
+def test_a_real_config_honours_every_option(flavour: str, linux: str) -> None:
+    """For each release's sources: the same list, but for what the other does not know."""
+    asked = options(flavour, archive=f"/x/linux-source-{linux}.tar.xz")
+    config = parse_config((RECORDED / f"kernel-{flavour.lower()}-{linux}.config").read_text())
+    assert [row for row in honoured(asked, config) if row["ok"] == "no"] == []
+
+
+@pytest.mark.parametrize(
+    ("archive", "old"),
+    [
+        *(("/usr/src/linux-source-6.1.tar.xz", True), ("~/linux-6.9.3.tar.gz", True)),
+        *(("linux-2.6.16-xen.tar.bz2", True), ("linux-source-6.12.tar.xz", False)),
+        *(("linux-6.10.tar.xz", False), ("linux-10.0.tar.xz", False), ("linux.tar", False)),
+    ],
+)
+def test_the_name_of_the_sources_says_whether_an_option_is_asked_for(
+    archive: str, old: bool
+) -> None:
+    assert old == any(option.symbol == "BASE_FULL" for option in options("domU", archive=archive))
 
 
 def test_the_two_kernels_are_mirror_images() -> None:
@@ -88,7 +106,7 @@ def test_the_two_kernels_are_mirror_images() -> None:
 
 
 def test_an_option_that_kconfig_dropped_is_seen() -> None:
-    text = (RECORDED / "kernel-dom0.config").read_text()
+    text = (RECORDED / "kernel-dom0-6.12.config").read_text()
     config = parse_config(text.replace("CONFIG_BRIDGE=y", "# CONFIG_BRIDGE is not set"))
     lost = [row for row in honoured(options("dom0"), config) if row["ok"] == "no"]
     assert lost == [

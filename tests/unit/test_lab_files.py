@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import stat
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import paramiko
 import pytest
 
+from xenlab import cache
 from xenlab.errors import LabError
 from xenlab_lab import access, lab, machine, media
 from xenlab_lab.media import CpioWriter
 from xenlab_lab.mirrors import FORGET_LOGIN, sources_from, without_login
+from xenlab_lab.stage import fetch_source, maker, portage_stage
 
 LISTING = """\
 Packages|Debian|Debian|bookworm|http://mirror.example/debian/|main
@@ -40,6 +43,33 @@ def test_another_release_lends_its_mirrors() -> None:
         "deb http://mirror.example/debian/ bookworm-updates main",
         "deb http://mirror.example/security/ bookworm-security main",
     ]
+
+
+@pytest.mark.parametrize("suite", cache.LINUX)
+def test_another_suite_is_asked_of_the_same_mirrors(suite: cache.Release) -> None:
+    found = sources_from(LISTING, suite)
+    assert {entry.split()[2].partition("-")[0] for entry in found} == {suite}
+    assert {entry.split()[1] for entry in found} == {
+        entry.split()[1] for entry in sources_from(LISTING)
+    }
+
+
+@pytest.mark.parametrize("suite", cache.LINUX)
+def test_the_file_that_a_site_names_says_which_stage_is_made(suite: cache.Release) -> None:
+    made = maker(cache.stage_of(suite))
+    assert isinstance(made, partial) and made.keywords == {"suite": suite}
+    own = maker("/srv/own.tar.zst")
+    assert isinstance(own, partial) and own.keywords == {"suite": cache.DEFAULT_RELEASE}
+    assert maker("~/portage-stage.tar.zst") is portage_stage
+
+
+def test_only_a_release_s_own_kernel_sources_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XENLAB_CACHE", str(tmp_path))
+    for path in ("/usr/src/linux-source-6.1.tar.xz", f"{tmp_path}/source/own.tar.xz", ""):
+        fetch_source(path)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_no_login_of_a_mirror_gets_into_a_stage(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.sites import BARE, lab_site
 
+from xenlab import cache
 from xenlab.errors import BadInput
 from xenlab.site.disk_plan import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
 from xenlab.site.schema import (
@@ -23,6 +24,7 @@ from xenlab.site.schema import (
     for_chapter,
     from_notebook,
     load,
+    part,
     validate,
 )
 from xenlab.transport.ssh_config import Target, resolve
@@ -695,7 +697,7 @@ def test_several_problems_are_listed_one_a_line() -> None:
 # What is one site's own.
 STATED = (
     "site, ssh, platform, disk, boot_mib, dom0_swap_mib, dom0_root_mib, share_mib, domu_root_mib, "
-    "domu_swap_mib, stage, stage_checksums, kernel_source, dom0_mem_mib, hostname, domain, "
+    "domu_swap_mib, dom0_mem_mib, hostname, domain, "
     "software, services, uplink, address, gateway, nameserver and domains"
 )
 
@@ -744,11 +746,40 @@ def test_the_lab_s_files_are_in_the_cache_that_the_environment_names(
     monkeypatch.setenv("XENLAB_CACHE", str(tmp_path / "cache"))
     site = load(FILES / "lab.yaml")
     assert site.ssh.config == f"{tmp_path}/cache/labs/lab/ssh_config"
-    assert site.stage == f"{tmp_path}/cache/stage/stage.tar.zst"
+    assert site.stage == f"{tmp_path}/cache/stage/{site.release}-stage.tar.zst"
     monkeypatch.delenv("XENLAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert load(FILES / "lab.yaml").stage == f"{tmp_path}/xenlab/stage/stage.tar.zst"
+    site = load(FILES / "lab.yaml")
+    assert site.stage == f"{tmp_path}/xenlab/stage/{site.release}-stage.tar.zst"
     assert lab_site(stage="~/other/stage.tar").stage == "~/other/stage.tar"
+
+
+@pytest.mark.parametrize("name", cache.LINUX)
+def test_a_release_brings_its_stage_and_its_kernel_sources(name: cache.Release) -> None:
+    own = {"stage": "", "stage_checksums": "", "kernel_source": "", "kernel_checksums": ""}
+    site = lab_site(release=name, **own)
+    assert Path(site.stage).name == f"{name}-stage.tar.zst"
+    assert site.stage_checksums == f"{site.stage}.sha256"
+    assert Path(site.kernel_source).name == f"linux-source-{cache.LINUX[name]}.tar.xz"
+    assert site.kernel_checksums == f"{site.kernel_source}.sha256"
+    # a chapter is given the same, and a cell that names the release has it by itself
+    assert part({"release": name, "stage": ""}, "cell").stage == site.stage
+    assert lab_site(release=name, stage="~/a.tar", stage_checksums="").stage == "~/a.tar"
+
+
+def test_a_person_s_own_sources_have_no_checksum_file_that_nobody_named() -> None:
+    site = lab_site(kernel_source="/usr/src/linux-source-6.1.tar.xz", kernel_checksums="")
+    assert site.kernel_checksums == ""
+
+
+def test_a_stage_of_another_platform_has_to_be_named() -> None:
+    with pytest.raises(BadInput, match="stage must not be empty: xenlab makes Debian's alone"):
+        lab_site(platform="gentoo", stage="", software=[], shared_packages=[])
+
+
+def test_a_release_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"release must be .*trixie.*bookworm.*, not 'sid'"):
+        lab_site(release="sid")
 
 
 def test_an_override_replaces_a_value_of_the_file() -> None:

@@ -393,7 +393,7 @@ class Brought(Check):
         if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
             raise BadInput(
                 f"there is no kernel source {site.kernel_source} on the controller",
-                hint="apt-get install linux-source, or name another one in kernel_source",
+                hint="`xenlab lab stage` fetches Debian's, or name another one in kernel_source",
             )
         require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
         if site.apt_folder:

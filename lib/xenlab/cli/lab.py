@@ -19,6 +19,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from xenlab import durable
+from xenlab.cache import DEFAULT_RELEASE, Release
 from xenlab.cli.runs import Json
 from xenlab.cli.terminal import Commands, Terminal, confirm, find_site, print_json, site_file, table
 from xenlab.command import Command
@@ -39,7 +40,9 @@ ANY_LAB = {
     "site": "lab",
     "power": "lab",
     "lab": "lab",
-    "stage": "~/.cache/xenlab/stage/stage.tar.zst",
+    "release": DEFAULT_RELEASE,
+    "stage": "",
+    "kernel_source": "",
     "build_on": "controller",
     "kernel": "build",
 }
@@ -112,10 +115,11 @@ def up(
     """Build what is missing, start the machine, wait for SSH."""
     site, known = _site_of_lab(file)
     parts = _hardware(hardware) if hardware else None
-    from xenlab_lab.stage import maker
+    from xenlab_lab.stage import fetch_source, maker
 
     guests = _addresses(site) if known else {}
     with _reporting(_estimate(site, name or site.lab)) as report:
+        fetch_source(site.kernel_source, report)
         lab = _lab(name or site.lab, report)
         network: Network | None = None
         if open_network is not None:
@@ -238,11 +242,13 @@ def kernels(file: File = None) -> None:
     from xenlab.host import Host
     from xenlab.transport import local
     from xenlab.transport.local import Local
+    from xenlab_lab.stage import fetch_source
 
     mark = token_hex(16)
     host = Host(Local()).marked(mark)
     try:
         with local.ending_cleanly(), _reporting() as report:
+            fetch_source(site.kernel_source, report)
             for flavour, name in cache.KERNELS.items():
                 if kernel.kernel_build(site, flavour).manifest(host) is None:
                     with cache.phase_recorded(name):
@@ -254,13 +260,19 @@ def kernels(file: File = None) -> None:
 
 
 @app.command()
-def stage() -> None:
-    """Build Debian's root as a tarball for a site's `stage`; start no machine."""
+def stage(
+    suite: Annotated[
+        Release, typer.Option("--release", help="Which release of Debian.")
+    ] = DEFAULT_RELEASE,
+) -> None:
+    """Build Debian's root as a tarball and fetch the kernel's sources; start no machine."""
+    from xenlab_lab.stage import kernel_source
     from xenlab_lab.stage import stage as debian
 
     with _reporting() as report:
-        tarball, checksums = debian(report)
-    print(f"stage: {tarball}\nstage_checksums: {checksums}")
+        made = *debian(report, suite), *kernel_source(suite, report)
+    keys = ("stage", "stage_checksums", "kernel_source", "kernel_checksums")
+    print("\n".join(f"{key}: {path}" for key, path in zip(keys, made, strict=True)))
 
 
 @app.command()
@@ -485,6 +497,6 @@ def _estimate(site: Parameters, name: str) -> Estimate:
     from xenlab.runs.expected import BEGAN
 
     now = _lab(name).status()
-    phases = [] if now.running else cache.phases_of_start(now.boot, site.stage)
+    phases = [] if now.running else cache.phases_of_start(now.boot, site.stage, site.kernel_source)
     chapters = [*chapter_notebooks(Path("notebooks"))] if BEGAN in os.environ else []
     return expected.estimate(site, chapters, Path("runs"), phases)

@@ -26,6 +26,7 @@ OWN_GROUP = "(kernel_options of this site)"
 
 _SET = re.compile(r"CONFIG_(\w+)=(.+)")
 _UNSET = re.compile(r"# CONFIG_(\w+) is not set")
+_VERSION = re.compile(r"\blinux-(?:source-)?(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ def parse_fragment(text: str) -> list[Option]:
 
     Raises BadInput for a line that is neither an option nor a comment.
     """
-    found = []
-    statement = ""
+    found, statement = [], ""
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         option = _option(line)
@@ -75,13 +75,15 @@ def parse_config(text: str) -> dict[str, str]:
     return {symbol: value for symbol, value in filter(None, found) if value != "n"}
 
 
-def options(flavour: str, own: Iterable[str] = ()) -> list[Option]:
+def options(flavour: str, own: Iterable[str] = (), archive: str = "") -> list[Option]:
     """All options of a kernel, ``dom0`` or ``domU``; ``own`` are lines ``CONFIG_NAME=value``.
 
-    A symbol that is named twice counts as it is named last: a site's own option wins.
+    A symbol that is named twice counts as it is named last: a site's own option wins. The name of
+    the sources' ``archive`` says whether they are older than an option's change.
     """
     found: dict[str, Option] = {}
-    for name in ("common", flavour.lower()):
+    old = (match := _VERSION.search(archive)) and (int(match[1]), int(match[2])) < (6, 10)
+    for name in ("common", *(["before-6.10"] if old else []), flavour.lower()):
         for option in parse_fragment(packaged("data", "kernel", f"{name}.fragment")):
             found.pop(option.symbol, None)
             found[option.symbol] = option
@@ -123,8 +125,7 @@ def script(name: str) -> str:
 def _option(line: str) -> tuple[str, str] | None:
     if unset := _UNSET.fullmatch(line.strip()):
         return unset[1], "n"
-    found = _SET.fullmatch(line.strip())
-    return (found[1], found[2]) if found else None
+    return (found[1], found[2]) if (found := _SET.fullmatch(line.strip())) else None
 
 
 # Kernels to be made: what decides the result, the sources and the finished .config.
@@ -180,7 +181,7 @@ class KernelBuild:
 
     def options(self) -> list[Option]:
         """The options that are asked for."""
-        return options(self.flavour, self.own_options)
+        return options(self.flavour, self.own_options, self.archive)
 
     def facts(self, builder: Host) -> BuilderFacts | None:
         """What is on the builder, in one command; None where the sources' archive is not there."""
@@ -223,8 +224,7 @@ class KernelBuild:
             raise StepFailed(
                 f"cannot build a kernel on {builder.name}: because there is no kernel source "
                 f"archive {self.archive}",
-                hint="install it (on Debian: apt-get install linux-source) or name another one in "
-                "kernel_source",
+                hint="`xenlab lab stage` fetches Debian's, or name another one in kernel_source",
             )
         if not facts.compiler:
             raise StepFailed(

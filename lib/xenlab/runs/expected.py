@@ -207,10 +207,12 @@ def estimate(
 
 
 def figures(site: Parameters) -> Figures:
-    """The figures that xenlab brings: those of chapters are a lab's, by the stage it unpacks."""
+    """The figures that xenlab brings: those of chapters are a lab's, by its platform."""
     text = resources.files("xenlab").joinpath("data", "expected-seconds.json").read_text()
     found = json.loads(text)
-    lab = found["labs"].get(Path(site.stage).name, {}) if site.power == "lab" else {}
+    # without a file it is the lab that all of this was measured on
+    platform = site.platform if site.knows("platform") else next(iter(found["labs"]))
+    lab = found["labs"].get(platform, {}) if site.power == "lab" else {}
     return Figures(found["phases"], lab.get("first", {}), lab.get("again", {}))
 
 

@@ -19,13 +19,13 @@ from pydantic import (
     model_validator,
 )
 
+from xenlab.cache import DEFAULT_RELEASE, Release
 from xenlab.errors import BadInput
 from xenlab.site import loader
 from xenlab.site.loader import format_validation_errors
 from xenlab.site.rules import LOGINS, cross_field_errors
 from xenlab.site.types import (
     CompilerFlags,
-    ControllerPath,
     DevicePath,
     DistccHost,
     DnsDomain,
@@ -40,7 +40,9 @@ from xenlab.site.types import (
     Interface,
     IpAddress,
     IpWithPrefix,
+    KernelChecksums,
     KernelOptions,
+    KernelSource,
     KernelWords,
     KeyPin,
     LabName,
@@ -65,6 +67,8 @@ from xenlab.site.types import (
     SparePath,
     SshHost,
     SshWord,
+    StageChecksums,
+    StagePath,
     SyncUri,
     SystemId,
     TargetPath,
@@ -334,8 +338,11 @@ class Parameters(BaseModel):
     domu_root_mib: Mib
     domu_swap_mib: Mib
 
-    stage: ControllerPath
-    stage_checksums: ControllerPath
+    release: Release = DEFAULT_RELEASE
+    stage: StagePath = Field("", validate_default=True, examples=["~/stage3-amd64-openrc.tar.xz"])
+    stage_checksums: StageChecksums = Field(
+        "", validate_default=True, examples=["~/stage3-amd64-openrc.tar.xz.sha256"]
+    )
     share: SharePath = "/mnt/share"
     package_proxy: PackageProxy = ""
     apt_mirror: PackageMirror = Field("", examples=["http://mirror.example.org/debian"])
@@ -346,8 +353,10 @@ class Parameters(BaseModel):
     portage: Portage = Portage()
 
     kernel: Literal["build", "distribution"] = "build"
-    kernel_source: ControllerPath
-    kernel_checksums: OptionalPath = Field("", examples=["~/linux-6.1.tar.xz.sha256"])
+    kernel_source: KernelSource = Field("", validate_default=True, examples=["~/linux-6.12.tar.xz"])
+    kernel_checksums: KernelChecksums = Field(
+        "", validate_default=True, examples=["~/linux-6.12.tar.xz.sha256"]
+    )
     checksum_keyring: OptionalPath = Field("", examples=["~/gentoo-release.gpg"])
     checksum_signers: list[Fingerprint] = Field(
         [], examples=[["13EBBDBEDE7A12775DFDB1BABB572E0E2D182910"]]

@@ -13,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from xenlab.cache import USUAL_CACHE, cache_root
+from xenlab.cache import LINUX, USUAL_CACHE, cache_root, kernel_source_of, stage_of
 
 Check = Callable[[str], str]
 
@@ -101,6 +101,34 @@ def controller_path(text: str) -> str:
 def optional_path(text: str) -> str:
     """A path on the controller, or nothing."""
     return controller_path(text) if text else text
+
+
+def stage_of_release(text: str, info: ValidationInfo) -> str:
+    """Debian's, of the site's `release`, where it is empty."""
+    if text or "release" not in info.data:
+        return text
+    if info.data.get("platform") not in (None, "debian"):
+        raise ValueError("must not be empty: xenlab makes Debian's alone")
+    return controller_path(stage_of(info.data["release"]))
+
+
+def checksums_of_stage(text: str, info: ValidationInfo) -> str:
+    """FILE.sha256 beside the `stage`, where it is empty."""
+    return text or (f"{info.data['stage']}.sha256" if info.data.get("stage") else "")
+
+
+def source_of_release(text: str, info: ValidationInfo) -> str:
+    """Debian's, of the site's `release`, where it is empty."""
+    if text or "release" not in info.data:
+        return text
+    return controller_path(kernel_source_of(info.data["release"]))
+
+
+def checksums_of_source(text: str, info: ValidationInfo) -> str:
+    """FILE.sha256 beside a release's own `kernel_source`, where it is empty."""
+    source = str(info.data.get("kernel_source", ""))
+    own = (controller_path(kernel_source_of(name)) for name in LINUX)
+    return text or (f"{source}.sha256" if source in own else "")
 
 
 def mac_address(text: str) -> str:
@@ -466,8 +494,11 @@ def _each_once(options: list[str]) -> list[str]:
 
 
 KernelOptions = Annotated[list[KernelOption], AfterValidator(_each_once)]
-ControllerPath = Annotated[Text, AfterValidator(controller_path)]
 OptionalPath = Annotated[Text, AfterValidator(optional_path)]
+StagePath = Annotated[OptionalPath, AfterValidator(stage_of_release)]
+StageChecksums = Annotated[OptionalPath, AfterValidator(checksums_of_stage)]
+KernelSource = Annotated[OptionalPath, AfterValidator(source_of_release)]
+KernelChecksums = Annotated[OptionalPath, AfterValidator(checksums_of_source)]
 Fingerprint = Annotated[
     Text,
     matching(
