@@ -16,6 +16,7 @@ from xenlab.journal import Journal
 from xenlab.resources.ssh_access import HostKeyPinned, OwnKeyPinned, way_to, way_to_guest
 from xenlab.site.schema import Parameters
 from xenlab.transport import hostkeys
+from xenlab.transport.become import Become
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH
 from xenlab.transport.ssh_config import Target, resolve
@@ -158,6 +159,26 @@ def test_what_is_not_said_apart_is_as_ssh_says() -> None:
     mail = way_to_guest(apart, "domu1")
     assert (mail.user, mail.address, mail.behind) == ("root", "10.0.2.21", other)
     assert way_to_guest(plain, "domu1").behind == machine
+
+
+def test_a_user_becomes_root_as_ssh_says_unless_said_apart() -> None:
+    anna = {"host": "castle", "user": "anna", "become": "sudo"}
+    asked = anna | {"become_password": {"env": "CASTLE_SUDO"}}
+    by_sudo = Become("sudo", env="CASTLE_SUDO")
+    assert way_to(lab_site(ssh=anna)).become == Become("sudo")
+    plain = lab_site(ssh=asked)
+    assert way_to(plain) == Target("castle", user="anna", become=by_sudo)
+    assert way_to_guest(plain, "domu1").become == by_sudo
+    apart = lab_site(
+        ssh=asked,
+        dom0_ssh={"become": "su", "become_password": {"file": "/root-s"}},
+        guest_ssh={"become": "doas"},
+    )
+    other = way_to(apart).other
+    assert other is not None and other.become == Become("su", file="/root-s")
+    assert way_to_guest(apart, "domu1").become == Become("doas")
+    assert [each.env or each.file for each in apart.masked] == ["CASTLE_SUDO", "/root-s"]
+    assert way_to(lab_site(ssh={"host": "castle"})).become is None
 
 
 def test_an_alias_counts_for_a_guest_that_has_one(tmp_path: Path) -> None:

@@ -138,6 +138,18 @@ def test_a_key_for_dom0_alone_is_authorized_beside_them(rescue: Host, tmp_path: 
     )
 
 
+def test_a_key_for_dom0_alone_is_enough(rescue: Host, tmp_path: Path) -> None:
+    """Where a user that becomes root logs in to the rescue system, its root has no keys."""
+    key = tmp_path / "castle"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    at(rescue, AUTHORIZED).unlink()
+    keys = AuthorizedKeys("/mnt/dom0", Target("dom0", identity=str(key)))
+    difference = keys.probe(rescue)
+    assert difference is not None and "1 key(s)" in difference.summary
+    keys.apply(rescue, silent)
+    assert keys.probe(rescue) is None
+
+
 def test_dom0_itself_needs_nobody_else_s_keys(rescue: Host) -> None:
     assert AuthorizedKeys("/").probe(rescue) is None
 

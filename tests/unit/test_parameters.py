@@ -268,6 +268,22 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"ssh": {"host": "x", "rescue_address": "mail"}},
         "ssh.rescue_address must be an IPv4 address such as 10.0.2.2, not 'mail'",
     ),
+    (
+        {"ssh": {"host": "x", "become": "pfexec"}},
+        "ssh.become must be '', 'sudo', 'doas' or 'su', not 'pfexec' (text)",
+    ),
+    (
+        {"ssh": {"host": "x", "become": "sudo", "become_password": "hunter2"}},
+        "ssh.become_password must be {env: NAME} or {file: PATH}: a secret is named, not written",
+    ),
+    (
+        {"ssh": {"host": "x", "become_password": {"env": "WORD"}}},
+        "ssh.become_password goes with become: sudo or su: ssh.become says nothing",
+    ),
+    (
+        {"guest_ssh": {"become": "doas", "become_password": {"env": "WORD"}}},
+        "guest_ssh.become_password goes with become: sudo or su: doas wants a terminal",
+    ),
     ({"dom0_ssh": {"hots": "x"}}, "unknown parameter dom0_ssh.hots; did you mean host?"),
     ({"guest_ssh": {"host": "x"}}, "unknown parameter guest_ssh.host"),
     (

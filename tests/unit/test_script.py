@@ -147,6 +147,10 @@ def test_what_a_site_says_of_its_guests_is_in_the_runbook(tmp_path: Path) -> Non
         with pytest.raises(BadInput, match="reached in two ways"):
             write(plan, tmp_path / "none", {})
         assert not (tmp_path / "none").exists()
+    file.write_text(yaml.safe_dump(values | {"guest_ssh": {"become": "sudo"}}))
+    plan = execute.prepare(ROOT / "notebooks", ("11",), file, mode="plan")
+    with pytest.raises(BadInput, match="because a login becomes root"):
+        write(plan, tmp_path / "none", {})
 
 
 def test_the_command_line_writes_the_chapters_that_are_asked_for(

@@ -88,7 +88,7 @@ def _of_variable(name: str, environment: Mapping[str, str]) -> list[str]:
     if not value:
         raise BadInput(
             f"cannot mask the secret in ${name}: because the environment has no such variable",
-            hint=f"export {name}, or take it out of `secrets`",
+            hint=f"export {name}, or take it out of the site's file",
         )
     return _parts(value, f"${name}")
 
@@ -103,7 +103,7 @@ def _of_file(path: str) -> list[str]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise BadInput(
             f"cannot mask the secret in {path}: because {reason}",
-            hint="correct its path, or take it out of `secrets`",
+            hint="correct its path, or take it out of the site's file",
         ) from None
     if len(data) > MOST_BYTES:
         raise BadInput(
@@ -120,7 +120,7 @@ def _parts(value: str, where: str) -> list[str]:
         raise BadInput(
             f"cannot mask the secret in {where}: because it has less than {LEAST} characters, "
             "and would blot out half of each output",
-            hint="take a longer one, or take it out of `secrets`",
+            hint="take a longer one, or take it out of the site's file",
         )
     return long
 

@@ -47,7 +47,8 @@ def way_to_guest(site: Parameters, name: str) -> Target:
         return named
     (address,) = (d.address.partition("/")[0] for d in site.domains if d.name == name)
     known_hosts = str(hostkeys.own_file(site.site))
-    return _apart(Target(name, known_hosts=known_hosts, address=address, behind=dom0), own)
+    behind = Target(name, "", 0, "", "", known_hosts, address, dom0, become=dom0.become)
+    return _apart(behind, own)
 
 
 def _apart(way: Target, own: GuestSsh) -> Target:
@@ -137,10 +138,12 @@ class AuthorizedKeys(Resource):
         installed = AUTHORIZED if self.root == "/" else f"{self.root}{AUTHORIZED}"
         command = Command.script(script, AUTHORIZED, installed)
         result = host.inside("/").look(command, absent=(_NOBODY,))
-        if result is None:
+        own = self._own_keys()
+        if result is None and not own:
             return Difference(f"nobody is authorized to log in by key: {AUTHORIZED} is empty")
-        missing = [line for line in result.stdout.splitlines() if line.strip()]
-        if own := self._own_keys():
+        lines = result.stdout.splitlines() if result else []
+        missing = [line for line in lines if line.strip()]
+        if own:
             there = (host.inside("/").read(installed) or "").split("\n")
             missing += [key for key in own if key not in there]
         if not missing:
@@ -160,11 +163,11 @@ class AuthorizedKeys(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Add the keys; those that are there stay. Raises StepFailed where there is none."""
         allowed = (host.inside("/").read(AUTHORIZED) or "").split("\n")
-        if not any(allowed):
+        if not any((*allowed, *self._own_keys())):
             raise StepFailed(
                 f"cannot authorize anybody: because {AUTHORIZED} is empty, so nobody could log in "
                 "to dom0 after its boot",
-                hint="log in to the rescue system as root by key, not by password",
+                hint="log in to the rescue system as root by key, or name dom0_ssh.identity",
             )
         installed = host.inside(self.root)
         script = '[ -d "$1" ] || mkdir -m 700 -- "$1"'

@@ -487,7 +487,7 @@ def _no_way_to_root(site: Parameters) -> Iterator[str]:
         login = getattr(site, key)
         how = login.become or site.ssh.become
         if login.become_password and how not in ("sudo", "su"):
-            reason = "doas reads one at a terminal alone" if how else f"{key}.become says nothing"
+            reason = "doas wants a terminal" if how else f"{key}.become says nothing"
             yield f"{key}.become_password goes with become: sudo or su: {reason}"
 
 

@@ -168,7 +168,7 @@ def see_root(
 ) -> None:
     """See that the login becomes root; what keeps it from running any command is not told here.
 
-    Raises Unreachable where it does not, ConnectionRefused where the connection broke meanwhile,
+    Raises Unreachable where it does not, ConnectionRefused where nothing was answered,
     BadInput for a password that is not to be had, KeyboardInterrupt when ``stop`` is set.
     """
     become = connection.become
@@ -186,13 +186,11 @@ def see_root(
                 stop=stop,
                 without_greeting=login_shell.without_greeting,
             )
-    except Overdue as error:
-        refusal = become.refusal(where, connection.user, "")
-        refusal.message += f", in {timeout:.0f} s"
-        raise refusal from error
-    except (SessionRefused, *FAILURES) as error:
+    except (SessionRefused, Overdue, *FAILURES) as error:
+        late = isinstance(error, Overdue)
+        reason = f"no answer in {timeout:.0f} s" if late else f"the connection broke: {error}"
         raise ConnectionRefused(
-            f"cannot become root by {become.how}: because the connection broke: {error}",
+            f"cannot become root by {become.how}: because {reason}",
             where=where,
             hint="look at the machine, then try again",
         ) from error
