@@ -28,10 +28,18 @@ MARK = "XENLAB_TEST_SSHD"
 class Sshd:
     """One sshd with its own folder, keys, known_hosts and ssh_config (alias ``box``)."""
 
+    program = "sshd"
+
     def __init__(
-        self, folder: Path, *extra: str, alias: str = "box", before: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *extra: str,
+        alias: str = "box",
+        before: tuple[str, ...] = (),
+        address: str = "127.0.0.1",
     ) -> None:
         """``extra`` settings win over the usual ones; ``before`` is a command that runs sshd."""
+        self.address = address
         self.folder = folder
         self.before = before
         self.alias = alias
@@ -70,12 +78,12 @@ class Sshd:
 
     def pin(self) -> None:
         """Make the current host key the only one pinned."""
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {self.public_key}\n")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {self.public_key}\n")
 
     def write_config(self, *lines: str) -> None:
         """Write the ssh_config anew, with further lines for the alias."""
         settings = (
-            "HostName 127.0.0.1",
+            f"HostName {self.address}",
             f"Port {self.port}",
             f"User {getpass.getuser()}",
             f'IdentityFile "{self.identity}"',
@@ -90,15 +98,13 @@ class Sshd:
         """Start the server and wait until it greets."""
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ["PATH"])
-        assert program, "sshd is missing: apt-get install openssh-server"
         for _ in range(5):
             if not self.port:
                 self.port = free_port()
             self._write_settings()
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [*self.before, program, "-D", "-e", "-f", str(self.folder / "sshd_config")],
+                    [*self.before, *self.command()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -107,6 +113,10 @@ class Sshd:
                 return
             self.port = 0
         raise AssertionError(f"sshd does not start: {self.log.read_text()}")
+
+    def command(self) -> tuple[str, ...]:
+        """What starts it in the foreground."""
+        return (installed(self.program), "-D", "-e", "-f", str(self.folder / "sshd_config"))
 
     def stop(self) -> None:
         """Kill the server, its sessions and everything that they started."""
@@ -130,7 +140,7 @@ class Sshd:
     def sessions(self) -> list[int]:
         """The server's own processes for the connections it has."""
         assert self.process is not None
-        return descendants(self.process.pid, name="sshd")
+        return descendants(self.process.pid, name=self.program)
 
     def marked(self) -> list[int]:
         """Every process that a session of this server started."""
@@ -152,7 +162,7 @@ class Sshd:
         settings = (
             *self.extra,
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {self.address}",
             f'HostKey "{self.host_key}"',
             f'AuthorizedKeysFile "{self.folder}/authorized_keys"',
             "PidFile none",
@@ -176,12 +186,72 @@ class Sshd:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=30) as link:
+                with socket.create_connection((self.address, self.port), timeout=30) as link:
                     if link.recv(4) == b"SSH-":
                         return True
             except OSError:
                 time.sleep(0.01)
         return False
+
+
+class Dropbear(Sshd):
+    """Dropbear in the place of OpenSSH's sshd; ``extra`` are its options.
+
+    It takes keys from the home that passwd(5) names alone, so it has a passwd that only it sees.
+    """
+
+    program = "dropbear"
+
+    def command(self) -> tuple[str, ...]:
+        """What starts it in the foreground."""
+        passwd = self.folder / "passwd"
+        variables = (f"{MARK}={self.token}", f"XENLAB_NOTES={self.notes}")
+        mount = f'mount --bind "{passwd}" /etc/passwd; exec "$@"'
+        accounts = ("env", *variables, "unshare", "--mount", "sh", "-euc", mount, "sh")
+        listens = ("-p", f"{self.address}:{self.port}", "-P", str(self.folder / "pid"))
+        keys = (word for key in self._host_keys() for word in ("-r", str(key)))
+        return (
+            *accounts,
+            installed(self.program),
+            "-F",
+            "-E",
+            "-e",
+            "-m",
+            *listens,
+            *keys,
+            *self.extra,
+        )
+
+    def _host_keys(self) -> list[Path]:
+        return [self.folder / f"dropbear_{kind}" for kind in ("ed25519", "rsa", "ecdsa")]
+
+    def _write_settings(self) -> None:
+        home = self.folder / ".ssh"
+        if home.exists():
+            return
+        home.mkdir(mode=0o700)
+        (home / "authorized_keys").symlink_to(self.folder / "authorized_keys")
+        for key in self._host_keys():
+            kind = key.name.partition("_")[2]
+            words = ["dropbearkey", "-t", kind, "-f", str(key)]
+            said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            public = next(line for line in said.splitlines() if " AAAA" in line)
+            Path(f"{key}.pub").write_text(f"{public}\n")
+        shutil.copy(self.folder / "dropbear_ed25519.pub", f"{self.host_key}.pub")
+        me = getpass.getuser()
+        accounts = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
+        lines = (
+            ":".join([*fields[:5], str(self.folder), "/bin/sh"] if fields[0] == me else fields)
+            for fields in accounts
+        )
+        (self.folder / "passwd").write_text("".join(f"{line}\n" for line in lines))
+
+
+def installed(name: str) -> str:
+    """Where a server is installed."""
+    found = shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ["PATH"])
+    assert found, f"{name} is missing: scripts/bootstrap test"
+    return found
 
 
 def keygen(path: Path, kind: str = "ed25519", passphrase: str = "") -> None:

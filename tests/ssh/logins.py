@@ -19,7 +19,7 @@ from pathlib import Path
 
 import paramiko
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.ssh.conftest import Sshd, keygen, wait_until
+from tests.ssh.conftest import Dropbear, Sshd, keygen, wait_until
 
 ME = getpass.getuser()
 LONG_AGO = "20200101:20210101"
@@ -47,11 +47,32 @@ SERVERS = {
     "twofold": ("AuthenticationMethods publickey,publickey",),
     "picky": ("Ciphers chacha20-poly1305@openssh.com",),
     "one": ("MaxSessions 1", "Banner <banner>", "MaxStartups 4:100:8"),
+    "obedient": ('ForceCommand exec sh -c "$SSH_ORIGINAL_COMMAND"',),
+    "stubborn": ("ForceCommand echo only backups here",),
+    # as it is on a router of old
+    "router": (
+        "HostKey <host_rsa>",
+        "HostKeyAlgorithms ssh-rsa",
+        "KexAlgorithms diffie-hellman-group14-sha1",
+        "Ciphers aes128-cbc",
+        "MACs hmac-sha1",
+        "MaxSessions 1",
+    ),
 }
 """Each sshd's settings. All but ``trusting`` let the same keys in."""
 
+DROPBEARS = {
+    "dropbear": (),
+    "dropbear-strict": ("-s", "-T", "2", "-b", "<banner>"),
+    "dropbear-twofold": ("-t",),
+    "dropbear-obedient": ("-c", 'exec sh -c "$SSH_ORIGINAL_COMMAND"'),
+    "dropbear-stubborn": ("-c", "echo only backups here"),
+}
+"""The options of each dropbear."""
+
 KEYS = (
     *("good", "second", "stranger", "locked", "certain", "outdated", "elsewhere", "forged"),
+    "forced",
     *("host_good", "host_old", "host_ca", "user_ca", "other_ca", "open"),
 )
 LETS_IN = ("good", "second", "rsa", "ecdsa", "locked", "open")
@@ -70,14 +91,18 @@ class World:
     def server(self, name: str) -> Sshd:
         """A running sshd, started when it is first asked for."""
         if name not in self.servers:
-            extra = ("ExposeAuthInfo yes", *map(self.filled, SERVERS[name]))
-            server = Sshd(self.folder / f"sshd-{name}", *extra)
+            place = self.folder / f"sshd-{name}"
+            if name in DROPBEARS:
+                server: Sshd = Dropbear(place, *map(self.filled, DROPBEARS[name]))
+            else:
+                server = Sshd(place, "ExposeAuthInfo yes", *map(self.filled, SERVERS[name]))
             self.servers[name] = server
             self._ends.append(server.stop)
             lets_in = () if name == "trusting" else LETS_IN
             lines = [self.public(key) for key in lets_in]
             if name != "trusting":
                 lines += [self.token.line, f'from="192.0.2.1" {self.public("forged")}']
+                lines += [f'command="echo only a clock" {self.public("forced")}']
             (server.folder / "authorized_keys").write_text("".join(f"{one}\n" for one in lines))
         return self.servers[name]
 
@@ -120,7 +145,7 @@ class World:
                 return str(self.agent(what.replace("+", " ")))
             return str(self.folder / name)
 
-        return re.sub(r"<([\w.+:-]+)>", put, text)
+        return re.sub(r"<([\w.+:/-]+)>", put, text)
 
     @cached_property
     def token(self) -> Token:

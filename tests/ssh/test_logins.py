@@ -617,7 +617,97 @@ WAYS = [
     C("a hop that is no host", "Host box\n  ProxyJump a:b:c\n", "a:b:c"),
 ]
 
-CASES = [*KNOWN_HOSTS, *KEYS, *CONFIGURATION, *WAYS]
+DROPBEAR = {"server": "dropbear"}
+NO_SHELL = "xenlab needs a shell that runs commands"
+OLD = (
+    "HostKeyAlgorithms ssh-rsa\nKexAlgorithms diffie-hellman-group14-sha1\n"
+    "Ciphers aes128-cbc\nMACs hmac-sha1"
+)
+
+SERVERS = [
+    C("a forced command that runs the one asked for", server="obedient", by="good"),
+    C("a forced command of its own", "", "only backups here", server="stubborn", differs=NO_SHELL),
+    C(
+        "command= in authorized_keys",
+        "",
+        "only a clock",
+        identity="<forced>",
+        differs=NO_SHELL,
+    ),
+    C("a router of old", "", "no algorithm in common", server="router"),
+    C(
+        "a router of old, its algorithms allowed",
+        OLD,
+        "does not have",
+        server="router",
+        known=f"[{ADDRESS}]:<port> <host_rsa:public>\n",
+        differs=ENGINE,
+    ),
+    C("dropbear", **DROPBEAR),
+    C("dropbear, its key is unknown", "", UNKNOWN, known="", **DROPBEAR),
+    C("dropbear, its key has changed", "", CHANGED, known=OTHER, **DROPBEAR),
+    C("dropbear, accept-new", "StrictHostKeyChecking accept-new", known="", **DROPBEAR),
+    C(
+        "dropbear, its RSA key is pinned",
+        known=f"[{ADDRESS}]:<port> <sshd-dropbear/dropbear_rsa:public>\n",
+        **DROPBEAR,
+    ),
+    C(
+        "dropbear, its ECDSA key is pinned",
+        known=f"[{ADDRESS}]:<port> <sshd-dropbear/dropbear_ecdsa:public>\n",
+        **DROPBEAR,
+    ),
+    C("dropbear, an RSA key", identity="<rsa>", **DROPBEAR),
+    C("dropbear, an ECDSA key", identity="<ecdsa>", **DROPBEAR),
+    C("dropbear, the agent", identity="none", environment=AGENT, **DROPBEAR),
+    C(
+        "dropbear, a FIDO key",
+        identity="none",
+        environment={"SSH_AUTH_SOCK": "<agent:token>"},
+        **DROPBEAR,
+    ),
+    C("dropbear, a certificate", "", NONE_TAKEN, identity="<certain>", **DROPBEAR),
+    C("dropbear, a certificate, then a key", "IdentityFile <certain>", **DROPBEAR),
+    C("dropbear, an unknown key", "", NONE_TAKEN, identity="<stranger>", **DROPBEAR),
+    C(
+        "dropbear, an unknown key, and no passwords",
+        "",
+        NONE_TAKEN,
+        identity="<stranger>",
+        server="dropbear-strict",
+    ),
+    C("dropbear, from= of another address", "", NONE_TAKEN, identity="<forged>", **DROPBEAR),
+    C("dropbear, another user", "User xenlab-nobody", NONE_TAKEN, **DROPBEAR),
+    C("dropbear, eight keys, and a file", environment=MANY, **DROPBEAR),
+    C("dropbear, a banner", server="dropbear-strict"),
+    # unlike OpenSSH's, it does not count the keys that it is only shown
+    C(
+        "dropbear, eight keys before the right one",
+        identity="none",
+        environment=MANY,
+        server="dropbear-strict",
+    ),
+    C("dropbear, a key and a password wanted", "", "asks for a", server="dropbear-twofold"),
+    C("dropbear, a forced command that runs the one asked for", server="dropbear-obedient"),
+    C(
+        "dropbear, a forced command of its own",
+        "",
+        "only backups here",
+        server="dropbear-stubborn",
+        differs=NO_SHELL,
+    ),
+    C("dropbear, Compression", "Compression yes", **DROPBEAR),
+    C("dropbear, Ciphers", "Ciphers aes256-ctr", **DROPBEAR),
+    C("dropbear, Ciphers that it lacks", "Ciphers aes256-cbc", "cannot connect", **DROPBEAR),
+    C(
+        "ProxyJump over dropbear",
+        JUMP + "Host hop\n  Port <dropbear:port>\n",
+        known=PINNED + f"[{ADDRESS}]:<dropbear:port> <dropbear:key>\n",
+    ),
+    C("ProxyJump to dropbear", JUMP + HOP, known=BOTH, **DROPBEAR),
+]
+
+CASES = [*KNOWN_HOSTS, *KEYS, *CONFIGURATION, *WAYS, *SERVERS]
 
 
 @pytest.fixture(scope="module")

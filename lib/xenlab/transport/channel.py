@@ -201,6 +201,10 @@ def see_root(
 # Conversation: a command that stays, spoken to over a channel of its own, and gone with it.
 
 
+END_SECONDS = 10.0
+"""How long its end is waited for at least, where no other command may begin before it."""
+
+
 class Conversation:
     """A remote command whose input stays open: it sees the end of it once the connection is gone.
 
@@ -258,6 +262,9 @@ class Conversation:
 
     def close(self, timeout: float = 0.0) -> None:
         """End its input, wait for its end for so long, and close the channel."""
+        if self._connection.one_by_one:
+            # its end would hit whatever begins meanwhile
+            timeout = max(timeout, END_SECONDS)
         try:
             self._channel.shutdown_write()
             self._channel.status_event.wait(timeout)

@@ -162,7 +162,11 @@ class Connection:
         self._transport = transport
         self._ahead: Future[paramiko.Channel] | None = None
         self._asking = threading.Lock()
-        self._asks_ahead = True
+        # dropbear (2022.83) takes a channel on which nothing runs yet for one that is over as
+        # soon as any other command ends (sesscheckclose): there one follows the other
+        self.one_by_one = "dropbear" in transport.remote_version.lower()
+        self._asks_ahead = not self.one_by_one
+        self._turn = threading.RLock()
 
         def ask() -> None:
             # paramiko's own keepalive wants no answer, so it cannot tell a dead peer.
@@ -181,12 +185,28 @@ class Connection:
         """Whether the connection still stands as far as anybody knows."""
         return self._transport.is_active()
 
-    def session(self, timeout: float) -> paramiko.Channel:
+    def session(self, timeout: float, stop: threading.Event | None = None) -> paramiko.Channel:
         """A channel for one command: the one that was asked for ahead, or another.
 
-        Raises SessionRefused, TimeoutError, or EOFError where the connection has died; nothing
-        was started in any of these cases.
+        The thread that gets it calls `over` once the command has ended, or runs to stay. Raises
+        SessionRefused, TimeoutError, KeyboardInterrupt when ``stop`` is set, or EOFError where the
+        connection has died; nothing was started in any of these cases.
         """
+        while self.one_by_one and not self._turn.acquire(timeout=POLL_SECONDS):
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
+        try:
+            return self._session(timeout)
+        except BaseException:
+            self.over()
+            raise
+
+    def over(self) -> None:
+        """Let the next command begin, where one follows the other."""
+        if self.one_by_one:
+            self._turn.release()
+
+    def _session(self, timeout: float) -> paramiko.Channel:
         with self._asking:
             ahead, self._ahead = self._ahead, None
         if ahead is not None:

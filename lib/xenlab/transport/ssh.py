@@ -259,9 +259,13 @@ class SSH:
             connection.start(channel, login_shell.text(text))
             login_shell.send_first(channel, timeout)
             connection.ask_ahead()
+            if connection.one_by_one:
+                channel.event.wait(timeout)
         except FAILURES as error:
             channel.close()
             raise self._lost(connection) from error
+        finally:
+            connection.over()
         return Conversation(connection, channel, login_shell)
 
     def upload(self, local: Path, remote: str, progress: Progress | None = None) -> None:
@@ -323,6 +327,7 @@ class SSH:
                 # A connection that has just died must not hide what became of the command.
                 with suppress(*FAILURES):
                     channel.close()
+                connection.over()
 
     @contextmanager
     def _look_shell(self, timeout: float, stop: threading.Event | None) -> Iterator[Shell]:
@@ -353,7 +358,11 @@ class SSH:
         if self._refuses_shell is connection:
             raise NoShell
         try:
-            return Shell(connection, connection.session(timeout), timeout, stop)
+            channel = connection.session(timeout, stop)
+            try:
+                return Shell(connection, channel, timeout, stop)
+            finally:
+                connection.over()
         except (NoShell, SessionRefused, *FAILURES) as error:
             self._refuses_shell = connection
             raise NoShell from error
@@ -432,7 +441,10 @@ class SSH:
             if remaining <= 0:
                 raise Overdue(timeout)
             try:
-                return connection, connection.session(remaining), deadline
+                channel = connection.session(remaining, stop)
+                if connection.one_by_one:
+                    deadline = time.monotonic() + timeout
+                return connection, channel, deadline
             except TimeoutError as error:
                 raise Overdue(timeout) from error
             except SessionRefused as error:
