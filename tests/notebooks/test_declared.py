@@ -16,7 +16,8 @@ import pytest
 from tests.notebooks.chapters import NOTEBOOKS, cells
 
 import xenlab
-from xenlab.site.schema import Parameters, declared
+from xenlab.site.loader import declared
+from xenlab.site.schema import Parameters
 
 OWN = {"site", "ssh", "secrets", "disk"}
 """What opening any chapter asks for."""

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 from tests.notebooks.chapters import FOLDER, NOTEBOOKS, parameters_cell
 
-from xenlab.site.schema import Parameters, declared, defaults, for_chapter, load, part
+from xenlab.site.loader import declared, defaults
+from xenlab.site.schema import Parameters, for_chapter, load, part
 
 LAB = load(FOLDER.parent / "parameters" / "lab.yaml")
 

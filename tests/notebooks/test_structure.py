@@ -20,7 +20,8 @@ from xenlab.chapters.disk import first_partition, guests_partitions, partition_t
 from xenlab.chapters.kernel import xen_entry
 from xenlab.runs import execute
 from xenlab.runs.script import runbook
-from xenlab.site.schema import Parameters, declared, load
+from xenlab.site.loader import declared
+from xenlab.site.schema import Parameters, load
 
 CHAPTERS = [
     "00_ingredients",

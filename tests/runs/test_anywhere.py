@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from tests.ssh.small import Site
 
-from xenlab.site.schema import INJECTED
+from xenlab.site.loader import INJECTED
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -20,7 +20,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from xenlab.cli.cli import app
 from xenlab.errors import BadInput
 from xenlab.runs import execute
-from xenlab.site.schema import INJECTED, defaults, for_chapter, from_notebook, load, part
+from xenlab.site.loader import INJECTED, defaults
+from xenlab.site.schema import for_chapter, from_notebook, load, part
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own-machine.md").read_text()

@@ -17,16 +17,8 @@ from tests.sites import BARE, lab_site
 from xenlab import cache
 from xenlab.errors import BadInput
 from xenlab.site.disk_plan import DOM0_PARTITIONS, fits, needed_mib, partitions, swap_files_mib
-from xenlab.site.schema import (
-    Parameters,
-    declared,
-    defaults,
-    for_chapter,
-    from_notebook,
-    load,
-    part,
-    validate,
-)
+from xenlab.site.loader import declared, defaults
+from xenlab.site.schema import Parameters, for_chapter, from_notebook, load, part, validate
 from xenlab.transport.ssh_config import Target, resolve
 
 FILES = Path(__file__).parents[2] / "parameters"

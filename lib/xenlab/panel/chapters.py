@@ -19,7 +19,8 @@ from xenlab.errors import XenlabError
 from xenlab.panel.domains import DomainPanel, Worker, complaint
 from xenlab.panel.site import ParametersForm, SiteFile
 from xenlab.runs.execute import StepCell, chapter_notebooks, opening_code, step_cells
-from xenlab.site.schema import Parameters, declared, for_chapter
+from xenlab.site.loader import declared
+from xenlab.site.schema import Parameters, for_chapter
 
 # A chapter in the panel: its steps with their states, run one by one or to the end, stopped.
 

@@ -22,6 +22,7 @@ from xenlab.journal import RESERVE_BYTES, Journal
 from xenlab.runs import audit, expected
 from xenlab.runs import folder as runs
 from xenlab.runs.folder import DONE, NOT_RUN, UNFINISHED, ChapterState
+from xenlab.site import loader
 from xenlab.site import schema as parameters
 from xenlab.site.schema import Parameters
 from xenlab.transport import local
@@ -335,7 +336,7 @@ def _chapter(name: str, known: Mapping[str, Path]) -> str:
 
 
 def _values(path: Path, site: Parameters) -> dict[str, Any]:
-    names = parameters.declared(path)
+    names = loader.declared(path)
     for name in names:
         if name not in Parameters.model_fields:
             near = difflib.get_close_matches(name, Parameters.model_fields, 1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,9 +80,6 @@ from xenlab.site.types import (
 
 MOST_PROBLEMS = 20
 """How many problems of a file are listed."""
-
-INJECTED = "# Parameters\n"
-"""How the cell begins that papermill puts behind a notebook's parameters cell."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -506,10 +501,10 @@ def from_notebook(
     """
     known = Parameters.model_fields
     cells: Any = namespace.get("In", ())
-    said = _said(cells)
+    said = loader.said_by_cells(cells)
     names = [name for name in known if name in namespace and (not said or name in said)]
-    _refuse_changed({name: namespace[name] for name in names}, said, source)
-    injected = _injected(cells)
+    loader.refuse_changed({name: namespace[name] for name in names}, said, source)
+    injected = loader.injected(cells)
     given = [name for name in names if name in injected] if "site" in injected else names
     values = {name: namespace[name] for name in given}
     for name, value in namespace.items():
@@ -522,108 +517,7 @@ def from_notebook(
     return part(values, source, names)
 
 
-def _injected(cells: Any) -> set[str]:
-    """The names that papermill's own cell assigns, of the cells that a notebook has executed."""
-    for source in reversed(cells):
-        if source.startswith(INJECTED):
-            statements = ast.parse(source).body
-            targets = (each.targets[0] for each in statements if isinstance(each, ast.Assign))
-            return {target.id for target in targets if isinstance(target, ast.Name)}
-    return set()
-
-
-_COMPUTED = object()
-"""The value of a parameter whose cell does not write it out."""
-
-
-def _said(cells: Iterable[str]) -> dict[str, object]:
-    """What the parameters cell says, of the cells that a notebook has executed; {} without one.
-
-    That is the last one that assigns both ``site`` and ``ssh``. papermill's own cell counts to it,
-    and so does one directly below it that holds nothing but values, as jupyter-scheduler adds it.
-    """
-    said: dict[str, object] = {}
-    below = False
-    for source in cells:
-        values, alone = _assigned(source)
-        if {"site", "ssh"} <= values.keys() and not source.startswith(INJECTED):
-            said, below = values, True
-        elif said:
-            if source.startswith(INJECTED) or (below and alone):
-                said |= values
-            below = False
-    return said
-
-
-def _refuse_changed(values: Mapping[str, object], said: Mapping[str, object], source: str) -> None:
-    """Raise BadInput where a value is another one than its parameters cell says."""
-    for name, value in values.items():
-        cell = said.get(name, _COMPUTED)
-        if cell is not _COMPUTED and (type(value) is not type(cell) or value != cell):
-            raise BadInput(
-                f"cannot tell what {name} is: because something else has set it since the "
-                "parameters cell was run",
-                where=source,
-                hint=f"set {name} in the parameters cell, and call a variable of your own "
-                "otherwise; then run both cells again",
-            )
-
-
-def _assigned(source: str) -> tuple[dict[str, object], bool]:
-    """What a cell assigns to names, and whether it does nothing but give them values."""
-    values: dict[str, object] = {}
-    alone = True
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return {}, False
-    for statement in body:
-        try:
-            name, value = _assignment(statement)
-        except ValueError:
-            alone = False
-            continue
-        try:
-            values[name] = ast.literal_eval(value)
-        except ValueError:
-            values[name], alone = _COMPUTED, False
-    return values, alone
-
-
-def declared(notebook: str | Path) -> list[str]:
-    """The names that a chapter's parameters cell declares, in its order; raises BadInput."""
-    return list(defaults(notebook))
-
-
-def defaults(notebook: str | Path) -> dict[str, Any]:
-    """What a chapter's parameters cell declares: each name with its literal default.
-
-    Raises BadInput if there is no such notebook, or its cell holds anything but literals.
-    """
-    path = Path(notebook)
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        tagged = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
-        source = "".join(next(tagged, {"source": ""})["source"])
-        assignments = [_assignment(statement) for statement in ast.parse(source).body]
-        return {name: ast.literal_eval(value) for name, value in assignments}
-    except FileNotFoundError:
-        raise BadInput("there is no such notebook", where=str(path)) from None
-    except (OSError, ValueError, LookupError, TypeError, SyntaxError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BadInput(f"its parameters cannot be read: {reason}", where=str(path)) from None
-
-
 def for_chapter(site: Parameters, names: Iterable[str]) -> dict[str, Any]:
     """The parameters of these names as plain YAML types: what a chapter is given."""
     everything = site.model_dump(mode="json")
     return {name: everything[name] for name in names}
-
-
-def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
-    match statement:
-        case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value):
-            return name, value
-        case ast.Assign(targets=[ast.Name(name)], value=value):
-            return name, value
-    raise ValueError(f"line {statement.lineno} of the parameters cell assigns nothing to a name")
