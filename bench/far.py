@@ -95,7 +95,7 @@ def line(delay: float, loss: float) -> Iterator[tuple[int, str]]:
         netem = ("tc", "qdisc", "add", "dev", "near", *rule)
         by, process = "tc netem", 0
         if subprocess.run(netem, capture_output=True).returncode:
-            by = "bench/line.py (this kernel has no sch_netem)"
+            by = "bench/line.py, since this kernel has no sch_netem"
             run("ip", "link", "del", "near")
             words = (sys.executable, str(ROOT / "bench/line.py"), "near", "far")
             process = int(run(*words, str(delay / 2), str(loss)))
@@ -203,7 +203,7 @@ def main() -> int:
         by, found = measured(options.delay, loss, options.turns)
         title = f"round trip {options.delay * 1000:.0f} ms, {loss:g} % loss each way, by {by}"
         table = Table(title=title)
-        table.add_column("what")
+        table.add_column("what", no_wrap=True)
         for name in ("seconds", "without a delay", "commands", "round trips beyond these"):
             table.add_column(name, justify="right")
         for what, (commands, cost) in found.items():

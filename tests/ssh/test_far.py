@@ -15,6 +15,7 @@ from tests.ssh.far import delayed
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.machine_lock import Hold
 from xenlab.command import Command
+from xenlab.errors import ConnectionRefused
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.resources.base import Difference, Resource
@@ -81,3 +82,32 @@ def test_a_step_costs_two_round_trips_beyond_its_commands(
     assert looks + changes + looks_again <= cost < looks + changes + looks_again + BEYOND + 1
     assert 1 <= round_trips(lambda _: step(0)) < 2
     chapter.close()
+
+
+@pytest.mark.parametrize("hold", [Hold.STEP, Hold.CHAPTER])
+def test_a_server_of_two_sessions_is_enough_for_a_chapter(
+    hold: Hold, make_sshd: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    sshd = make_sshd("MaxSessions 2")
+    site = lab_site(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
+    chapter = Chapter("05_base", site, Journal(tmp_path / "run"), hold=hold)
+    for turn in range(3):
+        made = Folder(tmp_path / f"made{turn}")
+        chapter.ensure(f"05.{turn + 1} Make it", made, on=chapter.host)
+        chapter.ensure(f"05.{turn + 1} Make it", made, on=chapter.host)
+        assert made.path.is_dir()
+    assert chapter._ssh.connections == 1
+    chapter.close()
+
+
+def test_a_server_of_one_session_is_refused_in_one_sentence(
+    make_sshd: Callable[..., Sshd], tmp_path: Path
+) -> None:
+    sshd = make_sshd("MaxSessions 1")
+    site = lab_site(ssh=Ssh(host=sshd.alias, config=str(sshd.config)))
+    chapter = Chapter("05_base", site, Journal(tmp_path / "run"))
+    with pytest.raises(ConnectionRefused) as refused:
+        chapter.ensure("05.1 Make it", Folder(tmp_path / "made"), on=chapter.host)
+    assert "cannot open a session: because the server refuses it" in str(refused.value)
+    assert "Try: look at MaxSessions" in str(refused.value)
+    assert not (tmp_path / "made").exists()

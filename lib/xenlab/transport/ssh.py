@@ -113,6 +113,9 @@ class Wait:
 SESSIONS = 8
 """Commands at once over one connection; sshd's MaxSessions is 10, further ones wait."""
 
+SETTLE_SECONDS = 0.5
+"""How long a server may count the session of a command that has just ended."""
+
 LONGEST_COMMAND = 120_000
 """Bytes; the kernel takes 128 KiB for one argument, and sshd passes the command as one."""
 
@@ -428,7 +431,7 @@ class SSH:
         With it comes the time when ``timeout`` is over, which rests while nobody answers.
         """
         deadline = time.monotonic() + timeout
-        fresh = False
+        fresh, settles = False, 0.0
         while True:
             asked = time.monotonic()
             connection = self._wait.until_answered(self.name, lambda: self._connected(stop), stop)
@@ -448,7 +451,9 @@ class SSH:
             except TimeoutError as error:
                 raise Overdue(timeout) from error
             except SessionRefused as error:
-                if self._busy > 1 or self._shell_ended(connection):
+                settles = settles or time.monotonic() + SETTLE_SECONDS
+                soon = not fresh and time.monotonic() < settles
+                if self._busy > 1 or self._shell_ended(connection) or soon:
                     time.sleep(POLL_SECONDS / 2)
                     continue
                 reason = str(error)
