@@ -269,6 +269,9 @@ SETTINGS = "xenlab.toml"
 
 SETTINGS_KEYS = ("runs", "site")
 
+CLONE = Path(__file__).resolve().parents[2]
+"""The clone that this program is part of, where it is installed from one."""
+
 STAGING = "scheduler_staging_area"
 """How jupyter-scheduler calls the folder of the copies that it executes, and deletes later."""
 
@@ -326,9 +329,9 @@ def shown(run: Path) -> str:
 
     Below the folder of the settings as seen from there; anywhere else in full.
     """
-    file = settings_file()
     if "XENLAB_RUN" in os.environ:
         return f"{run.parent.name}/{run.name}"
+    file, run = settings_file(), run.absolute()
     for base, head in ((file.parent if file else None, ""), (Path.home(), "~/")):
         if base is not None and run.is_relative_to(base):
             return f"{head}{run.relative_to(base)}"
@@ -370,8 +373,8 @@ def _thrown_away(folder: Path) -> str:
     above = (real, *real.parents)
     if STAGING in real.parts:
         return "jupyter-scheduler's copy of a notebook"
-    # a clone is nothing that a program has copied there
-    if any((each / ".git").exists() for each in above):
+    # a clone is nothing that a program has copied there; and with our own files we are gone as well
+    if CLONE in above or any((each / ".git").exists() for each in above):
         return ""
     places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
     found = [place for place in places if Path(place).resolve() in above]

@@ -110,7 +110,8 @@ def test_a_run_starts_from_any_folder_that_has_a_setting_above_it(
 def test_a_folder_without_locks_is_refused_with_a_sentence(site: Site, elsewhere: Path) -> None:
     """strace has the kernel answer flock(2) as an NFS without a lock daemon does.
 
-    To mount a file system that refuses locks takes root; the tests are run without.
+    Linux itself locks the files of a file system without locks of its own; one that refuses them
+    is a FUSE or NFS mount, which takes a device or a server that a container has not.
     """
     strace = ["strace", "-f", "-qq", "-o", os.devnull, "--seccomp-bpf", "-e", "trace=flock"]
     inject = ["-e", "inject=flock:error=ENOLCK"]

@@ -147,7 +147,7 @@ def test_bad_input_is_one_sentence(xenlab: Run, words: list[str], said: str) -> 
 def test_without_a_clone_the_chapters_must_be_here(
     xenlab: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xenlab.cli.cli.CLONE", tmp_path / "no clone")
+    monkeypatch.setattr("xenlab.durable.CLONE", tmp_path / "no clone")
     refused(xenlab("run"), "there is no folder notebooks in")
 
 

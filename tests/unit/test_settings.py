@@ -95,6 +95,9 @@ def test_runs_are_not_kept_in_a_temporary_folder_unless_it_was_named(
     assert "is thrown away with all in it" in str(caught.value)
     assert f"a temporary folder ({home / 'work'})" in str(caught.value)
     assert "Try: give a whole path" in str(caught.value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durable, "CLONE", home / "work")
+        assert durable.runs_folder().name == "runs"
     named(str(home / "work/runs"))
     assert durable.runs_folder() == home / "work/runs"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from xenlab import durable
 from xenlab.cli import lab as cli_lab
 from xenlab.cli import runs as cli_runs
 from xenlab.cli.runs import Json, Runs
@@ -397,14 +398,10 @@ def _print_drift(drift: Sequence[StepState]) -> None:
         say(f"  {step.title}: {'; '.join(said)}")
 
 
-CLONE = Path(__file__).parents[3]
-"""The clone that this program is part of, where it is installed from one."""
-
-
 def notebooks_folder() -> Path:
     """The folder ``notebooks`` here, in a folder above, or of our own clone; raises BadInput."""
     here = Path.cwd()
-    for folder in (here, *here.parents, CLONE):
+    for folder in (here, *here.parents, durable.CLONE):
         if (folder / "notebooks").is_dir():
             return folder / "notebooks"
     raise BadInput(
