@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -176,7 +176,10 @@ def see_root(
         return
     login_shell = LoginShell(become)
     try:
-        with closing(connection.session(timeout)) as channel:
+        with ExitStack() as ended:
+            channel = connection.session(timeout, stop)
+            ended.callback(connection.over)
+            ended.callback(channel.close)
             connection.start(channel, login_shell.text(":"))
             # its end follows at once: a password that is not taken is not asked for again
             communicate(
