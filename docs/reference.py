@@ -149,7 +149,8 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, list[s
         kind, of_each = in_words(arguments[0])
         return f"list, each entry {kind}", forms + of_each
     if origin is UnionType:
-        return " or ".join(in_words(each)[0] for each in arguments), forms
+        kinds = (in_words(each)[0] for each in arguments if each is not type(None))
+        return " or ".join(kinds), forms
     if origin is dict:
         (_, names), (value, values) = map(in_words, arguments)
         each = [f"{one}: {two}" for one, two in zip(names, values, strict=True)]
