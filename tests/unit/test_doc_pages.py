@@ -85,7 +85,7 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, FieldIn
         yield above + name, info
         for kind in (info.annotation, *get_args(info.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                entry = "" if kind is info.annotation else "[]"
+                entry = "[]" if get_origin(info.annotation) is list else ""
                 yield from keys(kind, f"{above}{name}{entry}.")
 
 
