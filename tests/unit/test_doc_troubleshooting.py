@@ -62,7 +62,9 @@ def patterns() -> set[str]:
             texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
             words = " ".join(text for text in texts if isinstance(text, str))
             if len(words) >= 11 and " " in words:
-                found.add("".join(re.escape(t) if isinstance(t, str) else ".*" for t in texts))
+                text = "".join(re.escape(t) if isinstance(t, str) else ".*" for t in texts)
+                # str.format's names stand for values, too
+                found.add(re.sub(r"\\{\w+\\}", ".*", text))
     return found
 
 
