@@ -115,6 +115,18 @@ def _arrived(channel: Any) -> Iterator[tuple[str, bytes]]:
             yield name, receive(RECEIVE)
 
 
+def end_input(channel: Any) -> None:
+    """Send the end of a command's input, unless the channel has been closed.
+
+    paramiko's own way lets its other thread answer the command's end first; what comes after that
+    is about no channel for the server, which ends the connection.
+    """
+    with channel.lock:
+        message = channel._send_eof()
+        if message is not None:
+            channel.transport._send_user_message(message)
+
+
 class _Feeder:
     """The command's standard input: as much as the peer's window allows, then its end."""
 
@@ -149,7 +161,7 @@ class _Feeder:
             self._piece = self._piece[sent:] or self._source.read(PIECE)
             moved = True
         if not self._piece:
-            self._channel.shutdown_write()
+            end_input(self._channel)
             self._open = False
             self.pause = POLL_SECONDS
         elif moved or self.pause == POLL_SECONDS:
@@ -269,7 +281,7 @@ class Conversation:
             # its end would hit whatever begins meanwhile
             timeout = max(timeout, END_SECONDS)
         try:
-            self._channel.shutdown_write()
+            end_input(self._channel)
             self._channel.status_event.wait(timeout)
             self._channel.close()
         except FAILURES:
@@ -379,7 +391,7 @@ class Shell:
     def close(self, timeout: float = 0.0) -> None:
         """End its input, wait for its end for so long; what it still runs is left to the caller."""
         with suppress(*FAILURES):
-            self._channel.shutdown_write()
+            end_input(self._channel)
             self._channel.status_event.wait(timeout)
             self._channel.close()
 
