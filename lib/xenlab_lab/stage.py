@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xenlab import cache
 from xenlab.cache import DEFAULT_RELEASE, Release, cache_root, cached, named
+from xenlab.errors import LabError
 from xenlab_lab import tools
 from xenlab_lab.mirrors import (
     COPYRIGHTS,
@@ -290,8 +291,6 @@ def _stem(path: str) -> str:
 
 SOURCE_RECIPE = 1
 
-_USUAL = "http://deb.debian.org"
-
 
 def kernel_source(
     suite: Release = DEFAULT_RELEASE, report: Report = tools.quiet
@@ -303,10 +302,12 @@ def kernel_source(
     """
     package = cache.source_package(suite)
     file = Path(cache.kernel_source_of(suite)).name
-    entries = debian_sources(suite) or [
-        f"deb {_USUAL}/debian {suite} main",
-        f"deb {_USUAL}/debian-security {suite}-security main",
-    ]
+    entries = debian_sources(suite)
+    if not entries:
+        raise LabError(
+            "cannot fetch the kernel sources: because this machine's apt knows no Debian mirror",
+            hint="name a tarball of yours in kernel_source",
+        )
     inputs = {
         "recipe": SOURCE_RECIPE,
         "package": package,

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bench.far import Folder
 from tests.sites import lab_site
 from tests.ssh.conftest import Sshd
 from tests.ssh.far import delayed
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.machine_lock import Hold
-from xenlab.command import Command
 from xenlab.errors import ConnectionRefused
-from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.resources.base import Difference, Resource
 from xenlab.site.schema import Ssh
 
 ROUND_TRIP = 1.0
@@ -29,20 +26,6 @@ BEYOND = 2
 
 TURNS = 8
 """Steps of which one must be quick enough: a busy machine only adds."""
-
-
-@dataclass(frozen=True)
-class Folder(Resource):
-    """A folder: one command to look, one to make it."""
-
-    path: Path
-
-    def probe(self, host: Host) -> Difference | None:
-        there = host.test(Command.argv("test", "-d", self.path))
-        return None if there else Difference("make it")
-
-    def commands(self) -> tuple[Command, ...]:
-        return (Command.argv("mkdir", self.path),)
 
 
 @pytest.fixture
