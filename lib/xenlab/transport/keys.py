@@ -309,11 +309,6 @@ def certified_key(certificate: SSHCertificate) -> bytes:
     return base64.b64decode(line.split()[1])
 
 
-def is_for_users(certificate: SSHCertificate) -> bool:
-    """Whether it lets somebody in, and is not a host's."""
-    return certificate.type == SSHCertificateType.USER
-
-
 def outdated(certificate: SSHCertificate) -> str:
     """From when and until when it is valid, as a clause, where that is not now; else ""."""
     begins, ends = certificate.valid_after, certificate.valid_before
