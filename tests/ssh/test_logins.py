@@ -12,7 +12,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import pytest
 from tests.ssh.logins import ADDRESS, BASE, ME, World
 
 from xenlab.errors import BadInput, NoConnection
-from xenlab.transport.ssh import SSH
+from xenlab.transport.ssh import SSH, Wait
 from xenlab.transport.ssh_config import Target
 
 ASK = "cat $SSH_USER_AUTH; id -un; echo $XENLAB_NOTES"
@@ -816,12 +816,15 @@ def ssh_running(client: Client) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def by_xenlab(client: Client, patch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """What the command printed, "" if nobody got in, and what xenlab said."""
+def by_xenlab(
+    client: Client, patch: pytest.MonkeyPatch, told: Callable[[str], None] = lambda line: None
+) -> tuple[str, str]:
+    """What the command printed, "" if nobody got in, and why not; a person is ``told`` the rest."""
     patch.delenv("SSH_AUTH_SOCK", raising=False)
     for name, value in client.environment().items():
         patch.setenv(name, value)
-    ssh = SSH(Target(client.case.host, config=str(client.config)), connect_timeout=60)
+    target = Target(client.case.host, config=str(client.config))
+    ssh = SSH(target, connect_timeout=60, wait=Wait(say=told))
     try:
         return ssh.execute(ASK, timeout=60)[1].decode(), ""
     except (NoConnection, BadInput) as error:
@@ -859,6 +862,16 @@ def test_xenlab_gets_in_where_ssh_does(
     assert xenlab.names() == ssh.names()
     if case.by:
         assert f"publickey {world.public(case.by)}\n" in ours
+
+
+def test_who_has_a_token_is_told_to_touch_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in CASES if case.name == "a FIDO key in the agent")
+    told: list[str] = []
+    ours, why = by_xenlab(Client(world, case, tmp_path / "xenlab"), monkeypatch, told.append)
+    assert ours, why
+    assert [line for line in told if line.startswith("touch the security key of ")] == told != []
 
 
 def test_there_are_enough_cases() -> None:
