@@ -115,7 +115,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 Release = Literal["trixie", "bookworm"]
 
-DEFAULT_RELEASE: Release = "bookworm"
+DEFAULT_RELEASE: Release = "trixie"
 
 LINUX: dict[Release, str] = {"trixie": "6.12", "bookworm": "6.1"}
 """Which Linux each has: its own kernel is of these sources."""
