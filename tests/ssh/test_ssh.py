@@ -18,6 +18,7 @@ from tests.ssh.conftest import Sshd, free_port, keygen, kill, wait_until
 
 from xenlab.errors import BadInput, ConnectionLost, ConnectionRefused, HostKeyRefused, NoConnection
 from xenlab.transport import hostkeys
+from xenlab.transport.channel import end_input
 from xenlab.transport.ssh import OWED_SECONDS, SSH, Wait
 from xenlab.transport.ssh_config import Target
 
@@ -53,6 +54,34 @@ def test_many_mebibytes_both_ways_at_once(ssh: SSH) -> None:
     script = f"head -c {8 * MIB} /dev/zero >&2 & cat; wait"
     status, out, err = ssh.execute(script, input=data, timeout=120)
     assert (status, out == data, err == bytes(8 * MIB)) == (0, True, True)
+
+
+def test_an_ipv6_address_can_be_told_from_its_port(ssh: SSH) -> None:
+    port = free_port()
+    with pytest.raises(ConnectionRefused) as refused:
+        SSH(Target("::1", port=port), via=ssh).connect()
+    assert f"cannot connect to [::1]:{port}: because the jump host cannot" in str(refused.value)
+    assert f"nc -vz ::1 {port}" in str(refused.value)
+
+
+def test_the_end_of_input_stops_no_other_thread_while_keys_are_exchanged(ssh: SSH) -> None:
+    ssh.execute("true", timeout=60)
+    connection = ssh._connected()
+    channel = connection.session(60)
+    connection.start(channel, "sleep 1; exec >&- 2>&-; cat; exit 7")
+    connection._transport.clear_to_send.clear()  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end_input, channel)
+        try:
+            # what it waits for has to be read by the thread that exchanges keys
+            wait_until(lambda: channel.eof_received, 20)
+        finally:
+            connection._transport.clear_to_send.set()  # type: ignore[attr-defined]
+        ending.result(60)
+    wait_until(channel.exit_status_ready, 60)
+    assert channel.recv_exit_status() == 7
+    channel.close()
+    connection.over()
 
 
 def test_input_that_nobody_wants(ssh: SSH) -> None:

@@ -119,12 +119,19 @@ def end_input(channel: Any) -> None:
     """Send the end of a command's input, unless the channel has been closed.
 
     paramiko's own way lets its other thread answer the command's end first; what comes after that
-    is about no channel for the server, which ends the connection.
+    is about no channel for the server, which ends the connection. While keys are exchanged nothing
+    may be sent, and that thread, which exchanges them, must get the channel's lock.
     """
-    with channel.lock:
-        message = channel._send_eof()
-        if message is not None:
-            channel.transport._send_user_message(message)
+    transport = channel.transport
+    while transport.is_active():
+        if not transport.clear_to_send.wait(POLL_SECONDS):
+            continue
+        with transport.clear_to_send_lock, channel.lock:
+            if transport.clear_to_send.is_set():
+                message = channel._send_eof()
+                if message is not None:
+                    transport._send_message(message)
+                return
 
 
 class _Feeder:

@@ -374,7 +374,7 @@ def _open_stream(
             raise ConnectionRefused(
                 f"cannot connect to {route.address}: because the jump host cannot: {error}",
                 where=target.host,
-                hint="try it there: ssh JUMPHOST nc -vz " + route.address.replace(":", " "),
+                hint=f"try it there: ssh JUMPHOST nc -vz {route.host} {route.port}",
             ) from error
         return tunnel, str, _nothing
     if route.proxy_command:

@@ -244,7 +244,7 @@ def _blob(blob: bytes) -> PublicBlob:
 
 
 def _public_of(path: Path) -> bytes | None:
-    """The public key of an identity file, or of the file beside it; a passphrase hides it not."""
+    """The public key of an identity file, or of the file beside it; no passphrase hides it."""
     with suppress(OSError, ValueError):
         text = path.read_bytes()
         if b"BEGIN OPENSSH PRIVATE KEY" in text:

@@ -82,8 +82,8 @@ class Route:
 
     @property
     def address(self) -> str:
-        """``host:port`` for messages."""
-        return f"{self.host}:{self.port}"
+        """``host:port`` for messages, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def pinned_as(self) -> tuple[str, int]:
