@@ -276,6 +276,17 @@ def test_an_account_without_a_shell_is_told_as_before(make_box: MakeBox) -> None
         ssh.execute("true", timeout=120)
 
 
+def test_a_password_that_a_forced_command_takes_for_its_own_is_in_no_message(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WRONG", "wrong horse")
+    ssh = make_box("ForceCommand exec /bin/sh", sudoers=WITH_PASSWORD).ssh("sudo", env="WRONG")
+    with pytest.raises(NoConnection, match="forced command ended with exit status") as refused:
+        ssh.execute("true", timeout=120)
+    assert "wrong" not in str(refused.value)
+    ssh.close()
+
+
 @pytest.mark.parametrize(
     "files", [{"sudoers": FREELY}, {"sudoers": EACH_TIME}], ids=["free", "asked"]
 )

@@ -88,6 +88,7 @@ class LoginShell:
             channel.settimeout(seconds)
             channel.sendall(self.first)
             channel.settimeout(None)
+            self.password = self.first = b""
 
     def without_greeting(self, stream: str, piece: bytes) -> bytes:
         """What of a piece of output the command itself has printed."""
@@ -109,16 +110,20 @@ class LoginShell:
 
     @property
     def said(self) -> str:
-        """What came instead, in one line."""
-        words = b" ".join(self._held.values()).decode("utf-8", "replace").split()
-        return " ".join(words)
+        """What came instead, in one line; "" where that may hold a password."""
+        # a forced command that reads its input as commands complains of each by its name
+        return "" if self.password else _in_a_line(b" ".join(self._held.values()))
 
     @property
     def refused(self) -> str | None:
         """What the program said that does not become root, None where it was not reached."""
-        held = b"" if self.passed else self._held["stderr"]
+        held = b"" if self.passed else self._held.get("stderr", b"")
         _, reached, said = held.partition(f"{self._token}+\n".encode())
-        return " ".join(said.decode("utf-8", "replace").split()) if reached else None
+        return _in_a_line(said) if reached else None
+
+
+def _in_a_line(said: bytes) -> str:
+    return " ".join(said.decode("utf-8", "replace").split())
 
 
 def _word(text: str) -> str:
