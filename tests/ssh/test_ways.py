@@ -178,6 +178,10 @@ def test_a_user_becomes_root_as_ssh_says_unless_said_apart() -> None:
     assert other is not None and other.become == Become("su", file="/root-s")
     assert way_to_guest(apart, "domu1").become == Become("doas")
     assert [each.env or each.file for each in apart.masked] == ["CASTLE_SUDO", "/root-s"]
+    otherwise = lab_site(ssh=asked, dom0_ssh={"become": "su"}, guest_ssh={"user": "otto"})
+    other = way_to(otherwise).other
+    assert other is not None and other.become == Become("su")
+    assert way_to_guest(otherwise, "domu1").become == Become("su")
     assert way_to(lab_site(ssh={"host": "castle"})).become is None
 
 

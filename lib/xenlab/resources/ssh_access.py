@@ -62,14 +62,14 @@ def _apart(way: Target, own: GuestSsh) -> Target:
 
 
 def _becoming(own: Ssh | GuestSsh, usual: Become | None) -> Become | None:
-    """How a login becomes root; what a site leaves out is as usual."""
+    """How a login becomes root; what a site leaves out is as usual.
+
+    The password is that of a program: what sudo asks for is nothing to su.
+    """
     how = own.become or (usual.how if usual else "")
-    if not how:
-        return None
-    password = own.become_password
-    if password:
-        return Become(how, password.env, password.file)
-    return replace(usual, how=how) if usual and how != "doas" else Become(how)
+    if password := own.become_password:
+        return Become(how, password.env, password.file) if how else None
+    return usual if usual and how == usual.how else Become(how) if how else None
 
 
 # Reaching dom0 over SSH after its first boot: its host keys, who may log in, the pinned key.
