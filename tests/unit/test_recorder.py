@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenlab.chapter.events import Event, Output, ignore
-from xenlab.chapter.recorder import INLINE_BYTES, CommandLog, Recorder
+from xenlab.chapter.recorder import INLINE_BYTES, KEPT_BYTES, CommandLog, Recorder
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, CommandTimeout, OutsideStep
+from xenlab.errors import CommandFailed, CommandTimeout, OutsideStep, StepFailed
 from xenlab.host import Host
 from xenlab.journal import Journal, output_of
 from xenlab.masking import MASK, Secret
+from xenlab.transport import local
 from xenlab.transport.local import Local
 
 PASSWORD = Secret("default-route")
@@ -66,6 +67,28 @@ def test_what_a_timeout_had_printed_is_kept(watched: Watched) -> None:
         watched.host.run("echo halfway; sleep 60", timeout=1)
     record = watched.log.records("05.1")[0]
     assert (record["status"], record["output"]) == (None, "halfway\n")
+
+
+def test_of_endless_output_the_beginning_is_kept(watched: Watched) -> None:
+    script = f"printf default-; head -c {KEPT_BYTES} /dev/zero | tr '\\0' x; echo end"
+    with watched.recorder.step(watched.log, "mark"):
+        assert watched.host.run(script).stdout.endswith("xend\n")
+    (record,) = watched.log.records("05.1")
+    kept = (watched.folder / record["output"]["path"]).read_bytes()
+    assert kept[:KEPT_BYTES].startswith(b"default-xx")
+    assert kept[KEPT_BYTES:].decode() == "\n… 12 more bytes are not kept\n"
+    outputs = [each for each in watched.shown if isinstance(each, Output)]
+    shown = "".join(each.text for each in outputs if each.stream != "command")
+    assert shown.encode() == kept
+
+
+@pytest.mark.parametrize("command", ["yes", "yes >&2"])
+def test_output_that_would_fill_the_memory_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(local, "MOST_OUTPUT", 1 << 20)
+    with pytest.raises(StepFailed, match="because that is more than 1048576 bytes"):
+        Host(Local()).run(command, timeout=60)
 
 
 def test_data_keeps_what_records_hide(watched: Watched, tmp_path: Path) -> None:

@@ -169,6 +169,10 @@ INLINE_BYTES = 4096
 """Output up to this size stands in the journal's record itself, more in a file of its own."""
 
 
+KEPT_BYTES = 16 * 1024 * 1024
+"""How much of a command's output is recorded and shown: a guest may print without end."""
+
+
 class CommandLog:
     """The commands of one step, in the order in which they were started; threads may share it."""
 
@@ -265,6 +269,7 @@ class _Entry:
 
     def __post_init__(self) -> None:
         self._streams: dict[str, tuple[MaskedStream, codecs.IncrementalDecoder]] = {}
+        self._left_out = 0
 
     def output(self, stream: str, piece: bytes) -> None:
         """Keep and show a piece of its output, masked."""
@@ -279,12 +284,19 @@ class _Entry:
         self.status, self.seconds = status, seconds
         for stream, (masked, decoder) in self._streams.items():
             self._take(stream, masked.flush(), decoder, final=True)
+        if self._left_out:
+            note = f"\n… {self._left_out} more bytes are not kept\n"
+            self.data += note.encode()
+            self.sink(Output("stderr", note, self.phase))
 
     def _take(
         self, stream: str, data: bytes, decoder: codecs.IncrementalDecoder, *, final: bool
     ) -> None:
-        self.data += data
-        text = decoder.decode(data, final)
+        # once it is masked: of a secret that is cut in two the first half would stay
+        kept = data[: max(0, KEPT_BYTES - len(self.data))]
+        self._left_out += len(data) - len(kept)
+        self.data += kept
+        text = decoder.decode(kept, final)
         if text:
             self.sink(Output(stream, text, self.phase))
 

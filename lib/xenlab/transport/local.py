@@ -15,7 +15,7 @@ from types import FrameType
 from typing import IO, Any
 
 from xenlab.command import Command, Result
-from xenlab.errors import CommandFailed, CommandTimeout, Overdue
+from xenlab.errors import CommandFailed, CommandTimeout, Overdue, StepFailed
 from xenlab.host import FOLLOW, PLACE, Output, Progress
 
 # What both transports need: the output of a command as it comes, a copy's errors, a group's end.
@@ -27,15 +27,27 @@ A process that was left in the background keeps the streams open for ever.
 """
 
 
+MOST_OUTPUT = 256 * 1024 * 1024
+"""How many bytes a command may print: what a guest says must not fill this machine's memory."""
+
+
 class Captured:
     """What a command has printed so far on both streams, each piece passed on as it comes."""
 
     def __init__(self, on_output: Output | None = None) -> None:
         self._pieces: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        self._size = 0
         self._on_output = on_output
 
     def add(self, stream: str, piece: bytes) -> None:
-        """Take a piece; an empty one is none."""
+        """Take a piece; an empty one is none. Raises StepFailed past MOST_OUTPUT."""
+        self._size += len(piece)
+        if self._size > MOST_OUTPUT:
+            raise StepFailed(
+                f"cannot take what the command prints: because that is more than {MOST_OUTPUT} "
+                "bytes",
+                hint="look there what it prints",
+            )
         if piece:
             self._pieces[stream].append(piece)
             if self._on_output is not None:
