@@ -133,6 +133,37 @@ def test_a_volume_is_there_once_it_is_large_enough_and_active(partition: str) ->
     assert "mail" in run("lvs", GROUP)
 
 
+def test_swap_space_is_made_on_what_is_seen_to_be_blank_alone(
+    partition: str, tmp_path: Path
+) -> None:
+    """Active is what has a name below /dev: here that of a file with what a guest left there."""
+    agreed(partition).apply(HOST, silent)
+    wanted = Volume(GROUP, "mail.swap", 4, swap=True)
+    run("lvcreate", "--zero", "n", "--wipesignatures", "n", "-n", "mail.swap", "-L", "4m", GROUP)
+    (blank := tmp_path / "blank").touch()
+    os.truncate(blank, 4 << 20)
+    place = Path(wanted.device)
+    place.parent.mkdir()
+    try:
+        place.symlink_to(blank)
+        empty = wanted.probe(HOST)
+        assert empty is not None and empty.summary == f"make swap space on {wanted.device}"
+        run("mkswap", str(blank))
+        assert wanted.probe(HOST) is None
+        run("mkfs.bfs", str(blank))
+        first_sector = blank.read_bytes()[:512]
+        run("mkfs.ext4", "-q", str(blank))
+        # that is one which ext4 leaves free
+        with blank.open("r+b") as file:
+            file.write(first_sector)
+        assert subprocess.run(["blkid", "-p", str(blank)], check=False).returncode == 8
+        with pytest.raises(StepFailed, match="because it holds several"):
+            wanted.probe(HOST)
+    finally:
+        place.unlink()
+        place.parent.rmdir()
+
+
 def test_what_makes_a_volume_can_be_read_by_a_shell() -> None:
     for volume in (Volume("g", "mail", 18), Volume("g", "mail.swap", 8, swap=True)):
         (command,) = volume.commands()

@@ -267,8 +267,10 @@ class Volume(Resource):
         """Whether it is missing, not active or no swap; raises StepFailed where it must not be."""
         script = """
             lvs --noheadings --nosuffix --units b -o lv_size -- "$1" 2> /dev/null || exit 44
-            [ -e "$1" ] && echo active || echo -
-            blkid -p -s TYPE -s PTTYPE -o value -- "$1" || :
+            [ -e "$1" ] || { echo -; exit 0; }
+            echo active
+            # 2: nothing; 8: several things, none of which it names
+            blkid -p -s TYPE -s PTTYPE -o value -- "$1" || [ $? = 2 ] || echo several
         """
         found = host.look(Command.script(script, self.device), absent=(44, NO_PROGRAM))
         if found is None:
@@ -297,7 +299,10 @@ class Volume(Resource):
                 || lvcreate --yes --wipesignatures y -n "$2" -L "$3m" -- "$1"
             lvchange -a y -- "$1/$2"
             if command -v udevadm > /dev/null; then udevadm settle; fi
-            if [ -n "$4" ] && ! blkid -p -- "/dev/$1/$2"; then mkswap -- "/dev/$1/$2"; fi
+            [ -n "$4" ] || exit 0
+            found=0
+            blkid -p -- "/dev/$1/$2" || found=$?
+            [ "$found" != 2 ] || mkswap -- "/dev/$1/$2"
         """
         words = (self.group, self.name, self.size_mib, "swap" if self.swap else "")
         values = {"group": self.group, "name": self.name, "size": f"{self.size_mib}m"}
