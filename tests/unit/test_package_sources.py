@@ -152,6 +152,23 @@ def test_a_stage_without_any_source_gets_the_mirrors(host: Host) -> None:
     assert asked(host) == {f"{SECURITY}/dists/trixie/"}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "deb http://stage.example.org/security stable-security main\n",
+        f"# deb {MIRROR} trixie main\n",
+        f"deb {MIRROR} trixie-proposed-updates main\n",
+    ],
+)
+def test_what_the_stage_names_of_it_is_an_entry_that_counts(host: Host, said: str) -> None:
+    host.write("/etc/apt/sources.list", said)
+    settle(host, MIRROR, f"{MIRROR}-security")
+    suite = "stable-security" if "stable" in said else "trixie-security"
+    others = {f"{MIRROR}/dists/trixie-proposed-updates/"} if "proposed" in said else set()
+    wanted = {f"{MIRROR}/dists/trixie/", f"{MIRROR}-security/dists/{suite}/"}
+    assert asked(host) == wanted | others
+
+
 def test_another_mirror_s_index_is_fetched_anew(host: Host) -> None:
     stage(host)
     host.write("/var/lib/apt/lists/a_Packages", "")

@@ -61,11 +61,14 @@ def sources(mirror: str, security: str, folder: str, share: str, root: str) -> t
 _MIRRORED = r"""
     . /etc/os-release
     new=$(mktemp)
-    trap 'rm -f -- "$new"' EXIT
+    trap 'rm -f -- "$new" "$new.suites"' EXIT
+    : > "$new.suites"
     edited() {
-        awk -v name="$VERSION_CODENAME" -v mirror="$mirror" -v security="$security" '
+        awk -v name="$VERSION_CODENAME" -v mirror="$mirror" -v security="$security" \
+            -v suites_seen="$new.suites" '
             function other(suite) {
-                if (suite == name "-security") return security
+                print suite >> suites_seen
+                if (suite ~ "^(" name "|stable)-security$") return security
                 if (suite ~ "^(" name "|stable)(-updates|-backports)?$") return mirror
                 return ""
             }
@@ -107,20 +110,21 @@ _MIRRORED = r"""
             diff -uN --label "$1" --label "$1" -- "$1" "$new" || [ $? = 1 ]
         fi
     }
-    all= parts=/etc/apt/sources.list.d
+    parts=/etc/apt/sources.list.d
     for file in /etc/apt/sources.list "$parts"/*.list "$parts"/*.sources; do
         [ -e "$file" ] && [ "$file" != "$own" ] || continue
         edited "$file" > "$new"
-        all="$all$(cat "$new")
-"
         settle "$file"
     done
     # where the stage names none
     lines=
-    case $all in *"$mirror"*) ;; *) lines="deb $mirror $VERSION_CODENAME main
-" ;; esac
-    case $all in *"$security"*) ;; *) lines="${lines}deb $security $VERSION_CODENAME-security main
-" ;; esac
+    lacking() { # MIRROR SUITE
+        [ -n "$1" ] && ! grep -qxE -- "($VERSION_CODENAME|stable)$2" "$new.suites"
+    }
+    ! lacking "$mirror" "" || lines="deb $mirror $VERSION_CODENAME main
+"
+    ! lacking "$security" -security || lines="${lines}deb $security $VERSION_CODENAME-security main
+"
     if [ -n "$lines" ] || [ -e "$own" ]; then
         printf %s "$lines" > "$new"
         settle "$own"
