@@ -290,6 +290,11 @@ def test_a_toolstack_that_does_not_answer_is_not_dom0_yet() -> None:
     assert state == XenState("6.1-xen0", ("ro", "console=hvc0"), False, "")
 
 
+def test_a_dom0_without_its_tools_is_not_booted_again() -> None:
+    with pytest.raises(StepFailed, match="because there is no xl in dom0"):
+        parse_state("6.1-xen0\nro console=hvc0\ndom0\nthere is no xl\n")
+
+
 # -- power
 
 

@@ -213,6 +213,24 @@ def test_units_that_are_masked_are_asked_for_all_at_once(
     assert masked.probe(Host(Local())) == Difference("stop and mask three")
 
 
+def test_what_a_boot_has_yet_to_start_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text(f"""#!/bin/sh
+    case $1 in
+        is-enabled) echo enabled ;;
+        is-active) [ -e {tmp_path}/booted ] && echo active || echo activating ;;
+        is-system-running) [ "$2" = --wait ] && touch {tmp_path}/booted ;;
+    esac
+    """)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert Systemd().disabled("one").probe(Host(Local())) is not None
+    assert not (tmp_path / "booted").exists()
+    assert Systemd().running("one").probe(Host(Local())) is None
+
+
 def test_what_is_added_to_a_masked_unit_need_not_be_read(tmp_path: Path, pid1: Path) -> None:
     unit = UnitFile(f"{tmp_path}/one.service.d/xenlab.conf", "[Unit]\n")
     Host(Local()).write(unit.path, unit.text())

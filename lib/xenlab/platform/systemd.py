@@ -35,6 +35,9 @@ _PROBE = """
     if [ "$(printf '%s\\n' "$states" | grep -cxF -- "$wanted")" = $# ]; then
         [ -z "$active" ] && exit 0
         [ "$(printf '%s\\n' "$runs" | grep -cxF -- "$active")" = $# ] && exit 0
+        # a boot that is not over has yet to start them
+        [ "$active" != active ] \\
+            || timeout 40 systemctl is-system-running --wait > /dev/null 2>&1 || :
     fi
     for name do
         state=$(systemctl is-enabled -- "$name" 2> /dev/null) || :

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from xenlab.command import SAID, Command
 from xenlab.errors import CommandFailed, StepFailed
-from xenlab.host import Host
+from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Difference, Report, Resource, text_difference
 from xenlab.resources.nfs import parse_exports
 
@@ -125,13 +125,23 @@ def link_names(image: str) -> tuple[str, ...]:
 TOOLSTACK_SECONDS = 600.0
 """How long Xen's services may take after a boot until `xl` answers."""
 
-_PROBE = """
+_NO_XL = "there is no xl"
+
+_PROBE = (
+    UPTIME
+    + f"""
     [ "$(cat /sys/hypervisor/type 2> /dev/null)" = xen ] || exit 44
     uname -r
     cat /proc/cmdline
-    grep -qs control_d /proc/xen/capabilities && echo dom0 || echo
-    xl info 2> /dev/null | sed -n 's/^xen_commandline *: *//p'
+    grep -qs control_d /proc/xen/capabilities || exit 0
+    echo dom0
+    command -v xl > /dev/null || {{ echo '{_NO_XL}'; exit 0; }}
+    # right after a boot Xen's services may still be starting
+    answers() {{ said=$(xl info 2> /dev/null); }}
+    wait_until 20 answers || exit 0
+    printf '%s\\n' "$said" | sed -n 's/^xen_commandline *: *//p'
 """
+)
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,13 @@ def xen_state(host: Host) -> XenState | None:
 
 
 def parse_state(text: str) -> XenState:
-    """The answer of the probe's command."""
+    """The answer of the probe's command; raises StepFailed where dom0 has no `xl` to be asked."""
     release, kernel, dom0, *rest = [*text.splitlines(), "", "", ""]
+    if rest[0] == _NO_XL:
+        raise StepFailed(
+            f"cannot tell how Xen was booted: because {_NO_XL} in dom0",
+            hint="install Xen's tools there: chapter 02_base_system",
+        )
     return XenState(release, tuple(kernel.split()), dom0 == "dom0", rest[0])
 
 
