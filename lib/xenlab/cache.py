@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xenlab import durable
+from xenlab.errors import BadInput
 from xenlab.masking import mask
 
 # Built things on disk, keyed by what went into them.
@@ -28,13 +29,18 @@ USUAL_CACHE = "~/.cache/xenlab/"
 def cache_root() -> Path:
     """The folder of everything that can be built again.
 
-    $XENLAB_CACHE, or else $XDG_CACHE_HOME/xenlab, or else ~/.cache/xenlab.
+    $XENLAB_CACHE, or else $XDG_CACHE_HOME/xenlab, or else ~/.cache/xenlab. Raises BadInput for a
+    path that is not whole: a run's notebooks are executed in another folder.
     """
     own = os.environ.get("XENLAB_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache").absolute() / "xenlab"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(own or f"{base}/xenlab").expanduser()
+    if not folder.is_absolute():
+        raise BadInput(
+            f"cannot use the cache folder {folder}: because its path is not whole",
+            hint="give XENLAB_CACHE, or XDG_CACHE_HOME, a path that begins with / or ~/",
+        )
+    return folder
 
 
 def cached(kind: str, inputs: Mapping[str, Any], build: Callable[[Path], None]) -> Path:

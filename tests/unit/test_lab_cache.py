@@ -13,6 +13,7 @@ from tests.smalldisk import disk_that_loses_its_power
 
 from xenlab import durable
 from xenlab.cache import cache_root, cached, locked
+from xenlab.errors import BadInput
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,9 @@ def test_root_follows_the_environment(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_root() == tmp_path / ".cache" / "xenlab"
+    monkeypatch.setenv("XENLAB_CACHE", "cache")
+    with pytest.raises(BadInput, match="cannot use the cache folder cache: because its path is"):
+        cache_root()
 
 
 def test_built_once_for_the_same_inputs_and_again_for_others() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from xenlab.cache import cache_root
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import kernel_checksum, kernel_tarball, source_tarball
 from xenlab.command import CONTROLLER, Command
-from xenlab.errors import BadInput, StepFailed
+from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.boot import (
     GUEST_INITRD,
@@ -91,7 +91,7 @@ def kernel_build(site: Parameters, flavour: str, on: str = "") -> KernelBuild:
     ``on`` is that builder, where it is not the site's ``build_on``.
     """
     if (on or site.build_on) == CONTROLLER:
-        store = str(_cache() / "kernel")
+        store = str(cache_root() / "kernel")
         archive = str(Path(site.kernel_source).expanduser())
         return KernelBuild(flavour, archive, f"{store}/source", store, _own(site, flavour))
     store, trees = f"{site.share}/build", f"{site.share}/src"
@@ -256,16 +256,6 @@ def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
     vlan = VLAN_OPTIONS if site.uplink_vlan else ()
     volumes = VOLUMES_OPTIONS if volumes_for_disks(site) else ()
     return (*firmware, *vlan, *volumes, *site.kernel_options)
-
-
-def _cache() -> Path:
-    """Where things that can be built again are kept: $XENLAB_CACHE, else ~/.cache/xenlab."""
-    own = os.environ.get("XENLAB_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(own).expanduser() if own else Path(base or Path.home() / ".cache") / "xenlab"
-    if not folder.is_absolute():
-        raise BadInput(f"the cache folder must be an absolute path, not {folder}")
-    return folder
 
 
 # Chapter 00: which options build the drivers of a machine, and whether dom0's kernel has them.
