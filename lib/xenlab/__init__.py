@@ -50,7 +50,7 @@ _PLACES = {
         "text_difference"
     ),
     "resources.disk": ("BIOS_BOOT LINUX_BOOT LINUX_SWAP REST Filesystem Partition PartitionTable"),
-    "resources.files": "Absent Directory File KernelSetting Line Relocated Symlink",
+    "resources.files": "Absent Directory File KernelSetting Line LineFirst Relocated Symlink",
     "resources.guest": "GuestConfigured GuestRoot",
     "resources.image": "ImageProof",
     "resources.network": "Bridge LanDevices Reaches VifAttached",

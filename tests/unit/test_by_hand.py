@@ -22,7 +22,16 @@ from xenlab.host import Host
 from xenlab.masking import Secret
 from xenlab.resources.base import Check, OnHost, Resource
 from xenlab.resources.disk import Filesystem, Partition, PartitionTable
-from xenlab.resources.files import Absent, Directory, File, Line, Relocated, ShellWord, Symlink
+from xenlab.resources.files import (
+    Absent,
+    Directory,
+    File,
+    Line,
+    LineFirst,
+    Relocated,
+    ShellWord,
+    Symlink,
+)
 from xenlab.resources.nfs import Mount, SwapFile
 from xenlab.resources.xen import DomainAddition
 from xenlab.transport.local import Local
@@ -145,6 +154,25 @@ def test_a_line_takes_the_place_of_those_that_begin_alike(tmp_path: Path) -> Non
     place.write_text("a/b.c one\nkeep me\na/bxc stays\n")
     typed(Line(str(place), "a/b.c two", "a/b.c"))
     assert place.read_text() == "keep me\na/bxc stays\na/b.c two\n"
+
+
+@pytest.mark.parametrize("before", [None, "", "a\nb\n", "a"])
+def test_a_line_comes_before_all_that_stay(tmp_path: Path, before: str | None) -> None:
+    place = tmp_path / "settings"
+    for by_hand in (True, False):
+        place.unlink(missing_ok=True)
+        if before is not None:
+            place.write_text(before)
+        first = LineFirst(str(place), "it's first")
+        assert first.probe(HOST) is not None
+        if by_hand:
+            typed(first)
+        else:
+            first.apply(HOST, lambda what, done=None: None)
+        assert first.probe(HOST) is None
+        assert place.read_text() == f"it's first\n{before or ''}"
+        place.write_text("b\nit's first\n")
+        assert first.probe(HOST) is None, "somebody put another one before it"
 
 
 def test_an_addition_is_taken_out_and_what_follows_stays(tmp_path: Path) -> None:

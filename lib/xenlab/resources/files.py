@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
+from textwrap import dedent
 from typing import Any
 
 from jinja2 import StrictUndefined
@@ -176,6 +177,42 @@ class Line(Resource):
     def apply(self, host: Host, report: Report) -> None:
         """Write the file with the line in its place; other lines stay as they are."""
         host.write(self.path, with_line(host.read(self.path) or "", self.line, self.key))
+
+
+@dataclass(frozen=True)
+class LineFirst(Resource):
+    """A file has this line; where it has not, it gets it before all that are there.
+
+    That is for files in which many lines are of one kind, and the first ones count most.
+    """
+
+    path: str
+    line: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """The diff that setting the line makes."""
+        now = host.read(self.path)
+        return text_difference(
+            f"set “{self.line}” in {self.path}", self.path, now, self._with_line(now or "")
+        )
+
+    def commands(self) -> tuple[Command, ...]:
+        """Put it before what is there."""
+        text = """
+            touch {path}
+            echo {line} | cat - {path} > {path}.new
+            mv {path}.new {path}
+        """
+        values = {"line": self.line, "path": self.path}
+        again = f"grep -qsxF {{line}} {{path}} || {{\n{dedent(text).strip()}\n}}"
+        return (Command.sh(text, **values).scripted_as(again, **values),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Write the file with the line."""
+        host.write(self.path, self._with_line(host.read(self.path) or ""))
+
+    def _with_line(self, text: str) -> str:
+        return text if self.line in text.split("\n") else f"{self.line}\n{text}"
 
 
 def basic_expression(text: str) -> str:
