@@ -20,9 +20,9 @@ _PLACES = {
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (
-        "disk_booted_again domain_configured domain_table further_disks further_paths further_vifs "
-        "host_key_table image_record image_taken autostart_table configurations_written "
-        "found_domains none_failed power_cycled"
+        "FurtherDisksApart disk_booted_again domain_configured domain_table further_disks "
+        "further_vifs host_key_table image_record image_taken autostart_table "
+        "configurations_written found_domains none_failed power_cycled"
     ),
     "chapters.ingredients": (
         "DriversBuilt Fits driver_table look_at_machine machine_table uplink_found"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from tests.sites import lab_site
 
+from xenlab.chapters.guests import FurtherDisksApart
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.xl import Xl
 from xenlab.resources.base import PathsExist
 from xenlab.resources.domain import FOLLOW, LOGIN, PANIC, DomainRebooted, DomainStopped
 from xenlab.resources.xen import DomainConfig, domain, log_path
+from xenlab.site.schema import GuestDisk
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -174,3 +178,26 @@ def test_missing_paths_are_named(tmp_path: Path) -> None:
 
 def test_log_path() -> None:
     assert log_path("domu1") == "/var/log/xen/console/guest-domu1.log"
+
+
+def test_no_name_of_dom0_s_disk_makes_it_a_guest_s(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(8 << 20))
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    losetup = ["losetup", "--find", "--show", str(tmp_path / "image")]
+    loop = subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "alias").symlink_to(loop)
+
+    def apart(*names: str) -> FurtherDisksApart:
+        pairs = zip(names, ("xvdb", "xvdc"), strict=False)
+        disks = [GuestDisk(path=f"{tmp_path}/{name}", name=inside) for name, inside in pairs]
+        guest = lab_site().domains[0].model_copy(update={"disks": disks})
+        return FurtherDisksApart(lab_site(disk=loop).model_copy(update={"domains": [guest]}))
+
+    try:
+        assert apart("file").probe(HOST) is None
+        missing = apart("file", "absent").probe(HOST)
+        assert missing is not None and missing.summary == f"missing: {tmp_path}/absent"
+        with pytest.raises(BadInput, match=f"it lies on disk {loop}, which is dom0's"):
+            apart("file", "alias").probe(HOST)
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)

@@ -16,12 +16,13 @@ import pandas as pd
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.disk import swap_space
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed, XenlabError
+from xenlab.errors import BadInput, CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.choice import Services, packages
 from xenlab.platform.power import Power, booted, reboot
 from xenlab.platform.xl import Disk, DomainSpec, Vif, Xl, advised_type
 from xenlab.resources.base import (
+    Check,
     Difference,
     Once,
     OnHost,
@@ -31,6 +32,7 @@ from xenlab.resources.base import (
     Until,
     present,
 )
+from xenlab.resources.blockdevices import SAME_DISK
 from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
@@ -276,9 +278,35 @@ def further_disks(domain: Domain) -> tuple[Disk, ...]:
     return tuple(Disk(each.path, each.name, not each.readonly) for each in domain.disks)
 
 
-def further_paths(site: Parameters) -> tuple[str, ...]:
-    """The paths in dom0 of all of these."""
-    return tuple(each.path for domain in site.domains for each in domain.disks)
+@dataclass(frozen=True)
+class FurtherDisksApart(Check):
+    """These disks are there, and none is a part of dom0's own, by whatever name it is called."""
+
+    site: Parameters
+
+    def probe(self, host: Host) -> Difference | None:
+        """Which are missing; raises BadInput for one that lies on the site's disk."""
+        paths = [each.path for domain in self.site.domains for each in domain.disks]
+        script = f"""
+            {SAME_DISK}
+            own=$(disk_of "$(readlink -f -- "$1")")
+            shift
+            for path do
+                place=$(readlink -f -- "$path") && [ -e "$place" ] || {{ echo missing; continue; }}
+                [ -b "$place" ] && [ "$(disk_of "$place")" = "$own" ] && echo own || echo there
+            done
+        """
+        found = host.look(Command.script(script, self.site.disk, *paths)) if paths else None
+        said = dict(zip(paths, found.stdout.split() if found else (), strict=False))
+        for path in (path for path, what in said.items() if what == "own"):
+            raise BadInput(
+                f"{path} cannot be a guest's disk: it lies on disk {self.site.disk}, which is "
+                "dom0's",
+                hint="name another disk in disks",
+            )
+        missing = [path for path in paths if said.get(path) != "there"]
+        hint = "attach it to the machine, or correct disks"
+        return Difference(f"missing: {', '.join(missing)}", hint=hint) if missing else None
 
 
 def further_vifs(site: Parameters, domain: Domain) -> tuple[Vif, ...]:
