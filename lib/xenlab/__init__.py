@@ -16,7 +16,7 @@ _PLACES = {
     "chapters.disk": (
         "Brought below controller_software disk_files file_systems first_partition fstab "
         "guests_partitions guests_volumes in_files kernel_mounts mounted_again mounts "
-        "partition_table source_tarball stage_checksum swap_space"
+        "partition_table sources_brought stage_checksum swap_space"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (

@@ -343,6 +343,33 @@ class TestTables:
         with pytest.raises(BadInput, match=r"no kernel source .*linux\.tar"):
             Brought(site).probe(HOST)
 
+    def test_the_distributions_kernel_takes_no_source(self, tmp_path: Path) -> None:
+        site = brought(tmp_path).model_copy(update={"kernel": "distribution"})
+        (tmp_path / "linux.tar").unlink()
+        frame = controller_software(site, HOST)
+        assert list(frame["what"]) == ["stage", "stage checksum", "compiler"]
+        assert set(frame["fits"]) == {"yes"}
+        assert Brought(site).probe(HOST) is None
+
+    @pytest.mark.parametrize("top", [".", ""])
+    def test_a_stage_of_another_release(self, tmp_path: Path, top: str) -> None:
+        release = tmp_path / "root/usr/lib/os-release"
+        release.parent.mkdir(parents=True)
+        release.write_text('ID=debian\nVERSION_CODENAME="trixie"\n')
+        members = [top] if top else ["usr"]
+        packed = ["tar", "-C", str(tmp_path / "root"), "-cJf", str(tmp_path / "made.tar.xz")]
+        subprocess.run([*packed, *members], check=True)
+        site = brought(tmp_path, (tmp_path / "made.tar.xz").read_bytes(), "stage.tar.xz")
+        for release_of_site, fits in (("trixie", True), ("bookworm", False)):
+            wanted = Brought(site.model_copy(update={"release": release_of_site}))
+            if fits:
+                assert wanted.probe(HOST) is None
+                continue
+            with pytest.raises(BadInput) as caught:
+                wanted.probe(HOST)
+            said = "the stage is Debian's trixie, and the site says release: bookworm"
+            assert caught.value.message == said
+
 
 class TestPlan:
     def test_the_last_partition_takes_what_is_left(self) -> None:

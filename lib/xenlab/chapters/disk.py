@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from xenlab import quoting
+from xenlab.cache import LINUX
 from xenlab.chapter.chapter import Chapter
 from xenlab.command import Command
 from xenlab.errors import BadInput, StepFailed
@@ -16,11 +17,12 @@ from xenlab.host import Host
 from xenlab.platform.apt import AptPackages
 from xenlab.platform.apt_sources import require_room
 from xenlab.platform.boot import EFI_FOLDER
-from xenlab.platform.choice import where_stages_come_from
+from xenlab.platform.choice import has_releases, where_stages_come_from
 from xenlab.platform.power import Managed, power
 from xenlab.resources.archive import (
     RECORD,
     Upload,
+    codename_in,
     has_checksum,
     packaged_checksum,
     read_checksum,
@@ -258,6 +260,12 @@ def source_tarball(site: Parameters, root: str = "/") -> Upload:
     return Upload(site.kernel_source, kernel_tarball(site), kernel_checksum(site), root)
 
 
+def sources_brought(chapter: Chapter) -> tuple[Upload, ...]:
+    """That tarball, where kernels are compiled from it."""
+    site = chapter.site
+    return (source_tarball(site, chapter.root),) if builds_kernel(site) else ()
+
+
 def kernel_checksum(site: Parameters) -> str:
     """The checksum that the kernel sources must have: the site's, or by Debian's package.
 
@@ -331,9 +339,10 @@ def fits_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
-    """What the controller has to bring: the stage and the kernel source."""
+    """What the controller has to bring: the stage, and the kernel source where one is compiled."""
     rows: list[Row] = []
-    for name, path in (("stage", site.stage), ("kernel source", site.kernel_source)):
+    sources = (("kernel source", site.kernel_source),) if builds_kernel(site) else ()
+    for name, path in (("stage", site.stage), *sources):
         found = controller.run(
             Command.argv("stat", "-L", "-c", "%s", "--", _own(path)), check=False
         )
@@ -342,7 +351,7 @@ def controller_software(site: Parameters, controller: Host) -> pd.DataFrame:
     wanted = stage_checksum(site)
     same = has_checksum(controller, _own(site.stage), wanted)
     rows.append(("stage checksum", f"{wanted[:16]}…", "the same" if same else "another one", same))
-    rows.append(_kernel_row(site))
+    rows += [_kernel_row(site)] if sources else []
     compiles = builds_kernel(site) and site.build_on == "controller"
     needed = ("make", "gcc", "flex", "bison", "bc") if compiles else ()
     script = 'for tool; do command -v "$tool" > /dev/null || printf "%s\\n" "$tool"; done'
@@ -390,16 +399,31 @@ class Brought(Check):
         if not has_checksum(host, _own(site.stage), wanted):
             # read once more, for the reason
             require_checksum(Path(_own(site.stage)), wanted)
-        if not host.test(Command.argv("test", "-f", _own(site.kernel_source))):
-            raise BadInput(
-                f"there is no kernel source {site.kernel_source} on the controller",
-                hint="`xenlab lab stage` fetches Debian's, or name another one in kernel_source",
-            )
-        require_checksum(Path(_own(site.kernel_source)), kernel_checksum(site))
+        self._is_of_the_release(host)
+        if builds_kernel(site):
+            self._has_sources(host)
         if site.apt_folder:
             require_room(site.apt_folder, site.share_mib - LEAST["share_mib"][0])
         self._has_room(unpacked_mib(host, _own(site.stage)))
         return None
+
+    def _is_of_the_release(self, host: Host) -> None:
+        site = self.site
+        found = codename_in(host, _own(site.stage)) if has_releases(site) else ""
+        if found in LINUX and found != site.release:
+            raise BadInput(
+                f"the stage is Debian's {found}, and the site says release: {site.release}",
+                hint=f"write release: {found}, or name another stage",
+            )
+
+    def _has_sources(self, host: Host) -> None:
+        source = self.site.kernel_source
+        if not host.test(Command.argv("test", "-f", _own(source))):
+            raise BadInput(
+                f"there is no kernel source {source} on the controller",
+                hint="`xenlab lab stage` fetches Debian's, or name another one in kernel_source",
+            )
+        require_checksum(Path(_own(source)), kernel_checksum(self.site))
 
     def _has_room(self, stage_mib: int) -> None:
         for key in ("dom0_root_mib", "domu_root_mib"):

@@ -30,7 +30,7 @@ from xenlab.resources.shared_usr import (
     own_usr_mib,
 )
 from xenlab.site.disk_plan import device
-from xenlab.site.rules import lan_device
+from xenlab.site.rules import builds_kernel, lan_device
 from xenlab.site.schema import GuestExport, LanGuest, Parameters
 
 # Chapter 14: the share over NFS, in the internal LAN alone; a package fetched once for all.
@@ -59,7 +59,9 @@ def nfs3_helpers_off(chapter: Chapter) -> Resource:
 
 
 def sources_in_guests(chapter: Chapter) -> dict[str, Resource]:
-    """The condition that every guest sees the kernel sources in /usr/src."""
+    """The condition that every guest sees the kernel sources in /usr/src, where there are any."""
+    if not builds_kernel(chapter.site):
+        return {}
     tarball = chapter.site.kernel_source.rpartition("/")[2]
     there = PathsExist((f"/usr/src/{tarball}",))
     guests = chapter.site.lan_guests

@@ -119,7 +119,7 @@ def up(
 
     guests = _addresses(site) if known else {}
     with _reporting(_estimate(site, name or site.lab)) as report:
-        fetch_source(site.kernel_source, report)
+        fetch_source(_sources(site), report)
         lab = _lab(name or site.lab, report)
         network: Network | None = None
         if open_network is not None:
@@ -414,6 +414,13 @@ def _site_of_lab(file: Path | None) -> tuple[Parameters, bool]:
     return parameters.part(ANY_LAB, "the lab"), False
 
 
+def _sources(site: Parameters) -> str:
+    """The kernel sources that a site needs, "" for none."""
+    from xenlab.site.rules import builds_kernel
+
+    return site.kernel_source if builds_kernel(site) else ""
+
+
 def _addresses(site: Parameters) -> dict[str, str]:
     return {domain.name: domain.address.partition("/")[0] for domain in site.domains}
 
@@ -497,6 +504,6 @@ def _estimate(site: Parameters, name: str) -> Estimate:
     from xenlab.runs.expected import BEGAN
 
     now = _lab(name).status()
-    phases = [] if now.running else cache.phases_of_start(now.boot, site.stage, site.kernel_source)
+    phases = [] if now.running else cache.phases_of_start(now.boot, site.stage, _sources(site))
     chapters = [*chapter_notebooks(Path("notebooks"))] if BEGAN in os.environ else []
     return expected.estimate(site, chapters, Path("runs"), phases)

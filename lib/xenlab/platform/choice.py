@@ -96,6 +96,11 @@ def packages(site: Parameters) -> Packages:
     return by_platform(site.platform, "package manager", answers)
 
 
+def has_releases(site: Parameters) -> bool:
+    """Whether a site's `release` says what its stage is, as with Debian."""
+    return site.platform == "debian"
+
+
 def where_stages_come_from(platform: str) -> str:
     """How a person gets the root tarball that becomes a platform's base system."""
     return {

@@ -211,6 +211,18 @@ def unpacked_mib(host: Host, path: str) -> int:
     return int(found.stdout.strip() or 0) >> 20
 
 
+def codename_in(host: Host, path: str) -> str:
+    """Which release of a distribution a tarball of a root on a host is, "" where it does not say.
+
+    That is VERSION_CODENAME of os-release(5); one command.
+    """
+    script = """
+        tar -xOf "$1" ./usr/lib/os-release usr/lib/os-release 2> /dev/null \\
+            | sed -n 's/^VERSION_CODENAME=//p'
+    """
+    return host.run(Command.script(script, path), timeout=_HASH_SECONDS).stdout.strip().strip('"')
+
+
 def require_checksum(path: Path, checksum: str) -> None:
     """Raise BadInput unless a file on this machine is there and has this checksum."""
     try:
