@@ -410,6 +410,10 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"gateway6": "10.0.2.2"},
         "gateway6 must be an IPv6 address such as fe80::1, auto, or nothing, not '10.0.2.2'",
     ),
+    *(
+        ({"gateway6": text}, f"gateway6 must be an address that a machine can have, not '{text}'")
+        for text in ("::", "::1", "ff02::2")
+    ),
     (
         {"gateway6": "fe80::1"},
         "gateway6 fe80::1 is for an IPv6 address: name one in addresses",

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from xenlab.cache import LINUX, USUAL_CACHE, cache_root, kernel_source_of, stage_of
 
 Check = Callable[[str], str]
+Parsed = TypeVar("Parsed")
 
 
 MOST_CHARACTERS = 4096
@@ -164,12 +165,19 @@ def _no_kernel_s(name: str) -> str:
     return name
 
 
+def _parsed(text: str, form: str, parse: Callable[[str], Parsed], wanted: str) -> Parsed:
+    """What is read of an address that has no more than this form, as no zone (fe80::1%eth0)."""
+    try:
+        if not re.fullmatch(form, text):
+            raise ValueError
+        return parse(text)
+    except ValueError:
+        raise ValueError(f"must be {wanted}, not {quoted(text)}") from None
+
+
 def ip_address(text: str) -> str:
     """An IPv4 address without a prefix, such as 10.0.2.2."""
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        raise ValueError(f"must be an IPv4 address such as 10.0.2.2, not {quoted(text)}") from None
+    _parsed(text, "[0-9.]+", ipaddress.IPv4Address, "an IPv4 address such as 10.0.2.2")
     return text
 
 
@@ -179,7 +187,7 @@ def gateway(text: str) -> str:
 
 
 def _of_a_machine(text: str) -> str:
-    address = ipaddress.IPv4Address(text)
+    address = ipaddress.ip_address(text)
     if address.is_multicast or address.is_reserved or text[:2] == "0.":
         raise ValueError(f"must be an address that a machine can have, not {quoted(text)}")
     return text
@@ -196,14 +204,8 @@ LEAST_PREFIX = 8
 
 def ip_with_prefix(text: str) -> str:
     """An IPv4 address of a machine with its prefix, such as 10.0.2.15/24."""
-    try:
-        if not re.fullmatch(r"[0-9.]+/[0-9]+", text):
-            raise ValueError
-        interface = ipaddress.IPv4Interface(text)
-    except ValueError:
-        raise ValueError(
-            f"must be an IPv4 address with its prefix, such as 10.0.2.15/24, not {quoted(text)}"
-        ) from None
+    wanted = "an IPv4 address with its prefix, such as 10.0.2.15/24"
+    interface = _parsed(text, "[0-9.]+/[0-9]+", ipaddress.IPv4Interface, wanted)
     network = interface.network
     _of_a_machine(str(interface.ip))
     if network.prefixlen < LEAST_PREFIX:
@@ -222,17 +224,11 @@ def further_address(text: str) -> str:
     """An IPv4 or IPv6 address of a machine with its prefix, such as 2001:db8::10/64."""
     if ":" not in text:
         return ip_with_prefix(text)
-    try:
-        if not re.fullmatch(r"[0-9a-fA-F:.]+/[0-9]+", text):
-            raise ValueError
-        interface = ipaddress.IPv6Interface(text)
-    except ValueError:
-        raise ValueError(
-            f"must be an address with its prefix, such as 2001:db8::10/64, not {quoted(text)}"
-        ) from None
-    ip = interface.ip
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_loopback:
+    wanted = "an address with its prefix, such as 2001:db8::10/64"
+    address = _parsed(text, "[0-9a-fA-F:.]+/[0-9]+", ipaddress.IPv6Interface, wanted).ip
+    if address.is_link_local:
         raise ValueError(f"must be an address that other machines can reach, not {quoted(text)}")
+    _of_a_machine(str(address))
     return text
 
 
@@ -240,14 +236,9 @@ def gateway6(text: str) -> str:
     """An IPv6 address without a prefix, such as fe80::1; auto; or nothing."""
     if text in ("", AUTO):
         return text
-    try:
-        if not re.fullmatch(r"[0-9a-fA-F:.]+", text) or ipaddress.IPv6Address(text).is_multicast:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"must be an IPv6 address such as fe80::1, auto, or nothing, not {quoted(text)}"
-        ) from None
-    return text
+    wanted = "an IPv6 address such as fe80::1, auto, or nothing"
+    _parsed(text, "[0-9a-fA-F:.]+", ipaddress.IPv6Address, wanted)
+    return _of_a_machine(text)
 
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
