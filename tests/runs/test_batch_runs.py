@@ -15,11 +15,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from jupyter_core.paths import jupyter_runtime_dir
-from nbformat.v4 import new_code_cell
+from nbformat.v4 import new_code_cell, new_notebook
 from tests.ssh.conftest import Sshd, wait_until
 from tests.ssh.small import Site, one_line
 
 from xenlab.journal import verify
+from xenlab.runs.kernels import Kernels
 from xenlab.runs.report import write
 
 
@@ -48,6 +49,23 @@ def test_chapters_run_in_order_and_leave_a_folder_that_tells_all(site: Site) -> 
     (named,) = (r for r in site.journal().records() if r.get("path") == "report.html")
     assert "Make 01.2" in page and named["prev"] in page
     assert site.processes() == []
+
+
+def test_a_kernel_that_dies_before_its_first_notebook_is_replaced(tmp_path: Path) -> None:
+    notebook, output = tmp_path / "01_first.ipynb", tmp_path / "out.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("print('it ran')")]), notebook)
+    lock = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with Kernels(tmp_path, {}, lock=lock, log=tmp_path / "kernels.log") as kernels:
+            kernels.prepare()
+            assert kernels._kernel is not None
+            process = kernels._kernel.provisioner.process
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert kernels.execute(notebook, output, {}) == ""
+    finally:
+        os.close(lock)
+    assert "it ran" in output.read_text()
 
 
 def test_a_second_run_finds_everything_done(site: Site) -> None:

@@ -108,7 +108,8 @@ class Kernels(ExitStack):
     @contextmanager
     def _ready(self) -> Iterator[_Kernel]:
         kernel, self._kernel = self._kernel, None
-        if kernel is None or (self._used and not kernel.ready_again()):
+        alive = kernel is not None and kernel.is_alive()
+        if kernel is None or not alive or (self._used and not kernel.ready_again()):
             kernel = self._start()
         self._used = True
         try:
@@ -161,8 +162,6 @@ class _Kernel(KernelManager):
 
     def ready_again(self) -> bool:
         """Let it forget the notebook that was executed; whether that worked."""
-        if not self.is_alive():
-            return False
         conversation = self.blocking_client()
         conversation.start_channels()
         try:
