@@ -290,8 +290,9 @@ def shown(tmp_path: Path, *, terminal: bool) -> str:
 def test_without_a_terminal_each_event_is_a_line(tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in shown(tmp_path, terminal=False).splitlines()]
     assert lines[0] == "01_x: 1 steps (1:05 since the start, about 3 min left)"
-    assert sorted(lines[1:]) == [
-        "01_x: done 0.0 s",
+    # it took as long as this machine took to write it
+    assert sorted(re.sub(r"(?<=01_x: done )[\d.]+ s$", "…", line) for line in lines[1:]) == [
+        "01_x: done …",
         "changed 01.1 Title 1.0 s",
         "dom0's kernel: compiled",
         "dom0's kernel: in the background, about 5 min",
