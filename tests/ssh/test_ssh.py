@@ -69,14 +69,14 @@ def test_the_end_of_input_stops_no_other_thread_while_keys_are_exchanged(ssh: SS
     connection = ssh._connected()
     channel = connection.session(60)
     connection.start(channel, "sleep 1; exec >&- 2>&-; cat; exit 7")
-    connection._transport.clear_to_send.clear()  # type: ignore[attr-defined]
+    connection._transport.clear_to_send.clear()
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(end_input, channel)
         try:
             # what it waits for has to be read by the thread that exchanges keys
             wait_until(lambda: channel.eof_received, 20)
         finally:
-            connection._transport.clear_to_send.set()  # type: ignore[attr-defined]
+            connection._transport.clear_to_send.set()
         ending.result(60)
     wait_until(channel.exit_status_ready, 60)
     assert channel.recv_exit_status() == 7
