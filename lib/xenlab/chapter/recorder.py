@@ -6,6 +6,7 @@ import codecs
 import os
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from xenlab.chapter.events import Output, Phase, Sink
+from xenlab.chapter.planned import look_digest
 from xenlab.command import Command
 from xenlab.errors import BadInput, OutsideStep
 from xenlab.journal import Journal
@@ -185,6 +187,7 @@ class CommandLog:
         self._sink = sink
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
+        self._began = time.monotonic()
 
     def started(
         self, host: str, command: Command, input: bytes, phase: Phase, label: str
@@ -194,6 +197,7 @@ class CommandLog:
             self.secrets = tuple(dict.fromkeys((*command.secrets, *self.secrets)))
             secrets = self.secrets
         entry = _Entry(phase, label, host, mask(str(command), secrets), secrets, self._sink)
+        entry.at = time.monotonic() - self._began
         if input:
             data = mask_bytes(input, secrets)
             path, digest = self._journal.save_input(data)
@@ -204,14 +208,20 @@ class CommandLog:
             self._entries.append(entry)
         return entry
 
+    def looks(self) -> dict[str, str]:
+        """The digest of what each look has printed, by its command."""
+        with self._lock:
+            found = [entry for entry in self._entries if entry.phase == "look"]
+        return {entry.command: look_digest(entry.status, bytes(entry.data)) for entry in found}
+
     def records(self, name: str, *, files: bool = True) -> list[dict[str, Any]]:
         """The commands as a record holds them; long outputs are kept in files that begin so.
 
-        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``seconds``; where they
-        say something: ``host`` (another than the step's), ``label``, ``times`` (of a command
-        that was repeated with the same result), ``input``, ``output``. An output is the text
-        itself, or path, SHA-256 and size of its file. Without ``files``, only the end of a long
-        output is kept. Raises DiskFull.
+        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``at`` how many seconds
+        after the step's begin, ``seconds``; where they say something: ``host`` (another than the
+        step's), ``label``, ``times`` (of a command that was repeated with the same result),
+        ``input``, ``output``. An output is the text itself, or path, SHA-256 and size of its file.
+        Without ``files``, only the end of a long output is kept. Raises DiskFull.
         """
         with self._lock:
             entries = list(self._entries)
@@ -231,6 +241,7 @@ class CommandLog:
             "phase": entry.phase,
             "command": entry.command,
             "status": entry.status,
+            "at": round(entry.at, 3),
             "seconds": round(entry.seconds, 3),
         }
         if entry.host != self._host:
@@ -264,6 +275,7 @@ class _Entry:
     sink: Sink = field(compare=False)
     status: int | None = None
     seconds: float = field(default=0.0, compare=False)
+    at: float = field(default=0.0, compare=False)
     given: dict[str, Any] = field(default_factory=dict)
     data: bytearray = field(default_factory=bytearray)
 

@@ -267,7 +267,7 @@ def _chapters(
     ]
     for states in _earlier(site, folder):
         for chapter in states:
-            if chapter.status != DONE:
+            if chapter.status != DONE or "skipped" in chapter.counts:
                 continue
             if chapter.name.startswith("01_") and chapter.counts.get("changed"):
                 # the disk was partitioned: all begins anew
@@ -288,6 +288,8 @@ def _earlier(site: Parameters, folder: Path) -> Iterator[list[ChapterState]]:
         with suppress(XenlabError, OSError, KeyError):
             record = runs.read(run)
             own = record["parameters"]
+            if runs.pruned(run) is not None:
+                continue
             if record["mode"] == "apply" and own["site"] == site.site and own["lab"] == site.lab:
                 yield runs.states(run)
 

@@ -12,13 +12,14 @@ from markupsafe import Markup
 from xenlab import durable
 from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, last_part
+from xenlab.chapter.step import SKIPPED
 from xenlab.durable import kept_file, locked_folder, runs_folder
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import CLOSING, FIRST, Journal, digest, output_of, read_chain
 from xenlab.resources.base import Difference
 from xenlab.runs import audit
 from xenlab.runs import folder as folders
-from xenlab.runs.folder import StepState
+from xenlab.runs.folder import ChapterState, StepState
 
 # The report of a run: one HTML page that needs nothing but itself.
 
@@ -34,6 +35,7 @@ def write(folder: Path) -> Path:
     JournalDamaged: what was changed gets no new record.
     """
     place = folder / audit.REPORT
+    folders.require_whole(folder, "report")
     with locked_folder(folder):
         if _is_current(folder):
             return place
@@ -68,6 +70,7 @@ def _is_current(folder: Path) -> bool:
 
 def render(folder: Path) -> str:
     """The report of a run as it is now; changes nothing. Raises BadInput where no journal is."""
+    folders.require_whole(folder, "report")
     if not (folder / "journal.jsonl").exists():
         raise BadInput(
             "cannot report this run: because it has no journal yet",
@@ -193,12 +196,20 @@ def runs(folder: Path | str = "") -> pd.DataFrame:
                 "started": record.get("started", ""),
                 "chapters": len(states),
                 "done": len(states) - len(left),
-                "state": left[0] if left else folders.DONE,
+                "state": left[0] if left else _done(run, states),
                 "seconds": sum(state.seconds for state in states),
             }
         )
     table = pd.DataFrame(rows, columns=RUNS)
     return table.assign(started=pd.to_datetime(table["started"], utc=True))
+
+
+def _done(run: Path, states: Sequence[ChapterState]) -> str:
+    """What a run is whose chapters are done: steps may have been left out, and files given away."""
+    if folders.pruned(run) is not None:
+        return f"{folders.DONE}, pruned"
+    in_part = any(SKIPPED in state.counts for state in states)
+    return f"{folders.DONE} in part" if in_part else folders.DONE
 
 
 def steps(folder: Path | str = "") -> pd.DataFrame:
