@@ -1,4 +1,4 @@
-"""The command line: ``xenlab run``, ``plan``, ``check``, what was run, and ``lab …``."""
+"""The command line: ``xenlab run``, ``plan``, ``check``, what was run, ``lab …``, ``fleet …``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from xenlab import durable
+from xenlab.cli import fleet as cli_fleet
 from xenlab.cli import lab as cli_lab
 from xenlab.cli import runs as cli_runs
 from xenlab.cli.runs import Json, Runs
 from xenlab.cli.terminal import (
+    DRIFT,
     PROGRAM,
     Commands,
     Terminal,
+    notebooks_folder,
     print_json,
     say,
     site_file,
@@ -31,9 +33,6 @@ from xenlab.errors import BadInput, XenlabError
 if TYPE_CHECKING:
     from xenlab.runs.execute import Outcome
     from xenlab.runs.folder import StepState
-
-DRIFT = 3
-"""The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
 
 EXIT_STATUSES = """\
 Exit status:
@@ -55,6 +54,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_runs.app)
 app.add_typer(cli_lab.app, name="lab")
+app.add_typer(cli_fleet.app, name="fleet")
 
 Chapters = Annotated[
     list[str] | None, typer.Argument(help="Names or numbers (08); all if none.", show_default=False)
@@ -326,8 +326,10 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
     reach = cli_lab.introduce_guests(plan.site)
     from xenlab.runs.progress import Follower
 
-    follow = partial(Follower, console, person=person, commands=request.verbose)
-    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
+    runs = cli_runs.runs_folder(request.runs)
+    estimate = execute.estimate(plan, plan.folder.parent if plan.folder else runs)
+    follow = partial(Follower, console, estimate=estimate, person=person, commands=request.verbose)
+    outcome = execute.execute_plan(plan, runs, follow)
     closed = execute.close(outcome, lambda: cli_lab.copy_console(plan.site, outcome.folder))
     return closed, reach
 
@@ -396,15 +398,3 @@ def _print_drift(drift: Sequence[StepState]) -> None:
             for label, difference in found
         )
         say(f"  {step.title}: {'; '.join(said)}")
-
-
-def notebooks_folder() -> Path:
-    """The folder ``notebooks`` here, in a folder above, or of our own clone; raises BadInput."""
-    here = Path.cwd()
-    for folder in (here, *here.parents, durable.CLONE):
-        if (folder / "notebooks").is_dir():
-            return folder / "notebooks"
-    raise BadInput(
-        f"cannot find the chapters: because there is no folder notebooks in {here} or above",
-        hint="use --notebooks",
-    )
