@@ -3,7 +3,7 @@ SHELL := /bin/bash
 bin := .venv/bin
 root := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-faults test-machines test-fast lint check clean bootstrap bootstrap-docs bootstrap-test
+.PHONY: help lab jupyter docs test test-end-to-end test-gentoo test-fleet test-faults test-machines test-fast lint check clean bootstrap bootstrap-docs bootstrap-test
 
 help:
 	@echo 'make lab        from an empty virtual disk to a running Xen host with its guests'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test       lint, types, all tests up to the main job: an empty disk becomes a Xen host'
 	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
 	@echo 'make test-gentoo  Portage and OpenRC: in roots of their own, then the whole lab'
+	@echo 'make test-fleet  fleets of many sshds: workers die, hosts hang and refuse'
 	@echo 'make test-faults  the power fails at random moments of the main job'
 	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI; other disks and cards'
 	@echo 'make test-fast  what takes no whole run: ruff, mypy, unit, ssh and notebook tests'
@@ -48,6 +49,9 @@ lint: bootstrap-test
 
 test-gentoo: bootstrap-test
 	@$(bin)/pytest --timeout 5400 tests/gentoo
+
+test-fleet: bootstrap-test
+	@$(bin)/pytest tests/fleet
 
 test-faults: bootstrap-test
 	@$(bin)/pytest tests/faults

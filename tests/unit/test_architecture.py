@@ -17,11 +17,12 @@ PACKAGES = (LIB / "xenlab", LIB / "xenlab_lab")
 NOTEBOOKS = ROOT / "notebooks"
 
 MOST_LINES = 600
-MOST_MODULES = 97
-"""88, and what steps, plans and watching took: selected, planned and opening of the chapter,
-selection, plan, notify, metrics, spans and prune of the runs."""
+MOST_MODULES = 107
+"""88, and what steps, plans, watching and fleets took: selected, planned and opening of the
+chapter, selection, plan, notify, metrics, spans, prune and cells of the runs, the fleets' package
+and commands."""
 MOST_IN_A_PACKAGE = 15
-ABOVE_THE_PLATFORM = ("chapter", "chapters", "runs", "panel", "cli")
+ABOVE_THE_PLATFORM = ("chapter", "chapters", "runs", "fleet", "panel", "cli")
 
 SIDE_EFFECTS = """
 import importlib, os, sys, sysconfig, threading

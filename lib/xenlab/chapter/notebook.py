@@ -110,12 +110,8 @@ class NotebookSink:
     def on(self, event: events.Event) -> None:
         """Show it; a run of its own asks nobody for a consent."""
         match event:
-            case events.Opened(name, site, host, mode):
-                run = event.place
-                facts = {"chapter": name, "site": site, "host": host, "mode": mode, "run": run}
-                page = environment().get_template("chapter.html.j2").render(facts=facts)
-                text = " · ".join(f"{key} {value}" for key, value in facts.items())
-                _display({"text/html": page, "text/plain": text}, raw=True)
+            case events.Opened():
+                _display(opening_bundle(event), raw=True)
             case events.Consent(needed, give) if "XENLAB_RUN" not in os.environ:
                 _display(ConsentCard(needed, give).widget)
         self._painter.on(event)
@@ -125,11 +121,26 @@ def _placed(card: Card) -> Paint:
     """Show a card in the cell's output; what shows it there anew."""
     card.note = f"since {datetime.now(UTC):%H:%M:%S} UTC"
     # None outside IPython
-    handle: Any = _display(_bundle(card), raw=True, display_id=True)
-    return lambda: handle and handle.update(_bundle(card), raw=True)
+    handle: Any = _display(bundle(card), raw=True, display_id=True)
+    return lambda: handle and handle.update(bundle(card), raw=True)
 
 
-def _bundle(card: Card) -> dict[str, str]:
+def opening_bundle(event: events.Opened) -> dict[str, str]:
+    """How a chapter that was opened is shown, as HTML and as text."""
+    facts = {
+        "chapter": event.name,
+        "site": event.site,
+        "host": event.host,
+        "mode": event.mode,
+        "run": event.place,
+    }
+    page = environment().get_template("chapter.html.j2").render(facts=facts)
+    text = " · ".join(f"{key} {value}" for key, value in facts.items())
+    return {"text/html": page, "text/plain": text}
+
+
+def bundle(card: Card) -> dict[str, str]:
+    """How a step is shown, as HTML and as text."""
     plain = f"{card.status}  {card.title}  {card.duration}".rstrip()
     if card.message:
         plain += f"\n{card.message}"

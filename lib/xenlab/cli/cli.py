@@ -1,4 +1,4 @@
-"""The command line: ``xenlab run``, ``plan``, ``check``, what was run, and ``lab …``."""
+"""The command line: ``xenlab run``, ``plan``, ``check``, what was run, ``lab …``, ``fleet …``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from xenlab import durable
+from xenlab.cli import fleet as cli_fleet
 from xenlab.cli import lab as cli_lab
 from xenlab.cli import runs as cli_runs
 from xenlab.cli.runs import Json, Runs
 from xenlab.cli.terminal import (
+    DRIFT,
     PROGRAM,
     Commands,
     Terminal,
+    notebooks_folder,
     print_json,
     say,
     site_file,
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
     from xenlab.runs.execute import Outcome, RunPlan
     from xenlab.runs.folder import StepState
     from xenlab.runs.plan import Approved
-
-DRIFT = 3
-"""The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
 
 EXIT_STATUSES = """\
 Exit status:
@@ -57,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_runs.app)
 app.add_typer(cli_lab.app, name="lab")
+app.add_typer(cli_fleet.app, name="fleet")
 
 Chapters = Annotated[
     list[str] | None, typer.Argument(help="Names or numbers (08); all if none.", show_default=False)
@@ -408,17 +408,18 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
     from xenlab.runs import notify, spans
     from xenlab.runs.progress import Follower
 
-    site = plan.site
+    site, runs = plan.site, cli_runs.runs_folder(request.runs)
     told = [] if request.notify is None else notify.addresses(site, request.notify)
     with notify.Notifier(told, lambda line: say(line, "yellow", stderr=True)) as notifier:
         follow = partial(
             Follower,
             console,
+            estimate=execute.estimate(plan, plan.folder.parent if plan.folder else runs),
             person=person,
             commands=request.verbose,
             asked=lambda record: notifier.tell(notify.asked(site.site, record)),
         )
-        outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
+        outcome = execute.execute_plan(plan, runs, follow)
         closed = execute.close(outcome, lambda: cli_lab.copy_console(site, outcome.folder))
         if (notice := notify.ended(site.site, closed, check=request.check)) is not None:
             notifier.tell(notice)
@@ -530,15 +531,3 @@ def _print_drift(drift: Sequence[StepState]) -> None:
     say(f"\ndrift in {len(drift)} step{'s' * (len(drift) > 1)}:")
     for step in drift:
         say(f"  {drift_line(step)}")
-
-
-def notebooks_folder() -> Path:
-    """The folder ``notebooks`` here, in a folder above, or of our own clone; raises BadInput."""
-    here = Path.cwd()
-    for folder in (here, *here.parents, durable.CLONE):
-        if (folder / "notebooks").is_dir():
-            return folder / "notebooks"
-    raise BadInput(
-        f"cannot find the chapters: because there is no folder notebooks in {here} or above",
-        hint="use --notebooks",
-    )

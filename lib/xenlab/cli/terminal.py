@@ -23,6 +23,9 @@ from xenlab.masking import clean
 
 PROGRAM = "xenlab"
 
+DRIFT = 3
+"""The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
+
 SYNONYMS = {
     "delete": "lab remove",
     "destroy": "lab remove",
@@ -131,6 +134,18 @@ def site_file(given: Path | None) -> Path:
     hint = f"-f {LAB_FILE}" if LAB_FILE.is_file() else "-f FILE, or set XENLAB_SITE"
     raise BadInput(
         "cannot choose a site: because no file was given, and this folder has none", hint=hint
+    )
+
+
+def notebooks_folder() -> Path:
+    """The folder ``notebooks`` here, in a folder above, or of our own clone; raises BadInput."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, durable.CLONE):
+        if (folder / "notebooks").is_dir():
+            return folder / "notebooks"
+    raise BadInput(
+        f"cannot find the chapters: because there is no folder notebooks in {here} or above",
+        hint="use --notebooks",
     )
 
 

@@ -7,11 +7,12 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xenlab import durable
 from xenlab.chapter import selected
@@ -35,8 +36,8 @@ from xenlab.transport import local
 from xenlab.transport.local import Local
 
 if TYPE_CHECKING:
+    from xenlab.runs.expected import Estimate
     from xenlab.runs.kernels import Kernels
-    from xenlab.runs.progress import Follower
 
 FAILED = 1
 INTERRUPTED = 130
@@ -88,6 +89,33 @@ class Outcome:
     report: Path | None = None
 
 
+class Follows(Protocol):
+    """Who is told which chapter begins and how it has ended."""
+
+    def begin(self, chapter: str) -> None:
+        """A chapter's notebook is started."""
+
+    def end(self, state: ChapterState) -> None:
+        """A chapter's notebook has ended."""
+
+
+class Executes(Protocol):
+    """What executes the notebooks of a run, as `xenlab.runs.kernels.Kernels` does."""
+
+    def prepare(self) -> None:
+        """What can be done before the first notebook."""
+
+    def execute(self, notebook: Path, output: Path, parameters: Mapping[str, Any]) -> str:
+        """Execute a notebook; return "" or, in one line, what stopped it."""
+
+
+Follow = Callable[..., AbstractContextManager[Follows]]
+"""What makes a run's `Follows`, of its folder and of the titles of each chapter's steps."""
+
+Executor = Callable[[RunPlan, Path], AbstractContextManager[Executes]]
+"""What makes a run's `Executes`, of the run and its folder."""
+
+
 def prepare(
     notebooks: Path,
     chapters: Sequence[str],
@@ -110,18 +138,10 @@ def prepare(
         )
     site = parameters.load(file, overrides)
     declared_secrets(site.masked)
-    known = chapter_notebooks(notebooks)
-    wanted = {_chapter(name, known) for name in chapters} or set(known)
-    first = _chapter(from_, known) if from_ else ""
-    names = [name for name in known if name in wanted and name >= first]
-    if not names:
-        raise BadInput(
-            f"cannot run from {first} on: because none of the chapters is left then",
-            hint="name later chapters, or an earlier one with --from",
-        )
-    values = {name: _values(known[name], site) for name in names}
-    names, left_out = select(choice, _steps(known[name] for name in names))
-    paths = tuple(known[name] for name in names)
+    wanted = wanted_chapters(notebooks, chapters, from_)
+    values = {path.stem: _values(path, site) for path in wanted}
+    names, left_out = select(choice, _steps(wanted))
+    paths = tuple(path for path in wanted if path.stem in names)
     return RunPlan(
         site,
         mode,
@@ -132,6 +152,20 @@ def prepare(
         overrides or {},
         selected=left_out,
     )
+
+
+def wanted_chapters(notebooks: Path, chapters: Sequence[str], from_: str = "") -> tuple[Path, ...]:
+    """The notebooks of these chapters, as `prepare` takes them; raises BadInput."""
+    known = chapter_notebooks(notebooks)
+    wanted = {_chapter(name, known) for name in chapters} or set(known)
+    first = _chapter(from_, known) if from_ else ""
+    names = [name for name in known if name in wanted and name >= first]
+    if not names:
+        raise BadInput(
+            f"cannot run from {first} on: because none of the chapters is left then",
+            hint="name later chapters, or an earlier one with --from",
+        )
+    return tuple(known[name] for name in names)
 
 
 def prepare_resume(
@@ -262,13 +296,14 @@ def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
     return replace(plan, destroy=tuple(destroy))
 
 
-def execute_plan(plan: RunPlan, runs_folder: Path, follow: Callable[..., Follower]) -> Outcome:
+def execute_plan(
+    plan: RunPlan, runs_folder: Path, follow: Follow, executor: Executor | None = None
+) -> Outcome:
     """Execute the chapters in order into the run's folder; stop at the first that is not done.
 
-    ``follow`` makes what shows the run while it goes on: of its folder, the titles of each
-    chapter's steps, and how long they are expected to take. The exit status is 0 only if the
-    journal holds every chapter's end and no step of them that failed; 130 after an interruption,
-    when no process of the run is left.
+    ``follow`` makes what shows the run while it goes on, ``executor`` what executes it: a kernel
+    of its own, unless given. The exit status is 0 only if the journal holds every chapter's end
+    and no step of them that failed; 130 after an interruption, when no process of the run is left.
     """
     _refuse_without_room(plan, plan.folder or runs_folder)
     folder = plan.folder or durable.new_run_folder(runs_folder.absolute(), plan.site.site)
@@ -285,7 +320,8 @@ def execute_plan(plan: RunPlan, runs_folder: Path, follow: Callable[..., Followe
             runs.begin(folder)
             for name in (*plan.consents, *plan.destroy):
                 Journal(folder).append(phase="consent", status="given", message=name)
-            problem = _chapters(plan, folder, lock, follow, seen, begun)
+            executor = executor or partial(_kernels, lock=lock)
+            problem = _chapters(plan, folder, executor, follow, seen, begun)
             status = FAILED if problem else 0
         except DiskFull as full:
             status, problem = FAILED, str(full)
@@ -303,8 +339,8 @@ def execute_plan(plan: RunPlan, runs_folder: Path, follow: Callable[..., Followe
 def _chapters(
     plan: RunPlan,
     folder: Path,
-    lock: int,
-    follow: Callable[..., Follower],
+    executor: Executor,
+    follow: Follow,
     seen: runs.Chapters,
     begun: list[str],
 ) -> str:
@@ -312,23 +348,19 @@ def _chapters(
 
     ``begun`` gets the name of each that is started. Raises DiskFull.
     """
-    estimate = None
-    if plan.mode == "apply":
-        names = [path.stem for path in plan.todo]
-        estimate = expected.estimate(plan.site, names, folder.parent)
     with ExitStack() as stack:
         stack.enter_context(local.ending_cleanly())
-        kernels = stack.enter_context(_kernels(plan, folder, lock))
+        executes = stack.enter_context(executor(plan, folder))
         if plan.todo:
-            kernels.prepare()
+            executes.prepare()
         steps = {path.stem: [step.title for step in step_cells(path)] for path in plan.todo}
-        follower = stack.enter_context(follow(folder, steps, estimate))
+        follower = stack.enter_context(follow(folder, steps))
         for path in plan.todo:
             durable.require(folder, CHAPTER_BYTES)
             begun.append(path.stem)
             follower.begin(path.stem)
             output = free_place(folder, path.stem, ".ipynb")
-            problem = kernels.execute(path, output, plan.values[path.stem])
+            problem = executes.execute(path, output, plan.values[path.stem])
             state = _judged(seen, path.stem, begun)
             follower.end(state)
             if state.status != DONE:
@@ -383,6 +415,14 @@ def _judged(seen: runs.Chapters, chapter: str, begun: Sequence[str]) -> ChapterS
     if chapter in begun and state.status == NOT_RUN:
         return replace(state, status=UNFINISHED)
     return state
+
+
+def estimate(plan: RunPlan, runs_folder: Path) -> Estimate | None:
+    """How long a run is expected to take, from earlier runs; a plan takes no time worth saying."""
+    if plan.mode != "apply":
+        return None
+    names = [path.stem for path in plan.todo]
+    return expected.estimate(plan.site, names, runs_folder)
 
 
 def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ def require_whole(folder: Path, what: str) -> None:
 
 def environment(notebooks: Path) -> dict[str, Any]:
     """Versions of xenlab, Python and every installed package, and the git revision."""
-    packages = {d.name: d.version for d in metadata.distributions() if d.name}
+    packages = _packages()
     return {
         "xenlab": packages.get("xenlab", ""),
         "python": platform.python_version(),
@@ -207,6 +208,12 @@ def environment(notebooks: Path) -> dict[str, Any]:
         "packages": dict(sorted(packages.items())),
         "git": _revision(notebooks),
     }
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """What this process may import; a worker that runs many hosts need not look for each."""
+    return {d.name: d.version for d in metadata.distributions() if d.name}
 
 
 @contextmanager

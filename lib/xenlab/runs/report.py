@@ -93,7 +93,7 @@ def render(folder: Path) -> str:
                 (path.name, _console(kept_file(folder, f"console/{path.name}")))
                 for path in sorted(folder.glob("console/*"))
             ],
-            colours=_colours(),
+            colours=status_colours(),
             duration=duration,
             total=sum(chapter.seconds for chapter, _ in chapters),
         )
@@ -163,7 +163,8 @@ def _difference(record: Mapping[str, Any]) -> Difference:
     return Difference(str(record["summary"]), str(record.get("diff", "")), rows)
 
 
-def _colours() -> dict[str, str]:
+def status_colours() -> dict[str, str]:
+    """The colours of steps' and chapters' statuses on a page."""
     return COLOURS | {
         folders.DONE: COLOURS["changed"],
         folders.UNFINISHED: COLOURS["unknown"],
@@ -234,7 +235,7 @@ def steps(folder: Path | str = "") -> pd.DataFrame:
 
 def parameter_changes(first: Path, second: Path) -> pd.DataFrame:
     """What differs in the parameters of two runs, with the columns of `PARAMETERS`."""
-    old, new = (dict(_flat("", folders.read(run)["parameters"])) for run in (first, second))
+    old, new = (dict(flat("", folders.read(run)["parameters"])) for run in (first, second))
     rows = [
         {"parameter": key, "first": old.get(key, ""), "second": new.get(key, "")}
         for key in dict.fromkeys([*old, *new])
@@ -263,13 +264,13 @@ def step_pairs(first: Path, second: Path) -> pd.DataFrame:
     return pairs.reindex(columns=STEP_PAIRS)
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
     """Each single value of a nested structure, with its place."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+            yield from flat(f"{prefix}.{key}" if prefix else str(key), inner)
     elif isinstance(value, Sequence) and not isinstance(value, str) and value:
         for number, inner in enumerate(value, start=1):
-            yield from _flat(f"{prefix}[{number}]", inner)
+            yield from flat(f"{prefix}[{number}]", inner)
     else:
         yield prefix, str(value)

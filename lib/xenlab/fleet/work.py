@@ -1,0 +1,239 @@
+"""What a worker does: one host's run, from its site to its folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from distributed import Event, get_worker
+
+from xenlab import durable
+from xenlab.chapter import events
+from xenlab.chapter.recorder import declared_secrets
+from xenlab.chapter.step import REFUSED, WOULD_CHANGE
+from xenlab.errors import BadInput, XenlabError
+from xenlab.fleet.carry import packed
+from xenlab.resources.base import Asked
+from xenlab.runs import execute
+from xenlab.runs.cells import Cells
+from xenlab.runs.folder import DONE, ChapterState
+from xenlab.site.schema import Parameters
+
+FAILED = "failed"
+REFUSED_HOST = "refused"
+UNKNOWN = "unknown"
+
+HERE = ".here"
+"""The file of a fleet's folder by which a worker knows that it sees the controller's disk."""
+
+Told = dict[str, Any]
+"""What is told of a host while its run goes on: plain values, none of them a secret."""
+
+CopyConsole = Callable[[Parameters, Path], None]
+
+
+@dataclass(frozen=True)
+class HostTask:
+    """A host's run as a worker gets it: what it holds may be logged, no secret is in it.
+
+    ``folder`` is the fleet's on the controller, ``token`` what its `HERE` says. ``run`` names a
+    run that is taken up again. ``books`` are the chapters for a worker that sees no file of ours.
+    """
+
+    fleet: str
+    host: str
+    attempt: str
+    folder: Path
+    token: str
+    mode: str
+    chapters: tuple[str, ...]
+    notebooks: Path
+    run: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    books: Mapping[str, str] = field(default_factory=dict, repr=False)
+    copy_console: CopyConsole | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class HostOutcome:
+    """How a host's run ended: `DONE`, `refused`, or the status of the step that ended it.
+
+    ``files`` are those of the run where the controller does not see them; ``drift`` the steps that
+    would change something.
+    """
+
+    host: str
+    status: str
+    problem: str = ""
+    run: str = ""
+    seconds: float = 0.0
+    worker: str = ""
+    drift: tuple[str, ...] = ()
+    files: Mapping[str, bytes] | None = field(default=None, repr=False)
+
+
+# What the controller asks a worker beside its tasks, in the worker's own event loop.
+
+_stops: dict[str, threading.Event] = {}
+
+
+def stop(fleet: str) -> None:
+    """Stop the steps under way of a fleet's hosts on this worker."""
+    _stops.setdefault(fleet, threading.Event()).set()
+
+
+def shares(folder: Path, token: str) -> bool:
+    """Whether this worker sees the controller's folder of a fleet."""
+    try:
+        return (folder / HERE).read_text() == token
+    except OSError:
+        return False
+
+
+def has_run(name: str) -> bool:
+    """Whether a run lies among this worker's own."""
+    return (durable.runs_folder() / name / "run.json").exists()
+
+
+def missing_secrets(sites: Mapping[str, Parameters]) -> dict[str, str]:
+    """The hosts of which this worker cannot read a secret that their sites refer to, and why."""
+    found = {}
+    for host, site in sites.items():
+        try:
+            declared_secrets(site.masked)
+        except BadInput as error:
+            found[host] = str(error)
+    return found
+
+
+# The task itself.
+
+
+def run_host(task: HostTask) -> HostOutcome:
+    """Run a host's chapters; raises nothing: Dask would log what the task was given."""
+    worker = get_worker()
+    start = time.monotonic()
+    claim = Event(f"xenlab {task.attempt}")
+    if claim.is_set():
+        # the scheduler gives a lost task to another worker; a run is taken up by a person's word
+        said = "the worker that ran it was lost; the run may be taken up again"
+        return HostOutcome(task.host, UNKNOWN, said, worker=worker.address)
+    claim.set()
+    try:
+        outcome = _run(task, worker.address, partial(worker.log_event, task.fleet))
+    except BadInput as error:
+        outcome = HostOutcome(task.host, REFUSED_HOST, str(error))
+    except XenlabError as error:
+        outcome = HostOutcome(task.host, FAILED, str(error))
+    except Exception as error:
+        outcome = HostOutcome(task.host, FAILED, f"{type(error).__name__}: {error}")
+    return replace(outcome, seconds=time.monotonic() - start, worker=worker.address)
+
+
+def _run(task: HostTask, worker: str, tell: Callable[[Told], None]) -> HostOutcome:
+    shared = shares(task.folder, task.token)
+    folder = task.folder if shared else durable.runs_folder() / task.folder.name
+    plan = _plan(task, folder, task.notebooks if shared else folder / "notebooks")
+    told = _Telling(task.host, worker, tell)
+    stop = _stops.setdefault(task.fleet, threading.Event())
+    outcome = execute.execute_plan(
+        plan,
+        folder.parent,
+        told.follow,
+        lambda plan, folder: Cells(plan, folder, stop, told.on),
+    )
+
+    def copy_console() -> None:
+        if task.copy_console is not None:
+            task.copy_console(plan.site, outcome.folder)
+
+    outcome = execute.close(outcome, copy_console)
+    left = [chapter.status for chapter in outcome.chapters if chapter.status != DONE]
+    steps = (step for chapter in outcome.chapters for step in chapter.steps)
+    return HostOutcome(
+        task.host,
+        left[0] if left else FAILED if outcome.status else DONE,
+        outcome.problem,
+        outcome.folder.name,
+        drift=tuple(s.title for s in steps if s.status in (WOULD_CHANGE, REFUSED)),
+        files=None if shared else packed(outcome.folder),
+    )
+
+
+def _plan(task: HostTask, folder: Path, notebooks: Path) -> execute.RunPlan:
+    """The host's run, from its site as a file of its own; raises BadInput."""
+    file = folder / "sites" / f"{task.host}.yaml"
+    write_site(file, task.values)
+    if notebooks != task.notebooks:
+        notebooks.mkdir(mode=0o700, exist_ok=True)
+        for name, text in task.books.items():
+            _write(notebooks / name, text)
+    if task.run:
+        return execute.prepare_resume(notebooks, folder.parent / task.run, file)
+    return execute.prepare(notebooks, task.chapters, file, mode=task.mode)
+
+
+def write_site(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a host's site as a file that `xenlab run -f` takes."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write(file, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+
+
+def _write(file: Path, text: str) -> None:
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        fresh = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+        durable.create(fresh, text.encode())
+        fresh.rename(file)
+
+
+class _Telling:
+    """Tells the controller of a host's run what a line of its view shows."""
+
+    def __init__(self, host: str, worker: str, tell: Callable[[Told], None]) -> None:
+        self._host = host
+        self._worker = worker
+        self._tell = tell
+
+    def follow(self, folder: Path, chapters: Mapping[str, Sequence[str]]) -> _Telling:
+        """The run begins, in this folder."""
+        self._say("began", run=folder.name, worker=self._worker)
+        return self
+
+    def __enter__(self) -> _Telling:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """The outcome says how it ended."""
+
+    def begin(self, chapter: str) -> None:
+        """A chapter's notebook is started."""
+        self._say("chapter", chapter=chapter, status="running")
+
+    def end(self, state: ChapterState) -> None:
+        """A chapter's notebook has ended."""
+        changed = state.counts.get("changed", 0) + state.counts.get(WOULD_CHANGE, 0)
+        self._say("chapter", chapter=state.name, status=state.status, changed=changed)
+
+    def on(self, event: events.Event) -> None:
+        """A chapter's event (`events.Sink`): its steps are told, not what they print."""
+        match event:
+            case events.Started(title):
+                self._say("step", title=title)
+            case events.Progress(Asked() as what):
+                self._say("asked", title=str(what))
+
+    def _say(self, what: str, **more: Any) -> None:
+        self._tell({"host": self._host, "what": what, **more})
