@@ -13,9 +13,10 @@ from typing import Any
 from xenlab import durable
 from xenlab.chapter import events
 from xenlab.chapter.card import Card
-from xenlab.chapter.chapter import RUNBOOK, Chapter
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.machine_lock import Hold
 from xenlab.chapter.notebook import bundle, opening_bundle
+from xenlab.chapter.opening import RUNBOOK
 from xenlab.errors import DiskFull
 from xenlab.journal import Journal
 from xenlab.masking import clean
