@@ -372,7 +372,7 @@ def power_cycled(chapter: Chapter) -> list[Resource]:
     cycle = PowerCycled(
         names, chapter.toolstack, chapter.services, chapter.power, chapter.controller
     )
-    return [Once("power-cycle", cycle, repr(names))] if names else []
+    return [Once("power-cycle", cycle, ", ".join(names))] if names else []
 
 
 def autostart_table(chapter: Chapter) -> pd.DataFrame:
