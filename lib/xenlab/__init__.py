@@ -7,6 +7,10 @@ from typing import Any
 
 _PLACES = {
     "chapter.notebook": "open_chapter",
+    "chapters.changes": (
+        "allowed_down gone_forgotten gone_removed gone_stopped guest_values guests_renamed "
+        "left_table waiting"
+    ),
     "chapters.configuration": (
         "base_configured bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
         "interfaces listeners log_written software_installed unmerged_table uplink_named "
@@ -32,6 +36,7 @@ _PLACES = {
         "guests_initrd has_initrd kernel_compiled kernel_configured kernel_installed "
         "kernel_release kernel_sources running_system wanted_options xen_entry"
     ),
+    "chapters.roots": "root_of",
     "chapters.shared_usr": (
         "READ_ONLY boot_needs export_reachable export_table exports_file fetched_once "
         "guest_servers guests_unmerged_table installed_from_share lan_network nfs3_helpers_off "

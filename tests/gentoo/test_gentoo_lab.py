@@ -14,7 +14,7 @@ GUESTS = ("domu1", "domu2", "domu3")
 AUTOSTARTED = ["domu1", "domu2"]
 PACKAGE = "app-text/tree"
 COMPILED, FROM_STORE = "Compiling/", "Merging Binary"
-CHAPTERS = 16
+CHAPTERS = 17
 ORDER = [
     "xenlab-bridge", "xenlab-lan", "net.eth0", "xen", "xenlab-vif", "xenlab-lan-address", "nfs",
     "xendomains",

@@ -40,6 +40,7 @@ CHAPTERS = [
     "13_network",
     "14_shared_filesystems",
     "15_shared_usr",
+    "16_guests_come_and_go",
 ]
 FIRST_SLICE = 12
 

@@ -30,31 +30,31 @@ def etc(site: Site) -> Path:
     first.metadata["tags"] = ["parameters"]
     (notebooks / "motd.py").write_text(resource)
     notebook = new_notebook(
-        cells=[new_markdown_cell("# 16 Greet people"), first]
+        cells=[new_markdown_cell("# 80 Greet people"), first]
         + [new_code_cell(text) for text in (opening, *cells[1:])],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     )
-    nbformat.write(notebook, notebooks / "16_motd.ipynb")
+    nbformat.write(notebook, notebooks / "80_motd.ipynb")
     return etc
 
 
 def test_the_chapter_of_the_page_is_planned_run_and_found_done(site: Site, etc: Path) -> None:
-    planned = site.xenlab("plan", "16", "-f", "site.yaml")
+    planned = site.xenlab("plan", "80", "-f", "site.yaml")
     assert planned.returncode == 0, planned.stdout + planned.stderr
     assert "+This is a Xen host." in planned.stdout and not (etc / "motd").exists()
-    assert ("16.1", "would change") in site.steps()
-    done = site.xenlab("run", "16", "-f", "site.yaml")
+    assert ("80.1", "would change") in site.steps()
+    done = site.xenlab("run", "80", "-f", "site.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (etc / "motd").read_text() == "This is a Xen host.\n"
-    assert site.steps() == [("16.0.1", "ok"), ("16.1", "changed")]
-    again = site.xenlab("run", "16", "-f", "site.yaml")
+    assert site.steps() == [("80.0.1", "ok"), ("80.1", "changed")]
+    again = site.xenlab("run", "80", "-f", "site.yaml")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert site.steps() == [("16.0.1", "ok"), ("16.1", "ok")]
+    assert site.steps() == [("80.0.1", "ok"), ("80.1", "ok")]
 
 
 def test_the_chapter_of_the_page_says_what_must_come_before(site: Site, etc: Path) -> None:
     (etc / "hostname").unlink()
-    done = site.xenlab("run", "16", "-f", "site.yaml")
+    done = site.xenlab("run", "80", "-f", "site.yaml")
     assert done.returncode == 1
-    assert "16_motd needs chapter 05_base_configuration first" in done.stderr + done.stdout
+    assert "80_motd needs chapter 05_base_configuration first" in done.stderr + done.stdout
     assert not (etc / "motd").exists()

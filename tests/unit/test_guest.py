@@ -10,16 +10,23 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.cutshort import CutShort
+from tests.sites import lab_site
 
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.step import Agreed, Consents, require_consents
-from xenlab.errors import CommandFailed, ConsentNeeded, StepFailed, XenlabError
+from xenlab.chapters.roots import GuestClone, root_of
+from xenlab.chapters.shared_usr import WhileDown
+from xenlab.errors import BadInput, CommandFailed, ConsentNeeded, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.interfaces import OFF, DebianGuest, GentooGuest, GuestSettings
+from xenlab.platform.xl import Xl
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.blockdevices import identified
 from xenlab.resources.guest import GuestConfigured, GuestFile, GuestRoot, manifest
@@ -175,6 +182,113 @@ def test_another_configuration_keeps_the_guests_identity(guest: Guest, tmp_path:
     moved.apply(HOST, silent)
     moved.verify(HOST)
     assert host_keys(HOST, ("domu1",), records)["domu1"] == key
+
+
+def test_a_guest_under_a_new_name_is_the_same_guest(guest: Guest, tmp_path: Path) -> None:
+    make(guest)
+    records = tmp_path / "records"
+    key = (records / "domu1/host_key.pub").read_text()
+    root = replace(guest[0], name="web", formerly="domu1")
+    files = DebianGuest().files(replace(SETTINGS, name="web"))
+    configured = replace(guest[1], name="web", formerly="domu1", files=files)
+    assert root.probe(HOST) is None
+    assert configured.probe(HOST) is not None
+    configured.apply(HOST, silent)
+    configured.verify(HOST)
+    assert [path.name for path in records.iterdir()] == ["domu1"]
+    assert (records / "domu1/host_key.pub").read_text() == key
+
+
+@pytest.fixture
+def clone(guest: Guest, tmp_path: Path) -> Iterator[GuestClone]:
+    """A second guest that is to be like the first, its partition blank."""
+    disk = tmp_path / "second.img"
+    with disk.open("wb") as out:
+        out.truncate(64 << 20)
+    name = run("losetup", "--find", "--show", disk)
+    root, _ = guest
+    made = GuestClone("web", name, root.image, "web", records=root.records, source=root)
+    yield replace(made, identity=identified(HOST, name).identity)
+    run("losetup", "--detach", name)
+
+
+def test_a_guest_like_another_has_its_files_and_an_identity_of_its_own(
+    guest: Guest, clone: GuestClone, tmp_path: Path
+) -> None:
+    with pytest.raises(StepFailed, match="cannot make web like domu1: because domu1 has no compl"):
+        clone.apply(HOST, silent)
+    make(guest)
+
+    def at_work(root: Path) -> None:
+        (root / "srv").mkdir()
+        (root / "srv/page").write_text("hello\n")
+        (root / "srv/link").symlink_to("/etc/shadow")
+        (root / "var/lib/systemd").mkdir(parents=True)
+        (root / "var/lib/systemd/random-seed").write_text("random")
+
+    look(guest[0].device, tmp_path, at_work)
+    configured = replace(
+        guest[1],
+        name="web",
+        device=clone.device,
+        files=DebianGuest().files(replace(SETTINGS, name="web")),
+    )
+    for resource in (clone, configured):
+        assert resource.probe(HOST) is not None
+        resource.apply(HOST, silent)
+        resource.verify(HOST)
+
+    def inside(root: Path) -> None:
+        assert (root / "srv/page").read_text() == "hello\n"
+        assert (root / "srv/link").readlink() == Path("/etc/shadow")
+        assert (root / "etc/hostname").read_text() == "web\n"
+        assert not (root / "var/lib/systemd/random-seed").exists()
+        assert os.getxattr(root / "sbin/ping", "security.capability")
+
+    look(clone.device, tmp_path, inside)
+    keys = host_keys(HOST, ("domu1", "web"), clone.records)
+    assert len({key.split()[1] for key in keys.values()}) == 2
+    # another image, or what becomes of the first, is not the second one's business any more
+    Path(f"{guest[0].image}.sha256").write_text("0" * 64 + "\n")
+    assert clone.probe(HOST) is None and guest[0].probe(HOST) is not None
+
+
+def test_a_guest_that_is_at_work_is_not_copied(
+    guest: Guest, clone: GuestClone, tmp_path: Path
+) -> None:
+    make(guest)
+
+    def mounted(_: Path) -> None:
+        with pytest.raises(StepFailed, match="because domu1 runs, or its root is mounted") as why:
+            clone.apply(HOST, silent)
+        assert "restart: [domu1]" in why.value.hint
+        assert clone.refusal(HOST)
+
+    look(guest[0].device, tmp_path, mounted)
+    record = Path(clone.records, "domu1/usr")
+    record.write_text("the share's")
+    with pytest.raises(StepFailed, match="the /usr of domu1 is the share's"):
+        clone.apply(HOST, silent)
+    record.unlink()
+    clone.apply(HOST, silent)
+    # what was complete once is lost by a consent to its name alone
+    Path(clone.records, "web/root").write_text("begun another\n")
+    with pytest.raises(StepFailed, match="nobody agreed to lose"):
+        clone.apply(HOST, silent)
+
+
+def test_a_clone_is_made_while_the_other_is_down_where_the_site_says_so() -> None:
+    first, *others = [domain.model_dump() for domain in lab_site().domains]
+    copy = others[0] | {"like": "domu1"}
+    own = GuestRoot("domu2", "/dev/vda7", "/image", "domu2")
+    for restart, kind in (([], GuestClone), (["domu1"], WhileDown)):
+        site = lab_site(domains=[first, copy, *others[1:]], restart=restart)
+        chapter = cast(Chapter, SimpleNamespace(site=site, toolstack=Xl()))
+        made = root_of(chapter, site.domains[1], own)
+        assert isinstance(made, kind) and made.wipes() == "/dev/vda7"
+        assert root_of(chapter, site.domains[0], own) is own
+    with pytest.raises(BadInput, match="domu2 is to be like domu9, which is no other domain"):
+        lab_site(domains=[first, copy | {"like": "domu9"}, *others[1:]])
 
 
 def test_a_disk_file_is_as_good_as_a_partition(tmp_path: Path, image: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sites import lab_site, lab_text
 
 from xenlab.chapters.figures import NOWHERE, Link, layout, nic_figure
 from xenlab.chapters.shared_usr import BroughtBack, WhileDown
@@ -28,8 +29,12 @@ from xenlab.resources.xen import (
     parse_overview,
     parts,
 )
+from xenlab.runs import execute
+from xenlab.runs.script import runbook
 from xenlab.transport.local import Local
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SHOWN = ["11.2", "11.3", "11.4", "11.6"]
 HOST = Host(Local())
 
 
@@ -135,15 +140,47 @@ class Action(Resource):
             raise StepFailed("it did not hold")
 
 
-def test_what_was_shown_is_left_alone_until_its_inputs_change(tmp_path: Path) -> None:
+def test_what_was_shown_is_left_alone_whoever_it_was_shown_with(tmp_path: Path) -> None:
     action = Action()
-    shown = Once("act", action, "one", str(tmp_path))
+    shown = Once("act", action, "domu1", str(tmp_path))
     assert shown.probe(HOST) == Difference("act")
     shown.apply(HOST, silent)
     shown.verify(HOST)
+    assert (tmp_path / "act").read_text() == "act: domu1\n"
     assert shown.probe(HOST) is None
-    assert Once("act", action, "two", str(tmp_path)).probe(HOST) is not None
-    assert Once("other", action, "one", str(tmp_path)).probe(HOST) is not None
+    assert Once("act", action, "domu2", str(tmp_path)).probe(HOST) is None
+    assert Once("other", action, "domu1", str(tmp_path)).probe(HOST) is not None
+
+
+def test_a_record_of_earlier_days_names_the_guest(tmp_path: Path) -> None:
+    (tmp_path / "reboot-domu1").write_text("a digest\n")
+    assert Once("reboot", Action(), "domu2", str(tmp_path)).probe(HOST) is None
+    assert Once("boot", Action(), "domu1", str(tmp_path)).probe(HOST) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory_mib": 256, "vcpus": 2, "mac": "00:16:3e:66:01:99"},
+        {"name": "another", "partition": "domu1"},
+    ],
+)
+def test_no_other_values_and_no_other_guest_is_demonstrated_with(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Chapter 11 by its own cells, for a site whose first guest is another one than was shown."""
+    first, *others = [domain.model_dump() for domain in lab_site().domains]
+    file = tmp_path / "site.yaml"
+    file.write_text(lab_text(domains=[first | changes, *others]))
+    plan = execute.prepare(NOTEBOOKS, ("11",), file)
+    steps = [s for s in runbook(plan, plan.notebooks[0]).steps if s.title[:4] in SHOWN]
+    assert [s.title[:4] for s in steps] == SHOWN
+    records = tmp_path / "shown"
+    for step in steps:
+        (once,) = step.resources
+        assert isinstance(once, Once)
+        HOST.write(f"{records}/{once.name}", f"{once.name}: domu1\n")
+        assert replace(once, records=str(records)).probe(HOST) is None, step.title
 
 
 def test_what_did_not_hold_is_not_on_record(tmp_path: Path) -> None:

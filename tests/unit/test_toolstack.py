@@ -20,8 +20,8 @@ from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.guests import _otherwise, domain_table
 from xenlab.errors import BadInput
 from xenlab.host import Host
+from xenlab.platform.running import Values
 from xenlab.platform.xl import (
-    _LIMITS,
     Disk,
     DomainSpec,
     EitherConfig,
@@ -29,7 +29,6 @@ from xenlab.platform.xl import (
     Xl,
     advised_type,
     parse_help,
-    parse_limits,
     toolstack,
     xl_config,
 )
@@ -70,30 +69,12 @@ def test_list_as_recorded() -> None:
     assert all(one.memory_mib > 0 and one.runs for one in found)
 
 
-def test_a_domain_that_runs_with_something_else_is_in_the_table(tmp_path: Path) -> None:
-    """What xl and xenstore say in a dom0; the list is a recorded one."""
-    answers = {
-        "xl": f"cat {RECORDED / 'list.txt'}",
-        "xenstore-list": "echo 0; echo 4; echo 5; echo 6",
-        "xenstore-read": "[ $1 != /local/domain/6/memory/static-max ] || exit 1; echo 327680",
-    }
-    for name, script in answers.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    said = subprocess.run(
-        ["sh", "-eu", "-c", _LIMITS],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    limits = parse_limits(said)
-    assert limits == {"Domain-0": (2, 320), "domu1": (1, 320), "domu2": (1, 320)}
-    assert Xl().limits(HOST) == {}
-
+def test_a_domain_that_runs_with_something_else_is_in_the_table() -> None:
+    assert Xl().values(HOST) == {}
+    running = {"domu1": Values(memory_mib=320, maxmem_mib=320)}
     first, _, third = lab_site().domains
     more = [first.model_copy(update=change) for change in ({"vcpus": 2}, {"maxmem_mib": 640})]
-    assert [_otherwise(each, limits) for each in (first, third, *more)] == [
+    assert [_otherwise(each, running) for each in (first, third, *more)] == [
         "",
         "",
         "vcpus 1, up to 320 MiB",

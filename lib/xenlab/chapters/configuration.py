@@ -329,7 +329,8 @@ def lan_bug(chapter: Chapter) -> Resource:
             for guest in site.lan_guests[:1]
         ),
     )
-    return Once("lan-bug", WithoutTheBugfix(parts, chapter.services), repr(site.lan_guests))
+    shown_with = ", ".join(guest.name for guest in site.lan_guests)
+    return Once("lan-bug", WithoutTheBugfix(parts, chapter.services), shown_with)
 
 
 def _from_guest(

@@ -120,7 +120,7 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
 def swap_space(site: Parameters, domain: Domain) -> str:
     """The path in dom0 of a guest's swap file, or of its volume for that."""
     folder = f"/dev/{site.volume_group}" if volumes_for_disks(site) else SWAP_FOLDER
-    return f"{folder}/{domain.name}.swap"
+    return f"{folder}/{domain.record}.swap"
 
 
 def in_files(site: Parameters, swap: dict[str, Resource]) -> dict[str, Resource]:
@@ -135,7 +135,7 @@ def guests_volumes(site: Parameters) -> tuple[Resource, ...]:
     group = site.volume_group
     roots = (Volume(group, each.partition, site.domu_root_mib) for each in site.domains)
     swaps = (
-        Volume(group, f"{each.name}.swap", site.domu_swap_mib, swap=True) for each in site.domains
+        Volume(group, f"{each.record}.swap", site.domu_swap_mib, swap=True) for each in site.domains
     )
     made = VolumeGroup(device(site, GUESTS), group)
     return (AptPackages(("lvm2",)), made, *roots, *swaps)

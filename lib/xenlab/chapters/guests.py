@@ -20,6 +20,7 @@ from xenlab.errors import BadInput, CommandFailed, StepFailed, XenlabError
 from xenlab.host import Host
 from xenlab.platform.choice import Services, packages
 from xenlab.platform.power import Power, booted, reboot
+from xenlab.platform.running import Values
 from xenlab.platform.xl import Disk, DomainSpec, Vif, Xl, advised_type
 from xenlab.resources.base import (
     Check,
@@ -243,9 +244,9 @@ class ImageAtRest(Resource):
 
 def host_key_table(chapter: Chapter) -> pd.DataFrame:
     """The guests' host keys: guest, address, fingerprint."""
-    keys = host_keys(chapter.target, tuple(d.name for d in chapter.site.domains))
+    keys = host_keys(chapter.target, tuple(d.record for d in chapter.site.domains))
     rows = [
-        [d.name, d.address.partition("/")[0], fingerprint(keys[d.name]) or "not made yet"]
+        [d.name, d.address.partition("/")[0], fingerprint(keys[d.record]) or "not made yet"]
         for d in chapter.site.domains
     ]
     return pd.DataFrame(rows, columns=["guest", "address", "host key"])
@@ -319,11 +320,12 @@ def _memory(domain: Domain) -> int | str:
     return own if most == own else f"{own}, up to {most}"
 
 
-def _otherwise(domain: Domain, limits: Mapping[str, tuple[int, int]]) -> str:
+def _otherwise(domain: Domain, running: Mapping[str, Values]) -> str:
     """What a domain runs with, until it is created again, if that is not what the site says."""
-    wanted = (domain.vcpus, domain.maxmem_mib)
-    vcpus, most = limits.get(domain.name, wanted)
-    return "" if (vcpus, most) == wanted else f"vcpus {vcpus}, up to {most} MiB"
+    now = running.get(domain.name)
+    if now is None or (now.vcpus, now.maxmem_mib) == (domain.vcpus, domain.maxmem_mib):
+        return ""
+    return f"vcpus {now.vcpus}, up to {now.maxmem_mib} MiB"
 
 
 def domain_table(chapter: Chapter) -> pd.DataFrame:
@@ -336,8 +338,8 @@ def domain_table(chapter: Chapter) -> pd.DataFrame:
         kind, why = advised_type(chapter.target)
         types |= {name: f"{kind} (auto: {why})" for name, each in types.items() if each == "auto"}
     written = present(chapter.target, list(paths.values()))
-    limits = chapter.toolstack.limits(chapter.target) if written else {}
-    otherwise = {d.name: _otherwise(d, limits) for d in site.domains}
+    running = chapter.toolstack.values(chapter.target) if written else {}
+    otherwise = {d.name: _otherwise(d, running) for d in site.domains}
     rows = [
         {
             "name": d.name,
@@ -400,7 +402,7 @@ def power_cycled(chapter: Chapter) -> list[Resource]:
     cycle = PowerCycled(
         names, chapter.toolstack, chapter.services, chapter.power, chapter.controller
     )
-    return [Once("power-cycle", cycle, repr(names))] if names else []
+    return [Once("power-cycle", cycle, ", ".join(names))] if names else []
 
 
 def autostart_table(chapter: Chapter) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Interface
 
@@ -15,7 +15,16 @@ from xenlab.chapters.configuration import UNMERGED, bare, unmerged_files
 from xenlab.chapters.guests import at_hand, now_running
 from xenlab.command import Command
 from xenlab.host import Host
-from xenlab.resources.base import All, Condition, Difference, OnHost, PathsExist, Report, Resource
+from xenlab.resources.base import (
+    All,
+    Condition,
+    Difference,
+    Made,
+    OnHost,
+    PathsExist,
+    Report,
+    Resource,
+)
 from xenlab.resources.files import Directory, File
 from xenlab.resources.guest import OPTIONS
 from xenlab.resources.nfs import Exported, ServedOn, server_settings
@@ -173,9 +182,10 @@ def services_after_share(chapter: Chapter) -> dict[str, Resource]:
     late = [chapter.services.after_mount(name, chapter.site.share) for name in _late(chapter)]
 
     def wanted(guest: LanGuest) -> Resource:
+        root, formerly = _partition(chapter, guest.name), _formerly(chapter, guest.name)
         back = BroughtBack(
             chapter.toolstack.running(guest.name, console=True),
-            partial(begun, name=guest.name, device=_partition(chapter, guest.name)),
+            partial(begun, name=guest.name, device=root, formerly=formerly),
             (usr_swapped(chapter, guest), usr_kernel_options(chapter, guest)),
             chapter.toolstack.extended(guest.name, chapter.name),
         )
@@ -191,8 +201,9 @@ def usr_swapped(chapter: Chapter, guest: LanGuest) -> Resource:
     if shared and _literal(chapter):
         there, share = chapter.guest(guest.name), chapter.site.share
         needed = partial(needed_files, there, share, chapter.services.early)
-        return UsrLinked(guest.name, partition, _folder(chapter), needed, stopped)
-    swap = UsrSwapped(guest.name, partition, shared)
+        words = (guest.name, partition, _folder(chapter), needed, stopped)
+        return UsrLinked(*words, formerly=_formerly(chapter, guest.name))
+    swap = UsrSwapped(guest.name, partition, shared, formerly=_formerly(chapter, guest.name))
     # its kernel must not ask for a first process that goes when /usr comes back
     return WhileDown(stopped, swap, () if shared else (usr_kernel_options(chapter, guest),))
 
@@ -244,6 +255,10 @@ def _sharing(chapter: Chapter) -> list[LanGuest]:
 def _partition(chapter: Chapter, name: str) -> str:
     partition = next(d.partition for d in chapter.site.domains if d.name == name)
     return device(chapter.site, partition)
+
+
+def _formerly(chapter: Chapter, name: str) -> str:
+    return next(d.formerly for d in chapter.site.domains if d.name == name)
 
 
 def _literal(chapter: Chapter) -> bool:
@@ -311,6 +326,22 @@ class WhileDown(Resource):
                 part.apply(host, report)
                 part.verify(host)
         self.wanted.apply(host, report)
+
+    def recorded(self) -> tuple[Command, ...]:
+        """What the wanted state records."""
+        return self.wanted.recorded()
+
+    def wipes(self) -> str:
+        """What the wanted state does."""
+        return self.wanted.wipes()
+
+    def destroys(self, host: Host) -> tuple[Made, ...]:
+        """What the wanted state does."""
+        return self.wanted.destroys(host)
+
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> WhileDown:
+        """The same, with the wanted state consented to."""
+        return replace(self, wanted=self.wanted.consented(identity, lost))
 
 
 @dataclass(frozen=True)

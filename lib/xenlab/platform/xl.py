@@ -12,6 +12,13 @@ from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.base import by_platform
+from xenlab.platform.running import (
+    CreatedAgain,
+    LiveValues,
+    Values,
+    WaitsForCreation,
+    parse_running,
+)
 from xenlab.quoting import Quoted, xl, xl_list
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.domain import (
@@ -29,7 +36,6 @@ from xenlab.resources.xen import (
     DomainAddition,
     DomainConfig,
     domains,
-    parse_list,
     standing,
 )
 
@@ -226,30 +232,27 @@ class Xl:
         found = (astuple(one) for one in domains(host))
         return pd.DataFrame(found, columns=COLUMNS)
 
-    def limits(self, host: Host) -> dict[str, tuple[int, int]]:
-        """Processors and most MiB of memory of each domain that there is; of none off Xen."""
-        found = host.look(Command.script(_LIMITS), absent=(44,))
-        return parse_limits(found.stdout) if found else {}
+    def values(self, host: Host) -> dict[str, Values]:
+        """What each domain that there is runs with; of none off Xen."""
+        found = host.look(Command("xl list -l 2> /dev/null || exit 44"), absent=(44,))
+        return parse_running(found.stdout) if found else {}
+
+    def live(self, name: str, memory_mib: int, vcpus: int) -> Resource:
+        """A domain that has what its file says, as far as xl can change that while it runs."""
+        return LiveValues(name, self.config_path(name), memory_mib, vcpus)
+
+    def waiting(self, name: str) -> Resource:
+        """What a domain gets only when it is created again; that is said, and stays."""
+        return WaitsForCreation(name, self.config_path(name))
+
+    def created_again(self, name: str) -> Resource:
+        """A domain that is created again, unless it runs with what its file says."""
+        running = self.running(name, console=True)
+        return CreatedAgain(name, self.config_path(name), self.stopped(name), running)
 
     def why_silent(self, host: Host, name: str) -> str:
         """Why a guest cannot answer: its domain does not run, or not any more; "" where it does."""
         return standing(host, name)
-
-
-_LIMITS = """
-    xl list 2> /dev/null || exit 44
-    for id in $(xenstore-list /local/domain); do
-        echo "most $id $(xenstore-read /local/domain/$id/memory/static-max 2> /dev/null || :)"
-    done
-"""
-
-
-def parse_limits(text: str) -> dict[str, tuple[int, int]]:
-    """The domains of such a list, of which xenstore knows the most KiB of memory."""
-    most = {
-        int(each): int(kib) >> 10 for each, kib in re.findall(r"^most (\d+) (\d+)$", text, re.M)
-    }
-    return {one.name: (one.vcpus, most[one.id]) for one in parse_list(text) if one.id in most}
 
 
 def toolstack(platform: str) -> Xl:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -350,27 +349,30 @@ class OnHost(Resource):
 # What is shown once: an action that a machine keeps on record, and that a second run leaves alone.
 #
 # A state can be looked at. That a guest reboots, or that a machine comes back from a power cycle,
-# can only be tried; the record says that it was, and with what.
+# can only be tried; the record says that it was, and with what. It is tried on no guest again
+# because the site's file is another one by now: that guest may be at work.
 
 RECORDS = "/var/lib/xenlab/shown"
 
 
 @dataclass(frozen=True)
 class Once(Resource):
-    """An action that was carried out, and verified, on this machine with these very inputs.
+    """An action that was carried out on this machine, and verified, with whatever it was.
 
-    ``inputs`` is what the proof is about (a domain's configuration, say): with others it is none.
+    ``about`` is what it is shown with (a guest, a list of guests), which the record says.
     Whoever wants to see the action again removes the record, ``/var/lib/xenlab/shown/NAME``.
     """
 
     name: str
     action: Resource
-    inputs: str = ""
+    about: str = ""
     records: str = RECORDS
 
     def probe(self, host: Host) -> Difference | None:
-        """None where the record is of these inputs; else what the action would do."""
-        if (host.read(self._path) or "").strip() == self._key:
+        """None where there is a record; else what the action would do."""
+        # a record of earlier days has the guest in its name: NAME-GUEST
+        script = 'for record in "$1" "$1"-*; do [ ! -s "$record" ] || exit 0; done; exit 1'
+        if host.test(Command.script(script, self._path)):
             return None
         return self.action.probe(host) or Difference(f"show {self.name}")
 
@@ -385,17 +387,17 @@ class Once(Resource):
     def recorded(self) -> tuple[Command, ...]:
         """The record, and those of the action."""
         folder = Command.argv("mkdir", "-p", self.records)
-        return (*self.action.recorded(), folder, Command.file(self._path, f"{self._key}\n"))
+        return (*self.action.recorded(), folder, Command.file(self._path, self._record))
 
     def verify(self, host: Host) -> None:
         """Put on record that the action's own verification holds."""
         self.action.verify(host)
-        host.write(self._path, f"{self._key}\n")
+        host.write(self._path, self._record)
 
     @property
     def _path(self) -> str:
         return f"{self.records}/{self.name}"
 
     @property
-    def _key(self) -> str:
-        return hashlib.sha256(self.inputs.encode()).hexdigest()
+    def _record(self) -> str:
+        return f"{self.name}: {self.about or 'shown'}\n"

@@ -80,7 +80,7 @@ _REASONS = {
     ),
 }
 
-_IN_USE = """
+IN_USE = """
 if [ -f "$device" ]; then
     # a disk file: a domain has it by a loop device, as who mounts it has
     for used in $(losetup -n -O NAME -j "$device"); do
@@ -104,12 +104,12 @@ _GUARD = (
     SAME_DISK
     + RECEIVE
     + """
-below=$1 name=$2 device=$3 records=$4/$2
+below=$1 name=$2 device=$3 records=$4
 shift 4
 exec 9> "/run/xenlab-guest-$name.lock"
 flock -n 9 || exit 41
 """
-    + _IN_USE
+    + IN_USE
     + f"""
 command -v python3 > /dev/null || exit 55
 uuid() {{ blkid -p -s UUID -o value -- "$device"; }}
@@ -153,12 +153,13 @@ mkdir -- "$scratch/root"
 class InGuestRoot(Resource):
     """A state of a guest's root that dom0 brings about while no domain uses its device.
 
-    ``records`` is the folder in which dom0 has a folder of records for each guest.
+    ``records``: where dom0 has a folder for each guest, called as that is, or was ``formerly``.
     """
 
     name: str
     device: str
     records: str = field(default=RECORDS, kw_only=True)
+    formerly: str = field(default="", kw_only=True)
 
     @property
     def root(self) -> str:
@@ -168,7 +169,7 @@ class InGuestRoot(Resource):
     @property
     def folder(self) -> str:
         """Where dom0's records of this guest are."""
-        return f"{self.records}/{self.name}"
+        return f"{self.records}/{self.formerly or self.name}"
 
     def recorded_now(self, host: Host, what: str) -> tuple[str, str | None]:
         """The UUID of the file system ("" without one), and that record (None without one)."""
@@ -180,7 +181,7 @@ class InGuestRoot(Resource):
 
     def refusal(self, host: Host) -> str:
         """That a domain uses the device, or that it is mounted."""
-        script = f"device=$1{_IN_USE}"
+        script = f"device=$1{IN_USE}"
         result = host.run(Command.script(script, self.device), check=False)
         return self._reasons()[result.status][0] if result.status in (_USED, _MOUNTED) else ""
 
@@ -195,7 +196,7 @@ class InGuestRoot(Resource):
         command = Command.argv(
             *("unshare", "--mount", "--propagation", "private", "--"),
             *("/bin/sh", "-euc", _GUARD + script, "xenlab"),
-            *(below, self.name, self.device, self.records, *values),
+            *(below, self.name, self.device, self.folder, *values),
         )
         anew = f"or have chapter 09 make its root anew: --destroy {self.name}"
         refusals = {
@@ -243,8 +244,8 @@ class InGuestRoot(Resource):
 
 # A guest's root as it is made from dom0: the image in its partition, its own configuration.
 #
-# A partition that a guest runs from must never be mounted in dom0, not even to look at it
-# (howto: „DomainU-Root“). So dom0 keeps a record of each guest in ``/var/lib/xenlab/guests/NAME``:
+# A partition that a guest runs from is never mounted in dom0, not even to look at it (howto:
+# „DomainU-Root“). So dom0 keeps a record of each guest in ``/var/lib/xenlab/guests/NAME``:
 #
 # - ``root``: the image's digest and the UUID of the file system that it was unpacked into; while it
 #   is being unpacked, ``begun`` stands for the digest;
@@ -262,9 +263,8 @@ class InGuestRoot(Resource):
 CONFIGURE_SECONDS = 600.0
 
 # blkid ends with 2 where it finds nothing, with 8 where it finds several things.
-_UNPACK = """
-image=$1 label=$2 identity=$3 agreed=$4 keys=$5
-[ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
+FRESH = """
+label=$2 identity=$3 agreed=$4
 empty() {
     [ "$(blkid -p -s TYPE -o value -- "$device")" = ext4 ] && enter ro || return 1
     if guest empty; then set -- yes; else set -- no; fi
@@ -287,7 +287,12 @@ fi
 rm -f -- "$records"/*
 echo "begun $(uuid)" | note root
 enter
-unpack "$image"
+"""
+
+_UNPACK = f"""
+image=$1 keys=$5
+[ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
+{FRESH}unpack "$image"
 printf '%s\\n' "$generation" | guest write /etc/xenlab-generation 644
 if [ -n "$keys" ]; then
     guest folder 700 /root /root/.ssh

@@ -214,10 +214,10 @@ class UsrSwapped(InGuestRoot):
         return f"usr.old {uuid}"
 
 
-def begun(host: Host, name: str, device: str) -> bool:
+def begun(host: Host, name: str, device: str, formerly: str = "") -> bool:
     """Whether a guest's own /usr is set aside, or on its way there or back."""
-    _, record = UsrSwapped(name, device, shared=True).recorded_now(host, "usr")
-    return bool(record)
+    guest = UsrSwapped(name, device, shared=True, formerly=formerly)
+    return bool(guest.recorded_now(host, "usr")[1])
 
 
 _SET_ASIDE = """

@@ -45,7 +45,9 @@ def way_to_guest(site: Parameters, name: str) -> Target:
     named = _apart(replace(dom0, host=name, port=way.port), own)
     if is_named(named):
         return named
-    (address,) = (d.address.partition("/")[0] for d in site.domains if d.name == name)
+    # one that the site no longer names is nowhere; its key may still be pinned
+    found = (d.address.partition("/")[0] for d in site.domains if d.name == name)
+    address = next(found, "")
     known_hosts = str(hostkeys.own_file(site.site))
     behind = Target(name, "", 0, "", "", known_hosts, address, dom0, become=dom0.become)
     return _apart(behind, own)
@@ -439,6 +441,36 @@ class HostKeyPinned(Resource):
 
     def _key(self, host: Host) -> str:
         return host_keys(host, (self.name,), self.records)[self.name]
+
+
+@dataclass(frozen=True)
+class Unpinned(Resource):
+    """The key that dom0 has on record for a guest is pinned no more."""
+
+    name: str
+    target: Target
+    records: str = RECORDS
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is pinned."""
+        key = host_keys(host, (self.name,), self.records)[self.name]
+        file, name, port = hostkeys.place(self.target)
+        now = [hostkeys.describe(each) for each in hostkeys.known_keys([file], name, port)]
+        if not key or fingerprint(key) not in now:
+            return None
+        return Difference(f"take the host key of {self.name} out of {file}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Take it out, as ssh-keygen does."""
+        file, name, port = hostkeys.place(self.target)
+        text = "ssh-keygen -R {name} -f {file}"
+        known_as = hostkeys.host_name(name, port)
+        return (Command.sh(text, name=known_as, file=file).at(CONTROLLER),)
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Take this key out, and no other of the name."""
+        key = host_keys(host, (self.name,), self.records)[self.name]
+        hostkeys.unpin(*hostkeys.place(self.target), key)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,23 @@ def _twice(site: Parameters) -> Iterator[str]:
                 yield f"{owner} and {me} have the same {what}: {value}"
 
 
+def _formerly(site: Parameters) -> Iterator[str]:
+    """A guest under a new name, whose former name another one has."""
+    names = {domain.name: domain.name for domain in site.domains}
+    for domain in site.domains:
+        if domain.formerly:
+            owner = names.setdefault(domain.formerly, domain.name)
+            if owner != domain.name or domain.formerly == domain.name:
+                yield f"{domain.name} was formerly {domain.formerly}, which is {owner}'s name"
+
+
+def _like(site: Parameters) -> Iterator[str]:
+    """A guest that is to be a copy of none."""
+    for domain in site.domains:
+        if domain.like and domain.like not in {d.name for d in site.domains} - {domain.name}:
+            yield f"{domain.name} is to be like {domain.like}, which is no other domain"
+
+
 def _lies_on(path: str, disk: str) -> bool:
     return re.fullmatch(rf"{re.escape(disk)}((-part|p)?\d+)?", path) is not None
 
@@ -346,12 +363,17 @@ def _selected(site: Parameters, key: str) -> list[str]:
 def _selections(site: Parameters) -> Iterator[str]:
     """Guests that are selected for something and do not exist, or are named twice."""
     known = [d.name for d in site.domains]
-    for key in ("autostart", "lan_guests", "shared_usr", "guest_exports"):
+    unknown: dict[str, list[str]] = {}
+    for key in ("restart", "autostart", "lan_guests", "shared_usr", "guest_exports"):
         for name, times in Counter(_selected(site, key)).items():
             if name not in known:
-                yield f"{key} names {name}, which is no domain; there are {cut(', '.join(known))}"
+                unknown.setdefault(name, []).append(key)
             if times > 1:
                 yield f"{key} names {name} twice"
+    for name, keys in unknown.items():
+        *first, last = keys
+        who = f"{', '.join(first)} and {last} name" if first else f"{last} names"
+        yield f"{who} {name}, which is no domain; there are {cut(', '.join(known))}"
 
 
 def _usr_over_the_lan(site: Parameters) -> Iterator[str]:
@@ -493,6 +515,8 @@ def _no_way_to_root(site: Parameters) -> Iterator[str]:
 
 RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _twice),
+    (("domains",), _formerly),
+    (("domains",), _like),
     (("domains",), _growing),
     (("domains",), _further_disks),
     (("domains", "guest_disks"), _no_partition),

@@ -48,6 +48,7 @@ from xenlab.site.types import (
     MadeThing,
     Mib,
     MountPath,
+    OptionalDomainName,
     OptionalInterface,
     OptionalIpAddress,
     OptionalPath,
@@ -246,8 +247,20 @@ class Domain(BaseModel):
     memory_mib: Mib = Field(description="its memory")
     mac: MacAddress = Field(description="the address of its interface on dom0's bridge")
     address: IpWithPrefix = Field(description="its address in the network of dom0")
+    formerly: OptionalDomainName = Field(
+        "",
+        description="what it was called when it was made: the same guest under a new name, as long "
+        "as this stays here",
+        examples=["mail"],
+    )
+    like: OptionalDomainName = Field(
+        "",
+        description="the guest that its root is a copy of, once, where it is not made from the "
+        "image; that one has to be down for it",
+        examples=["mail"],
+    )
     partition: PartitionName = Field(
-        default_factory=lambda data: str(data["name"]),
+        default_factory=lambda data: str(data.get("formerly") or data["name"]),
         validate_default=True,
         description="the partition that is its root",
         examples=["web"],
@@ -279,6 +292,11 @@ class Domain(BaseModel):
         description="further network interfaces",
         examples=[[{"mac": "00:16:3e:00:01:01", "bridge": "xenbr2"}]],
     )
+
+    @property
+    def record(self) -> str:
+        """What dom0's records of it are called, and its swap space: as it was made."""
+        return self.formerly or self.name
 
 
 class LanGuest(BaseModel):
@@ -424,6 +442,7 @@ class Parameters(BaseModel):
     guest_type: Literal["auto", "pv", "pvh"] = "auto"
     domu_options: KernelWords = ""
     domains: list[Domain] = Field(min_length=1)
+    restart: list[DomainName] = Field([], examples=[["domu1"]])
 
     # What a site selects: nothing, where it does not say.
     autostart: list[DomainName] = []

@@ -253,6 +253,13 @@ DomainName = Annotated[
     HostName,
     matching(r".*\D.*", "a name that xl does not take for an id (not digits only)"),
 ]
+OptionalDomainName = Annotated[
+    Text,
+    matching(
+        rf"({_LABEL})?",
+        "a name that a guest can have (letters, digits and inner hyphens), or nothing",
+    ),
+]
 DnsDomain = Annotated[
     Text,
     matching(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", "a DNS domain such as lab.internal"),

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,7 +263,7 @@ def pin(
     # Two that pin at the same time must not lose each other's line.
     with durable.locked_folder(file.parent):
         host, old = host_name(name, port), file.read_bytes() if file.exists() else b""
-        new = _without(file, host, key, old) if alone else old
+        new = _without(file, host, old, lambda each: each != key) if alone else old
         if key not in [line.key for line in _lines([file], host) if not line.marker]:
             gap = b"" if not new or new.endswith(b"\n") else b"\n"
             shown = HostKeys.hash_host(host) if hashed else host
@@ -295,11 +295,27 @@ def regular_file(file: Path, name: str) -> Path:
     )
 
 
-def _without(file: Path, host: str, key: paramiko.PKey, old: bytes) -> bytes:
-    """A known_hosts file's text without the host's name in the lines of its other keys."""
+def unpin(file: Path, name: str, port: int, key_line: str) -> bool:
+    """Take a key of a host's out of a file; whether the file was changed.
+
+    Lines of a pattern and revoked keys stay. Raises as `pin` does.
+    """
+    key, file = _key_of(key_line), regular_file(file, name)
+    if key is None or not file.exists():
+        return False
+    with durable.locked_folder(file.parent):
+        old = file.read_bytes()
+        new = _without(file, host_name(name, port), old, lambda each: each == key)
+        if new != old:
+            durable.replace(file, new, mode=file.stat().st_mode & 0o777)
+        return new != old
+
+
+def _without(file: Path, host: str, old: bytes, goes: Callable[[paramiko.PKey], bool]) -> bytes:
+    """A known_hosts file's text without the host's name in the lines of keys that are to go."""
     lines: list[bytes | None] = [*old.split(b"\n")]
     for found in _lines([file], host):
-        if found.key == key or found.marker:
+        if found.marker or not goes(found.key):
             continue
         line = lines[found.line - 1] or b""
         names = line.split()[0]
