@@ -16,9 +16,9 @@ from xenlab.errors import StepFailed
 from xenlab.host import Host
 from xenlab.platform.running import Values, parse_file
 from xenlab.resources.base import All, Difference, Made, Report, Resource, present
-from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk
+from xenlab.resources.blockdevices import ANOTHER_DISK, IN_USE, SAME_DISK, another_disk
 from xenlab.resources.files import Absent
-from xenlab.resources.guest import IN_USE, RECORDS, InGuestRoot
+from xenlab.resources.guest import RECORDS, InGuestRoot
 from xenlab.resources.ssh_access import Unpinned, way_to_guest
 from xenlab.site.disk_plan import GUESTS_FOLDER, SWAP_FOLDER, device, volumes_for_disks
 from xenlab.site.schema import Domain, Parameters

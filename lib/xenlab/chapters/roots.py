@@ -10,7 +10,8 @@ from xenlab.command import Command
 from xenlab.host import Host
 from xenlab.resources.archive import UNPACK_SECONDS, UNTAR
 from xenlab.resources.base import Difference, Report, Resource
-from xenlab.resources.guest import FRESH, IN_USE, OPTIONS, GuestRoot
+from xenlab.resources.blockdevices import IN_USE
+from xenlab.resources.guest import FRESH, OPTIONS, GuestRoot
 from xenlab.site.disk_plan import device
 from xenlab.site.schema import Domain
 
