@@ -294,6 +294,24 @@ class RedfishService(BaseModel):
     plain: bool = False
 
 
+class Bond(BaseModel):
+    """Several network cards as one uplink: the machine stays reachable when one of them fails."""
+
+    model_config = _STRICT
+
+    members: list[Uplink] = Field(
+        [],
+        description="its cards beside `uplink`, by MAC address or name; none: there is no bond",
+        examples=[["52:54:00:12:34:57"]],
+    )
+    mode: Literal["active-backup", "802.3ad", "balance-xor"] = Field(
+        "active-backup",
+        description="one card at a time, or all: 802.3ad by LACP with the switch, balance-xor "
+        "without (the switch must know)",
+        examples=["802.3ad"],
+    )
+
+
 class Parameters(BaseModel):
     """A site as ``parameters/lab.yaml`` explains it key by key.
 
@@ -375,6 +393,7 @@ class Parameters(BaseModel):
     image_exclude: list[SparePath] = Field([], examples=[["/usr/lib/gcc"]])
 
     uplink: Uplink
+    uplink_bond: Bond = Bond()
     uplink_vlan: int = Field(0, ge=0, le=4094)
     bridge: Interface = "xenbr0"
     dom0_ip_on_bridge: bool = False
