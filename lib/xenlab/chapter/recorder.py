@@ -22,7 +22,7 @@ from xenlab.journal import Journal
 from xenlab.masking import LEAST, MaskedStream, Secret, mask, mask_bytes
 
 if TYPE_CHECKING:
-    from xenlab.site.schema import SecretReference
+    from xenlab.site.references import SecretReference
 
 # What must never be recorded: the secrets that xenlab can know of, or was told of by reference.
 

@@ -22,7 +22,8 @@ from xenlab.errors import BadInput
 from xenlab.masking import LEAST, Secret, clean, mask
 from xenlab.runs.folder import ChapterState, StepState
 from xenlab.runs.progress import totals
-from xenlab.site.schema import Notified, Parameters
+from xenlab.site.references import Notified
+from xenlab.site.schema import Parameters
 
 if TYPE_CHECKING:
     from xenlab.runs.execute import Outcome
