@@ -79,7 +79,7 @@ class Rack(Site):
 
     def run_of(self, host: int) -> Path:
         """The folder of a host's last run."""
-        return self.runs / self.record()["hosts"][f"host{host}"]["run"]
+        return self.runs / str(self.record()["hosts"][f"host{host}"]["run"])
 
     def ended(self, host: int) -> list[tuple[str, str]]:
         """How the steps of cells ended in all runs of a host."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xenlab import errors
-from xenlab.cli.cli import DRIFT
+from xenlab.cli.terminal import DRIFT
 from xenlab.platform.apt import Apt
 from xenlab.platform.base import INSTALL_SECONDS
 from xenlab.resources.base import Resource

@@ -104,7 +104,7 @@ def site_values(base: Mapping[str, Any], host: str, own: Mapping[str, Any]) -> V
     The host's name is its `site`, its `hostname` and its `ssh.host`, unless it says otherwise.
     """
     usual = {"site": host, "hostname": host.partition(".")[0], "ssh": {"host": host}}
-    lists = {key: [] for key in NAMED if isinstance(own.get(key), dict)}
+    lists: Values = {key: [] for key in NAMED if isinstance(own.get(key), dict)}
     merged: Values = merge(merge(lists | dict(base), usual), dict(own))
     guests = own.get("domains")
     renamed = {
