@@ -266,7 +266,7 @@ class _Flight:
                 f"cannot go on: because no worker has been there for {WORKER_SECONDS} s",
                 hint="start some, then xenlab fleet run --resume",
             ) from None
-        there: int = sum(self._client.nthreads().values())
+        there = sum(int(each) for each in self._client.nthreads().values())
         return min(there, self._settings.workers or there)
 
     def _ended(self, running: Collection[Future]) -> Collection[Future]:
