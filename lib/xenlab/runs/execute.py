@@ -234,6 +234,7 @@ def prepare_apply(notebooks: Path, approved: Approved, file: Path | None) -> Run
                 f"{', '.join(changed)} differ",
                 hint=f"put the file back, or {plans.AGAIN}",
             )
+        site = now
     known = chapter_notebooks(notebooks)
     for name, digest in plan["chapters"].items():
         if name not in known or cells_digest(known[name]) != digest:

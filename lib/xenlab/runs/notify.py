@@ -89,8 +89,9 @@ class Address:
 
     def send(self, notice: Notice) -> str:
         """Tell it; return "" or, in one line without secrets, why it was not told."""
+        plain = Notice(notice.event, clean(notice.title), clean(notice.text))
         try:
-            return mask(clean(self._send(notice)), self.secrets).strip()
+            return mask(clean(self._send(plain)), self.secrets).strip()
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             return mask(str(error), self.secrets)
 
@@ -242,6 +243,8 @@ def _by_apprise(address: Address, notice: Notice) -> str:
             body=notice.text,
             title=notice.title,
             notify_type=apprise.NotifyType(kinds[notice.event]),
+            # what a machine has said is no markup anywhere
+            body_format=apprise.NotifyFormat.TEXT,
         )
         said = log.getvalue().strip().splitlines()
     return "" if sent else (said[-1] if said else "it was not taken")
