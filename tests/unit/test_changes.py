@@ -52,7 +52,7 @@ from xenlab.platform.running import (
 from xenlab.platform.xl import Disk, DomainSpec, Vif, Xl, xl_config
 from xenlab.resources.base import Difference
 from xenlab.resources.blockdevices import identified
-from xenlab.resources.ssh_access import Unpinned
+from xenlab.resources.ssh_access import Unpinned, way_to_guest
 from xenlab.site.disk_plan import device
 from xenlab.site.schema import validate
 from xenlab.transport import hostkeys
@@ -500,6 +500,12 @@ def test_a_guest_s_own_key_alone_is_pinned_no_more(tmp_path: Path) -> None:
     assert known.read_text() == f"10.0.2.22 {keys['domu3']}\n10.0.2.23 {keys['other']}\n"
     assert hostkeys.unpin(known, "10.0.2.23", 22, keys["domu3"]) is False
     assert hostkeys.unpin(tmp_path / "none", "10.0.2.23", 22, keys["domu3"]) is False
+
+
+def test_a_guest_that_is_nowhere_any_more_was_pinned_in_the_site_s_own_file() -> None:
+    """No ssh_config names it, and the site has no address for it."""
+    way = way_to_guest(lab_site(ssh={"host": "192.0.2.10"}), "gone")
+    assert hostkeys.place(way) == (hostkeys.own_file("lab"), "gone", 22)
 
 
 # -- a guest under a new name, and one that has to be down
