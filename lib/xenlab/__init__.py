@@ -54,7 +54,7 @@ _PLACES = {
         "All Check Condition Difference OnHost Once PathsExist Programs Report Resource "
         "text_difference"
     ),
-    "resources.disk": "Filesystem PartitionGone PartitionTable",
+    "resources.disk": "Filesystem PartitionTable",
     "resources.files": "Absent Directory File KernelSetting Line LineFirst Relocated Symlink",
     "resources.guest": "GuestConfigured GuestRoot",
     "resources.image": "ImageProof",

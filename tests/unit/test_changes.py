@@ -429,13 +429,39 @@ def test_a_partition_loses_its_file_system(machine: Path, attached: str) -> None
     (machine / "mnt/guests/third.img").rename(machine / "third.disk")
     guest = gone(machine, attached)
     assert (guest.device, guest.wipes()) == (attached, attached)
-    assert guest.commands()[0].by_hand() == f"wipefs -a {attached}"
+    assert guest.commands()[0].by_hand().splitlines()[0] == f"wipefs -a {attached}"
     with pytest.raises(StepFailed, match="not the one that somebody consented to"):
         guest.consented("SERIAL=other", guest.destroys(HOST)).apply(HOST, silent)
     consented = guest.consented(identified(HOST, attached).identity, guest.destroys(HOST))
     consented.apply(HOST, silent)
     consented.verify(HOST)
     assert subprocess.run(["blkid", "-p", attached], check=False).returncode == 2
+
+
+def test_a_partition_goes_out_of_the_table_and_no_other_does(machine: Path) -> None:
+    root = machine / "mnt/guests/third.img"
+    image = machine / "whole.disk"
+    with image.open("wb") as out:
+        out.truncate(64 << 20)
+    subprocess.run(
+        ["sfdisk", "-q", str(image)],
+        input=b"label: gpt\nsize=16M, name=domu3\nsize=16M, name=domu4\n",
+        check=True,
+    )
+    disk = run("losetup", "--find", "--show", image)
+    try:
+        run("partx", "--add", disk)
+        run("dd", f"if={root}", f"of={disk}p1", "bs=1M", "conv=fsync", "status=none")
+        root.unlink()
+        guest = gone(machine, disk)
+        assert guest.device == f"{disk}p1"
+        guest.consented(identified(HOST, disk).identity, guest.destroys(HOST)).apply(HOST, silent)
+        table = json.loads(run("sfdisk", "--json", disk))["partitiontable"]["partitions"]
+        assert [each["name"] for each in table] == ["domu4"]
+        assert not Path(f"{disk}p1").exists() and Path(f"{disk}p2").exists()
+    finally:
+        subprocess.run(["partx", "--delete", disk], check=False, capture_output=True)
+        run("losetup", "--detach", disk)
 
 
 def test_a_root_that_is_in_use_stays(machine: Path, attached: str) -> None:

@@ -18,13 +18,12 @@ from tests.sites import lab_site
 
 from xenlab.chapter.step import Consents, require_consents
 from xenlab.chapters.disk import partition_table
-from xenlab.errors import BadInput, CommandFailed, ConsentNeeded, StepFailed
+from xenlab.errors import CommandFailed, ConsentNeeded, StepFailed
 from xenlab.host import Host
 from xenlab.resources.base import Resource, Said
 from xenlab.resources.disk import (
     Filesystem,
     Grown,
-    PartitionGone,
     PartitionsChanged,
     PartitionTable,
     partition_numbers,
@@ -446,76 +445,3 @@ class TestGuestsFiles:
         assert found is not None and not found.stays
         SwapFile(str(file), 8).apply(HOST, quiet)
         SwapFile(str(file), 8).verify(HOST)
-
-
-class TestPartitionGone:
-    def gone(self, disk: str, name: str) -> PartitionGone:
-        here = site(disk, "a").numbered(partition_numbers(HOST, disk))
-        return PartitionGone(disk, name, device(here, name))
-
-    def test_it_goes_by_its_name_and_nothing_else_does(self, disk: str) -> None:
-        installed(disk, "a", "b", "c")
-        before = partitions_of(disk)
-        wanted = self.gone(disk, "b")
-        found = wanted.probe(HOST)
-        assert found is not None and found.rows[0]["lost"] == "ext4 “b”, 24 MiB"
-        serial = (f"{disk} {DISK_MIB << 20}",)
-        with pytest.raises(ConsentNeeded, match="nobody has agreed to lose it: b "):
-            require_consents(HOST, [wanted], Consents(serial))
-        agreed = require_consents(HOST, [wanted], Consents(serial, ("b",)))
-        wanted.consented(agreed[wanted.device].identity).apply(HOST, quiet)
-        wanted.verify(HOST)
-        after = partitions_of(disk)
-        assert after == {name: each for name, each in before.items() if name != "b"}
-        assert not Path(wanted.device).exists()
-        # what comes into its place begins empty
-        settled(site(disk, "a", "c", "d"))
-        assert partitions_of(disk)["d"][:2] == before["b"][:2]
-        assert (
-            "ext4"
-            not in subprocess.run(
-                ["blkid", "-p", wanted.device], check=False, capture_output=True, text=True
-            ).stdout
-        )
-
-    def test_what_is_mounted_stays(self, disk: str, tmp_path: Path) -> None:
-        installed(disk, "a", "b")
-        wanted = self.gone(disk, "b")
-        identity = require_consents(
-            HOST, [wanted], Consents((f"{disk} {DISK_MIB << 20}",), ("b",))
-        )[wanted.device].identity
-        place = mounted(wanted.device, tmp_path / "on")
-        before = partitions_of(disk)
-        try:
-            assert "because it is mounted" in wanted.refusal(HOST)
-            with pytest.raises(ConsentNeeded, match="in use"):
-                require_consents(HOST, [wanted], Consents((), ("b",)))
-            with pytest.raises(StepFailed, match="it is mounted"):
-                wanted.consented(identity).apply(HOST, quiet)
-        finally:
-            run("umount", str(place))
-        assert partitions_of(disk).keys() == before.keys()
-
-    def test_nor_is_swap_that_is_in_use_or_what_has_another_name(self, disk: str) -> None:
-        installed(disk, "a", "b")
-        wanted = self.gone(disk, "b")
-        run("mkswap", wanted.device)
-        consents = Consents((f"{disk} {DISK_MIB << 20}",), ("b",))
-        identity = require_consents(HOST, [wanted], consents)[wanted.device].identity
-        run("swapon", wanted.device)
-        try:
-            with pytest.raises(ConsentNeeded, match="in use"):
-                require_consents(HOST, [wanted], consents)
-            with pytest.raises(CommandFailed, match="busy"):
-                wanted.consented(identity).apply(HOST, quiet)
-        finally:
-            run("swapoff", wanted.device)
-        other = replace(wanted, name="a").consented(identity)
-        with pytest.raises(StepFailed, match="has another name"):
-            other.apply(HOST, quiet)
-        assert {"a", "b"} <= partitions_of(disk).keys()
-
-    @pytest.mark.parametrize("name", ["dom0root", "esp", "domuswap"])
-    def test_dom0s_own_are_none_of_these(self, name: str) -> None:
-        with pytest.raises(BadInput, match=f"cannot remove the partition {name}: .* dom0's"):
-            PartitionGone("/dev/vda", name, "/dev/vda4")

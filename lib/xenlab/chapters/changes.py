@@ -20,7 +20,13 @@ from xenlab.resources.blockdevices import ANOTHER_DISK, IN_USE, SAME_DISK, anoth
 from xenlab.resources.files import Absent
 from xenlab.resources.guest import RECORDS, InGuestRoot
 from xenlab.resources.ssh_access import Unpinned, way_to_guest
-from xenlab.site.disk_plan import GUESTS_FOLDER, SWAP_FOLDER, device, volumes_for_disks
+from xenlab.site.disk_plan import (
+    GUESTS_FOLDER,
+    SWAP_FOLDER,
+    device,
+    number_of,
+    volumes_for_disks,
+)
 from xenlab.site.schema import Domain, Parameters
 
 # What of guests there is on a machine, as it says itself. What xenlab made has a record in dom0
@@ -326,13 +332,18 @@ shift 5
 exec 9> "/run/xenlab-guest-$name.lock"
 flock -n 9 || exit 41
 ! xl domid "$name" > /dev/null 2>&1 || exit 42
-gone() { # a file, a logical volume, or what makes a partition a file system
+gone() { # a file, a logical volume, or a partition with its entry in the table
     if [ ! -b "$1" ]; then
         rm -f -- "$1"
     elif [ "$(lsblk -d -n -o TYPE -- "$1")" = lvm ]; then
         lvremove -q -y -- "$1"
     else
-        wipefs -q -a -- "$1"
+        part=$(readlink -f -- "$1")
+        wipefs -q -a -- "$part"
+        number=$(cat "/sys/class/block/${part##*/}/partition" 2> /dev/null) || return 0
+        disk=/dev/$(lsblk -d -n -o PKNAME -- "$part")
+        sfdisk --quiet --no-reread --no-tell-kernel --delete -- "$disk" "$number"
+        partx --delete --nr "$number" -- "$disk"
     fi
 }
 if [ -n "$device" ]; then
@@ -414,5 +425,7 @@ def _typed(path: str) -> str:
     """What removes a thing, as a person would type it."""
     if not path.startswith("/dev/"):
         return "rm {path}"
-    volume = path.startswith("/dev/mapper/") or path.count("/") > 2
-    return "lvremove {path}" if volume else "wipefs -a {path}"
+    if path.startswith("/dev/mapper/") or path.count("/") > 2:
+        return "lvremove {path}"
+    entry = f'sfdisk --no-reread --delete "/dev/$(lsblk -dno PKNAME {{path}})" {number_of(path)}'
+    return f"wipefs -a {{path}}\n{entry}"

@@ -13,13 +13,10 @@ from xenlab.resources.base import Difference, Made, Report, Resource, Said, made
 from xenlab.resources.blockdevices import (
     ANOTHER_DISK,
     GROW,
-    IN_USE,
     LOOK,
-    MOUNTED,
     NO_DEVICE,
     SAME_DISK,
     SECTION,
-    USED,
     WHEN_DOWN,
     Device,
     Devices,
@@ -31,8 +28,6 @@ from xenlab.resources.blockdevices import (
     sections,
 )
 from xenlab.site.disk_plan import (
-    DOM0_PARTITIONS,
-    ESP,
     Changes,
     Partition,
     Table,
@@ -371,100 +366,6 @@ class PartitionsChanged(Resource):
         command = Command.script(script, disk, self.guid, entry).typed_as(typed, disk=disk)
         refusals = {ANOTHER_DISK: (other, "look at the disks (lsblk)")}
         return command.within(300).at(MACHINE).refusing(refusals)
-
-
-_OTHER_NAME = 56
-
-
-@dataclass(frozen=True)
-class PartitionGone(Resource):
-    """A guest's partition that is on the disk no more. Applying it loses what is there.
-
-    ``device`` is the partition called ``name``. Refused while it is mounted, swap, part of a volume
-    group, or a running domain's; dom0's own are refused always.
-    """
-
-    disk: str
-    name: str
-    device: str
-    identity: str = field(default="", compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.name in (*DOM0_PARTITIONS, ESP):
-            raise BadInput(
-                f"cannot remove the partition {self.name}: because it is dom0's",
-                hint="name a guest's partition",
-            )
-
-    def wipes(self) -> str:
-        """The partition."""
-        return self.device
-
-    def destroys(self, host: Host) -> tuple[Made, ...]:
-        """The guest whose file system is there."""
-        return made_on(look(host, self.device))
-
-    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> PartitionGone:
-        """The same on a disk with this identity."""
-        return replace(self, identity=identity)
-
-    def probe(self, host: Host) -> Difference | None:
-        """Whether it is there, and what is lost with it."""
-        disk = look(host, self.disk).device
-        part = next((p for p in disk.parts if p.name == self.name), None) if disk else None
-        if part is None:
-            return None
-        row = {"device": part.path, "name": part.name, "lost": content(part)}
-        return Difference(f"remove the partition {self.name} of {self.disk}", rows=(row,))
-
-    def refusal(self, host: Host) -> str:
-        """That a domain uses it, or that it is mounted."""
-        result = host.inside("/").run(
-            Command.script(f"device=$1\n{IN_USE}", self.device), check=False
-        )
-        why = _USES.get(result.status)
-        return f"cannot remove the partition {self.name}: because {why}" if why else ""
-
-    def commands(self) -> tuple[Command, ...]:
-        """Wipe its signatures and take its entry out; the kernel forgets it."""
-        script = f"""
-            {SAME_DISK}
-            {_TELL}
-            part=$(readlink -f -- "$2") name=$3 identity=$4
-            same_disk "$part" "$identity"
-            # the shell text below goes by this name
-            device=$part
-            {IN_USE}
-            number=$(printf %s "$part" | sed 's/.*[^0-9]//')
-            [ "$(sfdisk --part-label "$disk" "$number")" = "$name" ] || exit {_OTHER_NAME}
-            wipefs --quiet --all -- "$part"
-            sfdisk --quiet --no-reread --no-tell-kernel --delete -- "$disk" "$number"
-            tell delete "$number"
-        """
-        number = str(number_of(self.device))
-        typed = "wipefs -a {device}\nsfdisk --no-reread --delete {disk} {number}"
-        command = Command.script(script, self.disk, self.device, self.name, self.identity)
-        said = f"cannot remove the partition {self.name}: because "
-        hint = "shut the guest down (xl shutdown -ww), or unmount it"
-        return (
-            command.typed_as(typed, device=self.device, disk=self.disk, number=number)
-            .within(300)
-            .at(MACHINE)
-            .refusing(
-                {
-                    **{status: (said + why, hint) for status, why in _USES.items()},
-                    ANOTHER_DISK: another_disk(self.device),
-                    _OTHER_NAME: (f"{said}{self.device} has another name", "run the step again"),
-                }
-            ),
-        )
-
-
-_USES = {
-    USED: "a running domain uses it",
-    MOUNTED: "it is mounted",
-    46: "xenstore does not answer: nobody knows whether a guest has it",
-}
 
 
 @dataclass(frozen=True)
