@@ -434,9 +434,6 @@ def test_nobody_confirms_a_vlan_s_bridge(tagged: Dom0) -> None:
     assert tagged.reachable()
 
 
-BONDED = {"BOND": "bond0", "MODE": "active-backup", "CARDS": "eth0 eth1 eth9"}
-
-
 @pytest.fixture
 def bonded(dom0: Dom0, monkeypatch: pytest.MonkeyPatch) -> Dom0:
     """dom0 with two cards and without any address; a kernel that has no bonds gets help."""
@@ -469,7 +466,13 @@ def bond_values(dom0: Dom0) -> tuple[str, str, str, str, More]:
 
 
 def bond_bridge(dom0: Dom0, *, on_bridge: bool) -> Bridge:
-    bridge = dom0.bridge(on_bridge=on_bridge, seconds=30, UPLINK="bond0", **BONDED)
+    bridge = dom0.bridge(
+        on_bridge=on_bridge,
+        UPLINK="bond0",
+        BOND="bond0",
+        MODE="active-backup",
+        CARDS="eth0 eth1 eth9",
+    )
     bond = ("active-backup", "eth0", "eth1")
     return replace(bridge, uplink="bond0", rollback_seconds=120, bond=bond)
 
