@@ -193,7 +193,7 @@ CLOSING = ("kept", "end")
 UNFINISHED = ("failed", "unreachable", "unknown", "aborted")
 """The statuses of an attempt at a step that may have left something running."""
 
-LOOKED = ("ok", "would change", "would be refused")
+LOOKED = ("ok", "skipped", "would change", "would be refused")
 """The statuses of a step that changed nothing."""
 
 LOOKS_SECONDS = 1.0

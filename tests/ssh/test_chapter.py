@@ -17,9 +17,10 @@ import pytest
 from tests.sites import lab_site
 from tests.ssh.conftest import Sshd, processes_with, wait_until
 
-from xenlab.chapter.chapter import Chapter, open_chapter
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.events import Phase, ignore
 from xenlab.chapter.machine_lock import Hold, MachineLock
+from xenlab.chapter.opening import open_chapter
 from xenlab.chapter.recorder import CommandLog, Recorder
 from xenlab.command import Command
 from xenlab.errors import (

@@ -127,7 +127,7 @@ def test_stop_is_heard_while_the_chapter_opens(site: Site, panel: ChapterPanel) 
 
 
 def test_stop_is_heard_between_two_steps(site: Site, panel: ChapterPanel) -> None:
-    stop = "from xenlab.chapter.chapter import STOP\nglobals()[STOP].set()"
+    stop = "from xenlab.chapter.opening import STOP\nglobals()[STOP].set()"
     site.chapter("01_first", f"{site.made('01.1')}\n{stop}", site.made("01.2"))
     panel.close()
     panel = ChapterPanel(site.folder / "notebooks", SiteFile(site.file))

@@ -13,7 +13,7 @@ from tests.sites import lab_site
 from tests.ssh.conftest import wait_until
 from tests.ssh.small import Site
 
-from xenlab.chapter.chapter import open_chapter
+from xenlab.chapter.opening import open_chapter
 from xenlab.chapter.recorder import discover_secrets
 from xenlab.cli.lab import copy_console
 from xenlab.errors import BadInput

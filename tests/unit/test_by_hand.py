@@ -202,6 +202,7 @@ def test_the_card_says_what_became_of_it() -> None:
     words = {
         "changed": "ran",
         "ok": "not needed",
+        "skipped": "was left out",
         "would change": "would run",
         "would be refused": "would run",
         "failed": "to run",

@@ -125,8 +125,11 @@ def test_without_words_it_says_what_it_can_do(xenlab: Run) -> None:
         (["run", "--mode", "dry", "-f", "x.yaml", "--notebooks", "."], "there is no such mode"),
         (["run", "-f", "gone.yaml", "--notebooks", "."], "there is no such parameters file"),
         (["run", "--resume", "last", "--notebooks", "."], "there is no run in"),
-        (["run", "--resume", "last", "04"], "has its own chapters, mode and lab"),
-        (["run", "--resume", "last", "--mode", "plan"], "has its own chapters, mode and lab"),
+        (["run", "--resume", "last", "04"], "has its own chapters, steps, mode and lab"),
+        (
+            ["run", "--resume", "last", "--mode", "plan"],
+            "has its own chapters, steps, mode and lab",
+        ),
         (["run", "--lab", "Über", "-f", "x.yaml", "--notebooks", "."], "cannot name a lab"),
         (["show", "20260101T000000-x"], "cannot find the run 20260101T000000-x"),
         (["report"], "there is no run in"),

@@ -172,7 +172,7 @@ def test_two_runs_as_json(xenlab: Run, tmp_path: Path) -> None:
     [
         ("status", "xenlab lab status"),
         ("stauts", "xenlab lab status"),
-        ("apply", "xenlab run"),
+        ("aply", "xenlab apply"),
         ("verify", "xenlab audit verify"),
         ("up", "xenlab lab up"),
         ("ssh", "xenlab lab ssh"),

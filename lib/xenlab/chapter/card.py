@@ -30,6 +30,7 @@ TAIL_LINES = 12
 # White text stands on these, so they read the same on a light and on a dark page.
 COLOURS = {
     "ok": "#6b7280",
+    "skipped": "#6b7280",
     "changed": "#2f7d4f",
     "would change": "#37699e",
     "would be refused": "#b3403a",
@@ -42,6 +43,7 @@ COLOURS = {
 
 RAN = {
     "ok": "not needed",
+    "skipped": "was left out",
     "changed": "ran",
     "would change": "would run",
     "would be refused": "would run",
@@ -85,7 +87,7 @@ class Card:
     @property
     def bad(self) -> bool:
         """Whether the message is one that a person must act on, not a note."""
-        return self.status not in ("ok", "changed", "would change")
+        return self.status not in ("ok", "skipped", "changed", "would change")
 
     @property
     def ran(self) -> str:

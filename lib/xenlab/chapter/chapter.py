@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from xenlab.chapter import events
 from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
-from xenlab.chapter.recorder import Recorder, declared_secrets, discover_secrets
+from xenlab.chapter.planned import Planned
+from xenlab.chapter.recorder import Recorder, discover_secrets
+from xenlab.chapter.selected import Selected, selectable
 from xenlab.chapter.step import (
     CHANGED,
     OK,
     REFUSED,
+    SKIPPED,
     WOULD_CHANGE,
     Agreed,
     Consents,
     Step,
+    Wanted,
+    looked,
+    made,
     made_anew,
     planned_before,
     require_consents,
     would_refuse,
 )
-from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import (
     ChapterOrder,
     CommandFailed,
@@ -49,7 +52,7 @@ from xenlab.resources.base import Check, Difference, Resource, Waiting
 from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
 from xenlab.resources.ssh_access import way_to, way_to_guest
 from xenlab.site.disk_plan import dom0_device
-from xenlab.site.schema import Parameters, from_notebook
+from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
 
@@ -64,21 +67,16 @@ SYNC_SECONDS = 600.0
 
 NOTHING = "not needed: the site asks for none of it"
 
-Found = TypeVar("Found")
-Given = TypeVarTuple("Given")
-
-Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
-"""A resource, or what makes some: called inside the step where making them takes a look."""
-
 
 class Chapter(PlatformAnswers):
     """One opened chapter: the site, the machines, and the verbs that its cells use.
 
     ``host`` is the machine as reached, ``target`` its installed root (the same, once it was booted
     from its disk), ``controller`` this machine. ``mode`` is "apply" or "plan"; ``destroy`` names
-    what xenlab made and this run may destroy. Each verb is a step, and so is opening the chapter;
-    its hosts run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step
-    under way once it is set, the opening as well. ``connection`` is a run's, which stays.
+    what xenlab made and this run may destroy, ``selected`` the steps that it leaves out,
+    ``planned`` what alone it may do. Each verb is a step, and so is opening the chapter; its hosts
+    run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step under way
+    once it is set, the opening as well. ``connection`` is a run's, which stays.
     """
 
     def __init__(
@@ -93,12 +91,18 @@ class Chapter(PlatformAnswers):
         stop: threading.Event | None = None,
         destroy: tuple[str, ...] = (),
         connection: SSH | None = None,
+        selected: Selected | None = None,
+        planned: Planned | None = None,
     ) -> None:
         super().__init__(site)
         self.name = name
         self.journal = journal
         self.mode = mode
         self.consents: list[str] = []
+        self.selected = selected or Selected()
+        self._missed = ""
+        self._planned = planned
+        self._lacks = ""
         self._destroy = destroy
         self._agreed: dict[str, Agreed] = {}
         self._before = planned_before(journal) if mode == "plan" else ""
@@ -157,13 +161,14 @@ class Chapter(PlatformAnswers):
         title = f"{self._number}.0.{self._needs} Chapter {chapter} came first"
         with self._step(title, self.target) as step:
             found = self._missing(step, resources)
-            if found is not None and self.mode == "apply" and self._done_again(step, again):
+            if found is not None and self._done_again(step, again):
                 found = self._missing(step, resources)
             if found is None:
                 return
             step.note(f"chapter {self.name} needs chapter {chapter} first: {found.summary}")
             if self.mode == "plan":
                 step.status = WOULD_CHANGE
+                self._lacks = f"chapter {chapter} comes first"
                 return
             said = f"cannot go on: because {step.message}"
             raise ChapterOrder(said, hint=f"run chapter {chapter}")
@@ -175,9 +180,9 @@ class Chapter(PlatformAnswers):
 
     def _done_again(self, step: Step, again: Wanted) -> bool:
         todo = [one for one in made((again,)) if looked(one.probe, self.host) is not None]
-        if not todo:
-            return False
         step.names({"": todo}, self.host.name)
+        if not todo or self.mode == "plan":
+            return False
         self._starts(step, self.host)
         try:
             self._apply(step, self.host, tuple(todo), "")
@@ -187,6 +192,7 @@ class Chapter(PlatformAnswers):
         step.status = CHANGED
         return True
 
+    @selectable
     def ensure(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """See to it that states hold: probe, show, ask, apply, verify, record."""
         host = on or self.target
@@ -198,6 +204,7 @@ class Chapter(PlatformAnswers):
                 self._apply(step, host, tuple(todo), "")
                 step.status = CHANGED
 
+    @selectable
     def run(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """Carry out actions: applied each time, whatever the machine's state is."""
         host = on or self.target
@@ -212,6 +219,7 @@ class Chapter(PlatformAnswers):
             self._apply(step, host, actions, "")
             step.status = CHANGED
 
+    @selectable
     def each(
         self,
         title: str,
@@ -225,6 +233,7 @@ class Chapter(PlatformAnswers):
             with ThreadPoolExecutor(len(parts) or 1) as pool:
                 self._side_by_side(step, host, parts, pool)
 
+    @selectable
     def facts(
         self, title: str, frame: pd.DataFrame | Callable[[], pd.DataFrame], note: str = ""
     ) -> None:
@@ -233,6 +242,7 @@ class Chapter(PlatformAnswers):
             step.message = note
             step.table(looked(frame) if callable(frame) else frame)
 
+    @selectable
     def picture(self, title: str, figure: Figure | Callable[[], Figure]) -> None:
         """Show and record a picture; nothing is changed."""
         with self._step(title, self.host) as step:
@@ -242,17 +252,24 @@ class Chapter(PlatformAnswers):
             step.attach("picture", data.getvalue(), ".png")
             step.sink(events.Picture(data.getvalue()))
 
+    @selectable
     def check(self, title: str, *resources: Wanted, on: Host | None = None) -> None:
         """What must hold, or the chapter ends here; nothing is changed."""
         host = on or self.target
         with self._step(title, host) as step:
             self._differing(step, host, resources)
             found = Difference.of_all(list(step.differences.values()))
-            if self.mode == "plan":
+            if self._looks(step):
                 self._plan(step, host, [])
                 step.status = WOULD_CHANGE if found is not None else step.status
             elif found is not None:
                 raise StepFailed(found.summary, hint=found.hint)
+
+    def skip(self, title: str, reason: str) -> None:
+        """Record a step that this run leaves out, and why; nothing is looked at."""
+        with self._step(title, self.host) as step:
+            step.message = reason
+            step.status = SKIPPED
 
     def consent(self, serial_or_made: str) -> None:
         """Note a person's word: a disk's serial, or "NAME UUID" of what xenlab made."""
@@ -322,17 +339,38 @@ class Chapter(PlatformAnswers):
         place = (self.journal, self._sink, self.name)
         step = Step(*place, title, host.name, lambda: self._boot_id, self.recorder)
         self._under_way = step
+        step.unforeseen = (self._before and f"unknown until {self._before}") or self._lacks
         try:
             with step:
                 for ended in self._end_left(self.journal.unfinished(self.name, step.number)):
                     tell_ended(self.journal, ended, self._boot_id)
-                yield step
+                reason = self.selected.look.get(step.number)
+                try:
+                    yield step
+                except (CommandFailed, StepFailed) as error:
+                    if reason is None:
+                        raise
+                    step.differs("", Difference(error.message))
+                if reason is not None:
+                    self._leave_out(step, reason)
         finally:
             self._under_way = None
-            if step.status != OK and self.mode == "apply":
+            if step.status not in (OK, SKIPPED) and self.mode == "apply":
                 # whether a guest runs, or as what, may be among what the step has changed
                 self._leave_guests()
             self._machine.step_over()
+
+    def _looks(self, step: Step) -> bool:
+        """Whether nothing is changed in this step: it is planned, or only looked at."""
+        return self.mode == "plan" or step.number in self.selected.look
+
+    def _leave_out(self, step: Step, reason: str) -> None:
+        """The end of a step that was only looked at: nothing after it rests upon what is not."""
+        step.status = SKIPPED
+        found = Difference.of_all(list(step.differences.values()))
+        step.note(f"{reason}; it holds" if found is None else f"{reason}; it does not hold")
+        if found is not None and not self._missed:
+            self._missed = f"step {step.number} comes first, and does not hold: {found.summary}"
 
     def _side_by_side(
         self, step: Step, host: Host, parts: Mapping[str, Resource], pool: ThreadPoolExecutor
@@ -386,7 +424,7 @@ class Chapter(PlatformAnswers):
 
     def _may_go_on(self, step: Step, host: Host, todo: list[Resource]) -> bool:
         """Whether there is something to do, in this mode, with consent; a RUNNING record then."""
-        if self.mode == "plan":
+        if self._looks(step):
             self._plan(step, host, todo)
             return False
         if not todo:
@@ -407,12 +445,15 @@ class Chapter(PlatformAnswers):
         """What `run` would do: a change, a refusal, or what nobody knows before a device is new."""
         if todo:
             step.status = WOULD_CHANGE
+        if step.number in self.selected.look:
+            return
         step.wipes = sorted({r.wipes() for r in todo} - {""})
         if self._before:
             step.status = WOULD_CHANGE
             step.message = f"unknown until {self._before}; compared with what is there now"
             return
-        refused = next(filter(None, (looked(r.refusal, host) for r in todo)), "")
+        refused = self._missed if todo else ""
+        refused = refused or next(filter(None, (looked(r.refusal, host) for r in todo)), "")
         refused = refused or looked(would_refuse, host, todo, self._consents)
         if refused:
             step.status = REFUSED
@@ -433,6 +474,11 @@ class Chapter(PlatformAnswers):
 
     def _starts(self, step: Step, host: Host, todo: Sequence[Resource] = ()) -> None:
         """Nobody else changes the machine from now on; a RUNNING record is on disk."""
+        if self._missed:
+            hint = "select that step too, or leave it out with --skip STEP=REASON"
+            raise StepFailed(f"cannot go on: because {self._missed}", hint=hint)
+        if self._planned is not None:
+            self._planned.require(step.number, step.script, step.differences, step.looks())
         self._machine.take(self.recorder)
         self._end_strays(step)
         # what another run has just made there is not lost by a consent to what was there before
@@ -534,67 +580,3 @@ class Chapter(PlatformAnswers):
             self.root = installed_root(self.host, dom0_device(self.site, ROOT_PARTITION))
             self._boot_id = boot_id
         self._connections = self._ssh.connections
-
-
-def looked(look: Callable[[*Given], Found], *given: *Given) -> Found:
-    """What a look finds; it changes nothing, so one whose connection broke is repeated, once."""
-    try:
-        return look(*given)
-    except ConnectionLost:
-        return look(*given)
-
-
-def made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
-    """The resources that are wanted, those that take a look made now."""
-    found: list[Resource] = []
-    for each in wanted:
-        made = each if isinstance(each, Resource) else looked(each)
-        found.extend((made,) if isinstance(made, Resource) else made)
-    return tuple(found)
-
-
-# Opening a chapter: its parameters, its run folder, its journal.
-
-SINK = "_xenlab_sink"
-"""The variable by which a chapter's cells are told who shows their steps (an `events.Sink`)."""
-
-STOP = "_xenlab_stop"
-"""The variable that holds what stops them once it is set (a `threading.Event`)."""
-
-CONNECTION = "_xenlab_connection"
-"""The variable that holds the connection of a run (an `SSH`), which its chapters hand on."""
-
-RUNBOOK = "_xenlab_runbook"
-"""The variable that holds what a chapter's cells get where no chapter is opened, only written."""
-
-
-def open_chapter(
-    name: str,
-    namespace: Mapping[str, Any],
-    sink: events.Sink = events.ignore,
-    stop: threading.Event | None = None,
-) -> Chapter:
-    """Open a chapter for the parameters found in a notebook's namespace.
-
-    The run folder is ``$XENLAB_RUN``, or a new one in `runs_folder`; ``$XENLAB_MODE`` is "apply"
-    or "plan", and ``$XENLAB_DESTROY`` names what may be destroyed of what xenlab made. Raises
-    BadInput before anything is touched, NoConnection if the host cannot be reached.
-    """
-    site = from_notebook(dict(namespace))
-    declared_secrets(site.masked)
-    folder = os.environ.get("XENLAB_RUN")
-    journal = Journal(Path(folder) if folder else new_run_folder(runs_folder(), site.site))
-    mode = os.environ.get("XENLAB_MODE", "apply")
-    hold = Hold.within(Path(folder), name) if folder else Hold.STEP
-    destroy = tuple(os.environ.get("XENLAB_DESTROY", "").split())
-    return Chapter(
-        name,
-        site,
-        journal,
-        sink,
-        mode=mode,
-        hold=hold,
-        stop=stop,
-        destroy=destroy,
-        connection=namespace.get(CONNECTION),
-    )

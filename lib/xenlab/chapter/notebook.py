@@ -20,8 +20,9 @@ from IPython.display import display as ipython_display
 
 from xenlab.chapter import events
 from xenlab.chapter.card import Card, Paint, Painter, duration, environment
-from xenlab.chapter.chapter import CONNECTION, RUNBOOK, SINK, STOP, Chapter
-from xenlab.chapter.chapter import open_chapter as open_shown_by
+from xenlab.chapter.chapter import Chapter
+from xenlab.chapter.opening import CONNECTION, RUNBOOK, SINK, STOP
+from xenlab.chapter.opening import open_chapter as open_shown_by
 from xenlab.chapter.step import WOULD_CHANGE
 from xenlab.durable import kept_file
 from xenlab.errors import ConsentNeeded, XenlabError

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from xenlab.chapter.events import Output, Phase, Sink
+from xenlab.chapter.planned import look_digest
 from xenlab.command import Command
 from xenlab.errors import BadInput, OutsideStep
 from xenlab.journal import Journal
@@ -200,14 +201,20 @@ class CommandLog:
             self._entries.append(entry)
         return entry
 
+    def looks(self) -> dict[str, str]:
+        """The digest of what each look has printed, by its command."""
+        with self._lock:
+            found = [entry for entry in self._entries if entry.phase == "look"]
+        return {entry.command: look_digest(entry.status, bytes(entry.data)) for entry in found}
+
     def records(self, name: str, *, files: bool = True) -> list[dict[str, Any]]:
         """The commands as a record holds them; long outputs are kept in files that begin so.
 
-        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``seconds``; where they
-        say something: ``host`` (another than the step's), ``label``, ``times`` (of a command
-        that was repeated with the same result), ``input``, ``output``. An output is the text
-        itself, or path, SHA-256 and size of its file. Without ``files``, only the end of a long
-        output is kept. Raises DiskFull.
+        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``seconds``;
+        where they say something: ``host`` (another than the
+        step's), ``label``, ``times`` (of a command that was repeated with the same result),
+        ``input``, ``output``. An output is the text itself, or path, SHA-256 and size of its file.
+        Without ``files``, only the end of a long output is kept. Raises DiskFull.
         """
         with self._lock:
             entries = list(self._entries)

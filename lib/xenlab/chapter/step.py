@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from xenlab.chapter import events
 from xenlab.chapter.recorder import CommandLog, Recorder
@@ -27,6 +27,30 @@ from xenlab.resources.blockdevices import Identified, identified
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Found = TypeVar("Found")
+Given = TypeVarTuple("Given")
+
+Wanted = Resource | Callable[[], Resource | Iterable[Resource]]
+"""A resource, or what makes some: called inside the step where making them takes a look."""
+
+
+def looked(look: Callable[[*Given], Found], *given: *Given) -> Found:
+    """What a look finds; it changes nothing, so one whose connection broke is repeated, once."""
+    try:
+        return look(*given)
+    except ConnectionLost:
+        return look(*given)
+
+
+def made(wanted: Sequence[Wanted]) -> tuple[Resource, ...]:
+    """The resources that are wanted, those that take a look made now."""
+    found: list[Resource] = []
+    for each in wanted:
+        made = each if isinstance(each, Resource) else looked(each)
+        found.extend((made,) if isinstance(made, Resource) else made)
+    return tuple(found)
+
 
 # Consent: nothing is wiped unless it was named, and never while it is in use.
 #
@@ -158,6 +182,7 @@ def refusal_by_name(needed: Mapping[str, Sequence[Made]]) -> ConsentNeeded | Non
 
 OK, CHANGED, WOULD_CHANGE = "ok", "changed", "would change"
 REFUSED = "would be refused"
+SKIPPED = "skipped"
 FAILED, UNREACHABLE, UNKNOWN, ABORTED = "failed", "unreachable", "unknown", "aborted"
 
 ENDED = "what it ran on the machine was ended"
@@ -185,6 +210,7 @@ class Step:
     attachments: list[dict[str, str]] = field(default_factory=list)
     wipes: list[str] = field(default_factory=list)
     script: str = ""
+    unforeseen: str = ""
 
     def __post_init__(self) -> None:
         self.number = self.title.split()[0]
@@ -226,7 +252,13 @@ class Step:
             hint=self._masked(difference.hint),
         )
         self.differences[label] = masked
+        if difference.unknown:
+            self.unforeseen = self.unforeseen or masked.summary
         self.sink(events.Differs(label, masked))
+
+    def looks(self) -> dict[str, str]:
+        """The digest of what each look has printed, by its command (`look_digest`)."""
+        return self._log.looks()
 
     def names(self, parts: Mapping[str, Sequence[Resource]], where: str) -> None:
         """Note and show what brings the step's state about, as shell text; ``where`` it runs."""
@@ -304,6 +336,8 @@ class Step:
         if commands:
             fields["commands"] = commands
             fields["exit_status"] = commands[-1]["status"]
+        if self.unforeseen and self.status in (WOULD_CHANGE, REFUSED):
+            fields["unforeseen"] = self.unforeseen
         if self.wipes:
             fields["wipes"] = self.wipes
         if self.attachments:

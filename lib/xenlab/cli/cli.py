@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -27,10 +27,12 @@ from xenlab.cli.terminal import (
     without_colour,
 )
 from xenlab.errors import BadInput, XenlabError
+from xenlab.runs.selection import Choice, choice
 
 if TYPE_CHECKING:
-    from xenlab.runs.execute import Outcome
+    from xenlab.runs.execute import Outcome, RunPlan
     from xenlab.runs.folder import StepState
+    from xenlab.runs.plan import Approved
 
 DRIFT = 3
 """The exit status of ``xenlab check`` where a machine is not what the chapters made of it."""
@@ -72,6 +74,26 @@ Destroy = Annotated[
         show_default=False,
     ),
 ]
+Step = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--step",
+        metavar="STEPS",
+        help="Only these steps (04.2,04.3); what comes before in their chapter is looked at.",
+        show_default=False,
+    ),
+]
+FromStep = Annotated[str, typer.Option("--from-step", metavar="STEP", help="The first step.")]
+Until = Annotated[str, typer.Option("--until", metavar="STEP", help="The last step.")]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip",
+        metavar="STEP=REASON",
+        help="Leave a step out, with the reason, which is recorded. May be repeated.",
+        show_default=False,
+    ),
+]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
 ]
@@ -92,6 +114,9 @@ class Request:
     mode: str = "plan"
     destroy: Sequence[str] = ()
     lab: str = ""
+    choice: Choice = field(default_factory=Choice)
+    approved: Approved | None = None
+    save: Path | None = None
     quiet: bool = False
     verbose: bool = False
     as_json: bool = False
@@ -143,6 +168,10 @@ def run(
         str, typer.Option("--resume", metavar="RUN", help="Take up a run where it stopped.")
     ] = "",
     mode: Annotated[str, typer.Option("--mode", help="apply or plan.")] = "apply",
+    step: Step = None,
+    from_step: FromStep = "",
+    until: Until = "",
+    skip: Skip = None,
     destroy: Destroy = None,
     lab: LabName = "",
     runs: Runs = None,
@@ -151,10 +180,10 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Execute chapters, all of them if none is named; exit status 0 if all are done."""
-    if resume and (chapters or from_ or lab or mode != "apply"):
+    if resume and (chapters or from_ or lab or mode != "apply" or step or from_step or until):
         raise BadInput(
-            "cannot take up a run with these: because it has its own chapters, mode and lab",
-            hint="give only --resume, and -f where the parameters file was moved",
+            "cannot take up a run with these: because it has its own chapters, steps, mode and lab",
+            hint="give only --resume and --skip, and -f where the parameters file was moved",
         )
     request = Request(
         chapters or [],
@@ -166,6 +195,7 @@ def run(
         mode,
         destroy or [],
         lab,
+        choice(step or (), from_step, until, skip or ()),
         quiet=quiet,
         verbose=verbose,
     )
@@ -178,10 +208,18 @@ def plan(
     chapters: Chapters = None,
     file: cli_lab.File = None,
     from_: From = "",
+    step: Step = None,
+    from_step: FromStep = "",
+    until: Until = "",
+    skip: Skip = None,
     destroy: Destroy = None,
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Keep the plan, for `xenlab apply`."),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: Json = False,
@@ -195,12 +233,52 @@ def plan(
         from_,
         destroy=destroy or [],
         lab=lab,
+        choice=choice(step or (), from_step, until, skip or ()),
+        save=save,
         quiet=quiet,
         verbose=verbose,
         as_json=as_json,
     )
     outcome, _ = _execute(request)
     _show(request, outcome)
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="What `xenlab plan --save` kept.")],
+    file: cli_lab.File = None,
+    signers: Annotated[
+        Path | None,
+        typer.Option(
+            "--require-signature",
+            metavar="FILE",
+            help="The keys of which one must have signed it, as ssh-keygen(1) has them.",
+        ),
+    ] = None,
+    allow_unforeseen: Annotated[
+        bool,
+        typer.Option("--allow-unforeseen", help="Do what the plan could not foresee, too."),
+    ] = False,
+    runs: Runs = None,
+    notebooks: Notebooks = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Do what a saved plan says and no more; refuse where the machine has moved on since."""
+    from xenlab.runs.plan import approved
+
+    found = approved(plan, signers, allow_unforeseen=allow_unforeseen)
+    request = Request(
+        (),
+        file,
+        runs,
+        notebooks,
+        approved=found,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    outcome, reach = _execute(request)
+    _show(request, outcome, reach)
 
 
 @app.command()
@@ -305,10 +383,29 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
 
     person = Terminal(stderr=request.as_json)
     console = Terminal(quiet=True, force_terminal=False) if request.quiet else person
+    plan = _prepared(request, console)
+    # before the run, whose chapters reach the guests by their names
+    reach = cli_lab.introduce_guests(plan.site)
+    from xenlab.runs.progress import Follower
+
+    follow = partial(Follower, console, person=person, commands=request.verbose)
+    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
+    closed = execute.close(outcome, lambda: cli_lab.copy_console(plan.site, outcome.folder))
+    if request.save is not None and not closed.status:
+        _save(request, request.save, execute.save(plan, closed))
+    return closed, reach
+
+
+def _prepared(request: Request, console: Terminal) -> RunPlan:
+    """What was asked for, found to be in order; raises BadInput."""
+    from xenlab.runs import execute
+
     chapter_folder = request.notebooks or notebooks_folder()
+    if request.approved is not None:
+        return execute.prepare_apply(chapter_folder, request.approved, request.file)
     if request.resume:
         folder = cli_runs.find(request.resume, request.runs)
-        plan = execute.prepare_resume(chapter_folder, folder, request.file)
+        plan = execute.prepare_resume(chapter_folder, folder, request.file, request.choice)
     else:
         file = site_file(request.file)
         if request.file is None:
@@ -320,16 +417,23 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
             overrides=cli_lab.overrides(request.lab) if request.lab else {},
             mode=request.mode,
             from_=request.from_,
+            choice=request.choice,
         )
-    plan = execute.allowing(plan, request.destroy)
-    # before the run, whose chapters reach the guests by their names
-    reach = cli_lab.introduce_guests(plan.site)
-    from xenlab.runs.progress import Follower
+    return execute.allowing(plan, request.destroy)
 
-    follow = partial(Follower, console, person=person, commands=request.verbose)
-    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
-    closed = execute.close(outcome, lambda: cli_lab.copy_console(plan.site, outcome.folder))
-    return closed, reach
+
+def _save(request: Request, place: Path, document: Mapping[str, Any]) -> None:
+    """Keep a plan, and say of which steps it knows nothing."""
+    from xenlab.runs import plan
+
+    cli_runs.write_out(place, plan.as_text(document))
+    later = plan.unforeseen(document)
+    stderr = request.as_json
+    say(f"\nplan: {place}, {document['sha256']}", stderr=stderr)
+    if later:
+        say(f"not foreseen, {len(later)} of {len(document['steps'])} steps:", stderr=stderr)
+        for line in later:
+            say(f"  {line}", stderr=stderr)
 
 
 def _show(
@@ -348,6 +452,7 @@ def _show(
         _print_outcome(request, outcome)
     if outcome.status:
         problem = outcome.problem or "not all chapters are done"
+        problem += "\nthe plan was not saved" if request.save else ""
         again = f"{PROGRAM} run --resume {outcome.folder.name}"
         say(f"\n{problem}", "bold red", stderr=True)
         say(f"take it up again: {again}", stderr=True)

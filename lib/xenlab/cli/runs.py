@@ -149,7 +149,12 @@ def report(
     if output is None:
         print(page.write(folder))
         return
-    text = page.render(folder).encode()
+    write_out(output, page.render(folder).encode())
+    print(output)
+
+
+def write_out(output: Path, text: bytes) -> None:
+    """Write a file that a person named; raises BadInput where that cannot be."""
     # what takes the place of a file would take that of a link or a device as well
     place = Path(os.path.realpath(output))
     if place.exists() and not place.is_file():
@@ -158,7 +163,6 @@ def report(
         durable.replace(place, text)
     except OSError as error:
         raise _unwritten(output, str(error.strerror)) from None
-    print(output)
 
 
 def _unwritten(output: Path, why: str) -> BadInput:
@@ -179,10 +183,14 @@ def verify(
 ) -> None:
     """Verify journal, outputs, notebooks and signature; exit status 1 if one does not hold.
 
-    A run that was cut short holds: what it could not record any more is named.
+    A run that was cut short holds: what it could not record any more is named. RUN may be the file
+    of a plan: its digest and its signature are verified.
     """
     from xenlab.runs.audit import inspect
 
+    if Path(run).is_file():
+        _verify_plan(Path(run), signers)
+        return
     folder = find(run, runs)
     found = inspect(folder, signers)
     if found.problems:
@@ -205,11 +213,32 @@ def sign(
     ] = None,
     runs: Runs = None,
 ) -> None:
-    """Sign a run as it is now with an SSH key."""
+    """Sign a run as it is now, or the file of a plan, with an SSH key."""
     from xenlab.runs import audit as trail
+    from xenlab.runs import plan
     from xenlab.transport.ssh_config import expanded
 
-    print(trail.sign(find(run, runs), key or expanded("~/.ssh/id_ed25519")))
+    with_key = key or expanded("~/.ssh/id_ed25519")
+    if Path(run).is_file():
+        plan.read(Path(run).read_bytes(), Path(run))
+        print(trail.sign_file(Path(run), with_key))
+    else:
+        print(trail.sign(find(run, runs), with_key))
+
+
+def _verify_plan(place: Path, signers: Path | None) -> None:
+    from xenlab.runs import audit as trail
+    from xenlab.runs import plan
+
+    text = place.read_bytes()
+    found = plan.read(text, place)
+    who, complaint = trail.file_signed_by(place, text.decode(), signers)
+    if complaint:
+        say(f"{place}: {complaint}", "bold red")
+        raise typer.Exit(1)
+    say(f"a plan of {found['planned']} by {found['operator']}, {len(found['steps'])} steps")
+    say(f"digest: {found['sha256']}")
+    say(f"signed by: {who or 'nobody'}")
 
 
 def runs_folder(given: Path | None) -> Path:

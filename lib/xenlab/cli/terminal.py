@@ -24,7 +24,6 @@ from xenlab.masking import clean
 PROGRAM = "xenlab"
 
 SYNONYMS = {
-    "apply": "run",
     "delete": "lab remove",
     "destroy": "lab remove",
     "help": "--help",

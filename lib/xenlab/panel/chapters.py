@@ -12,8 +12,9 @@ import ipywidgets as widgets
 
 from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS
-from xenlab.chapter.chapter import SINK, STOP, Chapter
+from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.notebook import WidgetSink
+from xenlab.chapter.opening import SINK, STOP
 from xenlab.chapter.step import CHANGED, OK
 from xenlab.errors import XenlabError
 from xenlab.panel.domains import DomainPanel, Worker, complaint

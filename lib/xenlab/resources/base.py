@@ -69,6 +69,7 @@ class Difference:
     the state is text; ``rows`` a table where it is not, one dict a row; ``hint`` what to try where
     nothing can be applied. ``stays`` says what may stay as it is: a step leaves it so, unless
     somebody agreed to lose what `Resource.destroys` names; of a `Check`, what it cannot tell.
+    ``unknown`` is one that nobody can tell before something else has happened.
     """
 
     summary: str
@@ -76,6 +77,7 @@ class Difference:
     rows: tuple[dict[str, str], ...] = ()
     hint: str = ""
     stays: str = ""
+    unknown: bool = False
 
     @staticmethod
     def of_all(found: Sequence[Difference]) -> Difference | None:
@@ -87,6 +89,7 @@ class Difference:
             "\n".join(each.diff.rstrip("\n") for each in found if each.diff),
             tuple(row for each in found for row in each.rows),
             "; ".join(dict.fromkeys(each.hint for each in found if each.hint)),
+            unknown=any(each.unknown for each in found),
         )
 
 
@@ -319,7 +322,7 @@ class OnHost(Resource):
         try:
             return self.resource.probe(self.host)
         except (ConnectionRefused, Unreachable, ConnectionLost) as error:
-            return Difference(f"once {self.name} answers: {error.message}")
+            return Difference(f"once {self.name} answers: {error.message}", unknown=True)
 
     def commands(self) -> tuple[Command, ...]:
         """Those of the resource, as typed each over SSH."""

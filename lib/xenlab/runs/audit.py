@@ -19,6 +19,9 @@ from xenlab.runs.folder import run_lock
 NAMESPACE = "xenlab-run"
 """What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
 
+FILE_NAMESPACE = "xenlab-plan"
+"""The same for a plan's file, of which the signature covers each byte."""
+
 STATEMENT = "journal.signed"
 """What is signed: the run's name, the number of its records and the head of its journal."""
 
@@ -32,7 +35,15 @@ REPORT = "report.html"
 PARTIAL = (".run.json.new", f".{REPORT}.new", f".{STATEMENT}.new", "input/.*.new")
 """Files that an interruption left before they were whole."""
 
-LEFT = ("/run.json", "/*.ipynb", "/kernels*.log", "/output/*", "/input/*", "/console/*")
+LEFT = (
+    "/run.json",
+    "/plan.json*",
+    "/*.ipynb",
+    "/kernels*.log",
+    "/output/*",
+    "/input/*",
+    "/console/*",
+)
 """What a run leaves, named by a record in the end; an interruption may come before that."""
 
 SECONDS = 60.0
@@ -93,12 +104,7 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
             where=str(folder),
             hint="name a run that `xenlab runs` lists",
         )
-    if signers is not None and not signers.is_file():
-        raise BadInput(
-            "cannot tell who signed: because there is no such file of signers",
-            where=str(signers),
-            hint="name a file as ssh-keygen(1) describes under ALLOWED SIGNERS",
-        )
+    _require_signers(signers)
     try:
         chain = read_chain(path)
     except JournalDamaged as error:
@@ -185,15 +191,44 @@ def sign(folder: Path, key: Path) -> Path:
     statement = folder / STATEMENT
     (folder / SIGNATURE).unlink(missing_ok=True)
     durable.replace(statement, _statement(folder, read_chain(folder / "journal.jsonl")).encode())
-    done = _keygen("sign", "-f", str(key), "-n", NAMESPACE, str(statement))
-    if done.returncode:
+    try:
+        return sign_file(statement, key, NAMESPACE)
+    except BadInput:
         statement.unlink()
+        raise
+
+
+def sign_file(place: Path, key: Path, namespace: str = FILE_NAMESPACE) -> Path:
+    """Sign a file with an SSH key, as it is now; return the signature, which lies beside it.
+
+    Raises BadInput where the key cannot sign.
+    """
+    signature_of(place).unlink(missing_ok=True)
+    done = _keygen("sign", "-f", str(key), "-n", namespace, str(place))
+    if done.returncode:
         raise BadInput(
             f"cannot sign with this key: because {done.stderr.strip()}",
             where=str(key),
             hint="name a private key, or the public one of a key that an agent holds",
         )
-    return folder / SIGNATURE
+    return signature_of(place)
+
+
+def signature_of(place: Path) -> Path:
+    """Where the signature of a file lies."""
+    return place.with_name(f"{place.name}.sig")
+
+
+def file_signed_by(place: Path, text: str, signers: Path | None = None) -> tuple[str, str]:
+    """Who signed a file that holds ``text``, and what is wrong with that.
+
+    ``signers`` as for `inspect`. Raises BadInput.
+    """
+    _require_signers(signers)
+    signature = signature_of(place)
+    if not signature.exists():
+        return "", "nobody has signed it" if signers else ""
+    return _who(text, signature, signers, FILE_NAMESPACE, place.name)
 
 
 def _statement(folder: Path, chain: Chain) -> str:
@@ -207,19 +242,39 @@ def _signature(folder: Path, statement: str, signers: Path | None) -> tuple[str,
         half = signature.exists() or place.exists()
         return "", "nobody has signed it" if signers or half else ""
     said = place.read_text(errors="replace")
-    words = ["-n", NAMESPACE, "-s", str(signature)]
-    whole = _keygen("check-novalidate", *words, said=said)
-    if whole.returncode:
-        return "", "the signature is not one of what stands in " + STATEMENT
+    who, complaint = _who(said, signature, None, NAMESPACE, STATEMENT)
+    if complaint:
+        return "", complaint
     if said != statement:
         return "", f"{SIGNATURE} is of another state of the run: it went on, or was changed, since"
+    return _who(said, signature, signers, NAMESPACE, STATEMENT) if signers else (who, "")
+
+
+def _require_signers(signers: Path | None) -> None:
+    if signers is not None and not signers.is_file():
+        raise BadInput(
+            "cannot tell who signed: because there is no such file of signers",
+            where=str(signers),
+            hint="name a file as ssh-keygen(1) describes under ALLOWED SIGNERS",
+        )
+
+
+def _who(
+    said: str, signature: Path, signers: Path | None, namespace: str, name: str
+) -> tuple[str, str]:
+    """Whose signature of a text it is, and what is wrong with that; ``name`` holds the text."""
+    words = ["-n", namespace, "-s", str(signature)]
+    whole = _keygen("check-novalidate", *words, said=said)
+    if whole.returncode:
+        return "", f"the signature is not one of what stands in {name}"
     who = whole.stdout.strip().rpartition(" with ")[2]
     if signers is None:
         return f"{who}, which nobody was asked about", ""
     names = _keygen("find-principals", "-s", str(signature), "-f", str(signers)).stdout.split()
-    for name in names:
-        if not _keygen("verify", *words, "-f", str(signers), "-I", name, said=said).returncode:
-            return f"{name}, {who}", ""
+    for principal in names:
+        words_of = (*words, "-f", str(signers), "-I", principal)
+        if not _keygen("verify", *words_of, said=said).returncode:
+            return f"{principal}, {who}", ""
     return "", f"it was signed by {who}, which {signers} does not name"
 
 

@@ -6,22 +6,28 @@ import ast
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xenlab import durable
+from xenlab.chapter import selected
 from xenlab.chapter.recorder import declared_secrets
+from xenlab.chapter.selected import Selected
+from xenlab.chapter.step import CHANGED
 from xenlab.durable import free_place
 from xenlab.errors import BadInput, DiskFull, JournalDamaged
 from xenlab.host import Host
 from xenlab.journal import RESERVE_BYTES, Journal
 from xenlab.runs import audit, expected
 from xenlab.runs import folder as runs
+from xenlab.runs import plan as plans
 from xenlab.runs.folder import DONE, NOT_RUN, UNFINISHED, ChapterState
+from xenlab.runs.plan import Approved
+from xenlab.runs.selection import Choice, Steps, select
 from xenlab.site import loader
 from xenlab.site import schema as parameters
 from xenlab.site.schema import Parameters
@@ -50,7 +56,8 @@ class RunPlan:
 
     ``folder`` is None for a new run. ``notebooks`` are all chapters, ``todo`` those left to do.
     ``destroy`` names what this run may destroy of what xenlab made, until it ends or stops;
-    ``consents`` are those that the site's file has beside what the run began with.
+    ``consents`` are those that the site's file has beside what the run began with; ``selected``
+    says which steps are left out, ``approved`` the plan beyond which it does nothing.
     """
 
     site: Parameters
@@ -63,6 +70,8 @@ class RunPlan:
     folder: Path | None = None
     destroy: tuple[str, ...] = ()
     consents: tuple[str, ...] = ()
+    selected: Selected = field(default_factory=Selected)
+    approved: Approved | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,12 @@ def prepare(
     overrides: Mapping[str, object] | None = None,
     mode: str = "apply",
     from_: str = "",
+    choice: Choice = Choice(),  # noqa: B008 (it is frozen)
 ) -> RunPlan:
     """Check everything that can be checked before the first notebook of a new run.
 
     ``chapters`` are names or their beginnings (``08``), all if empty; ``from_`` drops those before
-    it. Raises BadInput.
+    it, ``choice`` those without a step that is wanted. Raises BadInput.
     """
     if mode not in MODES:
         raise BadInput(
@@ -106,16 +116,32 @@ def prepare(
             f"cannot run from {first} on: because none of the chapters is left then",
             hint="name later chapters, or an earlier one with --from",
         )
+    values = {name: _values(known[name], site) for name in names}
+    names, left_out = select(choice, _steps(known[name] for name in names))
     paths = tuple(known[name] for name in names)
-    values = {path.stem: _values(path, site) for path in paths}
-    return RunPlan(site, mode, paths, paths, values, str(file.absolute()), overrides or {})
+    return RunPlan(
+        site,
+        mode,
+        paths,
+        paths,
+        values,
+        str(file.absolute()),
+        overrides or {},
+        selected=left_out,
+    )
 
 
-def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
+def prepare_resume(
+    notebooks: Path,
+    folder: Path,
+    file: Path | None,
+    choice: Choice = Choice(),  # noqa: B008 (it is frozen)
+) -> RunPlan:
     """Check everything before a run is taken up again: its chapters that are not done are left.
 
     ``file`` is where the run's parameters came from unless given. Raises BadInput where it
-    differs from what the run began with in more than CONSENTS.
+    differs from what the run began with in more than CONSENTS. Steps that the run left out stay so;
+    ``choice`` may skip others. An action that it has carried out is not repeated.
     """
     record = runs.read(folder)
     site = parameters.validate(record["parameters"], str(folder / "run.json"))
@@ -133,10 +159,12 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
     seen = runs.Chapters(folder)
     todo = tuple(path for path in paths if seen.state(path.stem).status != DONE)
     values = {path.stem: _values(path, site) for path in paths}
-    mode = str(record["mode"])
+    _, more = select(choice, _steps(paths))
+    before = Selected(**record.get("left_out", {}))
+    skip = {**before.skip, **_carried_out(seen, todo), **more.skip}
     return RunPlan(
         site,
-        mode,
+        str(record["mode"]),
         paths,
         todo,
         values,
@@ -144,7 +172,79 @@ def prepare_resume(notebooks: Path, folder: Path, file: Path | None) -> RunPlan:
         record["overrides"],
         folder.absolute(),
         consents=consents,
+        selected=Selected(skip, before.look),
+        approved=plans.of_run(folder, record),
     )
+
+
+def prepare_apply(notebooks: Path, approved: Approved, file: Path | None) -> RunPlan:
+    """Check everything before a saved plan is applied, which says what to do itself.
+
+    ``file`` is where its parameters came from unless given. Raises BadInput where that, or a
+    chapter, is not what was planned.
+    """
+    plan = json.loads(approved.text)
+    site = parameters.validate(plan["parameters"], "the plan")
+    declared_secrets(site.masked)
+    given = file or Path(plan["file"])
+    if file is not None or given.exists():
+        now = parameters.load(given, plan["overrides"])
+        changed = _changed(site, now)
+        if changed:
+            raise BadInput(
+                f"cannot apply the plan: because {given} is not what was planned with: "
+                f"{', '.join(changed)} differ",
+                hint=f"put the file back, or {plans.AGAIN}",
+            )
+    known = chapter_notebooks(notebooks)
+    for name, digest in plan["chapters"].items():
+        if name not in known or cells_digest(known[name]) != digest:
+            raise BadInput(
+                f"cannot apply the plan: because chapter {name} is not the one that was planned",
+                hint=f"use the chapters of then (--notebooks), or {plans.AGAIN}",
+            )
+    paths = tuple(known[name] for name in plan["chapters"])
+    values = {path.stem: _values(path, site) for path in paths}
+    return RunPlan(
+        site,
+        "apply",
+        paths,
+        paths,
+        values,
+        str(given.absolute()),
+        plan["overrides"],
+        destroy=tuple(plan["destroy"]),
+        selected=Selected(**plan["left_out"]),
+        approved=approved,
+    )
+
+
+def save(plan: RunPlan, outcome: Outcome) -> dict[str, Any]:
+    """The plan that a run in mode plan has made, which ended well, to be kept."""
+    cells = {path.stem: cells_digest(path) for path in plan.notebooks}
+    return plans.document(outcome.folder, plan.destroy, cells)
+
+
+def cells_digest(notebook: Path) -> str:
+    """The digest of what a chapter does: of its code, not of its prose or layout."""
+    return plans.digest_of(list(code_cells(notebook)))
+
+
+def _steps(notebooks: Iterable[Path]) -> Steps:
+    return {
+        path.stem: [(step.number, step.verb) for step in step_cells(path)] for path in notebooks
+    }
+
+
+def _carried_out(seen: runs.Chapters, notebooks: Iterable[Path]) -> dict[str, str]:
+    """The actions of chapters (`Chapter.run`) that this run has carried out already."""
+    return {
+        step.number: f"carried out in this run already, at {step.record['time']}"
+        for path in notebooks
+        for step in seen.state(path.stem).steps
+        if step.status == CHANGED
+        and any(cell.verb == "run" and cell.number == step.number for cell in step_cells(path))
+    }
 
 
 def allowing(plan: RunPlan, destroy: Sequence[str]) -> RunPlan:
@@ -169,12 +269,14 @@ def execute_plan(plan: RunPlan, runs_folder: Path, follow: Callable[..., Followe
     _refuse_without_room(plan, plan.folder or runs_folder)
     folder = plan.folder or durable.new_run_folder(runs_folder.absolute(), plan.site.site)
     if plan.folder is None:
+        if plan.approved is not None:
+            plan.approved.keep(folder)
         runs.create(folder, _record(plan))
     seen = runs.Chapters(folder)
     status, problem, begun = 0, "", list[str]()
     with runs.run_lock(folder) as lock:
         try:
-            if plan.folder is not None:
+            if plan.folder is not None or plan.approved is not None:
                 audit.record_files(folder)
             runs.begin(folder)
             for name in (*plan.consents, *plan.destroy):
@@ -289,6 +391,7 @@ def _kernels(plan: RunPlan, folder: Path, lock: int) -> Kernels:
             "XENLAB_RUN": str(folder),
             "XENLAB_MODE": plan.mode,
             "XENLAB_DESTROY": " ".join(plan.destroy),
+            selected.VARIABLE: plan.selected.text,
         },
         lock=lock,
         log=free_place(folder, "kernels", ".log"),
@@ -349,14 +452,19 @@ def _values(path: Path, site: Parameters) -> dict[str, Any]:
 
 
 def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path) -> None:
-    old, new = began.model_dump(mode="json"), now.model_dump(mode="json")
-    changed = [key for key in old if old[key] != new[key] and key not in CONSENTS]
+    changed = [key for key in _changed(began, now) if key not in CONSENTS]
     if changed:
         raise BadInput(
             f"cannot take up the run {folder.name}: because {file} is not what it began with: "
             f"{', '.join(changed)} differ",
             hint=f"start a new run, or put the file back: only {' and '.join(CONSENTS)} may change",
         )
+
+
+def _changed(began: Parameters, now: Parameters) -> list[str]:
+    """The parameters that differ."""
+    old, new = began.model_dump(mode="json"), now.model_dump(mode="json")
+    return [key for key in old if old[key] != new[key]]
 
 
 def _record(plan: RunPlan) -> dict[str, Any]:
@@ -367,6 +475,8 @@ def _record(plan: RunPlan) -> dict[str, Any]:
         "chapters": [path.stem for path in plan.notebooks],
         "file": plan.file,
         "overrides": dict(plan.overrides),
+        "left_out": asdict(plan.selected),
+        "plan": plan.approved.record if plan.approved else None,
         "parameters": plan.site.model_dump(mode="json"),
         "versions": runs.environment(plan.notebooks[0].parent),
     }
@@ -384,6 +494,7 @@ class StepCell:
 
     title: str
     code: str
+    verb: str = ""
 
     @property
     def number(self) -> str:
@@ -393,7 +504,11 @@ class StepCell:
 
 def step_cells(notebook: Path) -> list[StepCell]:
     """The cells of a chapter's steps, in their order."""
-    return [StepCell(title, code) for code, tree in _trees(notebook) for title in _titles(tree)]
+    return [
+        StepCell(title, code, verb)
+        for code, tree in _trees(notebook)
+        for title, verb in _titles(tree)
+    ]
 
 
 def opening_code(notebook: Path) -> str:
@@ -426,11 +541,11 @@ def _trees(notebook: Path) -> Iterator[tuple[str, ast.Module]]:
             continue
 
 
-def _titles(tree: ast.Module) -> Iterator[str]:
+def _titles(tree: ast.Module) -> Iterator[tuple[str, str]]:
     for node in ast.walk(tree):
         match node:
             case ast.Call(
                 func=ast.Attribute(value=ast.Name(id="chapter"), attr=verb),
                 args=[ast.Constant(value=str(title)), *_],
             ) if verb in STEP_VERBS:
-                yield title
+                yield title, verb

@@ -267,7 +267,7 @@ def _chapters(
     ]
     for states in _earlier(site, folder):
         for chapter in states:
-            if chapter.status != DONE:
+            if chapter.status != DONE or "skipped" in chapter.counts:
                 continue
             if chapter.name.startswith("01_") and chapter.counts.get("changed"):
                 # the disk was partitioned: all begins anew

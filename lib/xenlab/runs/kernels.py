@@ -18,7 +18,7 @@ from jupyter_core.utils import ensure_event_loop
 from traitlets import Unicode
 
 from xenlab import durable
-from xenlab.chapter.chapter import CONNECTION
+from xenlab.chapter.opening import CONNECTION
 from xenlab.errors import DiskFull
 
 LEAVE_SECONDS = 60.0

@@ -165,6 +165,7 @@ LOOK_SECONDS = 0.2
 
 STYLES = {
     "ok": "dim",
+    "skipped": "dim",
     "done": "green",
     "changed": "green",
     "would change": "cyan",

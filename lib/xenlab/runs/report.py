@@ -12,13 +12,14 @@ from markupsafe import Markup
 from xenlab import durable
 from xenlab.chapter import events
 from xenlab.chapter.card import COLOURS, SHOWN_BYTES, Card, duration, environment, last_part
+from xenlab.chapter.step import SKIPPED
 from xenlab.durable import kept_file, locked_folder, runs_folder
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import CLOSING, FIRST, Journal, digest, output_of, read_chain
 from xenlab.resources.base import Difference
 from xenlab.runs import audit
 from xenlab.runs import folder as folders
-from xenlab.runs.folder import StepState
+from xenlab.runs.folder import ChapterState, StepState
 
 # The report of a run: one HTML page that needs nothing but itself.
 
@@ -193,12 +194,18 @@ def runs(folder: Path | str = "") -> pd.DataFrame:
                 "started": record.get("started", ""),
                 "chapters": len(states),
                 "done": len(states) - len(left),
-                "state": left[0] if left else folders.DONE,
+                "state": left[0] if left else _done(states),
                 "seconds": sum(state.seconds for state in states),
             }
         )
     table = pd.DataFrame(rows, columns=RUNS)
     return table.assign(started=pd.to_datetime(table["started"], utc=True))
+
+
+def _done(states: Sequence[ChapterState]) -> str:
+    """What a run is whose chapters are done: steps may have been left out."""
+    in_part = any(SKIPPED in state.counts for state in states)
+    return f"{folders.DONE} in part" if in_part else folders.DONE
 
 
 def steps(folder: Path | str = "") -> pd.DataFrame:

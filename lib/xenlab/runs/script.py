@@ -10,7 +10,8 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from xenlab.chapter.chapter import RUNBOOK, Wanted, made
+from xenlab.chapter.opening import RUNBOOK
+from xenlab.chapter.step import Wanted, made
 from xenlab.command import CONTROLLER, MACHINE, Command
 from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host, Transport
