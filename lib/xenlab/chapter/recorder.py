@@ -6,6 +6,7 @@ import codecs
 import os
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -182,6 +183,7 @@ class CommandLog:
         self._sink = sink
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []
+        self._began = time.monotonic()
 
     def started(
         self, host: str, command: Command, input: bytes, phase: Phase, label: str
@@ -191,6 +193,7 @@ class CommandLog:
             self.secrets = tuple(dict.fromkeys((*command.secrets, *self.secrets)))
             secrets = self.secrets
         entry = _Entry(phase, label, host, mask(str(command), secrets), secrets, self._sink)
+        entry.at = time.monotonic() - self._began
         if input:
             data = mask_bytes(input, secrets)
             path, digest = self._journal.save_input(data)
@@ -210,8 +213,8 @@ class CommandLog:
     def records(self, name: str, *, files: bool = True) -> list[dict[str, Any]]:
         """The commands as a record holds them; long outputs are kept in files that begin so.
 
-        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``seconds``;
-        where they say something: ``host`` (another than the
+        ``phase``, ``command`` (masked), ``status`` (None: nobody knows), ``at`` how many seconds
+        after the step's begin, ``seconds``; where they say something: ``host`` (another than the
         step's), ``label``, ``times`` (of a command that was repeated with the same result),
         ``input``, ``output``. An output is the text itself, or path, SHA-256 and size of its file.
         Without ``files``, only the end of a long output is kept. Raises DiskFull.
@@ -234,6 +237,7 @@ class CommandLog:
             "phase": entry.phase,
             "command": entry.command,
             "status": entry.status,
+            "at": round(entry.at, 3),
             "seconds": round(entry.seconds, 3),
         }
         if entry.host != self._host:
@@ -267,6 +271,7 @@ class _Entry:
     sink: Sink = field(compare=False)
     status: int | None = None
     seconds: float = field(default=0.0, compare=False)
+    at: float = field(default=0.0, compare=False)
     given: dict[str, Any] = field(default_factory=dict)
     data: bytearray = field(default_factory=bytearray)
 

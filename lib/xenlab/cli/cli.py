@@ -94,6 +94,16 @@ Skip = Annotated[
         show_default=False,
     ),
 ]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--notify",
+        metavar="WHO",
+        help="Who is told that it ended, failed, or waits for somebody: a URL of Apprise's, a mail"
+        " address, or a command. May be repeated.",
+        show_default=False,
+    ),
+]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
 ]
@@ -117,6 +127,8 @@ class Request:
     choice: Choice = field(default_factory=Choice)
     approved: Approved | None = None
     save: Path | None = None
+    notify: Sequence[str] | None = None
+    check: bool = False
     quiet: bool = False
     verbose: bool = False
     as_json: bool = False
@@ -176,6 +188,7 @@ def run(
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
+    notify: Notify = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -196,6 +209,7 @@ def run(
         destroy or [],
         lab,
         choice(step or (), from_step, until, skip or ()),
+        notify=notify or (),
         quiet=quiet,
         verbose=verbose,
     )
@@ -261,6 +275,7 @@ def apply(
     ] = False,
     runs: Runs = None,
     notebooks: Notebooks = None,
+    notify: Notify = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -274,6 +289,7 @@ def apply(
         runs,
         notebooks,
         approved=found,
+        notify=notify or (),
         quiet=quiet,
         verbose=verbose,
     )
@@ -289,6 +305,7 @@ def check(
     lab: LabName = "",
     runs: Runs = None,
     notebooks: Notebooks = None,
+    notify: Notify = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: Json = False,
@@ -301,14 +318,16 @@ def check(
         notebooks,
         from_,
         lab=lab,
+        notify=notify or (),
+        check=True,
         quiet=quiet,
         verbose=verbose,
         as_json=as_json,
     )
     outcome, _ = _execute(request)
-    from xenlab.chapter.step import REFUSED, WOULD_CHANGE
+    from xenlab.runs.notify import drifted
 
-    drift = [s for c in outcome.chapters for s in c.steps if s.status in (WOULD_CHANGE, REFUSED)]
+    drift = drifted(outcome.chapters)
     _show(request, outcome, drift=drift)
     if drift:
         raise typer.Exit(DRIFT)
@@ -386,11 +405,25 @@ def _execute(request: Request) -> tuple[Outcome, list[str]]:
     plan = _prepared(request, console)
     # before the run, whose chapters reach the guests by their names
     reach = cli_lab.introduce_guests(plan.site)
+    from xenlab.runs import notify, spans
     from xenlab.runs.progress import Follower
 
-    follow = partial(Follower, console, person=person, commands=request.verbose)
-    outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
-    closed = execute.close(outcome, lambda: cli_lab.copy_console(plan.site, outcome.folder))
+    site = plan.site
+    told = [] if request.notify is None else notify.addresses(site, request.notify)
+    with notify.Notifier(told, lambda line: say(line, "yellow", stderr=True)) as notifier:
+        follow = partial(
+            Follower,
+            console,
+            person=person,
+            commands=request.verbose,
+            asked=lambda record: notifier.tell(notify.asked(site.site, record)),
+        )
+        outcome = execute.execute_plan(plan, cli_runs.runs_folder(request.runs), follow)
+        closed = execute.close(outcome, lambda: cli_lab.copy_console(site, outcome.folder))
+        if (notice := notify.ended(site.site, closed, check=request.check)) is not None:
+            notifier.tell(notice)
+    if spans.wanted() and (why := spans.send(closed.folder)):
+        say(f"cannot send spans: because {why}", "yellow", stderr=True)
     if request.save is not None and not closed.status:
         _save(request, request.save, execute.save(plan, closed))
     return closed, reach
@@ -489,18 +522,14 @@ def _print_outcome(request: Request, outcome: Outcome) -> None:
 
 
 def _print_drift(drift: Sequence[StepState]) -> None:
+    from xenlab.runs.notify import drift_line
+
     if not drift:
         say("\nno drift")
         return
     say(f"\ndrift in {len(drift)} step{'s' * (len(drift) > 1)}:")
     for step in drift:
-        found = (step.record.get("difference") or {}).items()
-        # several states without names are counted: only a name says whose the difference is
-        said = (
-            (f"{label}: " if label.strip("0123456789") else "") + difference["summary"]
-            for label, difference in found
-        )
-        say(f"  {step.title}: {'; '.join(said)}")
+        say(f"  {drift_line(step)}")
 
 
 def notebooks_folder() -> Path:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from xenlab import durable
 from xenlab.chapter.card import duration
-from xenlab.cli.terminal import Commands, Terminal, print_json, say, table
+from xenlab.cli.terminal import PROGRAM, Commands, Terminal, confirm, print_json, say, table
 from xenlab.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from xenlab.runs.folder import ChapterState, StepState
 
 app = typer.Typer()
+listing = typer.Typer(cls=Commands, invoke_without_command=True)
+app.add_typer(listing, name="runs")
 audit = typer.Typer(cls=Commands, help="Verify or sign the record of a run.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
@@ -37,9 +39,11 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A path, a folder's 
 OtherRun = Annotated[str, typer.Argument(metavar="RUN", help="Run to compare with.")]
 
 
-@app.command("runs")
-def list_runs(runs: Runs = None, as_json: Json = False) -> None:
-    """List the runs, oldest first."""
+@listing.callback()
+def list_runs(ctx: typer.Context, runs: Runs = None, as_json: Json = False) -> None:
+    """List the runs, oldest first; prune old ones."""
+    if ctx.invoked_subcommand is not None:
+        return
     from xenlab.runs import report as tables
 
     found = tables.runs(runs_folder(runs))
@@ -54,6 +58,38 @@ def list_runs(runs: Runs = None, as_json: Json = False) -> None:
         done = f"{run['done']}/{run['chapters']}"
         listed.add_row(run["run"], run["mode"], done, run["state"], duration(run["seconds"]))
     Terminal().print(listed)
+
+
+@listing.command("prune")
+def prune(
+    keep: Annotated[
+        int, typer.Option("--keep", help="How many of each site stay as they are, the newest.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    runs: Runs = None,
+) -> None:
+    """Delete the files of old runs; the head, the signature and a summary of each are left.
+
+    A run that goes on stays, and so does one that is not as it was recorded: exit status 1 then.
+    """
+    from xenlab.runs import prune as old_runs
+
+    found = old_runs.old(runs_folder(runs), keep)
+    if not found:
+        say("nothing to prune")
+        return
+    what = f"the files of {len(found)} runs, {found[0].name} to {found[-1].name}"
+    confirm("prune", what, f"{PROGRAM} runs prune --keep {keep}", yes=yes)
+    stay = 0
+    for run in found:
+        try:
+            old_runs.prune(run)
+            say(f"pruned: {run.name}")
+        except BadInput as error:
+            stay += 1
+            say(str(error), "bold red", stderr=True)
+    if stay:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -172,6 +208,24 @@ def _unwritten(output: Path, why: str) -> BadInput:
     )
 
 
+@app.command()
+def metrics(
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write it there, whole: for a textfile collector."),
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Print what a monitor reads of the runs, in Prometheus' text format."""
+    from xenlab.runs.metrics import text
+
+    found = text(runs_folder(runs))
+    if output is None:
+        print(found, end="")
+    else:
+        write_out(output, found.encode())
+
+
 @audit.command("verify")
 def verify(
     run: RunName = "last",
@@ -187,11 +241,15 @@ def verify(
     of a plan: its digest and its signature are verified.
     """
     from xenlab.runs.audit import inspect
+    from xenlab.runs.folder import PRUNED
 
     if Path(run).is_file():
         _verify_plan(Path(run), signers)
         return
     folder = find(run, runs)
+    if (folder / PRUNED).exists():
+        _verify_pruned(folder, signers)
+        return
     found = inspect(folder, signers)
     if found.problems:
         for problem in found.problems:
@@ -224,6 +282,23 @@ def sign(
         print(trail.sign_file(Path(run), with_key))
     else:
         print(trail.sign(find(run, runs), with_key))
+
+
+def _verify_pruned(folder: Path, signers: Path | None) -> None:
+    from xenlab.runs.prune import verify as verify_summary
+
+    said, who, complaint = verify_summary(folder, signers)
+    if complaint:
+        say(complaint, "bold red")
+        say(f"{folder} is not what was left of it")
+        raise typer.Exit(1)
+    say(
+        f"pruned on {said['pruned']} by {said['pruned_by']}: its journal and files are gone",
+        "yellow",
+    )
+    say(f"what can be verified is its head, of {said['records']} records, and who signed it")
+    say(f"head: {said['head']}")
+    say(f"signed by: {who or 'nobody'}")
 
 
 def _verify_plan(place: Path, signers: Path | None) -> None:

@@ -14,7 +14,7 @@ from xenlab import durable
 from xenlab.durable import kept_file, locked_folder
 from xenlab.errors import BadInput, JournalDamaged
 from xenlab.journal import HEAD, RESERVE, Chain, Journal, read_chain
-from xenlab.runs.folder import run_lock
+from xenlab.runs import folder as runs
 
 NAMESPACE = "xenlab-run"
 """What a signature is for: one made for something else does not count (ssh-keygen(1), -n)."""
@@ -97,6 +97,7 @@ def inspect(folder: Path, signers: Path | None = None) -> Audit:
     ``signers`` is a file of the keys that count (ssh-keygen(1), ALLOWED SIGNERS); with it, a run
     that none of them signed has a problem. Raises BadInput where there is no journal.
     """
+    runs.require_whole(folder, "verify the files of")
     path = folder / "journal.jsonl"
     if not path.exists() and {*_files(folder)} - {*PARTIAL} != {"run.json"}:
         raise BadInput(
@@ -186,7 +187,7 @@ def sign(folder: Path, key: Path) -> Path:
             where=str(folder),
             hint="start a new run; a damaged one is not signed",
         )
-    with run_lock(folder):
+    with runs.run_lock(folder):
         record_files(folder)
     statement = folder / STATEMENT
     (folder / SIGNATURE).unlink(missing_ok=True)
@@ -231,8 +232,20 @@ def file_signed_by(place: Path, text: str, signers: Path | None = None) -> tuple
     return _who(text, signature, signers, FILE_NAMESPACE, place.name)
 
 
+def statement_signed_by(
+    folder: Path, records: int, head: str, signers: Path | None
+) -> tuple[str, str]:
+    """Who signed a run with that many records and this head, and what is wrong with that."""
+    _require_signers(signers)
+    return _signature(folder, _stated(folder, records, head), signers)
+
+
 def _statement(folder: Path, chain: Chain) -> str:
-    return f"run {folder.name}\nrecords {len(chain.records)}\nhead {chain.head}\n"
+    return _stated(folder, len(chain.records), chain.head)
+
+
+def _stated(folder: Path, records: int, head: str) -> str:
+    return f"run {folder.name}\nrecords {records}\nhead {head}\n"
 
 
 def _signature(folder: Path, statement: str, signers: Path | None) -> tuple[str, str]:

@@ -49,6 +49,9 @@ MODES = ("apply", "plan")
 CONSENTS = ("may_wipe", "may_destroy")
 """What may be added to a site's file while a run waits to be taken up: a step asks for it."""
 
+NOT_DONE = ("notify",)
+"""What changes nothing of what a run does, and may be another at any time."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -143,6 +146,7 @@ def prepare_resume(
     differs from what the run began with in more than CONSENTS. Steps that the run left out stay so;
     ``choice`` may skip others. An action that it has carried out is not repeated.
     """
+    runs.require_whole(folder, "take up")
     record = runs.read(folder)
     site = parameters.validate(record["parameters"], str(folder / "run.json"))
     declared_secrets(site.masked)
@@ -196,6 +200,7 @@ def prepare_apply(notebooks: Path, approved: Approved, file: Path | None) -> Run
                 f"{', '.join(changed)} differ",
                 hint=f"put the file back, or {plans.AGAIN}",
             )
+        site = now
     known = chapter_notebooks(notebooks)
     for name, digest in plan["chapters"].items():
         if name not in known or cells_digest(known[name]) != digest:
@@ -464,7 +469,7 @@ def _refuse_changes(began: Parameters, now: Parameters, file: Path, folder: Path
 def _changed(began: Parameters, now: Parameters) -> list[str]:
     """The parameters that differ."""
     old, new = began.model_dump(mode="json"), now.model_dump(mode="json")
-    return [key for key in old if old[key] != new[key]]
+    return [key for key in old if old[key] != new[key] and key not in NOT_DONE]
 
 
 def _record(plan: RunPlan) -> dict[str, Any]:

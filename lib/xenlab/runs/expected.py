@@ -288,6 +288,8 @@ def _earlier(site: Parameters, folder: Path) -> Iterator[list[ChapterState]]:
         with suppress(XenlabError, OSError, KeyError):
             record = runs.read(run)
             own = record["parameters"]
+            if runs.pruned(run) is not None:
+                continue
             if record["mode"] == "apply" and own["site"] == site.site and own["lab"] == site.lab:
                 yield runs.states(run)
 

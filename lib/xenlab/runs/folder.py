@@ -27,6 +27,9 @@ NOT_RUN = "not run"
 BAD = ("failed", "unreachable", "unknown", "aborted")
 """The statuses of a step that end a run; "would change" is none of them."""
 
+PRUNED = "pruned.json"
+"""What is left to say of a run whose files were given away (`xenlab runs prune`)."""
+
 LOCK_SECONDS = 10.0
 """How long a run that is taken up again waits for the last processes of its killed forerunner."""
 
@@ -86,20 +89,23 @@ def begin(folder: Path) -> None:
 
 def read(folder: Path) -> dict[str, Any]:
     """The content of a run's ``run.json``; raises BadInput, and where `kept_file` does."""
-    place = kept_file(folder, "run.json")
+    return _document(folder, kept_file(folder, "run.json"))
+
+
+def _document(folder: Path, place: Path) -> dict[str, Any]:
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it holds no mapping")
     except FileNotFoundError:
         raise BadInput(
-            "cannot read run.json: because this run was not started by `xenlab run`",
+            f"cannot read {place.name}: because this run was not started by `xenlab run`",
             where=str(folder),
             hint="name a run that was",
         ) from None
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"cannot read run.json: because {error}",
+            f"cannot read {place.name}: because {error}",
             where=str(folder),
             hint="compare with a copy of the run folder",
         ) from None
@@ -160,10 +166,35 @@ class Chapters:
 
 
 def states(folder: Path) -> list[ChapterState]:
-    """What the journal of a run says of each of its chapters, those that were not run included."""
+    """What the journal of a run says of each of its chapters, those that were not run included.
+
+    Of a run that was pruned it is what its summary says, without the steps.
+    """
+    if (said := pruned(folder)) is not None:
+        return [
+            ChapterState(c["chapter"], c["status"], c["seconds"], c["message"], ())
+            for c in said["chapters"]
+        ]
     chapters = Chapters(folder)
     wanted = read(folder)["chapters"] if (folder / "run.json").exists() else []
     return [chapters.state(name) for name in dict.fromkeys([*wanted, *chapters.opened()])]
+
+
+def pruned(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run whose files were given away; None of any other."""
+    place = kept_file(folder, PRUNED)
+    return _document(folder, place) if place.exists() else None
+
+
+def require_whole(folder: Path, what: str) -> None:
+    """Raise BadInput where a run's files were given away, which ``what`` would need."""
+    if (said := pruned(folder)) is not None:
+        raise BadInput(
+            f"cannot {what} this run: because it was pruned on {said['pruned']}, which left its "
+            f"head and a summary",
+            where=str(folder),
+            hint=f"xenlab show {folder.name}",
+        )
 
 
 def environment(notebooks: Path) -> dict[str, Any]:

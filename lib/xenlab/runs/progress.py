@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,8 @@ class Follower:
 
     ``chapters`` gives the titles of each chapter's steps, in their order; ``estimate`` how long
     they take. ``person`` shows what a person must do, by default where the steps are shown;
-    ``commands`` says whether each step's are shown as well.
+    ``commands`` says whether each step's are shown as well; ``asked`` is given the record of what a
+    person is asked to do.
     """
 
     def __init__(
@@ -205,10 +206,12 @@ class Follower:
         *,
         person: Console | None = None,
         commands: bool = False,
+        asked: Callable[[Mapping[str, Any]], object] | None = None,
     ) -> None:
         self._console = console
         self._person = person or console
         self._with_commands = commands
+        self._asked = asked
         self._journal = Reader(folder / "journal.jsonl")
         self._chapters = chapters
         self._over = threading.Event()
@@ -267,6 +270,8 @@ class Follower:
         elif phase == "asked":
             said = Text(f"waiting for you: {record.get('message', '')}", style="bold yellow")
             self._person.print(said, soft_wrap=True)
+            if self._asked is not None:
+                self._asked(record)
         elif phase == "waiting":
             said = Text(str(record.get("message", "")), style="yellow")
             self._console.print(said, soft_wrap=True)

@@ -35,6 +35,7 @@ def write(folder: Path) -> Path:
     JournalDamaged: what was changed gets no new record.
     """
     place = folder / audit.REPORT
+    folders.require_whole(folder, "report")
     with locked_folder(folder):
         if _is_current(folder):
             return place
@@ -69,6 +70,7 @@ def _is_current(folder: Path) -> bool:
 
 def render(folder: Path) -> str:
     """The report of a run as it is now; changes nothing. Raises BadInput where no journal is."""
+    folders.require_whole(folder, "report")
     if not (folder / "journal.jsonl").exists():
         raise BadInput(
             "cannot report this run: because it has no journal yet",
@@ -194,7 +196,7 @@ def runs(folder: Path | str = "") -> pd.DataFrame:
                 "started": record.get("started", ""),
                 "chapters": len(states),
                 "done": len(states) - len(left),
-                "state": left[0] if left else _done(states),
+                "state": left[0] if left else _done(run, states),
                 "seconds": sum(state.seconds for state in states),
             }
         )
@@ -202,8 +204,10 @@ def runs(folder: Path | str = "") -> pd.DataFrame:
     return table.assign(started=pd.to_datetime(table["started"], utc=True))
 
 
-def _done(states: Sequence[ChapterState]) -> str:
-    """What a run is whose chapters are done: steps may have been left out."""
+def _done(run: Path, states: Sequence[ChapterState]) -> str:
+    """What a run is whose chapters are done: steps may have been left out, and files given away."""
+    if folders.pruned(run) is not None:
+        return f"{folders.DONE}, pruned"
     in_part = any(SKIPPED in state.counts for state in states)
     return f"{folders.DONE} in part" if in_part else folders.DONE
 

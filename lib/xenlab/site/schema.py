@@ -108,12 +108,45 @@ class SecretReference(BaseModel):
 
     @model_validator(mode="after")
     def _names_one(self) -> SecretReference:
+        self._require_reference()
+        return self
+
+    def _require_reference(self) -> None:
         if bool(self.env) == bool(self.file):
             raise ValueError("must name one thing: {env: NAME} or {file: PATH}")
         if self.env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.env):
             raise ValueError("must be the name of an environment variable, as {env: NAME}")
         if self.file and not self.file.startswith(("/", "~/")):
             raise ValueError("must be a path that begins with / or ~/, as {file: PATH}")
+
+
+class Notified(SecretReference):
+    """Who is told how a run goes: by a URL (named, as it holds tokens), mail or a command."""
+
+    mail: Text = Field("", description="a mail address", examples=["admin@example.org"])
+    command: Text = Field(
+        "",
+        description="a command of a shell, which is given the words",
+        examples=["logger -t xenlab"],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_reference(cls, value: object) -> object:
+        # a URL that stands here is a secret: no message repeats it
+        if not isinstance(value, dict) or not set(value) <= set(cls.model_fields):
+            raise ValueError(
+                "must be {env: NAME} or {file: PATH} of a URL, {mail: ADDRESS} or {command: WORDS}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Notified:
+        if self.mail or self.command:
+            if sum(map(bool, (self.env, self.file, self.mail, self.command))) > 1:
+                raise ValueError("must name one thing: env, file, mail or command")
+        else:
+            self._require_reference()
         return self
 
 
@@ -311,6 +344,9 @@ class Parameters(BaseModel):
     secrets: list[SecretReference] = Field(
         [], examples=[[{"env": "MIRROR_LOGIN"}, {"file": "~/.config/castle/vault"}]]
     )
+    notify: list[Notified] = Field(
+        [], examples=[[{"env": "CASTLE_NOTIFY"}, {"mail": "admin@example.org"}]]
+    )
     platform: Literal["debian", "gentoo", "gentoo-2006"]
     power: Literal["lab", "ipmi", "redfish", "manual"] = "manual"
     lab: LabName = "lab"
@@ -413,10 +449,12 @@ class Parameters(BaseModel):
 
     @property
     def masked(self) -> tuple[SecretReference, ...]:
-        """Where all secrets are found that the site names, those that become root included."""
+        """Where all secrets are found that the site names, passwords and URLs included."""
         logins = (getattr(self, key) for key in LOGINS if self.knows(key))
         passwords = (login.become_password for login in logins)
-        return (*self.secrets, *(each for each in passwords if each))
+        told = self.notify if self.knows("notify") else ()
+        urls = (each for each in told if each.env or each.file)
+        return (*self.secrets, *(each for each in passwords if each), *urls)
 
     if not TYPE_CHECKING:  # mypy would take any misspelt attribute for one of these
 
