@@ -8,7 +8,7 @@ from typing import Any
 _PLACES = {
     "chapter.notebook": "open_chapter",
     "chapters.configuration": (
-        "base_configured bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
+        "base_configured bond_of bridge_kept bridge_made bridge_settings distcc_off distcc_silent "
         "interfaces listeners log_written software_installed unmerged_table uplink_named "
         "uplink_values xen_runs xend_today OutAndIn bare guest_interface lan_bug lan_settings "
         "reaches_the_others"
@@ -61,7 +61,8 @@ _PLACES = {
         "SshdSettings way_to way_to_guest"
     ),
     "site.disk_plan": "device",
-    "site.rules": "guest_types lan_device uplink_name",
+    "site.rules": "guest_types lan_device",
+    "site.uplink": "uplink_name",
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names.split()}
 

@@ -17,8 +17,9 @@ PACKAGES = (LIB / "xenlab", LIB / "xenlab_lab")
 NOTEBOOKS = ROOT / "notebooks"
 
 MOST_LINES = 600
-MOST_MODULES = 88
-"""85, and what the logins that OpenSSH makes took: auth, keys and become of the transport."""
+MOST_MODULES = 89
+"""85, and what the logins that OpenSSH makes took: auth, keys and become of the transport; a bond:
+uplink of the site."""
 MOST_IN_A_PACKAGE = 15
 ABOVE_THE_PLATFORM = ("chapter", "chapters", "runs", "panel", "cli")
 

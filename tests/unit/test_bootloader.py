@@ -217,6 +217,9 @@ def test_dom0s_kernel_mounts_the_system_partition_and_no_guests_does() -> None:
     vlan = lab_site(uplink_vlan=7, kernel_options=["CONFIG_E1000E=y"])
     assert kernel_build(vlan, "dom0").own_options == ("CONFIG_VLAN_8021Q=y", "CONFIG_E1000E=y")
     assert kernel_build(vlan, "domU").own_options == ()
+    bond = lab_site(uplink_bond={"members": ["eth1"], "mode": "802.3ad"}, uplink_vlan=7)
+    wanted = ("CONFIG_BONDING=y", "CONFIG_VLAN_8021Q=y")
+    assert kernel_build(bond, "dom0").own_options == wanted
     assert kernel_build(uefi, "domU") == kernel_build(lab_site(), "domU")
     assert kernel_build(lab_site(), "dom0").own_options == ()
 

@@ -47,8 +47,8 @@ from xenlab.resources.base import Difference
 from xenlab.resources.kernel import options, parse_config
 from xenlab.resources.network import look_at_nics, the_nic
 from xenlab.runs.script import Runbook
-from xenlab.site.rules import card_name, uplink_name
 from xenlab.site.schema import Parameters
+from xenlab.site.uplink import card_name, card_names, uplink_name
 from xenlab.transport.local import Local
 
 __all__ = ["archive"]
@@ -411,6 +411,32 @@ def test_the_card_of_a_vlan_has_its_name_and_keeps_it(machine: Machine) -> None:
     settings.write_text(bridge_settings(lab_site(uplink_vlan=7), "").text())
     with pytest.raises(BadInput, match=r"its bridge is on eth0\nTry: write uplink: eth0, as "):
         uplink_named(chapter_of(site, machine))
+
+
+def test_the_cards_of_a_bond_have_their_names_and_keep_them(machine: Machine) -> None:
+    two_cards(machine)
+    site = lab_site(uplink=ONE, uplink_bond={"members": [TWO, "eth7"]}, uplink_vlan=7)
+    assert card_names(site) == ("uplink0", "uplink1", "eth7")
+    assert uplink_name(site) == "vlan7"
+    assert uplink_name(lab_site(uplink_bond={"members": ["eth7"]})) == "bond0"
+    settings = machine.root / BRIDGE_SETTINGS.lstrip("/")
+    settings.parent.mkdir(parents=True)
+    settings.write_text(bridge_settings(site, "").text())
+    rule = uplink_named(chapter_of(site, machine))[0].text()
+    assert f'"{ONE}", NAME="uplink0"' in rule
+    assert f'"{TWO}", NAME="uplink1"' in rule and rule.count("NAME=") == 2
+    others = lab_site(uplink="eth0", uplink_bond={"members": [TWO]})
+    assert 'NAME="uplink0"' not in uplink_named(chapter_of(others, machine))[0].text()
+
+
+def test_each_card_of_a_bond_is_looked_for(machine: Machine) -> None:
+    two_cards(machine)
+    lost = "52:54:00:00:00:0f"
+    site = lab_site(uplink=ONE, uplink_bond={"members": [TWO, "eth7", lost]})
+    first, second, third = uplink_found(site)
+    assert first.probe(machine.host) is None and second.probe(machine.host) is None
+    with pytest.raises(BadInput, match=f"no network card has the MAC address {lost}"):
+        third.probe(machine.host)
 
 
 def test_a_name_is_a_name_and_nothing_is_looked_at() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from xenlab.errors import StepFailed
 from xenlab.host import Host
-from xenlab.platform.interfaces import Ifupdown, More, netifrc_settings
+from xenlab.platform.interfaces import BOND, Ifupdown, More, netifrc_settings
 from xenlab.resources.base import All, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge, describe, parse_network, physical, vif
@@ -38,6 +38,7 @@ VLAN = 100
 SIX, GATEWAY6 = "2001:db8::2", "fe80::1"
 FURTHER = ("192.0.2.3/24", f"{SIX}/64")
 ADVERTISER = Path(__file__).with_name("advertiser.py")
+BONDER = Path(__file__).with_name("bonder.sh")
 TAGGER = Path(__file__).with_name("tagger.py")
 AS_VLAN = (
     f's/"info_kind":"tun","info_data":{{[^}}]*}}/"info_kind":"vlan","info_data":{{"id":{VLAN}}}/g'
@@ -431,6 +432,135 @@ def test_nobody_confirms_a_vlan_s_bridge(tagged: Dom0) -> None:
         replace(bridge, program=fault).apply(tagged.host, silent)
     assert plain_state(tagged) == before
     assert tagged.reachable()
+
+
+@pytest.fixture
+def bonded(dom0: Dom0, monkeypatch: pytest.MonkeyPatch) -> Dom0:
+    """dom0 with two cards and without any address; a kernel that has no bonds gets help."""
+    tools = dom0.folder / "bin"
+    tools.mkdir()
+    ip = shutil.copy(IP, tools / "real")
+    sh("ip", "link", "add", "dev", "cable2", "type", "veth", "peer", "name", "eth1")
+    sh("ip", "link", "set", "eth1", "netns", dom0.space)
+    dom0.ip("address", "flush", "dev", "eth0")
+    dom0.ip("link", "set", "eth0", "down")
+    words = ("-n", dom0.space, "link", "add", "dev", "try0", "type", "bond")
+    if subprocess.run([str(ip), *words], capture_output=True, check=False).returncode == 0:
+        dom0.ip("link", "delete", "dev", "try0")
+        return dom0
+    (tools / "cards").touch()
+    (tools / "ip").write_text(BONDER.read_text().replace("FOLDER", str(tools)))
+    (tools / "ip").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return dom0
+
+
+def bond_values(dom0: Dom0) -> tuple[str, str, str, str, More]:
+    program = dom0.folder / "xenlab-bond"
+    text = package_files("xenlab").joinpath("templates", "xenlab-bond.sh").read_text()
+    program.write_text(text.replace("-gt 150", "-gt 5"))
+    program.chmod(0o755)
+    cards = ("eth0", "eth1", "eth9")
+    more = More("bond0", 0, bond="bond0", mode="active-backup", cards=cards, bonds=str(program))
+    return "bond0", f"{ADDRESS}/24", GATEWAY, "xenbr0", more
+
+
+def bond_bridge(dom0: Dom0, *, on_bridge: bool) -> Bridge:
+    bridge = dom0.bridge(
+        on_bridge=on_bridge,
+        UPLINK="bond0",
+        BOND="bond0",
+        MODE="active-backup",
+        CARDS="eth0 eth1 eth9",
+    )
+    bond = ("active-backup", "eth0", "eth1")
+    return replace(bridge, uplink="bond0", rollback_seconds=120, bond=bond)
+
+
+def without_links(dom0: Dom0) -> list[str]:
+    """The plain state without the interfaces: a card may have no carrier for a moment."""
+    return [line for line in plain_state(dom0) if "<" not in line]
+
+
+def test_a_bond_is_moved_to_the_bridge_and_back(bonded: Dom0) -> None:
+    """Of the three cards one is broken, and not there."""
+    program, stanza = Ifupdown().beside_bridge(*bond_values(bonded))
+    assert isinstance(program, File) and program.path == BOND
+    ifup(bonded, stanza)
+    assert bonded.reachable()
+    before = without_links(bonded)
+    for on_bridge in (False, True, False):
+        bridge = bond_bridge(bonded, on_bridge=on_bridge)
+        found = bridge.probe(bonded.host)
+        assert found is not None
+        assert not [row for row in found.rows if row["what"] == "bond"]
+        bridge.apply(bonded.host, silent)
+        bridge.verify(bonded.host)
+        assert bonded.reachable()
+    other = replace(bridge, bond=("802.3ad", "eth0", "eth1", "eth9")).probe(bonded.host)
+    assert other is not None
+    assert [(row["device"], row["now"]) for row in other.rows if row["what"] == "bond"] == [
+        ("eth0", "active-backup"),
+        ("eth1", "active-backup"),
+        ("eth9", "none"),
+    ]
+    bonded.host.run(f"{bridge.program} stop {bridge.settings}", check=False)
+    assert without_links(bonded) == before
+    assert bonded.reachable()
+
+
+@pytest.mark.parametrize("on_bridge", [False, True])
+def test_a_bond_at_boot(bonded: Dom0, on_bridge: bool) -> None:
+    """The bridge first, then the addresses; once more."""
+    stanzas = Ifupdown().on_bridge if on_bridge else Ifupdown().beside_bridge
+    _, stanza = stanzas(*bond_values(bonded))
+    bridge = bond_bridge(bonded, on_bridge=on_bridge)
+    for _ in range(2):
+        sh("ip", "netns", "exec", bonded.space, bridge.program, "start", bridge.settings)
+    ifup(bonded, stanza)
+    assert bridge.probe(bonded.host) is None
+    assert bonded.reachable()
+
+
+def test_nobody_confirms_a_bond_s_bridge(bonded: Dom0) -> None:
+    ifup(bonded, Ifupdown().beside_bridge(*bond_values(bonded))[1])
+    before = without_links(bonded)
+    fault = str(bonded.program("ip link set pbond0 nomaster"))
+    bridge = replace(bond_bridge(bonded, on_bridge=False), rollback_seconds=4)
+    with pytest.raises(StepFailed, match="rolled back, the former network is back"):
+        replace(bridge, program=fault).apply(bonded.host, silent)
+    assert without_links(bonded) == before
+    assert bonded.reachable()
+
+
+def test_a_vlan_of_a_bond_comes_after_the_bond(tmp_path: Path) -> None:
+    """As Debian's own ifup reads the file."""
+    cards = ("uplink0", "uplink1")
+    more = More("bond0", VLAN, bond="bond0", mode="802.3ad", cards=cards)
+    program, stanza = Ifupdown().beside_bridge("vlan100", "192.0.2.2/24", GATEWAY, "xenbr0", more)
+    assert isinstance(program, File) and isinstance(stanza, File)
+    place = tmp_path / "interfaces"
+    place.write_text(stanza.text())
+    words = (str(IFUP), "--no-act", "--verbose", f"--state-dir={tmp_path}", "-i", str(place), "-a")
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    said = (done.stdout + done.stderr).splitlines()
+    steps = [
+        next(number for number, line in enumerate(said) if what in line)
+        for what in (
+            f"{program.path} bond0 802.3ad uplink0 uplink1",
+            "ip link set dev bond0 up",
+            "ip link add link bond0 name vlan100 type vlan id 100",
+            "ip addr add 192.0.2.2",
+        )
+    ]
+    assert steps == sorted(steps)
+
+
+def test_a_bond_without_any_card_is_none(bonded: Dom0) -> None:
+    program = str(bond_values(bonded)[-1].bonds)
+    words = ("ip", "netns", "exec", bonded.space, program, "bond0", "active-backup", "eth8", "eth9")
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 1
+    assert "bond0" not in bonded.ip("-o", "link")
 
 
 def on_many(dom0: Dom0, gateway6: str) -> More:

@@ -327,6 +327,46 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"uplink": "x0", "uplink_vlan": 7, "bridge": "x0"},
         "uplink and bridge are the same: x0",
     ),
+    (
+        {"uplink_bond": {"members": ["eth0"]}},
+        "uplink_bond.members[0] is in the bond already: eth0",
+    ),
+    (
+        {"uplink_bond": {"members": ["auto"]}},
+        "uplink_bond.members[0] must be a network card's MAC address or name: only uplink can be "
+        "auto",
+    ),
+    (
+        {"uplink_bond": {"members": ["bond0"]}},
+        "uplink_bond.members[0] must not be called bond0: another interface is",
+    ),
+    (
+        {"uplink": "52:54:00:12:34:56", "uplink_bond": {"members": ["uplink0"]}},
+        "uplink_bond.members[0] must not be called uplink0: another interface is",
+    ),
+    (
+        {"uplink": "bond0", "uplink_bond": {"members": ["eth1"]}},
+        "uplink must be the first network card, not the bond, which is called bond0",
+    ),
+    (
+        {"uplink_bond": {"members": ["eth1"], "mode": "tlb"}},
+        "uplink_bond.mode must be 'active-backup', '802.3ad' or 'balance-xor', not 'tlb' (text)",
+    ),
+    (
+        {"uplink_bond": {"members": ["eth1"]}, "bridge": "bond0"},
+        "uplink and bridge are the same: bond0",
+    ),
+    (
+        {"uplink_bond": {"members": ["eth1"]}, "platform": "gentoo", "software": []},
+        "uplink_bond is for platform debian: nobody writes gentoo's files for one",
+    ),
+    (
+        {
+            "uplink_bond": {"members": ["52:54:00:12:34:AA"]},
+            "domains": [guest(mac="52:54:00:12:34:aa")],
+        },
+        "the uplink and domain 1 (web) have the same MAC: 52:54:00:12:34:aa",
+    ),
     ({"uplink_vlan": 7, "bridge": "vlan7"}, "uplink and bridge are the same: vlan7"),
     (
         {"uplink": "vlan7", "uplink_vlan": 7},
@@ -941,7 +981,7 @@ COMPARED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"domains": [guest()]}, {"address": "10.0.2.50/24"}, "dom0 and domain 1 (web) have the same"),
     ({"domains": [guest()]}, {"hostname": "web"}, "dom0 and domain 1 (web) have the same name"),
     (
-        {"uplink": "xenbr0", "uplink_vlan": 0},
+        {"uplink": "xenbr0", "uplink_vlan": 0, "uplink_bond": {}},
         {"bridge": "xenbr0"},
         "uplink and bridge are the same",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 # Chapter 05: what is valid for all later domains: software, names, sshd, log, cron.
 #
 # Howto: „Grundkonfiguration“.
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -21,9 +21,16 @@ from xenlab.resources import network
 from xenlab.resources.base import All, Condition, Difference, Once, OnHost, Report, Resource
 from xenlab.resources.files import File
 from xenlab.resources.network import Bridge, InterfaceUp, LanDevices, Reaches, vif
-from xenlab.site.rules import accept_ra, by_card, card_name, uplink_name
 from xenlab.site.schema import LanGuest, Parameters
 from xenlab.site.types import AUTO
+from xenlab.site.uplink import (
+    accept_ra,
+    by_card,
+    card_name,
+    card_names,
+    lower_name,
+    uplink_name,
+)
 
 LOGS = {
     "rsyslog": ("/var/log/syslog",),
@@ -205,10 +212,13 @@ def uplink_named(chapter: Chapter) -> tuple[File, ...]:
     an interface of another name, which would be gone at the next boot.
     """
     site, name = chapter.site, card_name(chapter.site)
+    members = zip(card_names(site)[1:], site.uplink_bond.members, strict=True)
+    others = {called: card.lower() for called, card in members if ":" in card}
     if not by_card(site):
-        return ()
-    card = "'/^UPLINK=/h; /^CARD=/h; ${ g; s/.*=//p; }'"
-    look = Command.script(f'[ -e "$1" ] || exit 44; sed -n {card} "$1"', BRIDGE_SETTINGS)
+        return (name_rule(others),) if others else ()
+    card = "'/^UPLINK=/h; /^CARD=/h; /^CARDS=/h; ${ g; s/.*=//; s/[ ].*//; p; }'"
+    script = f'[ -e "$1" ] || exit 44; sed -n {card} "$1" | tr -d \\\''
+    look = Command.script(script, BRIDGE_SETTINGS)
     found = chapter.target.look(look, absent=(44,))
     if found is not None and found.stdout.strip() != name:
         raise BadInput(
@@ -218,7 +228,7 @@ def uplink_named(chapter: Chapter) -> tuple[File, ...]:
         )
     nics = network.look_at_nics(chapter.host) if site.uplink == AUTO else ()
     mac = network.the_nic(AUTO, nics).mac if site.uplink == AUTO else site.uplink.lower()
-    return (name_rule(mac),)
+    return (name_rule({name: mac, **others}),)
 
 
 def bridge_settings(site: Parameters, path: str) -> File:
@@ -235,7 +245,10 @@ def bridge_settings(site: Parameters, path: str) -> File:
     if site.gateway6:
         values["ACCEPT_RA"] = str(accept_ra(site.gateway6))
     if site.uplink_vlan:
-        values |= {"CARD": card_name(site), "VLAN": str(site.uplink_vlan)}
+        values |= {"CARD": lower_name(site), "VLAN": str(site.uplink_vlan)}
+    if site.uplink_bond.members:
+        cards = " ".join(card_names(site))
+        values |= {"BOND": lower_name(site), "MODE": site.uplink_bond.mode, "CARDS": cards}
     return File(path, f"# written by xenlab, chapter 07\n{sh_settings(values)}")
 
 
@@ -251,12 +264,21 @@ def bridge_made(site: Parameters) -> Bridge:
         vlan=site.uplink_vlan,
         addresses=tuple(site.addresses),
         gateway6=site.gateway6,
+        bond=bond_of(site),
     )
+
+
+def bond_of(site: Parameters) -> tuple[str, ...]:
+    """The mode of the uplink's bond, and what its cards are called; nothing where there is none."""
+    return (site.uplink_bond.mode, *card_names(site)) if site.uplink_bond.members else ()
 
 
 def uplink_values(site: Parameters) -> tuple[str, str, str, str, More]:
     """What dom0's uplink has, as the files of every platform's interfaces are asked for."""
-    more = More(card_name(site), site.uplink_vlan, tuple(site.addresses), site.gateway6)
+    more = More(lower_name(site), site.uplink_vlan, tuple(site.addresses), site.gateway6)
+    if site.uplink_bond.members:
+        bond, mode = lower_name(site), site.uplink_bond.mode
+        more = replace(more, bond=bond, mode=mode, cards=card_names(site))
     return uplink_name(site), site.address, site.gateway, site.bridge, more
 
 

@@ -27,8 +27,9 @@ from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
 from xenlab.site.disk_plan import fits as disk_fits
 from xenlab.site.disk_plan import needed_mib, partition_names, partitions
-from xenlab.site.rules import builds_kernel, by_card, guest_types
+from xenlab.site.rules import builds_kernel, guest_types
 from xenlab.site.schema import Parameters
+from xenlab.site.types import AUTO
 
 XEN_MIB = 128
 """Memory that Xen keeps for itself: its heap, its tables of all pages, its console buffer."""
@@ -430,7 +431,8 @@ _DRIVERS = """
     }
     disk=$(readlink -f -- "$1") || :
     up disk "/sys/class/block/$(printf %s "${disk#/dev/}" | tr / '!')"
-    uplink "$2"
+    shift
+    for name do uplink "$name"; done
     # what carries this connection may have another name than in the installed system
     [ ! -r /proc/net/route ] || while read -r name to rest; do
         [ "$to" != 00000000 ] || uplink "$name"
@@ -441,9 +443,9 @@ _DRIVERS = """
 """
 
 
-def look_at_drivers(host: Host, disk: str, uplink: str) -> tuple[Driver, ...]:
-    """The drivers that the disk and the uplink work by now; one command."""
-    found = host.run(Command.script(_DRIVERS, disk, uplink)).stdout
+def look_at_drivers(host: Host, disk: str, *uplinks: str) -> tuple[Driver, ...]:
+    """The drivers that the disk and the uplink's cards work by now; one command."""
+    found = host.run(Command.script(_DRIVERS, disk, *uplinks)).stdout
     drivers = [Driver(*line.split("\t")) for line in found.splitlines()]
     # a guest's end of the bridge
     return tuple(dict.fromkeys(each for each in drivers if each.bus != "xen-backend"))
@@ -463,18 +465,22 @@ class UplinkFound(Check):
 
 def uplink_found(site: Parameters) -> tuple[Check, ...]:
     """That condition, where the site names no interface; what a name means only dom0 knows."""
-    return (UplinkFound(site.uplink),) if by_card(site) else ()
+    cards = (site.uplink, *site.uplink_bond.members)
+    return tuple(UplinkFound(card) for card in cards if card == AUTO or ":" in card)
 
 
-def _uplink_now(host: Host, site: Parameters) -> str:
-    """What the uplink is called in the system that runs now, as far as anybody knows."""
-    return the_nic(site.uplink, look_at_nics(host)).name if by_card(site) else site.uplink
+def _uplinks_now(host: Host, site: Parameters) -> list[str]:
+    """What the uplink's cards are called in the system that runs now, as far as anybody knows."""
+    cards = (site.uplink, *site.uplink_bond.members)
+    asked = any(card == AUTO or ":" in card for card in cards)
+    nics = look_at_nics(host) if asked else ()
+    return [the_nic(card, nics).name if card == AUTO or ":" in card else card for card in cards]
 
 
 def driver_table(chapter: Chapter) -> pd.DataFrame:
     """Each of these drivers, with the options that dom0's kernel lacks for it."""
-    uplink = _uplink_now(chapter.host, chapter.site)
-    drivers = look_at_drivers(chapter.host, chapter.site.disk, uplink)
+    uplinks = _uplinks_now(chapter.host, chapter.site)
+    drivers = look_at_drivers(chapter.host, chapter.site.disk, *uplinks)
     own = builds_kernel(chapter.site)
     lacks = drivers_lacking(chapter.site, drivers, chapter.controller) if own else {}
     lacks = lacks or {}
@@ -517,7 +523,7 @@ class DriversBuilt(Check):
         """
         if not builds_kernel(self.site):
             return None
-        drivers = look_at_drivers(host, self.site.disk, _uplink_now(host, self.site))
+        drivers = look_at_drivers(host, self.site.disk, *_uplinks_now(host, self.site))
         lacks = drivers_lacking(self.site, drivers, self.controller)
         if lacks is None:
             return self._not_configured()

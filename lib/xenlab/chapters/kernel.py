@@ -66,6 +66,9 @@ UEFI_OPTIONS = (
 VLAN_OPTIONS = ("CONFIG_VLAN_8021Q=y",)
 """What it takes where the uplink is a VLAN."""
 
+BOND_OPTIONS = ("CONFIG_BONDING=y",)
+"""What it takes where the uplink is a bond of several cards."""
+
 VOLUMES_OPTIONS = ("CONFIG_MD=y", "CONFIG_BLK_DEV_DM=y", "CONFIG_DM_SNAPSHOT=y")
 """What it takes where the guests' disks are logical volumes, with snapshots of them."""
 
@@ -254,8 +257,9 @@ def _own(site: Parameters, flavour: str) -> tuple[str, ...]:
     if site.screen:
         firmware += (*SCREEN_OPTIONS, *(UEFI_SCREEN_OPTIONS if uefi else ()))
     vlan = VLAN_OPTIONS if site.uplink_vlan else ()
+    bond = BOND_OPTIONS if site.uplink_bond.members else ()
     volumes = VOLUMES_OPTIONS if volumes_for_disks(site) else ()
-    return (*firmware, *vlan, *volumes, *site.kernel_options)
+    return (*firmware, *bond, *vlan, *volumes, *site.kernel_options)
 
 
 def _cache() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +14,11 @@ from xenlab.quoting import double_quoted
 from xenlab.resources.base import Resource, Until
 from xenlab.resources.files import File, Symlink, render
 from xenlab.resources.guest import GuestFile
-from xenlab.site.rules import UPLINK_NAME, accept_ra, on_link
 from xenlab.site.types import AUTO
+from xenlab.site.uplink import accept_ra, on_link
+
+BOND = "/usr/local/sbin/xenlab-bond"
+"""The program that makes a bond, for ifup(8) and for the program that makes the bridge."""
 
 # Gentoo's network configuration, net-misc/netifrc: what its files are called and say.
 
@@ -41,6 +45,7 @@ def netifrc_settings_path(interface: str) -> str:
 class More:
     """What an uplink may have beside an address: the ``card`` that it is the VLAN of.
 
+    ``bond`` is one of ``cards``, and ``mode`` its own; it may be the uplink, or that ``card``.
     ``addresses`` are further ones, of IPv4 or IPv6. ``gateway6``: IPv6's, or "auto": routers
     advertise it, and an address as well; "": what the kernel makes of that by itself.
     """
@@ -49,6 +54,10 @@ class More:
     vlan: int = 0
     addresses: tuple[str, ...] = ()
     gateway6: str = ""
+    bond: str = ""
+    mode: str = ""
+    cards: tuple[str, ...] = ()
+    bonds: str = BOND
 
     @property
     def router(self) -> str:
@@ -84,13 +93,17 @@ NAME_RULE = "/etc/udev/rules.d/70-xenlab-uplink.rules"
 """Where udev is told it (udev(7), of systemd as of eudev)."""
 
 
-def name_rule(mac: str) -> File:
-    """What udev is told, so that the card of this MAC address has its name in every kernel.
+def name_rule(macs: Mapping[str, str]) -> File:
+    """What udev is told, so that the card of a MAC address has its name in every kernel.
 
     What has no driver is no card: dom0's end of the pair, a bridge and a VLAN may have its address.
     """
-    rule = f'DRIVERS=="?*", ATTR{{type}}=="1", ATTR{{address}}=="{mac}", NAME="{UPLINK_NAME}"'
-    text = f'# written by xenlab, chapter 04\nSUBSYSTEM=="net", ACTION=="add", {rule}\n'
+    rules = [
+        f'SUBSYSTEM=="net", ACTION=="add", DRIVERS=="?*", ATTR{{type}}=="1", '
+        f'ATTR{{address}}=="{mac}", NAME="{name}"\n'
+        for name, mac in macs.items()
+    ]
+    text = "".join(("# written by xenlab, chapter 04\n", *rules))
     return File(NAME_RULE, text)
 
 
@@ -161,14 +174,14 @@ class Ifupdown:
     ) -> tuple[Resource, ...]:
         """The same stanza."""
         values = {"interface": interface, "address": address, "gateway": gateway, "more": more}
-        return (File(UPLINK, template="uplink.j2", values=values),)
+        return (*_bonding(more), File(UPLINK, template="uplink.j2", values=values))
 
     def on_bridge(
         self, interface: str, address: str, gateway: str, bridge: str, more: More = More()
     ) -> tuple[Resource, ...]:
         """One for the bridge in its place."""
         values = {"bridge": bridge, "address": address, "gateway": gateway, "more": more}
-        return (File(UPLINK, template="uplink-bridge.j2", values=values),)
+        return (*_bonding(more), File(UPLINK, template="uplink-bridge.j2", values=values))
 
     def lan(self, interface: str, address: str) -> tuple[Resource, ...]:
         """A stanza that nothing but xenlab-lan-address.service brings up."""
@@ -182,6 +195,10 @@ class Ifupdown:
             ifup -- "$1"
         """
         return Command.script(script, interface)
+
+
+def _bonding(more: More) -> tuple[File, ...]:
+    return (File(BOND, template="xenlab-bond.sh", mode=0o755),) if more.cards else ()
 
 
 class Netifrc:

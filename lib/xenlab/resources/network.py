@@ -15,8 +15,8 @@ from xenlab.errors import BadInput, CommandTimeout, ConnectionLost, ConnectionRe
 from xenlab.host import UPTIME, Host
 from xenlab.resources.base import Check, Difference, Report, Resource
 from xenlab.resources.files import packaged
-from xenlab.site.rules import UPLINK_NAME, on_link
 from xenlab.site.types import AUTO
+from xenlab.site.uplink import UPLINK_NAME, on_link
 
 # Bridge: dom0's network as xend's network-bridge made it, switched over without a lock-out.
 #
@@ -45,7 +45,8 @@ class Bridge(Resource):
     switch that is not confirmed over a new connection within ``rollback_seconds`` is undone by the
     target itself, which goes back to the settings in ``confirmed``, where there are such.
     ``vlan``: the uplink is the interface of that VLAN, not a card. ``addresses`` are further ones,
-    of IPv4 or IPv6; ``gateway6`` is that of IPv6, or "auto": routers advertise it.
+    of IPv4 or IPv6; ``gateway6`` is that of IPv6, or "auto": routers advertise it. ``bond``: a
+    mode and the cards that are one in that way.
     """
 
     uplink: str
@@ -61,6 +62,7 @@ class Bridge(Resource):
     vlan: int = 0
     addresses: tuple[str, ...] = ()
     gateway6: str = ""
+    bond: tuple[str, ...] = ()
 
     def probe(self, host: Host) -> Difference | None:
         """A table of what differs: devices, their bridge, MAC addresses, addresses, the route."""
@@ -260,6 +262,8 @@ class Bridge(Resource):
         if self.vlan:
             port = self.uplink if self.address_on_bridge else physical(self.uplink)
             wanted[port]["kind"] = f"vlan {self.vlan}"
+        for card in self.bond[1:]:
+            wanted[card] = {"bond": self.bond[0], "up": "yes"}
         rows = unlike(wanted, devices, self.address)
         found = devices.get(holder, {}).get("addr_info", [])
         rows += self._missing_addresses(holder, found)
@@ -324,6 +328,8 @@ def unlike(
     rows = []
     for name, properties in wanted.items():
         now = describe(devices[name], address) if name in devices else {}
+        above = devices.get(devices.get(name, {}).get("master", ""), {}).get("linkinfo", {})
+        now["bond"] = above.get("info_data", {}).get("mode", "none")
         rows += [
             {"device": name, "what": what, "now": now.get(what, "missing"), "wanted": value}
             for what, value in properties.items()

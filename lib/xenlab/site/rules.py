@@ -21,6 +21,7 @@ from xenlab.site.disk_plan import (
     volumes_for_disks,
 )
 from xenlab.site.types import AUTO, PACKAGE_NAMES, cut
+from xenlab.site.uplink import UPLINK_RULES, on_link
 
 if TYPE_CHECKING:
     from xenlab.site.schema import Parameters
@@ -52,12 +53,6 @@ LEAST_MEMORY = 64
 MOST_PARTITIONS = 128
 """How many partitions the table of a GPT disk holds, as sfdisk makes it."""
 
-KERNELS_NAME = re.compile(r"eth\d+")
-"""What kernels call a network card."""
-
-UDEVS_NAME = re.compile(r"(en|wl|ww)([ops]\d|x[0-9a-f]{12}).*")
-"""What udev calls it (systemd.net-naming-scheme(7))."""
-
 LEAST_FOR_INITRDS = 256
 """The least of boot_mib where the kernels are the distribution's."""
 
@@ -68,29 +63,7 @@ PACKAGE_LISTS = ("software", "shared_packages", "unwanted")
 """The parameters that name packages, in the form of the site's platform."""
 
 
-UPLINK_NAME = "uplink0"
-"""What dom0 calls its network card where the site says which it is, but not by its name."""
-
-
 Rule = Callable[["Parameters"], Iterator[str]]
-
-
-def by_card(site: Parameters) -> bool:
-    """Whether the uplink is said by its MAC address or as ``auto``, not by a name."""
-    return site.uplink == AUTO or ":" in site.uplink
-
-
-def card_name(site: Parameters) -> str:
-    """What the uplink's network card is called in dom0."""
-    return UPLINK_NAME if by_card(site) else site.uplink
-
-
-def uplink_name(site: Parameters) -> str:
-    """What dom0's uplink is called, the bridge's port to be: the card, or its VLAN's interface.
-
-    No ``eth0.100``: ifupdown takes such a name for its own, and deletes what is called so.
-    """
-    return f"vlan{site.uplink_vlan}" if site.uplink_vlan else card_name(site)
 
 
 def lan_device(site: Parameters, name: str) -> str:
@@ -114,7 +87,7 @@ def _twice(site: Parameters) -> Iterator[str]:
         machines |= {_bare(each).lower(): "dom0" for each in site.addresses}
     taken: dict[str, dict[str, str]] = {
         "name": _reserved(site),
-        "MAC": {site.uplink.lower(): "the uplink"} if site.knows("uplink") else {},
+        "MAC": dict.fromkeys(_uplink_cards(site), "the uplink"),
         "partition": dict.fromkeys((*DOM0_PARTITIONS, ESP), "dom0"),
         "address": machines,
     }
@@ -132,6 +105,13 @@ def _twice(site: Parameters) -> Iterator[str]:
             owner = taken[what].setdefault(value.lower(), me)
             if owner != me:
                 yield f"{owner} and {me} have the same {what}: {value}"
+
+
+def _uplink_cards(site: Parameters) -> list[str]:
+    """The uplink's network cards as the site says them, as far as it is known."""
+    cards = [site.uplink] if site.knows("uplink") else []
+    cards += site.uplink_bond.members if site.knows("uplink_bond") else []
+    return [card.lower() for card in cards]
 
 
 def _lies_on(path: str, disk: str) -> bool:
@@ -232,22 +212,6 @@ def _outside(gateway: str, name: str, address: str) -> Iterator[str]:
         yield f"gateway {gateway} is not in the network of {name}: {address}"
 
 
-def on_link(address: str, gateway: str) -> bool:
-    """Whether the gateway is outside the network of an address: then it is on the same wire."""
-    return ipaddress.IPv4Address(gateway) not in ipaddress.IPv4Interface(address).network
-
-
-def _in_dom0(site: Parameters) -> Iterator[str]:
-    """An uplink that is called otherwise once dom0 runs: nobody would reach it."""
-    kept = "net.ifnames=0" in site.dom0_options.split()
-    if site.platform == "gentoo-2006" or by_card(site):
-        return
-    if KERNELS_NAME.fullmatch(site.uplink) and not kept:
-        yield f"uplink {site.uplink} needs net.ifnames=0 in dom0_options: udev renames it else"
-    if UDEVS_NAME.fullmatch(site.uplink) and kept:
-        yield f"uplink {site.uplink} is udev's name: net.ifnames=0 in dom0_options forbids it"
-
-
 def _one_table(site: Parameters) -> Iterator[str]:
     """More partitions than a table holds."""
     count = len(partition_names(site))
@@ -266,50 +230,6 @@ def _share(site: Parameters) -> Iterator[str]:
     for folder in (SWAP_FOLDER, GUESTS_FOLDER):
         if PurePosixPath(site.share).is_relative_to(folder):
             yield f"share must not lie in {folder}, where the guests' files are: {site.share}"
-
-
-def accept_ra(gateway6: str) -> int:
-    """What the kernel makes of router advertisements: 2 takes them, 0 does not.
-
-    With 1, its own default, it takes them as long as the machine forwards nothing.
-    """
-    return {"": 1, AUTO: 2}.get(gateway6, 0)
-
-
-def _two_interfaces(site: Parameters) -> Iterator[str]:
-    """An uplink that is its own bridge, or its own VLAN."""
-    if site.bridge in (uplink_name(site), card_name(site)):
-        yield f"uplink and bridge are the same: {site.bridge}"
-    if site.uplink_vlan and uplink_name(site) == site.uplink:
-        yield f"uplink must be the network card, not its VLAN, which is to be called {site.uplink}"
-
-
-def _renamed(site: Parameters) -> Iterator[str]:
-    """An uplink that cannot be renamed as the howto does it."""
-    if site.dom0_ip_on_bridge:
-        return
-    uplink = uplink_name(site)
-    if len(uplink) > 14:
-        yield f"uplink must be at most 14 characters, as it is renamed to p{uplink}"
-    if site.bridge == f"p{uplink}":
-        yield f"bridge must not be {site.bridge}: the uplink is renamed to that"
-
-
-def _lan_devices(site: Parameters) -> Iterator[str]:
-    """Devices of the internal LAN that cannot be told apart from others."""
-    uplink = uplink_name(site)
-    devices = [uplink, site.bridge, f"p{uplink}", site.lan_bridge, site.lan_interface]
-    devices += [card_name(site)] if site.uplink_vlan else []
-    for name in (site.lan_bridge, site.lan_interface):
-        if devices.count(name) > 1:
-            yield f"lan_bridge and lan_interface must be names of their own, not {name}"
-    if not site.lan_interface[-1].isdigit():
-        yield f"lan_interface must end in a number, as veth1 does, not {site.lan_interface}"
-    elif _number(site.lan_interface) == _number(uplink) and not site.dom0_ip_on_bridge:
-        yield (
-            f"lan_interface must have another number than {uplink}: "
-            f"the other ends are called vif0.{_number(uplink)}"
-        )
 
 
 def _lan_apart(site: Parameters) -> Iterator[str]:
@@ -421,12 +341,6 @@ def _no_uefi(site: Parameters) -> Iterator[str]:
         yield "firmware must be bios on platform gentoo-2006: its GRUB knows no UEFI"
 
 
-def _no_cards(site: Parameters) -> Iterator[str]:
-    """A network card that 2006 cannot give a name."""
-    if site.platform == "gentoo-2006" and by_card(site):
-        yield "uplink must be an interface's name on platform gentoo-2006: nothing is renamed there"
-
-
 def _no_usr_before_modules(site: Parameters) -> Iterator[str]:
     """A guest whose network driver is a module in the /usr that comes over the network."""
     if not builds_kernel(site):
@@ -448,8 +362,6 @@ def _debian_alone(site: Parameters) -> Iterator[str]:
     other = site.platform
     if other == "debian":
         return
-    if site.knows("uplink_vlan") and site.uplink_vlan:
-        yield f"uplink_vlan is for platform debian: nobody writes {other}'s files for one"
     if site.knows("guest_disks") and volumes_for_disks(site):
         yield f"guest_disks: lvm is for platform debian: nobody writes {other}'s files for it"
     if site.knows("kernel") and not builds_kernel(site):
@@ -498,18 +410,12 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains", "guest_disks"), _no_partition),
     (("gateway", "address"), _reached_by_dom0),
     (("gateway", "domains"), _reached_by_guests),
-    (("uplink", "dom0_options", "platform"), _in_dom0),
     (("domains", "guest_disks"), _one_table),
     (("hostname",), _names_of_dom0),
     (("share",), _share),
     (("address", "gateway", "addresses", "gateway6"), _further_addresses),
     (("addresses", "gateway6"), _gateway6),
-    (("uplink", "uplink_vlan", "bridge"), _two_interfaces),
-    (("uplink", "uplink_vlan", "bridge", "dom0_ip_on_bridge"), _renamed),
-    (
-        ("lan_bridge", "lan_interface", "uplink", "uplink_vlan", "bridge", "dom0_ip_on_bridge"),
-        _lan_devices,
-    ),
+    *UPLINK_RULES,
     (("lan_address", "address"), _lan_apart),
     (("lan_address", "lan_guests", "domains"), _lan_guests),
     (("domains",), _selections),
@@ -521,7 +427,6 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _no_apt),
     (("redfish", "firmware"), _redfish),
     (("platform", "firmware"), _no_uefi),
-    (("platform", "uplink"), _no_cards),
     (("platform",), _debian_alone),
     (("shared_usr", "kernel"), _no_usr_before_modules),
     (("boot_mib", "kernel"), _no_room_for_initrds),
@@ -553,11 +458,6 @@ def _reserved(site: Parameters) -> dict[str, str]:
 
 def _bare(address: str) -> str:
     return address.partition("/")[0]
-
-
-def _number(interface: str) -> int:
-    """The number at an interface's end, 0 where it has none."""
-    return int(interface[len(interface.rstrip("0123456789")) :] or "0")
 
 
 def builds_kernel(site: Parameters) -> bool:

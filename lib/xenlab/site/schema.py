@@ -294,6 +294,15 @@ class RedfishService(BaseModel):
     plain: bool = False
 
 
+class Bond(BaseModel):
+    """Several network cards as one uplink: the machine stays reachable when one of them fails."""
+
+    model_config = _STRICT
+
+    members: list[Uplink] = Field([], examples=[["52:54:00:12:34:57"]])
+    mode: Literal["active-backup", "802.3ad", "balance-xor"] = "active-backup"
+
+
 class Parameters(BaseModel):
     """A site as ``parameters/lab.yaml`` explains it key by key.
 
@@ -375,6 +384,7 @@ class Parameters(BaseModel):
     image_exclude: list[SparePath] = Field([], examples=[["/usr/lib/gcc"]])
 
     uplink: Uplink
+    uplink_bond: Bond = Bond()
     uplink_vlan: int = Field(0, ge=0, le=4094)
     bridge: Interface = "xenbr0"
     dom0_ip_on_bridge: bool = False

@@ -7,6 +7,7 @@
 #
 # With ADDRESS_ON=bridge: eth0 is a port of xenbr0, and dom0's address is on xenbr0.
 # With VLAN=100: all this is done with vlan100, that VLAN's interface on CARD.
+# With BOND=bond0: all this is done with that bond of CARDS, or with its VLAN.
 # With ACCEPT_RA=2 (or 0): dom0 takes what routers advertise of IPv6 (or does not).
 # "start" may be repeated; where it fails it undoes what it did. Addresses and routes move along.
 set -eu
@@ -22,8 +23,9 @@ exists() { ip link show dev "$1" > /dev/null 2>&1; }
 has_master() { ip -o link show dev "$1" | grep -q " master $2 "; }
 mac_of() { ip -o link show dev "$1" | sed -n 's|.* link/ether \([0-9a-f:]*\).*|\1|p'; }
 burnt_in_mac_of() {
-    # a VLAN has its card's
+    # a VLAN has its card's, a bond that of its first one
     [ -z "${VLAN:-}" ] || { mac_of "$CARD"; return; }
+    [ -z "${BOND:-}" ] || set -- "${CARDS%% *}"
     ip -o link show dev "$1" | sed -n 's|.* permaddr \([0-9a-f:]*\).*|\1|p'
 }
 
@@ -175,6 +177,8 @@ plain() {
 
 case $verb in
 start)
+    # unquoted: each card is a word
+    [ -z "${BOND:-}" ] || "${0%/*}/xenlab-bond" "$BOND" "$MODE" $CARDS
     tries=0
     until exists "${CARD:-$UPLINK}" || exists "$physical"; do
         tries=$((tries + 1))
