@@ -11,10 +11,10 @@ help:
 	@echo 'make jupyter    JupyterLab on the chapters, against the running lab'
 	@echo 'make docs       the pages, from the chapters as they ran here'
 	@echo 'make test       lint, types, all tests up to the main job: an empty disk becomes a Xen host'
-	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab'
+	@echo 'make test-end-to-end  the whole lab: three guests, all chapters, networks, JupyterLab; two other machines'
 	@echo 'make test-gentoo  Portage and OpenRC: in roots of their own, then the whole lab'
 	@echo 'make test-faults  the power fails at random moments of the main job'
-	@echo 'make test-machines  the main job up to dom0 on another machine: UEFI; other disks and cards'
+	@echo 'make test-machines  the main job on other machines: eight as people have them; other disks and cards'
 	@echo 'make test-fast  what takes no whole run: ruff, mypy, unit, ssh and notebook tests'
 	@echo 'make lint       ruff fixes what it can, reports the rest'
 	@echo 'make clean      takes the lab down, removes .venv and tool caches; runs/ and the lab stay'
@@ -38,6 +38,7 @@ test: check
 
 test-end-to-end: bootstrap-test
 	@$(bin)/pytest --timeout 5400 tests/end_to_end
+	@$(bin)/pytest -k 'hoster or mini-pc' tests/machines/test_profiles.py
 
 test-fast: check
 	@$(bin)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit tests/ssh tests/notebooks

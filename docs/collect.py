@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_markdown_cell
-from reference import commands, parameters
+from reference import commands, parameters, profiles
 from then_and_now import page
 
 from xenlab.durable import kept_file
@@ -138,6 +138,7 @@ def main() -> int:
         MADE.mkdir(exist_ok=True)
         (MADE / "parameters.md").write_text(parameters())
         (MADE / "commands.md").write_text(commands())
+        (MADE / "profiles.md").write_text(profiles(HERE / "figures" / "profiles.json"))
     except XenlabError as error:
         print(error, file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ for a key that is not in that file, in the schema.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from xenlab.site import rules, types
 from xenlab.site.schema import Parameters
 
 LAB = Path(__file__).parents[1] / "parameters" / "lab.yaml"
+PROFILES = Path(__file__).parents[1] / "tests" / "machines" / "profiles"
 FIRST = "The machine"
 WIDTH = 96
 """How wide a help text is: what a page shows without scrolling."""
@@ -240,3 +242,26 @@ def _help(command: Any, name: str, above: Any = None) -> Iterator[str]:
     for word, below in getattr(command, "commands", {}).items():
         if not below.hidden:
             yield from _help(below, word, context)
+
+
+def profiles(figures: Path) -> str:
+    """The table of the machines with a site's file of their own: what each is, what it took.
+
+    A machine that was not measured has no times: nothing stands for them.
+    """
+    found = json.loads(figures.read_text()) if figures.exists() else {}
+    names = sorted({chapter for each in found.values() for chapter in each["chapters"]})
+    heads = ["machine", *(name.partition("_")[0] for name in names), "a second run"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for folder in sorted(PROFILES.iterdir()):
+        measured = found.get(folder.name, {"chapters": {}})
+        times = [measured["chapters"].get(name) for name in names]
+        cells = [_in_minutes(each) for each in (*times, measured.get("a second run"))]
+        what = (folder / "castle.yaml").read_text().splitlines()[0].lstrip("# ")
+        lines.append("| " + " | ".join([f"`{folder.name}`: {what}", *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_minutes(seconds: float | None) -> str:
+    minutes, rest = divmod(round(seconds or 0), 60)
+    return "" if seconds is None else f"{minutes}:{rest:02}"

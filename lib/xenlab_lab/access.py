@@ -210,8 +210,11 @@ class Access:
             public.unlink(missing_ok=True)
             tools.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path])
 
-    def key_archive(self, path: Path, rescue_image: Path) -> None:
-        """Write the rescue initramfs of this lab: the common one, then its own keys."""
+    def key_archive(self, path: Path, rescue_image: Path, user: str = "") -> None:
+        """Write the rescue initramfs of this lab: the common one, then its own keys.
+
+        They let root in, and a `user` beside root.
+        """
         unfinished = path.with_name(f".{path.name}.new")
         with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             data = rescue_image.read_bytes()
@@ -219,7 +222,12 @@ class Access:
             out.write(data + b"\0" * (-len(data) % 4))
             archive = CpioWriter(out)
             archive.folder("root/.ssh", mode=0o700)
-            archive.file("root/.ssh/authorized_keys", f"{self.public_key}\n".encode(), mode=0o600)
+            authorized = f"{self.public_key}\n".encode()
+            archive.file("root/.ssh/authorized_keys", authorized, mode=0o600)
+            if user:
+                # root's, and readable: what sshd wants of it
+                archive.folder(f"home/{user}/.ssh")
+                archive.file(f"home/{user}/.ssh/authorized_keys", authorized)
             host = "etc/ssh/ssh_host_ed25519_key"
             archive.file(host, self._rescue_key.read_bytes(), mode=0o600)
             archive.file(f"{host}.pub", self._rescue_key.with_suffix(".pub").read_bytes())

@@ -18,7 +18,8 @@ from xenlab.errors import BadInput, LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, stage, tools
 from xenlab_lab.access import DOM0, Access, attach_console, wait_for_ssh
-from xenlab_lab.machine import DISK_GIB, LAB, MEMORY_MIB, Direct, Hardware, Machine, kvm_usable
+from xenlab_lab.hardware import LAB, Hardware
+from xenlab_lab.machine import DISK_GIB, MEMORY_MIB, Direct, Machine, kvm_usable
 from xenlab_lab.stage import StageMaker
 
 # What a lab remembers between two commands.
@@ -308,10 +309,11 @@ class Lab:
                 self._report,
                 now.firmware,
                 any_hardware=parts.other,
-                debian=parts.rescue == "debian",
+                kind=parts.rescue,
             )
             initrd = self.folder / "rescue.img"
-            self.access.key_archive(initrd, image)
+            user = media.RESCUE_USER if parts.rescue == "debian-sudo" else ""
+            self.access.key_archive(initrd, image, user)
             direct = Direct(kernel, initrd)
         self.machine.create_disk(now.hardware)
         accel: Accel = "kvm" if kvm_usable(self._report) else "tcg"

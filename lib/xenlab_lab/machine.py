@@ -14,34 +14,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
-
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    model_validator,
-)
 
 from xenlab import cache
 from xenlab.cache import cached
 from xenlab.errors import LabError
 from xenlab.transport import local
 from xenlab_lab import media, mirrors, tools
+from xenlab_lab.hardware import LAB, SECOND_SERIAL, Hardware
 
 # The virtual machine: one QEMU process in one folder, driven over QMP.
 
-MAC = "52:54:00:12:34:56"
-RELAY = ("10.0.2.4", 3142)
-"""Where the domains find the relay to the mirrors, whatever else they reach."""
 DISK_GIB = 16
 MEMORY_MIB = 4096
 CPUS = 2
 SERIAL_MAX = 20
-SECOND_SERIAL = "XENLAB-SECOND"
 _START_SECONDS = 60.0
 _QUIT_SECONDS = 60.0
 _SNAPSHOT_SECONDS = 900.0
@@ -71,103 +57,6 @@ def serial_for(name: str) -> str:
             hint=f"use at most {SERIAL_MAX - len('XENLAB-')} characters",
         )
     return serial
-
-
-# What a machine may be made of; what is not said is as in the lab.
-
-_DISKS = {
-    # the device of a disk, and those of what it is attached to
-    "virtio": ("virtio-blk-pci", ()),
-    "nvme": ("nvme", ()),
-    "sata": ("ide-hd", ()),
-    "scsi": ("scsi-hd", ("virtio-scsi-pci",)),
-    "usb": ("usb-storage", ("qemu-xhci",)),
-}
-_CARDS = {"virtio": "virtio-net-pci", "e1000": "e1000", "e1000e": "e1000e", "igb": "igb"}
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-
-
-def _address(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", text):
-        raise ValueError(f"must be a MAC address such as {MAC}, in lower case, not {text!r}")
-    return text
-
-
-class Card(BaseModel):
-    """A network card."""
-
-    model_config = _STRICT
-
-    model: Literal["virtio", "e1000", "e1000e", "igb"] = "virtio"
-    mac: Annotated[str, AfterValidator(_address)] | None = None
-
-
-class Hardware(BaseModel):
-    """A machine's hardware. Without any key it is the lab's own; sizes are in their names.
-
-    Of several cards the first has a cable. `firmware` counts more than a site's.
-    """
-
-    model_config = _STRICT
-
-    firmware: media.Firmware | None = None
-    disk: Literal["virtio", "nvme", "sata", "scsi", "usb"] = "virtio"
-    sector_bytes: Literal[512, 4096] = 512
-    serial: StrictBool = True
-    second_disk_gib: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
-    nics: Annotated[list[Card], Field(min_length=1, max_length=8)] = [Card()]
-    memory_mib: Annotated[StrictInt, Field(ge=256)] | None = None
-    rescue: Literal["lab", "debian"] = "lab"
-
-    @model_validator(mode="after")
-    def _can_be(self) -> Self:
-        if self.disk == "sata" and self.sector_bytes != 512:
-            raise ValueError("sector_bytes must be 512 for a sata disk: QEMU has no other")
-        if len(set(self.macs)) < len(self.macs):
-            raise ValueError("nics must not name a MAC address twice")
-        return self
-
-    @property
-    def macs(self) -> list[str]:
-        """The address of each card; one that has none named counts on from the lab's."""
-        start, last = MAC[:-2], int(MAC[-2:], 16)
-        return [card.mac or f"{start}{last + n:02x}" for n, card in enumerate(self.nics)]
-
-    @property
-    def other(self) -> bool:
-        """Whether the rescue system of the lab's own machine does not serve this one."""
-        cards = [card.model for card in self.nics]
-        return self.disk != "virtio" or cards != ["virtio"] or self.rescue != "lab"
-
-    def missing(self) -> list[str]:
-        """The devices that QEMU here does not have. Raises LabError if it cannot be asked."""
-        device, above = _DISKS[self.disk]
-        known = tools.output(["qemu-system-x86_64", "-device", "help"])
-        wanted = (device, *above, *(_CARDS[card.model] for card in self.nics))
-        return [name for name in dict.fromkeys(wanted) if f'name "{name}"' not in known]
-
-    def controller(self) -> tuple[str, ...]:
-        """QEMU's words for what the disks are attached to."""
-        return tuple(w for name in _DISKS[self.disk][1] for w in ("-device", f"{name},id=bus"))
-
-    def disk_device(self, node: str, number: int, serial: str) -> str:
-        """QEMU's word for a disk, such as its first (`number` 0)."""
-        own = {"sata": f",bus=ide.{number}", "scsi": ",bus=bus.0", "usb": ",bus=bus.0"}
-        size = self.sector_bytes
-        sectors = f",logical_block_size={size},physical_block_size={size}" if size > 512 else ""
-        said = serial if self.serial else ""
-        return f"{_DISKS[self.disk][0]},drive={node},serial={said}{own.get(self.disk, '')}{sectors}"
-
-    def card_devices(self) -> tuple[str, ...]:
-        """QEMU's words for the network cards."""
-        words: list[str] = []
-        for number, (card, mac) in enumerate(zip(self.nics, self.macs, strict=True)):
-            wire = f",id=nic{number}" if number else ",netdev=net0"
-            words += ["-device", f"{_CARDS[card.model]}{wire},mac={mac},romfile="]
-        return tuple(words)
-
-
-LAB = Hardware()
 
 
 @dataclass(frozen=True)
@@ -250,12 +139,15 @@ class Machine:
         wanted = port
         for _ in range(_PORT_TRIES):
             chosen = _free_port(wanted)
-            network = self._network(chosen, everything=open_network)
+            from_disk = direct is None
+            way = hardware.network.user(from_disk=from_disk)
+            network = self._network(chosen, way, everything=open_network)
             words = self.words(direct, accel, network, paused=paused, hardware=hardware)
-            refusal = self._launch([*words, *firmware])
+            starter = hardware.network.starter() if from_disk else ()
+            refusal = self._launch([*starter, *words, *firmware])
             if refusal is None:
-                for number in range(1, len(hardware.nics)):
-                    tools.qmp_execute(self._qmp, "set_link", name=f"nic{number}", up=False)
+                for card in hardware.unplugged(from_disk=from_disk):
+                    tools.qmp_execute(self._qmp, "set_link", name=card, up=False)
                 return chosen
             if _PORT_TAKEN not in refusal.lower():
                 raise LabError(
@@ -377,7 +269,7 @@ class Machine:
             *("-device", f"{hardware.disk_device(_DISK_NODE, 0, self.serial)},bootindex=1"),
             *self._second_disk(hardware),
             *("-netdev", network),
-            *hardware.card_devices(),
+            *hardware.card_devices(from_disk=direct is None),
             *("-device", "virtio-rng-pci"),
         ]
         if direct:
@@ -387,12 +279,12 @@ class Machine:
             words += ["-S"]
         return words
 
-    def _network(self, port: int, *, everything: bool) -> str:
-        address, at = RELAY
+    def _network(self, port: int, way: tuple[str, str, str], *, everything: bool) -> str:
+        own, address, relay = way
         limits = "" if everything else "restrict=on,ipv6=off,"
         return (
-            f"user,id=net0,{limits}hostfwd=tcp:127.0.0.1:{port}-:22,"
-            f"guestfwd=tcp:{address}:{at}-cmd:sh {mirrors.STARTER}"
+            f"user,id=net0,{own}{limits}hostfwd=tcp:127.0.0.1:{port}-{address}:22,"
+            f"guestfwd=tcp:{relay}-cmd:sh {mirrors.STARTER}"
         )
 
     def _second_disk(self, hardware: Hardware) -> tuple[str, ...]:

@@ -150,26 +150,38 @@ _DEBIAN_INIT = b"#!/bin/sh\nexec /lib/systemd/systemd\n"
 _DEBIAN_NETWORK = b"[Match]\nName=e*\n\n[Network]\nDHCP=ipv4\n"
 _ENABLE = '--customize-hook=chroot "$1" systemctl enable systemd-networkd'
 
+# Some let in no root, but a user who becomes root by sudo.
+RESCUE_USER = "admin"
+_SUDO_PACKAGES = ("passwd", "sudo")
+_SUDO = f"{RESCUE_USER} ALL=(ALL) NOPASSWD: ALL\n".encode()
+# "*" is no password, and no lock either
+_ADD_USER = f"""--customize-hook=chroot "$1" useradd -m -s /bin/bash -p '*' {RESCUE_USER}"""
+
+Rescue = Literal["lab", "debian", "debian-sudo"]
+"""Which rescue system: the lab's own, a plain Debian, or one with a user who has sudo."""
+
 
 def rescue(
     report: tools.Report = tools.quiet,
     firmware: Firmware = "bios",
     *,
     any_hardware: bool = False,
-    debian: bool = False,
+    kind: Rescue = "lab",
 ) -> tuple[Path, Path]:
     """The rescue system's kernel and initramfs, built if they are not in the cache.
 
     With `any_hardware` it has the drivers of other disks and network cards as well, for either
-    firmware; with `debian` besides it is a plain Debian with systemd. Holds no key and no secret.
-    Raises LabError.
+    firmware; of another `kind` besides it is a plain Debian with systemd. Holds no key and no
+    secret. Raises LabError.
     """
     uefi = firmware == "uefi" or any_hardware
     entries = debian_sources()
     packages = (*RESCUE_PACKAGES, *(_UEFI_PACKAGES if uefi else ()))
+    debian, sudo = kind != "lab", kind == "debian-sudo"
     packages += _DEBIAN_PACKAGES if debian else ()
+    packages += _SUDO_PACKAGES if sudo else ()
     skip = tuple(place for place in _RESCUE_SKIP if not (debian and place in _OF_SYSTEMD))
-    files = contents(uefi=uefi, any_hardware=any_hardware, debian=debian)
+    files = contents(uefi=uefi, any_hardware=any_hardware, kind=kind)
     inputs = {
         "recipe": RECIPE,
         "suite": SUITE,
@@ -187,7 +199,7 @@ def rescue(
             hook, modules = Path(scratch, "hook"), Path(scratch, "modules")
             hook.write_bytes(files["kernel-hook"])
             modules.write_bytes(files["modules"])
-            hooks = [_ENABLE] if debian else []
+            hooks = [*([_ENABLE] if debian else []), *([_ADD_USER] if sudo else [])]
             tree = folder / "rescue.tar"
             mmdebstrap(
                 tree,
@@ -208,7 +220,7 @@ def rescue(
 _RESCUE_FILES = ("init", "dhcp", "sshd_config", "power", "modules", "kernel-hook")
 
 
-def contents(*, uefi: bool, any_hardware: bool, debian: bool = False) -> dict[str, bytes]:
+def contents(*, uefi: bool, any_hardware: bool, kind: Rescue = "lab") -> dict[str, bytes]:
     """The rescue system's own files, and those that it is built by; by their names."""
     files = {name: _data(name) for name in _RESCUE_FILES}
     if any_hardware:
@@ -219,8 +231,10 @@ def contents(*, uefi: bool, any_hardware: bool, debian: bool = False) -> dict[st
     if uefi:
         files["init"] = files["init"].replace(_AFTER_MODULES, _UEFI_MOUNT + _AFTER_MODULES)
         files["modules"] += _UEFI_MODULES
-    if debian:
+    if kind != "lab":
         files |= {"init": _DEBIAN_INIT, "network": _DEBIAN_NETWORK}
+    if kind == "debian-sudo":
+        files["sudoers"] = _SUDO
     return files
 
 
@@ -241,6 +255,8 @@ def _pack_rescue(tree: Path, folder: Path, files: Mapping[str, bytes], skip: Seq
             archive.file("etc/systemd/network/80-cards.network", files["network"])
             # there, and empty: systemd makes one, and asks nobody about a first boot
             archive.file("etc/machine-id", b"")
+            if "sudoers" in files:
+                archive.file(f"etc/sudoers.d/{RESCUE_USER}", files["sudoers"], mode=0o440)
         else:
             archive.file("etc/xenlab-dhcp", _data("dhcp"), mode=0o755)
             archive.file("etc/xenlab-rescue", b"xenlab rescue system\n")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.whole_lab import said
 
+from xenlab_lab.hardware import SECOND_SERIAL, Hardware
 from xenlab_lab.lab import Lab
-from xenlab_lab.machine import SECOND_SERIAL, Hardware
+from xenlab_lab.media import RESCUE_USER
 
 DEADLINE = 1200.0
 OWN = "XENLAB-PARTS"
@@ -96,3 +98,11 @@ def test_a_plain_debian_as_hosters_boot_it(lab: Lab) -> None:
     assert said(lab, "ls /etc/xenlab-rescue 2>&1 || :", DEADLINE).startswith("ls: cannot access")
     lab.down()
     assert "reboot: Power down" in lab.machine.console_log.read_text(errors="replace")
+
+
+def test_a_user_of_the_rescue_system_becomes_root(lab: Lab) -> None:
+    started(lab, rescue="debian-sudo")
+    words = lab.access.argv("dom0", ["id -un && sudo -n id -un"])
+    words[1:1] = ["-l", RESCUE_USER]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.stdout.split() == ["admin", "root"], done.stderr

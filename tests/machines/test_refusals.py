@@ -22,8 +22,8 @@ from tests.whole_lab import ROOT, said
 from xenlab.cache import cache_root
 from xenlab.errors import XenlabError
 from xenlab.site.schema import for_chapter, load
+from xenlab_lab.hardware import Hardware
 from xenlab_lab.lab import Lab
-from xenlab_lab.machine import Hardware
 
 DEADLINE = 1800.0
 CHAPTER = ROOT / "notebooks" / "00_ingredients.ipynb"

@@ -17,9 +17,9 @@ PACKAGES = (LIB / "xenlab", LIB / "xenlab_lab")
 NOTEBOOKS = ROOT / "notebooks"
 
 MOST_LINES = 600
-MOST_MODULES = 89
+MOST_MODULES = 91
 """85, and what the logins that OpenSSH makes took: auth, keys and become of the transport; a bond:
-uplink of the site."""
+uplink of the site; machines of other parts: hardware and wire of the lab."""
 MOST_IN_A_PACKAGE = 15
 ABOVE_THE_PLATFORM = ("chapter", "chapters", "runs", "panel", "cli")
 

@@ -45,7 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
     docs = clone / "docs"
     made = shutil.ignore_patterns("_build", "chapters", "made", "2006.md", "__pycache__")
     shutil.copytree(ROOT / "docs", docs, ignore=made)
-    for beside in ("lib", "notebooks", "parameters"):
+    for beside in ("lib", "notebooks", "parameters", "tests"):
         (clone / beside).symlink_to(ROOT / beside)
     sphinx = ["-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html"]
     for words in (["docs/collect.py"], sphinx):

@@ -11,8 +11,9 @@ from tests.unit.test_cli import Run, refused, xenlab
 
 from xenlab.errors import LabError
 from xenlab_lab import media
+from xenlab_lab.hardware import MAC, SECOND_SERIAL, Hardware, Network
 from xenlab_lab.lab import Lab, State, load_state, save_state
-from xenlab_lab.machine import MAC, SECOND_SERIAL, Direct, Hardware, Machine
+from xenlab_lab.machine import Direct, Machine
 
 __all__ = ["xenlab"]
 
@@ -80,6 +81,64 @@ def test_what_is_said_of_the_hardware_is_told_to_qemu(tmp_path: Path) -> None:
     assert words[words.index("-m") + 1] == "700"
 
 
+def netdevs(words: list[str]) -> list[str]:
+    """The arguments of QEMU's options -netdev, in their order."""
+    return [word for option, word in pairwise(words) if option == "-netdev"]
+
+
+def test_a_network_of_another_shape_is_there_once_the_machine_boots_its_disk(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path, "rig")
+    hardware = Hardware.model_validate(
+        {
+            "nics": [{}, {}, {"model": "e1000"}],
+            "network": {"net": "192.0.2.0/24", "vlan": 100, "cables": 2},
+        }
+    )
+    words = machine.words(None, "tcg", NETWORK, hardware=hardware)
+    assert netdevs(words) == [
+        NETWORK,
+        "hubport,id=user,hubid=0,netdev=net0",
+        "socket,id=far,fd=11",
+        "hubport,id=far0,hubid=0,netdev=far",
+        "socket,id=near,fd=10",
+        "hubport,id=near1,hubid=1,netdev=near",
+        "hubport,id=cable0,hubid=1",
+        "hubport,id=cable1,hubid=1",
+    ]
+    assert of(words)[1:4] == [
+        f"virtio-net-pci,netdev=cable0,mac={MAC},romfile=",
+        "virtio-net-pci,netdev=cable1,mac=52:54:00:12:34:57,romfile=",
+        "e1000,id=nic2,mac=52:54:00:12:34:58,romfile=",
+    ]
+    assert hardware.unplugged(from_disk=True) == ("nic2",)
+    rescue = machine.words(Direct(Path("k"), Path("i")), "tcg", NETWORK, hardware=hardware)
+    assert netdevs(rescue) == [NETWORK]
+    assert of(rescue)[1:3] == [
+        f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
+        "virtio-net-pci,id=nic1,mac=52:54:00:12:34:57,romfile=",
+    ]
+    assert hardware.unplugged(from_disk=False) == ("nic1", "nic2")
+
+
+def test_ssh_is_led_to_dom0_s_own_address_and_to_the_rescue_system_s() -> None:
+    hoster = Network(net="172.31.1.0/24", gateway="172.31.1.1", address="203.0.113.5")
+    own = "net=172.31.1.0/24,host=172.31.1.1,"
+    assert hoster.user(from_disk=True) == (own, "203.0.113.5", "172.31.1.4:3142")
+    assert hoster.user(from_disk=False) == (own, "", "172.31.1.4:3142")
+    (*_, settings) = hoster.starter()
+    assert json.loads(settings) == {
+        "vlan": 0,
+        "neighbours": "203.0.113.5",
+        "gateway": "172.31.1.1",
+    }
+    beside = Network(net="192.0.2.0/24", gateway="192.0.2.1", address="192.0.2.10", cables=2)
+    assert beside.starter() == () and "socket" not in " ".join(beside.switch())
+    assert Network().user(from_disk=True) == ("", "", "10.0.2.4:3142")
+    assert Network().switch() == () == Network().starter()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -90,6 +149,13 @@ def test_what_is_said_of_the_hardware_is_told_to_qemu(tmp_path: Path) -> None:
         ("nics: []", "line 1: nics must not be empty"),
         ("nics: [{mac: '01:00:00:00:00:01'}]", "line 1: nics[0].mac must be a MAC address such as"),
         ("nics: [{}, {mac: '52:54:00:12:34:56'}]", "nics must not name a MAC address twice"),
+        ("network: {cables: 2}", "network.cables must be at most 1, as nics has"),
+        ("network: {net: 10.0.0.1/24}", "line 1: network.net must be an IPv4 network such as"),
+        ("network: {net: 10.0.0.0/30}", "line 1: network.net must be an IPv4 network such as"),
+        ("network: {gateway: castle}", "line 1: network.gateway must be an IPv4 address such as"),
+        ("network: {gateway: 192.0.2.1}", "gateway 192.0.2.1 is not in net 10.0.2.0/24"),
+        ("network: {gateway: 10.0.2.4}", "gateway 10.0.2.4 is taken: name server, relay or"),
+        ("network: {vlan: 5000}", "line 1: network.vlan must be at most 4094"),
         ("memory_mib: 64", "line 1: memory_mib must be at least 256"),
         ("", "is empty"),
     ],
@@ -127,8 +193,10 @@ def test_the_rescue_system_of_the_labs_machine_stays_as_it_is_and_others_get_mor
     assert b"depends linux-image-amd64 " in other["kernel-hook"]
     assert other["kernel-hook"].count(b"##*/lib/modules/}") == 1
     assert set(own["modules"].split()) < set(other["modules"].split())
-    debian = media.contents(uefi=True, any_hardware=True, debian=True)
+    debian = media.contents(uefi=True, any_hardware=True, kind="debian")
     assert {name for name in debian if debian[name] != other.get(name)} == {"init", "network"}
+    sudo = media.contents(uefi=True, any_hardware=True, kind="debian-sudo")
+    assert sudo == debian | {"sudoers": b"admin ALL=(ALL) NOPASSWD: ALL\n"}
     assert [Hardware(rescue=kind).other for kind in ("lab", "debian")] == [False, True]
 
 

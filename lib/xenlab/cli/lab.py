@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from xenlab.resources.base import Report
     from xenlab.runs.expected import Estimate
     from xenlab.site.schema import Parameters
+    from xenlab_lab.hardware import Hardware
     from xenlab_lab.lab import Lab, Network, Status
-    from xenlab_lab.machine import Hardware
 
 DOM0 = "dom0"
 
@@ -341,7 +341,7 @@ def _hardware(file: Path) -> Hardware:
     from pydantic import ValidationError
 
     from xenlab.site import loader
-    from xenlab_lab.machine import Hardware
+    from xenlab_lab.hardware import Hardware
 
     found = loader.read(file)
     try:
