@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from xenlab_lab import media, tools, wire
+from xenlab_lab import cable, media, tools
 
 MAC = "52:54:00:12:34:56"
 SECOND_SERIAL = "XENLAB-SECOND"
@@ -128,8 +128,8 @@ class Network(BaseModel):
             return ()
         words = ["hubport,id=user,hubid=0,netdev=net0"]
         if self._apart:
-            words += [f"socket,id=far,fd={wire.FAR}", "hubport,id=far0,hubid=0,netdev=far"]
-            words += [f"socket,id=near,fd={wire.NEAR}", "hubport,id=near1,hubid=1,netdev=near"]
+            words += [f"socket,id=far,fd={cable.FAR}", "hubport,id=far0,hubid=0,netdev=far"]
+            words += [f"socket,id=near,fd={cable.NEAR}", "hubport,id=near1,hubid=1,netdev=near"]
         hub = int(self._apart)
         words += [f"hubport,id=cable{number},hubid={hub}" for number in range(self.cables)]
         return tuple(word for each in words for word in ("-netdev", each))
@@ -143,7 +143,7 @@ class Network(BaseModel):
             "neighbours": self.address if self.on_link else "",
             "gateway": str(self._at_gateway),
         }
-        return (sys.executable, "-I", "-S", wire.__file__, json.dumps(settings))
+        return (sys.executable, "-I", "-S", cable.__file__, json.dumps(settings))
 
     @property
     def _apart(self) -> bool:

@@ -57,7 +57,7 @@ def _claims(site: Parameters) -> Iterator[Claim]:
 
     Nor do a lab's network and its disks, which are the same in all labs.
     """
-    wire = f"lab {site.lab}" if site.power == "lab" else ""
+    within = f"lab {site.lab}" if site.power == "lab" else ""
     yield Claim("site", "", site.site)
     ways = {site.ssh.host: site.ssh.port}
     if site.dom0_ssh.host:
@@ -69,16 +69,16 @@ def _claims(site: Parameters) -> Iterator[Claim]:
     elif site.power != "manual":
         yield Claim("power", "", site.power)
     for serial in site.may_wipe:
-        yield Claim("serial", wire, serial)
+        yield Claim("serial", within, serial)
     for who, address in _addresses(site):
-        yield Claim("address", wire, str(ip_interface(address).ip), who)
+        yield Claim("address", within, str(ip_interface(address).ip), who)
     if ":" in site.uplink:
-        yield Claim("MAC", wire, site.uplink.lower())
-    yield Claim("name", _network(wire, site.address), site.hostname)
+        yield Claim("MAC", within, site.uplink.lower())
+    yield Claim("name", _network(within, site.address), site.hostname)
     for guest in site.domains:
         for mac in (guest.mac, *(nic.mac for nic in guest.nics)):
-            yield Claim("MAC", wire, mac.lower(), guest.name)
-        yield Claim("name", _network(wire, guest.address), guest.name)
+            yield Claim("MAC", within, mac.lower(), guest.name)
+        yield Claim("name", _network(within, guest.address), guest.name)
 
 
 def _addresses(site: Parameters) -> Iterator[tuple[str, str]]:
@@ -90,5 +90,5 @@ def _addresses(site: Parameters) -> Iterator[tuple[str, str]]:
         yield guest.name, guest.address
 
 
-def _network(wire: str, address: str) -> str:
-    return f"{wire} {ip_interface(address).network}"
+def _network(within: str, address: str) -> str:
+    return f"{within} {ip_interface(address).network}"

@@ -10,8 +10,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlab_lab import wire
-from xenlab_lab.wire import Cable, frames
+from xenlab_lab import cable as program
+from xenlab_lab.cable import Cable, frames
 
 GATEWAY = bytes((172, 31, 1, 1))
 ROUTER = b"\x52\x55" + GATEWAY
@@ -81,7 +81,7 @@ def test_frames_are_whole_however_they_arrive(sent: list[bytes], size: int) -> N
 
 QEMU = f"""
 import socket, sys
-near, far = (socket.socket(fileno=n) for n in ({wire.NEAR}, {wire.FAR}))
+near, far = (socket.socket(fileno=n) for n in ({program.NEAR}, {program.FAR}))
 near.settimeout(60), far.settimeout(60)
 def send(end, frame): end.sendall(len(frame).to_bytes(4, "big") + frame)
 def receive(end): return end.recv(int.from_bytes(end.recv(4, socket.MSG_WAITALL), "big"))
@@ -94,7 +94,7 @@ print(receive(near))
 
 def test_it_becomes_the_machine_and_ends_with_it(tmp_path: Path) -> None:
     settings = json.dumps({"vlan": 100, "neighbours": "", "gateway": "10.0.2.2"})
-    words = [sys.executable, "-I", "-S", wire.__file__, settings, sys.executable, "-c", QEMU]
+    words = [sys.executable, "-I", "-S", program.__file__, settings, sys.executable, "-c", QEMU]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     # the pipe ends when nobody holds it any more: what passes frames on has ended as well
     assert done.stderr == ""
@@ -103,6 +103,6 @@ def test_it_becomes_the_machine_and_ends_with_it(tmp_path: Path) -> None:
 
 def test_a_machine_that_cannot_be_started_is_said() -> None:
     settings = json.dumps({"vlan": 0, "neighbours": "203.0.113.5", "gateway": "172.31.1.1"})
-    words = [sys.executable, "-I", "-S", wire.__file__, settings, "no-such-qemu"]
+    words = [sys.executable, "-I", "-S", program.__file__, settings, "no-such-qemu"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1 and "FileNotFoundError" in done.stderr
