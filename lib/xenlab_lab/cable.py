@@ -1,7 +1,7 @@
 """The cable of a machine whose network is not plain: a VLAN's tag, and a hoster's router.
 
-It is started in QEMU's place, as ``python -I -S cable.py SETTINGS qemu-system-x86_64 …``, gives QEMU
-two sockets and becomes it; what has been split off before passes frames from the one to the other,
+It is started in QEMU's place, as ``python -I -S cable.py SETTINGS qemu-system-x86_64 …``, gives
+QEMU two sockets and becomes it; what was split off before passes frames from one to the other,
 and ends with QEMU. So it imports what a start needs and nothing else. The settings are JSON, as
 `xenlab_lab.hardware` writes them. `near` is the machine's end, `far` that of QEMU's user network.
 
