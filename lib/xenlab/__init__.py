@@ -16,7 +16,7 @@ _PLACES = {
     "chapters.disk": (
         "Brought below controller_software disk_files file_systems first_partition fstab "
         "guests_partitions guests_volumes in_files kernel_mounts mounted_again mounts "
-        "partition_table source_tarball stage_checksum swap_space"
+        "partition_table partitioned source_tarball stage_checksum swap_space systems_grown"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (
@@ -49,7 +49,7 @@ _PLACES = {
         "All Check Condition Difference OnHost Once PathsExist Programs Report Resource "
         "text_difference"
     ),
-    "resources.disk": ("BIOS_BOOT LINUX_BOOT LINUX_SWAP REST Filesystem Partition PartitionTable"),
+    "resources.disk": "Filesystem PartitionGone PartitionTable",
     "resources.files": "Absent Directory File KernelSetting Line Relocated Symlink",
     "resources.guest": "GuestConfigured GuestRoot",
     "resources.image": "ImageProof",
@@ -60,7 +60,7 @@ _PLACES = {
         "AuthorizedKeys GuestAnswers HostKeyPinned HostKeysDiffer OwnKeyPinned SshHostKeys "
         "SshdSettings way_to way_to_guest"
     ),
-    "site.disk_plan": "device",
+    "site.disk_plan": "BIOS_BOOT LINUX_BOOT LINUX_SWAP REST Partition device",
     "site.rules": "guest_types lan_device uplink_name",
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names.split()}

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from xenlab.chapters.disk import file_systems, partition_table
-from xenlab.resources.disk import Partition
+from xenlab.site.disk_plan import Partition
 from xenlab.site.schema import Parameters
 
 OTHER_MIB = 16

@@ -31,7 +31,7 @@ def test_a_made_disk_is_partitioned_anew_only_by_all_its_names(site: Site) -> No
     lab = Lab(NAME)
     lab.down(hard=True)
     assert site.xenlab("lab", "up", "-f", str(site.parameters)).returncode == 0
-    other = str(site.changed(share_mib=4095))
+    other = str(site.changed(share_mib=4097))
     plan = site.xenlab("plan", "01", "-f", other)
     assert plan.returncode == 0, plan.stdout[-3000:] + plan.stderr[-3000:]
     assert "would be refused" in statuses(runs.find(site.runs, "last")).values()

@@ -301,7 +301,7 @@ def test_a_consent_that_was_added_to_the_file_is_taken_and_on_record(site: Site)
     site.chapter(
         "01_first",
         "from xenlab.resources.base import Condition\n"
-        'names = Command.argv("test", " ".join(chapter._consents.disks), "=", "QM001")\n'
+        'names = Command.argv("test", " ".join(chapter.agreed_to.disks), "=", "QM001")\n'
         'chapter.check("01.1 May wipe", Condition(names, "may not"), on=chapter.host)',
     )
     site.write(may_wipe=[])
@@ -323,7 +323,7 @@ def test_what_a_run_may_destroy_is_its_own_and_on_record(site: Site) -> None:
     site.chapter(
         "01_first",
         "from xenlab.resources.base import Condition\n"
-        'names = Command.argv("test", " ".join(chapter._consents.made), "=", "dom0 domu1")\n'
+        'names = Command.argv("test", " ".join(chapter.agreed_to.made), "=", "dom0 domu1")\n'
         'chapter.check("01.1 May destroy", Condition(names, "may not"), on=chapter.host)',
     )
     allowed = ("--destroy", "dom0", "--destroy", "domu1")

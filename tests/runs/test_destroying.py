@@ -13,11 +13,13 @@ from tests.ssh.conftest import Sshd
 
 from xenlab.chapter import events
 from xenlab.chapter.chapter import Chapter
-from xenlab.errors import ConsentNeeded
+from xenlab.chapters.disk import partitioned
+from xenlab.errors import ConsentNeeded, StepFailed
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.resources.disk import Filesystem, Partition, PartitionTable
+from xenlab.resources.disk import Filesystem, PartitionTable
 from xenlab.resources.guest import GuestRoot
+from xenlab.site.disk_plan import Partition
 from xenlab.site.schema import Ssh
 from xenlab.transport.local import Local
 
@@ -270,3 +272,52 @@ def test_a_plan_says_what_would_be_lost_and_which_names_are_wanted(machine: Mach
     for words in (f"dom0 ({machine.part(2)}, ext4, 16 MiB)", "--destroy dom0 --destroy mail"):
         assert words in record["message"]
     assert "\n" not in record["message"]
+
+
+def by_difference(chapter: Chapter, disk: str, *table: Partition) -> dict[str, Any]:
+    """Step 01.2 of a site with this table; its record."""
+    wanted = PartitionTable(disk, table)
+    try:
+        chapter.ensure("01.2 Partition", lambda: partitioned(chapter, wanted))
+    finally:
+        HERE.run(f"partx -u {disk}")
+    return last(chapter)
+
+
+def test_a_site_that_changed_leaves_what_is_there(machine: Machine) -> None:
+    table = (*TABLE[:4], Partition("domuswap", 8))
+    first = machine.chapter()
+    assert first.site.numbers == {}
+    assert by_difference(first, machine.disk, *table)["status"] == "changed"
+    assert first.site.numbers["domuswap"] == 5
+    machine.format(first)
+    HERE.run(f"mkdir {machine.folder}/on && mount {machine.part(2)} {machine.folder}/on")
+    try:
+        more = (*table[:3], Partition("files", 16), *table[3:])
+        planned = by_difference(machine.chapter(mode="plan"), machine.disk, *more)
+        assert planned["status"] == "would change" and "wipes" not in planned
+        assert planned["difference"][""]["summary"] == f"add files on {machine.disk}"
+        second = machine.chapter()
+        uuids = [machine.uuid(number) for number in (2, 3, 4, 5)]
+        assert by_difference(second, machine.disk, *more)["status"] == "changed"
+        assert [machine.uuid(number) for number in (2, 3, 4, 5)] == uuids
+        assert machine.chapter().site.numbers == second.site.numbers | {"files": 6}
+        again = by_difference(second, machine.disk, *more)
+        assert again["status"] == "ok" and "message" not in again
+        less = by_difference(second, machine.disk, *more[:4], more[5])
+        assert less["status"] == "ok"
+        assert less["message"] == "web (16 MiB) is not in the site's file: it is kept"
+        refused = by_difference(machine.chapter(mode="plan"), machine.disk, *LARGER)
+        assert refused["status"] == "would be refused"
+        with pytest.raises(StepFailed, match="web has 16 MiB and must have 17 MiB, and 0 MiB"):
+            by_difference(second, machine.disk, *LARGER)
+    finally:
+        HERE.run(f"umount {machine.folder}/on")
+    # from a rescue system it can be made anew, by all names
+    asking = Asking()
+    third = machine.chapter(sink=asking.on)
+    with pytest.raises(ConsentNeeded, match="dom0 .*mail .*web "):
+        by_difference(third, machine.disk, *LARGER)
+    assert [made.split()[0] for made in asking.asked[0].made] == ["dom0", "mail", "web"]
+    assert by_difference(third, machine.disk, *LARGER)["status"] == "changed"
+    assert third.site.numbers["domuswap"] == 5 and "files" not in third.site.numbers

@@ -13,9 +13,10 @@ from tests.ssh.conftest import Sshd
 from xenlab.chapter.chapter import Chapter
 from xenlab.host import Host
 from xenlab.journal import Journal
-from xenlab.resources.disk import Filesystem, Partition, PartitionTable
+from xenlab.resources.disk import Filesystem, PartitionTable
 from xenlab.resources.files import File
 from xenlab.resources.guest import GuestConfigured, GuestRoot
+from xenlab.site.disk_plan import Partition
 from xenlab.site.schema import Ssh
 from xenlab.transport.local import Local
 

@@ -21,10 +21,11 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.masking import Secret
 from xenlab.resources.base import Check, OnHost, Resource
-from xenlab.resources.disk import Filesystem, Partition, PartitionTable
+from xenlab.resources.disk import Filesystem, PartitionTable
 from xenlab.resources.files import Absent, Directory, File, Line, Relocated, ShellWord, Symlink
 from xenlab.resources.nfs import Mount, SwapFile
 from xenlab.resources.xen import DomainAddition
+from xenlab.site.disk_plan import Partition
 from xenlab.transport.local import Local
 
 HOST = Host(Local())

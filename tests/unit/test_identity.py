@@ -22,14 +22,13 @@ from xenlab.resources.blockdevices import Identified, identified, parse, parse_i
 from xenlab.resources.disk import (
     Filesystem,
     OnPartitions,
-    Partition,
     PartitionTable,
     installed_root,
     refuse_twins,
     twins,
 )
 from xenlab.resources.files import File
-from xenlab.site.disk_plan import device, partition_path
+from xenlab.site.disk_plan import Partition, device, partition_path
 from xenlab.transport.local import Local
 
 HOST = Host(Local())

@@ -345,10 +345,11 @@ class TestTables:
 
 
 class TestPlan:
-    def test_the_last_partition_takes_what_is_left(self) -> None:
-        parts = disk_parts(SITE, 16384)
-        assert sum(mib for _, mib, _ in parts) == 16384 - 2
-        assert parts[-1][0] == "domuswap"
+    def test_what_the_disk_has_left_is_free_or_the_guests(self) -> None:
+        for kind, last in (("partition", "free"), ("file", "guests"), ("lvm", "guests")):
+            parts = disk_parts(SITE.model_copy(update={"guest_disks": kind}), 16384)
+            assert sum(mib for _, mib, _ in parts) == 16384 - 2
+            assert parts[-1][0] == last
 
     def test_memory_adds_up_to_the_machines(self) -> None:
         parts = memory_parts(SITE, 4096)
@@ -360,7 +361,7 @@ class TestPlan:
         figure = plan_figure(SITE, lab())
         upper, lower = figure.axes
         names = [label.get_text() for label in upper.get_yticklabels()]
-        assert names[:2] == ["biosboot", "boot"] and names[-1] == "domuswap"
+        assert names[:2] == ["biosboot", "boot"] and names[-2:] == ["domuswap", "free"]
         assert "1,024 MiB" in {text.get_text() for text in lower.texts}
 
 

@@ -29,9 +29,8 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import AptPackages
 from xenlab.resources.blockdevices import SAME_DISK, identified
-from xenlab.resources.disk import LINUX_LVM
-from xenlab.resources.nfs import SwapFile, Volume, VolumeGroup
-from xenlab.site.disk_plan import device, needed_mib
+from xenlab.resources.nfs import SwapFile, Volume, VolumeGroup, grows
+from xenlab.site.disk_plan import LINUX_LVM, device, needed_mib
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 
@@ -127,10 +126,36 @@ def test_a_volume_is_there_once_it_is_large_enough_and_active(partition: str) ->
         asleep = Volume(GROUP, "mail", size).probe(HOST)
         assert asleep is not None
         assert asleep.summary == f"activate the volume /dev/{GROUP}/mail"
-    with pytest.raises(StepFailed, match="of 21 MiB: because it is there with 20 MiB") as refused:
-        Volume(GROUP, "mail", 21).probe(HOST)
-    assert "lvextend -L 21m" in (refused.value.hint or "")
-    assert "mail" in run("lvs", GROUP)
+    smaller = Volume(GROUP, "mail", 16).probe(HOST)
+    assert smaller is not None
+    assert smaller.summary == f"activate the volume /dev/{GROUP}/mail"
+
+
+def test_a_volume_grows_and_never_shrinks(partition: str) -> None:
+    agreed(partition).apply(HOST, silent)
+    run("lvcreate", "--zero", "n", "--wipesignatures", "n", "-n", "mail", "-L", "20m", GROUP)
+    larger = Volume(GROUP, "mail", 21)
+    found = larger.probe(HOST)
+    assert found is not None
+    assert found.summary == f"grow the volume /dev/{GROUP}/mail from 20 to 24 MiB"
+    for size in (21, 8):
+        Volume(GROUP, "mail", size).apply(HOST, silent)
+        assert run("lvs", "--noheadings", "-o", "lv_size", f"{GROUP}/mail").strip() == "24.00m"
+
+
+def test_what_a_volume_grows_by_is_told_by_its_device() -> None:
+    what = "the volume /dev/g/mail"
+    mib = 1 << 20
+    for text, summary, stays in (
+        (f"{20 * mib} {20 * 256} 4096 0", "grow the volume /dev/g/mail from 20 to 40 MiB", ""),
+        (f"{40 * mib} {20 * 256} 4096 0", "grow the volume /dev/g/mail from 20 to 40 MiB", ""),
+        (f"{40 * mib} {40 * 256} 4096 42", None, ""),
+        (f"{40 * mib} {20 * 256} 4096 42", "grow the volume /dev/g/mail from 20 to 40 MiB", "xl"),
+        (f"{64 * mib} {64 * 256} 4096 42", "", "none shrinks"),
+    ):
+        found = grows(what, text, 40)
+        assert (found.summary if found else None) == summary
+        assert found is None or (stays in found.stays and bool(stays) == bool(found.stays))
 
 
 def test_what_makes_a_volume_can_be_read_by_a_shell() -> None:

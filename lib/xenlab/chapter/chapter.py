@@ -45,8 +45,8 @@ from xenlab.errors import (
 from xenlab.host import Host
 from xenlab.journal import Journal
 from xenlab.platform.choice import PlatformAnswers
-from xenlab.resources.base import Check, Difference, Resource, Waiting
-from xenlab.resources.disk import INSTALLED_ROOT, ROOT_PARTITION, installed_root
+from xenlab.resources.base import Difference, Resource, Waiting
+from xenlab.resources.disk import INSTALLED_ROOT, installed_root, partition_numbers
 from xenlab.resources.ssh_access import way_to, way_to_guest
 from xenlab.site.disk_plan import dom0_device
 from xenlab.site.schema import Parameters, from_notebook
@@ -396,8 +396,8 @@ class Chapter(PlatformAnswers):
 
     def _stays(self, step: Step, host: Host, resource: Resource, difference: Difference) -> bool:
         """Whether a difference may stay, and nobody agreed to lose what is there; it is said."""
-        if not difference.stays or not (
-            isinstance(resource, Check) or self._consents.missing(looked(resource.destroys, host))
+        if not difference.stays or (
+            resource.wipes() and not self.agreed_to.missing(looked(resource.destroys, host))
         ):
             return False
         step.note(difference.stays)
@@ -413,7 +413,7 @@ class Chapter(PlatformAnswers):
             step.message = f"unknown until {self._before}; compared with what is there now"
             return
         refused = next(filter(None, (looked(r.refusal, host) for r in todo)), "")
-        refused = refused or looked(would_refuse, host, todo, self._consents)
+        refused = refused or looked(would_refuse, host, todo, self.agreed_to)
         if refused:
             step.status = REFUSED
             step.note(f"would be refused: {refused}")
@@ -421,7 +421,8 @@ class Chapter(PlatformAnswers):
             self._before = made_anew(step.number, step.wipes)
 
     @property
-    def _consents(self) -> Consents:
+    def agreed_to(self) -> Consents:
+        """What somebody has agreed to lose."""
         site = self.site
         # what a chapter does not declare allows nothing
         disks = site.may_wipe if site.knows("may_wipe") else ()
@@ -441,7 +442,7 @@ class Chapter(PlatformAnswers):
 
     def _consent(self, host: Host, todo: Sequence[Resource]) -> None:
         try:
-            self._agreed = looked(require_consents, host, todo, self._consents)
+            self._agreed = looked(require_consents, host, todo, self.agreed_to)
         except ConsentNeeded as needed:
             if needed.serial or needed.made:
                 self._sink(events.Consent(needed, self.consent))
@@ -473,6 +474,8 @@ class Chapter(PlatformAnswers):
             else:
                 with self.recorder.during("verify", label):
                     looked(resource.verify, host)
+            if wanted.wipes():  # partitions may have other numbers now
+                self._connections = 0
         with self.recorder.during("verify", label):
             try:
                 self._put_on_disk(host)
@@ -529,9 +532,10 @@ class Chapter(PlatformAnswers):
 
     def _look_around(self) -> None:
         """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""
+        self.site = self.site.numbered(partition_numbers(self.host, self.site.disk))
         boot_id = self.host.boot_id()
         if boot_id != self._boot_id:
-            self.root = installed_root(self.host, dom0_device(self.site, ROOT_PARTITION))
+            self.root = installed_root(self.host, dom0_device(self.site, "dom0root"))
             self._boot_id = boot_id
         self._connections = self._ssh.connections
 
@@ -587,14 +591,7 @@ def open_chapter(
     mode = os.environ.get("XENLAB_MODE", "apply")
     hold = Hold.within(Path(folder), name) if folder else Hold.STEP
     destroy = tuple(os.environ.get("XENLAB_DESTROY", "").split())
+    kept = namespace.get(CONNECTION)
     return Chapter(
-        name,
-        site,
-        journal,
-        sink,
-        mode=mode,
-        hold=hold,
-        stop=stop,
-        destroy=destroy,
-        connection=namespace.get(CONNECTION),
+        name, site, journal, sink, mode=mode, hold=hold, stop=stop, destroy=destroy, connection=kept
     )

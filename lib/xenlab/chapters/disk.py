@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,27 +28,24 @@ from xenlab.resources.archive import (
     unpacked_mib,
 )
 from xenlab.resources.base import All, Check, Difference, Report, Resource
-from xenlab.resources.disk import (
+from xenlab.resources.disk import Filesystem, Grown, OnPartitions, PartitionTable
+from xenlab.resources.files import File
+from xenlab.resources.nfs import BIND, DiskFile, Mount, Volume, VolumeGroup
+from xenlab.site.disk_plan import (
     BIOS_BOOT,
     EFI_SYSTEM,
+    ESP,
+    GUESTS,
+    GUESTS_FOLDER,
     LINUX_BOOT,
     LINUX_DATA,
     LINUX_LVM,
     LINUX_SWAP,
     REST,
-    Filesystem,
-    OnPartitions,
-    Partition,
-    PartitionTable,
-)
-from xenlab.resources.files import File
-from xenlab.resources.nfs import BIND, DiskFile, Mount, Volume, VolumeGroup
-from xenlab.site.disk_plan import (
-    ESP,
-    GUESTS,
-    GUESTS_FOLDER,
     SWAP_FOLDER,
     Kind,
+    Partition,
+    Planned,
     boot_partition,
     device,
     dom0_device,
@@ -57,7 +54,6 @@ from xenlab.site.disk_plan import (
     partitions,
     volumes_for_disks,
 )
-from xenlab.site.disk_plan import Partition as Planned
 from xenlab.site.rules import LEAST, builds_kernel
 from xenlab.site.schema import Domain, Parameters
 
@@ -86,19 +82,39 @@ def first_partition(site: Parameters) -> Partition:
 
 
 def partition_table(site: Parameters) -> PartitionTable:
-    """The six kinds of partition on the site's disk; the swap files' takes what is left."""
-    _, *planned = partitions(site)
-    return PartitionTable(site.disk, (first_partition(site), *_rest_for_last(planned)))
+    """The six kinds of partition on the site's disk."""
+    kept = [p for p in partitions(site)[1:] if p not in guest_partitions(site)]
+    others = (Partition(p.name, p.mib, _TYPES[p.kind]) for p in kept)
+    return PartitionTable(site.disk, (first_partition(site), *others, *guests_partitions(site)))
 
 
 def guests_partitions(site: Parameters) -> tuple[Partition, ...]:
-    """The last ones, of the guests' disks; the very last one takes what is left."""
-    return _rest_for_last(guest_partitions(site))
+    """The last ones, of the guests' disks.
+
+    The one of files or volumes takes what is left: guests come and go inside it. Beside partitions
+    it is left free, for more of them; what holds the swap files may be larger than they are.
+    """
+    one = len(guest_partitions(site)) == 1
+    return tuple(
+        Partition(p.name, REST if one else p.mib, _TYPES[p.kind], p.mib if _shared(p) else 0)
+        for p in guest_partitions(site)
+    )
 
 
-def _rest_for_last(planned: Sequence[Planned]) -> tuple[Partition, ...]:
-    last = planned[-1]
-    return tuple(Partition(p.name, REST if p is last else p.mib, _TYPES[p.kind]) for p in planned)
+def _shared(planned: Planned) -> bool:
+    return planned.name in ("domuswap", GUESTS)
+
+
+def partitioned(chapter: Chapter, table: PartitionTable) -> tuple[Resource, ...]:
+    """A table, brought about without a loss where the disk holds what xenlab made.
+
+    It is made anew where that is nothing, or where somebody has agreed to lose all of it.
+    """
+    # a script is written without a disk to be looked at
+    if not chapter.host.test(Command.argv("test", "-e", table.disk)):
+        return (table,)
+    lost = table.destroys(chapter.host)
+    return table.by_difference(chapter.host) if chapter.agreed_to.missing(lost) else (table,)
 
 
 def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
@@ -108,16 +124,23 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
             device(site, p.name),
             p.name,
             _SYSTEMS.get(p.kind, "ext4"),
-            _FOR_FILES if p.name in ("domuswap", GUESTS) else (),
+            _FOR_FILES if _shared(p) else (),
         )
         for p in partitions(site)
         if p.kind not in ("biosboot", "lvm")
     )
 
 
+def systems_grown(site: Parameters) -> tuple[Grown, ...]:
+    """Each ext4 on a partition, as large as that."""
+    ext4 = (each for each in file_systems(site) if each.kind == "ext4")
+    return tuple(Grown(each.device, each.label) for each in ext4)
+
+
 def swap_space(site: Parameters, domain: Domain) -> str:
     """The path in dom0 of a guest's swap file, or of its volume for that."""
-    folder = f"/dev/{site.volume_group}" if volumes_for_disks(site) else SWAP_FOLDER
+    folder = GUESTS_FOLDER if files_for_disks(site) else SWAP_FOLDER
+    folder = f"/dev/{site.volume_group}" if volumes_for_disks(site) else folder
     return f"{folder}/{domain.name}.swap"
 
 
@@ -312,9 +335,10 @@ def _fstab_rows(site: Parameters) -> tuple[tuple[str, ...], ...]:
 
 
 def _guests_mounted(site: Parameters) -> tuple[tuple[str, str], ...]:
-    """The partitions of the guests that dom0 mounts, and where."""
-    swap = (("domuswap", SWAP_FOLDER),) if not volumes_for_disks(site) else ()
-    return (*swap, *(((GUESTS, GUESTS_FOLDER),) if files_for_disks(site) else ()))
+    """The partition of the guests that dom0 mounts, and where."""
+    if volumes_for_disks(site):
+        return ()
+    return ((GUESTS, GUESTS_FOLDER),) if files_for_disks(site) else (("domuswap", SWAP_FOLDER),)
 
 
 # What the controller brings, as chapter 00 looks at it.

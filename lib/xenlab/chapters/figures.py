@@ -54,7 +54,7 @@ def plan_figure(site: Parameters, machine: Machine) -> Figure:
 
 
 def disk_parts(site: Parameters, disk_mib: int) -> list[Part]:
-    """The partitions in their order; the last takes what the disk has left."""
+    """The partitions in their order, and what the disk has left."""
     planned = partitions(site)
     owners = {"share": "share", "domuswap": "guests", GUESTS: "guests"} | {
         d.partition: "guests" for d in site.domains
@@ -62,8 +62,9 @@ def disk_parts(site: Parameters, disk_mib: int) -> list[Part]:
     parts = [(p.name, p.mib, owners.get(p.name, "dom0")) for p in planned]
     rest = disk_mib - TABLES_MIB - sum(p.mib for p in planned)
     name, size, owner = parts[-1]
-    parts[-1] = (name, size + max(0, rest), owner)
-    return parts
+    if name == GUESTS:
+        return [*parts[:-1], (name, size + max(0, rest), owner)]
+    return [*parts, *([("free", rest, "free")] if rest > 0 else [])]
 
 
 def memory_parts(site: Parameters, memory_mib: int) -> list[Part]:

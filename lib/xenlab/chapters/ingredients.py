@@ -21,12 +21,12 @@ from xenlab.command import Command
 from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.xl import best_type
-from xenlab.resources.base import Check, Difference, Programs
+from xenlab.resources.base import Check, Difference, Programs, made_on
 from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
 from xenlab.resources.disk import refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
 from xenlab.site.disk_plan import fits as disk_fits
-from xenlab.site.disk_plan import needed_mib, partition_names, partitions
+from xenlab.site.disk_plan import needed_mib, partition_names
 from xenlab.site.rules import builds_kernel, by_card, guest_types
 from xenlab.site.schema import Parameters
 
@@ -332,7 +332,8 @@ def _check_disk(site: Parameters, machine: Machine) -> None:
         )
     refuse_twins(found)
     disk_fits(site, device.mib)
-    if {part.name for part in partitions(site)} <= {part.name for part in device.all()}:
+    # what is there stays where it is (01.2)
+    if made_on(found) or set(partition_names(site)) <= {part.name for part in device.all()}:
         return
     # it would be wiped; where may_wipe names none, whoever is there is asked
     refused = refusal(machine.disk, site.disk, tuple(site.may_wipe))

@@ -173,6 +173,21 @@ class Check(Resource):
             raise StepFailed(found.summary, hint=found.hint)
 
 
+@dataclass(frozen=True)
+class Said(Check):
+    """What a look has found: it may stay and is said, or it is a reason to go no further."""
+
+    found: Difference
+
+    def probe(self, host: Host) -> Difference:
+        """What was found."""
+        return self.found
+
+    def refusal(self, host: Host) -> str:
+        """The reason to go no further."""
+        return self.found.summary
+
+
 def text_difference(summary: str, path: str, now: str | None, wanted: str) -> Difference | None:
     """A unified diff between a file's text (None: no such file) and the wanted text.
 

@@ -255,6 +255,88 @@ same_disk() {{
 The device is a path without links. An image file is nobody's disk, and is let through.
 """
 
+# Who uses a device now: a domain, by whichever name its disk has there, or a mount.
+
+USED, MOUNTED = 42, 43
+
+IN_USE = f"""
+if [ -f "$device" ]; then
+    # a disk file: a domain has it by a loop device, as who mounts it has
+    for used in $(losetup -n -O NAME -j "$device"); do
+        ! findmnt -n -S "$used" > /dev/null || exit {MOUNTED}
+        exit {USED}
+    done
+else
+[ -b "$device" ] || exit {NO_DEVICE}
+if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
+    used=$(xenstore-ls -f /local/domain/0) || exit 46
+    number=$(stat -L -c %t:%T -- "$device")
+    case $used in *"/physical-device = \\"$number\\""*) exit {USED} ;; esac
+fi
+! findmnt -n -S "$(readlink -f -- "$device")" > /dev/null || exit {MOUNTED}
+fi
+"""
+"""Shell text that ends with `USED` or `MOUNTED` where ``$device``, or that disk file, is in use."""
+
+
+GROW = f"""
+look_at() {{ # DEVICE: its bytes, its ext4's blocks and their size (0 0: it has none), who uses it
+    if [ -b "$1" ]; then blockdev --getsize64 "$1"; else stat -c %s -- "$1"; fi
+    if [ "$(blkid -p -s TYPE -o value -- "$1")" = ext4 ]; then
+        LC_ALL=C dumpe2fs -h -- "$1" 2> /dev/null | sed -n 's/^Block \\(count\\|size\\): *//p'
+    else
+        printf '0\\n0\\n'
+    fi
+    (device=$1{IN_USE}) && echo 0 || echo $?
+}}
+grow_ext4() {{ # DEVICE: up to its end, while it is mounted if it is
+    if [ "$(blkid -p -s TYPE -o value -- "$1")" = ext4 ]; then
+        findmnt -n -S "$1" > /dev/null || e2fsck -f -p -- "$1" || [ $? = 1 ]
+        resize2fs -- "$1"
+    fi
+}}
+unused() {{ # DEVICE
+    device=$1{IN_USE}
+}}
+"""
+"""Shell functions; the devices are paths without links, or disk files."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A device or disk file, and how much of it its ext4 takes (0: it has none), in bytes.
+
+    ``used`` is whether a domain has it, or nobody can tell.
+    """
+
+    bytes: int
+    system: int
+    used: bool
+
+    @property
+    def mib(self) -> int:
+        """Its size in whole MiB."""
+        return self.bytes // MIB
+
+    @property
+    def behind(self) -> bool:
+        """Whether its ext4 does not reach its end, but for what would be no block group."""
+        return bool(self.system) and self.bytes - self.system >= _GROUP
+
+
+_GROUP = 16 * MIB
+WHEN_DOWN = "its guest uses it: shut that down (xl shutdown -ww), then run this step again"
+"""Why something of a guest's does not grow now, and what to do."""
+
+
+def parse_filled(text: str) -> Filled:
+    """What ``look_at`` of `GROW` has printed."""
+    size, *system, used = (int(word) for word in text.split())
+    # dumpe2fs says nothing of a superblock that is damaged
+    known = system[0] * system[1] if len(system) == 2 else 0
+    return Filled(size, known, used not in (0, MOUNTED))
+
+
 IDENTIFY = f"""
 {SAME_DISK}
 {LOOK}

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from xenlab.command import MACHINE, Command
 from xenlab.errors import BadInput, CommandFailed, StepFailed
-from xenlab.host import RECEIVE, Host, size_and_digest
-from xenlab.resources.base import Difference, Made, Report, Resource, made_on
+from xenlab.host import NO_PROGRAM, RECEIVE, Host, size_and_digest
+from xenlab.resources.base import Difference, Made, Report, Resource, Said, made_on
 from xenlab.resources.blockdevices import (
     ANOTHER_DISK,
+    GROW,
+    IN_USE,
     LOOK,
-    MIB,
+    MOUNTED,
     NO_DEVICE,
     SAME_DISK,
     SECTION,
+    USED,
+    WHEN_DOWN,
     Device,
     Devices,
     absent,
     another_disk,
     look,
     parse,
+    parse_filled,
     sections,
+)
+from xenlab.site.disk_plan import (
+    DOM0_PARTITIONS,
+    ESP,
+    Changes,
+    Partition,
+    Table,
+    There,
+    changes,
+    number_of,
+    numbers,
+    parse_table,
 )
 
 # The partitions of the site's own disk: which one a system runs from, by which UUID it is named.
 #
 # A name of a partition is no identity: last year's disk has the same ones. So commands use
 # partitions by disk and number, and what is read at boot names them by PARTUUID, read from that
-# disk's table.
+# disk's table; so is the number, for a name.
 
 INSTALLED_ROOT = "/mnt/dom0"
 ROOT_PARTITION = "dom0root"
@@ -63,6 +78,25 @@ def installed_root(host: Host, device: str) -> str:
             "system, or take the other disk out",
         )
     return "/" if lines == ["own"] else INSTALLED_ROOT
+
+
+_NO_TABLE = "does not contain a recognized partition table"
+
+_TABLE = f"""
+[ -e "$1" ] || exit {NO_DEVICE}
+LC_ALL=C sfdisk --json -- "$1"
+"""
+
+
+def partition_numbers(host: Host, disk: str) -> dict[str, int]:
+    """The numbers of the partitions on this very disk, by their names.
+
+    None where it has no table that xenlab made: its partitions will have those of the plan.
+    """
+    none = (1, NO_DEVICE, NO_PROGRAM)
+    found = host.inside("/").look(Command.script(_TABLE, disk), absent=none)
+    table = numbers(parse_table(json.loads(found.stdout)["partitiontable"])) if found else {}
+    return table if ROOT_PARTITION in table else {}
 
 
 def twins(found: Devices) -> list[Device]:
@@ -129,18 +163,6 @@ class OnPartitions(Resource):
 # A block device belongs to the machine, so these look at the machine itself even where the host
 # they are given is a root directory on it. An image file is as good as a block device.
 
-# Partition types of the UEFI specification and of the Discoverable Partitions Specification; a root
-# is plain Linux data on purpose: systemd-gpt-auto-generator picks "root" types by itself.
-EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
-LINUX_BOOT = "BC13C2FF-59E6-4262-A352-B275FD6F7172"
-LINUX_SWAP = "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
-LINUX_LVM = "E6D6D379-F507-44C2-A23C-238F2A3DF928"
-LINUX_DATA = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
-
-REST = 0
-"""The size of the partition that takes what is left."""
-
 _MAKERS = {
     "ext4": ("mkfs.ext4", "-q", "-L"),
     "swap": ("mkswap", "-L"),
@@ -151,30 +173,16 @@ _MAKE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Partition:
-    """A partition of a GPT: its name (PARTLABEL), size and type; `REST` takes what is left."""
-
-    name: str
-    size_mib: int
-    kind: str = LINUX_DATA
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,36}", self.name):
-            raise BadInput(
-                f"cannot name a partition {self.name!r}: because that is too long, or no word",
-                hint="use at most 36 letters, digits, dots, dashes and underscores",
-            )
-
-
-@dataclass(frozen=True)
 class PartitionTable(Resource):
-    """A disk with this very GPT (howto: Partitionen; sfdisk(8)). Applying it wipes the disk.
+    """A disk whose GPT has these partitions (howto: Partitionen; sfdisk(8)).
 
-    ``identity`` is the disk's to whose wiping somebody has consented.
+    Applying it wipes the disk; `by_difference` keeps what is there. ``identity`` is the disk's to
+    whose wiping somebody has consented; ``why`` says why nothing less than that will do.
     """
 
     disk: str
     partitions: tuple[Partition, ...]
+    why: str = field(default="", compare=False)
     identity: str = field(default="", compare=False, repr=False)
 
     def wipes(self) -> str:
@@ -190,63 +198,81 @@ class PartitionTable(Resource):
         return replace(self, identity=identity)
 
     def probe(self, host: Host) -> Difference | None:
-        """A table of the partitions that are missing, in the way, or of another size or type.
+        """A table of the partitions that are missing, too small, or of another type.
 
         It says what is on those that are there now. Raises BadInput where there is no such disk.
         """
+        table, devices = self._look(host)
+        return self.compare(table, devices)
+
+    def _look(self, host: Host) -> tuple[Table, Devices]:
         machine = host.inside("/")
-        script = f"""
-            {LOOK}
-            echo '{SECTION}table'
-            [ -e "$1" ] || exit {NO_DEVICE}
-            LC_ALL=C sfdisk --json -- "$1"
-        """
+        script = f"{LOOK}\necho '{SECTION}table'\n{_TABLE}"
         result = machine.run(Command.script(script, self.disk), check=False)
         if result.status == NO_DEVICE:
             raise absent(self.disk, parse(result.stdout), host)
-        if not result.ok and "does not contain a recognized partition table" not in result.stderr:
+        if not result.ok and _NO_TABLE not in result.stderr:
             raise CommandFailed(result)
-        table = sections(result.stdout)["table"]
-        return self.compare(
-            json.loads(table)["partitiontable"] if result.ok else {}, parse(result.stdout)
-        )
+        text = sections(result.stdout)["table"]
+        table = parse_table(json.loads(text)["partitiontable"]) if result.ok else Table()
+        return table, parse(result.stdout)
 
-    def compare(self, table: dict[str, Any], devices: Devices | None = None) -> Difference | None:
-        """The difference to what ``sfdisk --json`` says of a disk ({}: no partition table)."""
-        sector = int(table.get("sectorsize", 512))
-        found = {
-            number_of(p["node"]): (
-                p.get("name", ""),
-                int(p["size"]) * sector / MIB,
-                str(p["type"]).upper(),
-            )
-            for p in table.get("partitions", [])
-        }
-        wanted = dict(enumerate(self.partitions, 1))
+    def compare(self, table: Table, devices: Devices | None = None) -> Difference | None:
+        """The difference to a disk's table; more, or larger, partitions are none."""
+        found = {part.name: part for part in reversed(table.parts)}
+        rows = [self._row(found.get(each.name), each, table.mib) for each in self.partitions]
+        if table.label == "gpt" and all(row["same"] == "yes" for row in rows):
+            return None
+        names = {each.name for each in self.partitions}
+        rows += [self._row(p, None, table.mib) for p in table.parts if p.name not in names]
         disk = devices.device if devices else None
         parts = {number_of(part.path): part for part in disk.parts} if disk else {}
-        rows = []
-        for number in sorted(found.keys() | wanted.keys()):
-            now, then = found.get(number), wanted.get(number)
-            same = now and then and now == (then.name, then.size_mib or now[1], then.kind)
-            rows.append(
-                {
-                    "number": str(number),
-                    "device": parts[number].path if number in parts else "",
-                    "wanted": f"{then.name}, {_size(then.size_mib)}" if then else "none",
-                    "found": f"{now[0] or 'without a name'}, {_size(now[1])}" if now else "none",
-                    "same": "yes" if same else "no",
-                    "lost": content(parts[number]) if number in parts else "",
-                }
-            )
-        if table.get("label") == "gpt" and all(row["same"] == "yes" for row in rows):
-            return None
+        for row in rows:
+            part = parts.get(int(row["number"] or 0))
+            row |= {"device": part.path, "lost": content(part)} if part else {}
         if disk and disk.system:
             whole = {"number": "none", "device": disk.path, "wanted": "none", "same": "no"}
             rows.insert(0, {**whole, "found": disk.system, "lost": content(disk)})
-        return Difference(
-            f"partition {self.disk} (GPT, {len(self.partitions)} partitions)", rows=tuple(rows)
-        )
+        what = f"partition {self.disk} (GPT, {len(self.partitions)} partitions)"
+        return Difference(f"{what}: {self.why}" if self.why else what, rows=tuple(rows))
+
+    @staticmethod
+    def _row(now: There | None, then: Partition | None, mib: int) -> dict[str, str]:
+        same = now and then and now.kind == then.kind and now.size >= then.needed_mib * mib
+        return {
+            "number": str(now.number) if now else "",
+            "device": "",
+            "wanted": f"{then.name}, {_size(then.size_mib)}" if then else "none",
+            "found": f"{now.name or 'without a name'}, {now.size / mib:.0f} MiB" if now else "none",
+            "same": "yes" if same else "no",
+            "lost": "",
+        }
+
+    def by_difference(self, host: Host) -> tuple[Resource, ...]:
+        """What makes the table hold these and leaves all that is there where it is.
+
+        What cannot be done so is refused with the reason on a disk that is in use, and else is
+        this very table: it asks for a consent that names what is lost.
+        """
+        table, devices = self._look(host)
+        found = changes(self.partitions, table)
+        used = devices.device is not None and devices.device.used
+        if found.refused and not used:
+            return (replace(self, why="; ".join(found.refused)),)
+        kept = Said(Difference("", stays="; ".join(found.kept))) if found.kept else None
+        todo: Resource = self
+        if found.refused:
+            todo = Said(
+                Difference(
+                    f"cannot change the table of {self.disk}: because {'; '.join(found.refused)}, "
+                    "and no partition is moved",
+                    hint="lower the sizes (*_mib) or the guests in the site's file. Guests' disks "
+                    "grow with guest_disks: lvm; a disk is made anew only from a rescue system",
+                )
+            )
+        elif found.grown or found.added:
+            todo = PartitionsChanged(self, found, table.guid)
+        return (todo, kept) if kept else (todo,)
 
     def script(self) -> str:
         """The table as a script for sfdisk."""
@@ -283,6 +309,162 @@ class PartitionTable(Resource):
         typed = f"sfdisk --wipe always {{disk}} <<'END'\n{self.script()}END"
         command = command.typed_as(typed, disk=self.disk).given(table).within(300).at(MACHINE)
         return (command.refusing({ANOTHER_DISK: another_disk(self.disk)}),)
+
+
+# The kernel is told of the one partition: it would not read the whole table of a disk in use.
+_TELL = """
+tell() { # HOW NUMBER
+    [ ! -b "$disk" ] || partx "--$1" --nr "$2" -- "$disk"
+    if command -v udevadm > /dev/null; then udevadm settle; fi
+}
+disk=$(readlink -f -- "$1")
+"""
+
+_WRITE = "sfdisk --quiet --no-reread --no-tell-kernel --wipe never --wipe-partitions"
+
+
+@dataclass(frozen=True)
+class PartitionsChanged(Resource):
+    """Partitions of a table grown and added, as `changes` found it; no other one is touched.
+
+    ``guid`` is that of the table which was looked at.
+    """
+
+    table: PartitionTable
+    changes: Changes
+    guid: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """What the table differs in."""
+        found = self.table.probe(host)
+        if found is None:
+            return None
+        words = [f"grow {each.name}" for each in self.changes.grown]
+        words += [f"add {each.name}" for each in self.changes.added]
+        lost = ({**row, "lost": ""} for row in found.rows)
+        return Difference(f"{', '.join(words)} on {self.table.disk}", rows=tuple(lost))
+
+    def commands(self) -> tuple[Command, ...]:
+        """Write the entry of each, and tell the kernel of it: the disk may be in use."""
+        grown = [self._written("update", part) for part in self.changes.grown]
+        return (*grown, *(self._written("add", part) for part in self.changes.added))
+
+    def verify(self, host: Host) -> None:
+        """Raise StepFailed unless the table holds what it must."""
+        self.table.verify(host)
+
+    def _written(self, how: str, part: There) -> Command:
+        entry, options = f"start={part.start}, size={part.size}", f"never -N {part.number}"
+        if how == "add":
+            entry = f'part{part.number} : {entry}, name="{part.name}", type={part.kind}'
+            options = "always --append"
+        script = f"""
+            {_TELL}
+            [ "$(sfdisk --disk-id -- "$disk")" = "$2" ] || exit {ANOTHER_DISK}
+            printf '%s\\n' "$3" | {_WRITE} {options} -- "$disk"
+            tell {how} {part.number}
+        """
+        disk = self.table.disk
+        typed = f"{_WRITE} {options} {{disk}} <<'END'\n{entry}\nEND"
+        typed += f"\npartx --{how} --nr {part.number} {{disk}}"
+        other = f"cannot change {disk}: because its table is not the one that was looked at"
+        command = Command.script(script, disk, self.guid, entry).typed_as(typed, disk=disk)
+        refusals = {ANOTHER_DISK: (other, "look at the disks (lsblk)")}
+        return command.within(300).at(MACHINE).refusing(refusals)
+
+
+_OTHER_NAME = 56
+
+
+@dataclass(frozen=True)
+class PartitionGone(Resource):
+    """A guest's partition that is on the disk no more. Applying it loses what is there.
+
+    ``device`` is the partition called ``name``. Refused while it is mounted, swap, part of a volume
+    group, or a running domain's; dom0's own are refused always.
+    """
+
+    disk: str
+    name: str
+    device: str
+    identity: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.name in (*DOM0_PARTITIONS, ESP):
+            raise BadInput(
+                f"cannot remove the partition {self.name}: because it is dom0's",
+                hint="name a guest's partition",
+            )
+
+    def wipes(self) -> str:
+        """The partition."""
+        return self.device
+
+    def destroys(self, host: Host) -> tuple[Made, ...]:
+        """The guest whose file system is there."""
+        return made_on(look(host, self.device))
+
+    def consented(self, identity: str, lost: tuple[Made, ...] = ()) -> PartitionGone:
+        """The same on a disk with this identity."""
+        return replace(self, identity=identity)
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is there, and what is lost with it."""
+        disk = look(host, self.disk).device
+        part = next((p for p in disk.parts if p.name == self.name), None) if disk else None
+        if part is None:
+            return None
+        row = {"device": part.path, "name": part.name, "lost": content(part)}
+        return Difference(f"remove the partition {self.name} of {self.disk}", rows=(row,))
+
+    def refusal(self, host: Host) -> str:
+        """That a domain uses it, or that it is mounted."""
+        result = host.inside("/").run(
+            Command.script(f"device=$1\n{IN_USE}", self.device), check=False
+        )
+        why = _USES.get(result.status)
+        return f"cannot remove the partition {self.name}: because {why}" if why else ""
+
+    def commands(self) -> tuple[Command, ...]:
+        """Wipe its signatures and take its entry out; the kernel forgets it."""
+        script = f"""
+            {SAME_DISK}
+            {_TELL}
+            part=$(readlink -f -- "$2") name=$3 identity=$4
+            same_disk "$part" "$identity"
+            # the shell text below goes by this name
+            device=$part
+            {IN_USE}
+            number=$(printf %s "$part" | sed 's/.*[^0-9]//')
+            [ "$(sfdisk --part-label "$disk" "$number")" = "$name" ] || exit {_OTHER_NAME}
+            wipefs --quiet --all -- "$part"
+            sfdisk --quiet --no-reread --no-tell-kernel --delete -- "$disk" "$number"
+            tell delete "$number"
+        """
+        number = str(number_of(self.device))
+        typed = "wipefs -a {device}\nsfdisk --no-reread --delete {disk} {number}"
+        command = Command.script(script, self.disk, self.device, self.name, self.identity)
+        said = f"cannot remove the partition {self.name}: because "
+        hint = "shut the guest down (xl shutdown -ww), or unmount it"
+        return (
+            command.typed_as(typed, device=self.device, disk=self.disk, number=number)
+            .within(300)
+            .at(MACHINE)
+            .refusing(
+                {
+                    **{status: (said + why, hint) for status, why in _USES.items()},
+                    ANOTHER_DISK: another_disk(self.device),
+                    _OTHER_NAME: (f"{said}{self.device} has another name", "run the step again"),
+                }
+            ),
+        )
+
+
+_USES = {
+    USED: "a running domain uses it",
+    MOUNTED: "it is mounted",
+    46: "xenstore does not answer: nobody knows whether a guest has it",
+}
 
 
 @dataclass(frozen=True)
@@ -364,6 +546,38 @@ class Filesystem(Resource):
         return (typed.at(MACHINE).refusing(refusals),)
 
 
+@dataclass(frozen=True)
+class Grown(Resource):
+    """An ext4 that fills its device; it grows while dom0 has it mounted, not while a guest has."""
+
+    device: str
+    label: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is smaller than its device; None where there is none yet."""
+        script = f"""
+            [ -b "$1" ] || exit {NO_DEVICE}
+            {GROW}
+            look_at "$(readlink -f -- "$1")"
+        """
+        machine = host.inside("/")
+        result = machine.look(Command.script(script, self.device), absent=(NO_DEVICE,))
+        found = parse_filled(result.stdout) if result else None
+        if found is None or not found.behind:
+            return None
+        what = f"grow ext4 “{self.label}” to the {found.mib} MiB of {self.device}"
+        return Difference(what, stays=f"{what}: {WHEN_DOWN}" if found.used else "")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Grow it to the end of its device."""
+        script = f"""
+            {GROW}
+            grow_ext4 "$(readlink -f -- "$1")"
+        """
+        command = Command.script(script, self.device).within(_MAKE_SECONDS).at(MACHINE)
+        return (command.typed_as("resize2fs {device}", device=self.device),)
+
+
 def content(device: Device) -> str:
     """What a device holds, in words: file system, label, size and where it is mounted."""
     words = []
@@ -374,12 +588,6 @@ def content(device: Device) -> str:
         if told:
             words.append(told if part is device else f"{part.path}: {told}")
     return "; ".join(words)
-
-
-def number_of(partition: str) -> int:
-    """The number that a partition's device ends in."""
-    found = re.search(r"\d+$", partition)
-    return int(found[0]) if found else 0
 
 
 def _size(mib: float) -> str:

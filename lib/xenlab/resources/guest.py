@@ -11,7 +11,16 @@ from xenlab.host import RECEIVE, Host, size_and_digest
 from xenlab.resources.archive import UNPACK_SECONDS, UNTAR
 from xenlab.resources.base import Difference, Made, Report, Resource, text_difference
 from xenlab.resources.below import REFUSED
-from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, look
+from xenlab.resources.blockdevices import (
+    ANOTHER_DISK,
+    IN_USE,
+    MOUNTED,
+    NO_DEVICE,
+    SAME_DISK,
+    USED,
+    another_disk,
+    look,
+)
 from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink, packaged
 from xenlab.transport.keys import public_keys
@@ -43,13 +52,11 @@ RECORDS = "/var/lib/xenlab/guests"
 OPTIONS = "nosuid,nodev,noexec"
 """What a mount of anything that a guest made has."""
 
-_USED, _MOUNTED = 42, 43
-
 _REASONS = {
     41: ("another process is working on this guest", "wait for its end, or end it"),
-    42: ("a running domain uses {device}", "shut the guest down first: xl shutdown -ww {name}"),
-    43: ("{device} is mounted", "unmount it"),
-    44: ("there is no device {device}", "run chapter 01_partitions"),
+    USED: ("a running domain uses {device}", "shut the guest down first: xl shutdown -ww {name}"),
+    MOUNTED: ("{device} is mounted", "unmount it"),
+    NO_DEVICE: ("there is no device {device}", "run chapter 01_partitions"),
     45: ("there is no image {value} with its checksum beside it", "run chapter 06_imaging"),
     46: ("xenstore does not answer: nobody knows whether the guest runs", "check the service xen"),
     47: ("{device} holds no completely unpacked root", "unpack the image first"),
@@ -80,24 +87,6 @@ _REASONS = {
     ),
 }
 
-_IN_USE = """
-if [ -f "$device" ]; then
-    # a disk file: a domain has it by a loop device, as who mounts it has
-    for used in $(losetup -n -O NAME -j "$device"); do
-        ! findmnt -n -S "$used" > /dev/null || exit 43
-        exit 42
-    done
-else
-[ -b "$device" ] || exit 44
-if [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ]; then
-    used=$(xenstore-ls -f /local/domain/0) || exit 46
-    number=$(stat -L -c %t:%T -- "$device")
-    case $used in *"/physical-device = \\"$number\\""*) exit 42 ;; esac
-fi
-! findmnt -n -S "$(readlink -f -- "$device")" > /dev/null || exit 43
-fi
-"""
-
 # The lock tells of another run, the store of a running guest, whichever name its device has there.
 # A private mount namespace takes its mounts along when it is killed: nothing stays mounted.
 _GUARD = (
@@ -109,7 +98,7 @@ shift 4
 exec 9> "/run/xenlab-guest-$name.lock"
 flock -n 9 || exit 41
 """
-    + _IN_USE
+    + IN_USE
     + f"""
 command -v python3 > /dev/null || exit 55
 uuid() {{ blkid -p -s UUID -o value -- "$device"; }}
@@ -180,9 +169,9 @@ class InGuestRoot(Resource):
 
     def refusal(self, host: Host) -> str:
         """That a domain uses the device, or that it is mounted."""
-        script = f"device=$1{_IN_USE}"
+        script = f"device=$1{IN_USE}"
         result = host.run(Command.script(script, self.device), check=False)
-        return self._reasons()[result.status][0] if result.status in (_USED, _MOUNTED) else ""
+        return self._reasons()[result.status][0] if result.status in (USED, MOUNTED) else ""
 
     def in_namespace(
         self, host: Host, script: str, *values: str, timeout: float, input: bytes = b""

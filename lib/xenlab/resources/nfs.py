@@ -12,7 +12,17 @@ from xenlab.errors import StepFailed
 from xenlab.host import NO_PROGRAM, Host
 from xenlab.quoting import fstab
 from xenlab.resources.base import Check, Difference, Made, Report, Resource
-from xenlab.resources.blockdevices import ANOTHER_DISK, SAME_DISK, another_disk, plain
+from xenlab.resources.blockdevices import (
+    ANOTHER_DISK,
+    GROW,
+    MOUNTED,
+    SAME_DISK,
+    USED,
+    WHEN_DOWN,
+    another_disk,
+    parse_filled,
+    plain,
+)
 from xenlab.resources.files import File
 from xenlab.site.disk_plan import in_extents
 
@@ -98,22 +108,30 @@ class SwapFile(Resource):
     size_mib: int
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether it is missing, has another size or mode, has holes, or is no swap."""
+        """Whether it is missing, smaller, has another mode, has holes, or is no swap.
+
+        One that a guest uses waits until that is down; none shrinks.
+        """
         script = """
             [ -f "$1" ] || exit 44
             stat -c "%s %a %b %B" -- "$1"
-            blkid -p -o value -s TYPE -- "$1" || :
+            blkid -p -o value -s TYPE -- "$1" || echo
+            losetup -n -O NAME -j "$1"
         """
         result = host.run(Command.script(script, self.path), check=False)
         wanted = f"make the swap file {self.path} of {self.size_mib} MiB"
         if not result.ok:
             return Difference(wanted)
-        now, _, kind = result.stdout.partition("\n")
-        size, mode, blocks, block_size = now.split()
-        whole = int(blocks) * int(block_size) >= int(size) == self.size_mib * 1024 * 1024
-        if whole and mode == "600" and kind.strip() == "swap":
-            return None
-        return Difference(f"{wanted} anew: now {int(size) // 1024**2} MiB, mode {mode}")
+        now, kind, *used = result.stdout.splitlines()
+        size, mode, *blocks = now.split()
+        mib, whole = int(size) // 1024**2, int(blocks[0]) * int(blocks[1]) >= int(size)
+        what = f"{wanted} anew: now {mib} MiB, mode {mode}"
+        if not whole or mode != "600" or kind.strip() != "swap":
+            return Difference(what)
+        if mib > self.size_mib:
+            return Difference(what, stays=shrinks(self.path, mib, self.size_mib))
+        waits = f"{what}: {WHEN_DOWN}" if used else ""
+        return Difference(what, stays=waits) if mib < self.size_mib else None
 
     def commands(self) -> tuple[Command, ...]:
         """Make it beside its place and move it there: a guest that runs keeps the file it has."""
@@ -144,46 +162,69 @@ class SwapFile(Resource):
 class DiskFile(Resource):
     """A file of this size (MiB) that is a guest's disk, its blocks allocated, only for root.
 
-    What it holds is the guest's. One of another size is left alone: that is refused.
+    What it holds is the guest's: it grows, with its ext4, while no guest uses it. None shrinks.
     """
 
     path: str
     size_mib: int
 
     def probe(self, host: Host) -> Difference | None:
-        """Whether it is missing; raises StepFailed where it has another size."""
-        result = host.run(Command.argv("stat", "-c", "%s", "--", self.path), check=False)
-        if not result.ok:
+        """Whether it is missing, or smaller, or its ext4 is."""
+        script = f'[ -f "$1" ] || exit 44\n{GROW}\nlook_at "$1"'
+        result = host.look(Command.script(script, self.path), absent=(44,))
+        if result is None:
             return Difference(f"make the disk file {self.path} of {self.size_mib} MiB")
-        now = int(result.stdout)
-        if now != self.size_mib * 1024 * 1024:
-            raise StepFailed(
-                f"cannot make the disk file {self.path} of {self.size_mib} MiB: because it is "
-                f"there with {now // 1024**2} MiB",
-                hint=f"domu_root_mib: {now // 1024**2}, or move the file away",
-            )
-        return None
+        return grows(f"the disk file {self.path}", result.stdout, self.size_mib)
 
     def commands(self) -> tuple[Command, ...]:
-        """Make it beside its place and move it there; one that is there is never replaced."""
-        script = """
+        """Make it beside its place and move it there; one that is there is only made longer."""
+        script = f"""
+            {GROW}
             umask 077
-            mkdir -p -- "${1%/*}/"
-            [ ! -e "$1" ]
+            mkdir -p -- "${{1%/*}}/"
+            if [ -e "$1" ]; then
+                (unused "$1")
+                # what is longer already stays so
+                fallocate -l "$2MiB" -- "$1"
+                grow_ext4 "$1"
+                exit 0
+            fi
             trap 'rm -f -- "$1.new"' EXIT
             rm -f -- "$1.new"
             # holes would become I/O errors in the guest once the partition is full
             fallocate -l "$2MiB" -- "$1.new"
             sync -- "$1.new"
             mv -n -- "$1.new" "$1"
-            sync -- "${1%/*}/"
+            sync -- "${{1%/*}}/"
         """
         typed = "mkdir -p {folder}\nfallocate -l {size}MiB {path}\nchmod 600 {path}"
         folder, size = self.path.rpartition("/")[0], str(self.size_mib)
         values = {"folder": folder, "size": size, "path": self.path}
         once = f"[ -e {{path}} ] || {{\n{typed}\n}}"
         command = Command.script(script, self.path, self.size_mib).within(600)
+        command = command.refusing(busy(f"the disk file {self.path}"))
         return (command.typed_as(typed, **values).scripted_as(once, **values),)
+
+
+def busy(what: str) -> dict[int, tuple[str, str]]:
+    """What it means where something of a guest's got into use before it could grow."""
+    said = (f"cannot grow {what}: because it is in use", "shut its guest down, or unmount it")
+    return dict.fromkeys((USED, MOUNTED), said)
+
+
+def shrinks(what: str, mib: int, wanted: int) -> str:
+    """That something is larger than the site's file says, and stays so."""
+    return f"{what} has {mib} MiB, the site's file says {wanted}: none shrinks"
+
+
+def grows(what: str, text: str, wanted: int) -> Difference | None:
+    """What a guest's disk that `GROW` looked at has to become, or stays, as it is larger."""
+    found = parse_filled(text)
+    if found.mib < wanted or found.behind:
+        said = f"grow {what} from {min(found.bytes, found.system or found.bytes) >> 20}"
+        said += f" to {max(wanted, found.mib)} MiB"
+        return Difference(said, stays=f"{said}: {WHEN_DOWN}" if found.used else "")
+    return Difference("", stays=shrinks(what, found.mib, wanted)) if found.mib > wanted else None
 
 
 # Logical volumes in which guests live: lvm(8). One that is there is the guest's, whatever it holds.
@@ -250,7 +291,7 @@ class VolumeGroup(Resource):
 class Volume(Resource):
     """A logical volume of at least this size (MiB), ``/dev/GROUP/NAME``; with ``swap`` swap space.
 
-    One that is there is never made anew: it may have been grown, and a smaller one is refused.
+    One that is there is never made anew. It grows, with its ext4, while no guest uses it.
     """
 
     group: str
@@ -265,22 +306,24 @@ class Volume(Resource):
 
     def probe(self, host: Host) -> Difference | None:
         """Whether it is missing, not active or no swap; raises StepFailed where it must not be."""
-        script = """
+        script = f"""
             lvs --noheadings --nosuffix --units b -o lv_size -- "$1" 2> /dev/null || exit 44
             [ -e "$1" ] && echo active || echo -
             blkid -p -s TYPE -s PTTYPE -o value -- "$1" || :
+            echo --
+            {GROW}
+            [ ! -e "$1" ] || look_at "$(readlink -f -- "$1")"
         """
         found = host.look(Command.script(script, self.device), absent=(44, NO_PROGRAM))
         if found is None:
             return Difference(f"make the volume {self.device} of {in_extents(self.size_mib)} MiB")
-        size, active, *kinds = found.stdout.split()
-        if int(size) < self.size_mib << 20:
-            raise StepFailed(
-                f"cannot make the volume {self.device} of {self.size_mib} MiB: because it is there "
-                f"with {int(size) >> 20} MiB",
-                hint=f"lvextend -L {self.size_mib}m {self.device} and resize2fs in the guest, or a "
-                "smaller size in the site's file",
-            )
+        said, _, filled = found.stdout.partition("--\n")
+        size, active, *kinds = said.split()
+        # an lvm that activates nothing shows no device
+        filled = filled or f"{size} 0 0 0"
+        grown = grows(f"the volume {self.device}", filled, in_extents(self.size_mib))
+        if grown is not None and not grown.stays:
+            return grown
         if active != "active":
             return Difference(f"activate the volume {self.device}")
         if self.swap and kinds and kinds != ["swap"]:
@@ -288,16 +331,31 @@ class Volume(Resource):
                 f"cannot make {self.device} swap space: because it holds {' '.join(kinds)}",
                 hint="look what that is, and remove it if nobody needs it: wipefs -a",
             )
-        return None if kinds or not self.swap else Difference(f"make swap space on {self.device}")
+        if self.swap and not kinds:
+            return Difference(f"make swap space on {self.device}")
+        return grown
 
     def commands(self) -> tuple[Command, ...]:
-        """Make it where it is missing, activate it, and write swap's signature if it is blank."""
-        script = """
+        """Make or grow it, activate it, and write swap's signature if it is blank."""
+        script = f"""
+            {GROW}
+            bytes() {{ lvs --noheadings --nosuffix --units b -o lv_size -- "$1"; }}
             lvs -- "$1/$2" > /dev/null 2>&1 \\
                 || lvcreate --yes --wipesignatures y -n "$2" -L "$3m" -- "$1"
             lvchange -a y -- "$1/$2"
             if command -v udevadm > /dev/null; then udevadm settle; fi
-            if [ -n "$4" ] && ! blkid -p -- "/dev/$1/$2"; then mkswap -- "/dev/$1/$2"; fi
+            device=$(readlink -f -- "/dev/$1/$2") || device=/dev/$1/$2
+            anew=
+            if [ "$(bytes "$1/$2")" -lt $(($3 << 20)) ]; then
+                [ ! -e "$device" ] || (unused "$device")
+                lvextend -L "$3m" -- "$1/$2"
+                anew=$4
+            fi
+            if [ -n "$4" ] && {{ [ -n "$anew" ] || ! blkid -p -- "$device"; }}; then
+                mkswap -- "$device"
+            elif [ -z "$4" ] && [ -e "$device" ]; then
+                if (unused "$device"); then grow_ext4 "$device"; fi
+            fi
         """
         words = (self.group, self.name, self.size_mib, "swap" if self.swap else "")
         values = {"group": self.group, "name": self.name, "size": f"{self.size_mib}m"}
@@ -305,6 +363,7 @@ class Volume(Resource):
         once = f"[ -e {{device}} ] || {{\n{typed}\n}}"
         values |= {"device": self.device}
         command = Command.script(script, *words).within(600)
+        command = command.refusing(busy(f"the volume {self.device}"))
         return (command.typed_as(typed, **values).scripted_as(once, **values),)
 
 

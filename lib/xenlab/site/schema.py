@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     create_model,
     model_validator,
@@ -410,6 +411,19 @@ class Parameters(BaseModel):
     def knows(self, *names: str) -> bool:
         """Whether all these parameters have a value here; a chapter has those it declares."""
         return self.__dict__.keys() >= set(names)
+
+    _numbers: dict[str, int] = PrivateAttr(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The numbers that the partitions have on the disk, by name; of a new one, none."""
+        return self._numbers
+
+    def numbered(self, numbers: Mapping[str, int]) -> Parameters:
+        """The same site on a disk whose partitions have these numbers."""
+        site = self.model_copy()
+        site._numbers = dict(numbers)
+        return site
 
     @property
     def masked(self) -> tuple[SecretReference, ...]:
