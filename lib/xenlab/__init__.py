@@ -8,8 +8,8 @@ from typing import Any
 _PLACES = {
     "chapter.notebook": "open_chapter",
     "chapters.changes": (
-        "allowed_down gone_forgotten gone_removed gone_stopped guest_values guests_renamed "
-        "left_table waiting"
+        "allowed_down gone_forgotten gone_removed gone_stopped guest_values guests_back "
+        "guests_renamed left_table waiting"
     ),
     "chapters.configuration": (
         "base_configured bond_of bridge_kept bridge_made bridge_settings distcc_off distcc_silent "

@@ -589,7 +589,7 @@ def test_what_a_run_does_to_another_machine_is_left_alone(sshd: Sshd, journal: J
 
 def test_opening_takes_no_more_commands_for_it(sshd: Sshd, journal: Journal) -> None:
     open_chapter_at(sshd, journal, hold=Hold.RUN)
-    assert len(journal.records()[-1]["commands"]) == 3
+    assert len(journal.records()[-1]["commands"]) == 4
 
 
 def test_what_ended_well_left_what_it_started_on_purpose(

@@ -26,6 +26,7 @@ from xenlab.chapter.step import Consents, require_consents
 from xenlab.chapters.changes import (
     GuestRemoved,
     GuestRenamed,
+    Moved,
     Thing,
     allowed_down,
     guest_values,
@@ -505,6 +506,17 @@ def test_the_tables_say_whose_it_is(machine: Path) -> None:
         ["domu1", "the site"],
         ["domu2", "the site"],
     ]
+
+
+def test_a_guest_that_comes_back_has_the_configuration_that_it_had(machine: Path) -> None:
+    file, kept = machine / "etc/xen/domu3.cfg", machine / "var/lib/xenlab/guests/domu3/domain.cfg"
+    text = file.read_text()
+    for old, new in ((file, kept), (kept, file)):
+        move = Moved(str(old), str(new))
+        assert move.probe(HOST) is not None
+        move.apply(HOST, silent)
+        move.verify(HOST)
+        assert new.read_text() == text and not old.exists()
 
 
 def test_a_guest_s_own_key_alone_is_pinned_no_more(tmp_path: Path) -> None:

@@ -202,6 +202,38 @@ def guests_renamed(chapter: Chapter) -> list[Resource]:
     ]
 
 
+def guests_back(chapter: Chapter) -> list[Resource]:
+    """Guests that the site names again: the configuration that each had when it went.
+
+    Without what later chapters have added to it, a guest would start without its LAN.
+    """
+    path = chapter.toolstack.config_path
+    return [Moved(_kept(each.record), path(each.name)) for each in chapter.site.domains]
+
+
+def _kept(record: str) -> str:
+    return f"{RECORDS}/{record}/domain.cfg"
+
+
+@dataclass(frozen=True)
+class Moved(Resource):
+    """A file that lies in its new place, where it was in the old one; else nothing."""
+
+    old: str
+    new: str
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is in the old place."""
+        there = present(host, [self.old])
+        return Difference(f"move {self.old} to {self.new}") if there else None
+
+    def commands(self) -> tuple[Command, ...]:
+        """Move it."""
+        places = {"old": self.old, "new": self.new}
+        once = "[ ! -e {old} ] || mv {old} {new}"
+        return (Command.sh("mv {old} {new}", **places).scripted_as(once, **places),)
+
+
 @dataclass(frozen=True)
 class GuestRenamed(Resource):
     """A guest's configuration file under its new name, with all that chapters have added to it."""
@@ -280,14 +312,17 @@ def gone_stopped(chapter: Chapter) -> dict[str, Resource]:
 
 
 def gone_forgotten(chapter: Chapter) -> dict[str, Resource]:
-    """Nothing starts them any more, and their host keys are not pinned."""
+    """Nothing starts them any more, and their host keys are not pinned.
+
+    Their configuration files are kept with dom0's records, with all that chapters have added.
+    """
     things = _things(chapter)
 
     def forgotten(name: str) -> Resource:
-        kinds = ("start with dom0", "configuration")
-        files = [t.where for kind in kinds for t in things if (t.kind, t.name) == (kind, name)]
-        key = Unpinned(name, way_to_guest(chapter.site, name))
-        return All((*(Absent(path) for path in files), key))
+        own = [thing for thing in things if thing.name == name]
+        links = (Absent(each.where) for each in own if each.kind == "start with dom0")
+        files = (Moved(each.where, _kept(name)) for each in own if each.kind == "configuration")
+        return All((*links, *files, Unpinned(name, way_to_guest(chapter.site, name))))
 
     found = {name: forgotten(name) for name in _gone(chapter.site, things)}
     for each in chapter.site.domains:
