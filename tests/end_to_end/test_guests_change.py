@@ -28,18 +28,23 @@ def domains(site: Site) -> dict[str, Domain]:
 @contextmanager
 def answering(site: Site) -> Iterator[None]:
     """The others answer dom0 every second meanwhile, and no answer is missing at the end."""
+    said: dict[str, str] = {}
     for name, address in OTHERS.items():
         site.ssh("", f"systemd-run -q --unit answers-{name} ping -n -q -i 1 {address}")
-    yield
-    for name in OTHERS:
-        unit = f"answers-{name}"
-        end = f"systemctl kill -s INT {unit}; while systemctl -q is-active {unit}; do sleep 1; done"
-        said = site.ssh("", f"{end}; journalctl -q -o cat -u {unit} | tail -n 3")
-        sent = re.search(r"(\d+) packets transmitted, (\d+) received", said)
-        assert sent is not None, said
+    try:
+        yield
+    finally:
+        for name in OTHERS:
+            unit = f"answers-{name}"
+            end = f"systemctl kill -s INT {unit}"
+            end += f"; while systemctl -q is-active {unit}; do sleep 1; done"
+            said[name] = site.ssh("", f"{end}; journalctl -q -o cat -u {unit} | tail -n 3")
+    for text in said.values():
+        sent = re.search(r"(\d+) packets transmitted, (\d+) received", text)
+        assert sent is not None, text
         assert int(sent[1]) > 5
         # the last one may be on its way
-        assert int(sent[1]) - int(sent[2]) <= 1, said
+        assert int(sent[1]) - int(sent[2]) <= 1, text
 
 
 def without(site: Site, name: str) -> dict[str, Any]:
