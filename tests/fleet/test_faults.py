@@ -48,6 +48,7 @@ def test_the_host_of_a_killed_worker_is_unknown_and_taken_up_by_another(
     words = ("fleet", "run", "-f", "fleet.yaml", "--workers", "2", "--canary", "0")
     process = rack.start(*words)
     wait_until(running(rack, 0, 1), SECONDS)
+    wait_until(lambda: any(rack.sshds[0].marked()), SECONDS)
     # the one that has host0, as its journal is open there
     journal = next(rack.runs.glob("*-host0"))
     (worker,) = (pid for pid in workers_of(process) if _holds(pid, journal / "run.lock"))

@@ -272,17 +272,8 @@ class Bond(BaseModel):
 
     model_config = _STRICT
 
-    members: list[Uplink] = Field(
-        [],
-        description="its cards beside `uplink`, by MAC address or name; none: there is no bond",
-        examples=[["52:54:00:12:34:57"]],
-    )
-    mode: Literal["active-backup", "802.3ad", "balance-xor"] = Field(
-        "active-backup",
-        description="one card at a time, or all: 802.3ad by LACP with the switch, balance-xor "
-        "without (the switch must know)",
-        examples=["802.3ad"],
-    )
+    members: list[Uplink] = Field([], examples=[["52:54:00:12:34:57"]])
+    mode: Literal["active-backup", "802.3ad", "balance-xor"] = "active-backup"
 
 
 class Parameters(BaseModel):
