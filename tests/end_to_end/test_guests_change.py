@@ -38,7 +38,7 @@ def answering(site: Site) -> Iterator[None]:
             unit = f"answers-{name}"
             end = f"systemctl kill -s INT {unit}"
             end += f"; while systemctl -q is-active {unit}; do sleep 1; done"
-            said[name] = site.ssh("", f"{end}; journalctl -q -o cat -u {unit} | tail -n 3")
+            said[name] = site.ssh("", f"{end}; journalctl -q -o cat -u {unit} | grep transmitted")
     for text in said.values():
         sent = re.search(r"(\d+) packets transmitted, (\d+) received", text)
         assert sent is not None, text
