@@ -199,5 +199,8 @@ def test_no_name_of_dom0_s_disk_makes_it_a_guest_s(tmp_path: Path) -> None:
         assert missing is not None and missing.summary == f"missing: {tmp_path}/absent"
         with pytest.raises(BadInput, match=f"it lies on disk {loop}, which is dom0's"):
             apart("file", "alias").probe(HOST)
+        (tmp_path / "same").symlink_to("file")
+        with pytest.raises(BadInput, match=f"cannot both have {tmp_path}/file: one writes to it"):
+            apart("file", "same").probe(HOST)
     finally:
         subprocess.run(["losetup", "--detach", loop], check=True)

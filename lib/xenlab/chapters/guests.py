@@ -10,6 +10,7 @@ import json
 # Howto: „Imaging“.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import pandas as pd
 
@@ -286,28 +287,39 @@ class FurtherDisksApart(Check):
     site: Parameters
 
     def probe(self, host: Host) -> Difference | None:
-        """Which are missing; raises BadInput for one that lies on the site's disk."""
-        paths = [each.path for domain in self.site.domains for each in domain.disks]
+        """Which are missing; raises BadInput for one on the site's disk, or that two write to."""
+        disks = [(each, domain.name) for domain in self.site.domains for each in domain.disks]
         script = f"""
             {SAME_DISK}
             own=$(disk_of "$(readlink -f -- "$1")")
             shift
             for path do
                 place=$(readlink -f -- "$path") && [ -e "$place" ] || {{ echo missing; continue; }}
-                [ -b "$place" ] && [ "$(disk_of "$place")" = "$own" ] && echo own || echo there
+                [ -b "$place" ] && [ "$(disk_of "$place")" = "$own" ] && echo own || echo "$place"
             done
         """
-        found = host.look(Command.script(script, self.site.disk, *paths)) if paths else None
-        said = dict(zip(paths, found.stdout.split() if found else (), strict=False))
-        for path in (path for path, what in said.items() if what == "own"):
+        look = Command.script(script, self.site.disk, *(disk.path for disk, _ in disks))
+        looked = host.look(look) if disks else None
+        places = looked.stdout.splitlines() if looked else []
+        found = [(*each, place) for each, place in zip(disks, places, strict=True)]
+        another = "name another disk in disks"
+        for disk in (disk for disk, _, place in found if place == "own"):
             raise BadInput(
-                f"{path} cannot be a guest's disk: it lies on disk {self.site.disk}, which is "
+                f"{disk.path} cannot be a guest's disk: it lies on disk {self.site.disk}, which is "
                 "dom0's",
-                hint="name another disk in disks",
+                hint=another,
             )
-        missing = [path for path in paths if said.get(path) != "there"]
-        hint = "attach it to the machine, or correct disks"
-        return Difference(f"missing: {', '.join(missing)}", hint=hint) if missing else None
+        if missing := [disk.path for disk, _, place in found if place == "missing"]:
+            hint = "attach it to the machine, or correct disks"
+            return Difference(f"missing: {', '.join(missing)}", hint=hint)
+        for (disk, guest, place), (other, neighbour, same) in combinations(found, 2):
+            if place == same and not (disk.readonly and other.readonly):
+                raise BadInput(
+                    f"{guest} and {neighbour} cannot both have {place}: one writes to it "
+                    f"({disk.path}, {other.path})",
+                    hint=another,
+                )
+        return None
 
 
 def further_vifs(site: Parameters, domain: Domain) -> tuple[Vif, ...]:
