@@ -18,6 +18,7 @@ from xenlab.runs import folder as runs
 
 OTHERS = {"domu1": "10.66.0.11", "domu2": "10.66.0.12"}
 GOES = "domu3"
+NEW = "domu4"
 OF_GUESTS = ("09", "10", "11", "12", "13", "14", "15", "16")
 
 
@@ -125,3 +126,28 @@ def test_a_guest_goes_and_comes_back_with_its_data(site: Site) -> None:
     wait_until(lambda: site.answers(GOES), seconds=900, what=f"{GOES} answers")
     site.ssh(GOES, "test", "-e", "/root/mine")
     assert set(run(site, site.parameters, "16").values()) == {"ok"}
+
+
+def test_a_guest_more_is_made_while_the_others_run_and_goes_again(site: Site) -> None:
+    values = yaml.safe_load(site.parameters.read_text())
+    new = {"name": NEW, "memory_mib": 320, "mac": "00:16:3e:66:01:04", "address": "10.0.2.24/24"}
+    lan = {"name": NEW, "mac": "00:16:3e:66:02:04", "address": "10.66.0.14/24"}
+    more = site.changed(domains=[*values["domains"], new], lan_guests=[*values["lan_guests"], lan])
+    before, table = domains(site), site.ssh("", "sfdisk", "--dump", values["disk"])
+    planned = site.xenlab("plan", "01", "-f", str(more))
+    assert planned.returncode == 0, planned.stdout[-3000:] + planned.stderr[-3000:]
+    assert site.ssh("", "sfdisk", "--dump", values["disk"]) == table
+    with answering(site):
+        ended = run(site, more, "01", *OF_GUESTS)
+        assert {"01.3", "09.1", "11.7"} <= {*changed(ended)}
+        assert not {"11.2", "11.3", "11.4", "11.6", "12.4"} & {*changed(ended)}
+        there = domains(site)
+        assert {n: there[n].id for n in before} == {n: before[n].id for n in before}
+        assert NEW in there
+        site.ssh("", "ping", "-c", "3", "-w", "60", "10.66.0.14")
+        assert changed(run(site, more, "01", *OF_GUESTS)) == []
+        ended = run(site, site.parameters, "16", "--destroy", NEW)
+        assert changed(ended) == ["16.5", "16.6", "16.7"]
+    assert {n: one.id for n, one in domains(site).items()} == {n: before[n].id for n in before}
+    assert site.ssh("", "sfdisk", "--dump", values["disk"]) == table
+    assert NEW not in site.ssh("", "ls", "/etc/xen", "/etc/xen/auto", "/var/lib/xenlab/guests")

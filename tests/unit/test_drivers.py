@@ -723,6 +723,26 @@ def test_a_machine_whose_drivers_are_missing_is_refused_with_the_line_to_write(
     assert found(site, machine) is None
 
 
+def test_a_kernel_that_would_not_wait_for_a_usb_disk_is_refused(
+    site: Parameters, machine: Machine
+) -> None:
+    """It is found a second after the kernel has looked for its root, and there is no initrd."""
+    virtual(machine, modules=True)
+    usb = "pci0000:00/0000:05:00.0/usb1/1-1/1-1:1.0"
+    machine.device(usb, "usb", "usb-storage", "usb_storage")
+    machine.known("block", f"{usb}/host0/target0:0:0/0:0:0:0/block/sda")
+    usb_disk = {"disk": "/dev/sda", "kernel_options": ["CONFIG_USB_STORAGE=y"]}
+    site = site.model_copy(update=usb_disk)
+    configured(site, machine)
+    refused = found(site, machine)
+    assert refused is not None
+    assert "would not wait for the USB disk /dev/sda" in refused.summary
+    asked = re.search(r'dom0_options: "(.*)" into', refused.hint)
+    assert asked is not None and asked[1].endswith(" rootwait")
+    waits = found(site.model_copy(update={"dom0_options": asked[1]}), machine)
+    assert waits is None or "wait" not in waits.summary
+
+
 def test_an_option_that_depends_on_another_is_refused_with_both(
     site: Parameters, machine: Machine
 ) -> None:

@@ -537,7 +537,11 @@ class DriversBuilt(Check):
             if use not in {each.use for each in drivers}:
                 unknown.append(f"no driver of the {use} was found ({name})")
         said = f"{'; '.join(unknown)}: see that dom0's kernel has what it takes"
-        wrong = (self._lost(lacks), dom0_config(self.site).probe(self.controller))
+        wrong = (
+            self._lost(lacks),
+            self._not_waited_for(drivers),
+            dom0_config(self.site).probe(self.controller),
+        )
         found = Difference.of_all([each for each in wrong if each is not None])
         if found is None:
             return Difference("find the machine's drivers", stays=said) if unknown else None
@@ -553,6 +557,16 @@ class DriversBuilt(Check):
         return Difference(
             f"dom0's kernel lacks drivers of this machine: {', '.join(map(_named, lost))}",
             hint=f"write kernel_options: {options} into the site's file",
+        )
+
+    def _not_waited_for(self, drivers: Iterable[Driver]) -> Difference | None:
+        """A USB disk is there seconds after the kernel has looked for its root."""
+        slow = any((each.use, each.bus) == ("disk", "usb") for each in drivers)
+        if not slow or "rootwait" in self.site.dom0_options.split():
+            return None
+        return Difference(
+            f"dom0's kernel would not wait for the USB disk {self.site.disk}",
+            hint=f'write dom0_options: "{self.site.dom0_options} rootwait" into the site\'s file',
         )
 
     def _not_configured(self) -> Difference:
