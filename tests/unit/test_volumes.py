@@ -29,9 +29,10 @@ from xenlab.errors import CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import AptPackages
 from xenlab.resources.blockdevices import SAME_DISK, identified
+from xenlab.resources.files import File
 from xenlab.resources.nfs import SwapFile, Volume, VolumeGroup, grows
 from xenlab.site.disk_plan import LINUX_LVM, device, needed_mib
-from xenlab.site.schema import Parameters
+from xenlab.site.schema import GuestDisk, Parameters
 from xenlab.transport.local import Local
 
 HOST = Host(Local())
@@ -236,7 +237,7 @@ def test_one_partition_is_the_group_and_dom0_mounts_none_of_it() -> None:
 
 def test_each_guest_has_two_volumes() -> None:
     site = logical(volume_group="castle")
-    packages, group, *volumes = guests_volumes(site)
+    packages, _, group, *volumes = guests_volumes(site)
     assert packages == AptPackages(("lvm2",))
     assert group == VolumeGroup("/dev/vda6", "castle")
     assert volumes == [
@@ -249,6 +250,21 @@ def test_each_guest_has_two_volumes() -> None:
     ]
     for kind in ("partition", "file"):
         assert guests_volumes(lab_site(guest_disks=kind)) == ()
+
+
+def test_lvm_does_not_see_what_a_guest_has_written(partition: str, tmp_path: Path) -> None:
+    """A guest could make a group of dom0's name on a disk that it was given."""
+    agreed(partition).apply(HOST, silent)
+    assert run("pvs", "--noheadings", "-o", "vg_name", "--select", f"vg_name={GROUP}").strip()
+    site = logical()
+    given = GuestDisk(path=partition, name="xvdb")
+    guest = site.domains[0].model_copy(update={"disks": [given]})
+    for name, one in (("file", site), ("given", site.model_copy(update={"domains": [guest]}))):
+        blind = guests_volumes(one)[1]
+        assert isinstance(blind, File)
+        text = blind.text() if name == "file" else blind.text().replace('"r|^/dev/loop|", ', "")
+        (tmp_path / "lvm/lvm.conf").write_text(f"global {{ activation = 0 }}\n{text}")
+        assert not run("pvs", "--noheadings", "-o", "vg_name", "--select", f"vg_name={GROUP}")
 
 
 def test_dom0s_kernel_maps_volumes_where_there_are_some() -> None:

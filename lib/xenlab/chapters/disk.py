@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,11 @@ def in_files(site: Parameters, swap: dict[str, Resource]) -> dict[str, Resource]
 
 
 def guests_volumes(site: Parameters) -> tuple[Resource, ...]:
-    """The group of the guests' volumes and two of these each; nothing for partitions and files."""
+    """The group of the guests' volumes and two of these each; nothing for partitions and files.
+
+    dom0's lvm does not look at what guests write to themselves: a group there could have the name
+    of this one.
+    """
     if not volumes_for_disks(site):
         return ()
     group = site.volume_group
@@ -161,7 +166,11 @@ def guests_volumes(site: Parameters) -> tuple[Resource, ...]:
         Volume(group, f"{each.record}.swap", site.domu_swap_mib, swap=True) for each in site.domains
     )
     made = VolumeGroup(device(site, GUESTS), group)
-    return (AptPackages(("lvm2",)), made, *roots, *swaps)
+    disks = (re.sub(r"[^\w/-]", ".", d.path) for domain in site.domains for d in domain.disks)
+    of_guests = ["^/dev/loop", *(f"^{path}(-part|p)?[0-9]*$" for path in disks)]
+    reject = ", ".join(f'"r|{pattern}|"' for pattern in of_guests)
+    blind = File("/etc/lvm/lvmlocal.conf", f"devices {{\n\tglobal_filter = [ {reject} ]\n}}\n")
+    return (AptPackages(("lvm2",)), blind, made, *roots, *swaps)
 
 
 def disk_files(site: Parameters, root: str) -> dict[str, Resource]:
