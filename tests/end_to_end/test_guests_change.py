@@ -5,6 +5,7 @@ These tests run after those of `test_finish`, and leave the lab as it was.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ def test_what_waits_is_done_for_whom_the_site_names(site: Site) -> None:
     ended = run(site, site.changed(domains=more), "10", "16")
     assert changed(ended) == ["10.3"]
     assert domains(site)[GOES].id == before[GOES].id
+    rows = json.loads(site.xenlab("status", "-f", str(site.parameters), "--json").stdout)["guests"]
+    assert {row["guest"]: "its file says 2" in row["waits"] for row in rows} == {
+        **dict.fromkeys(OTHERS, False),
+        GOES: True,
+    }
     with answering(site):
         ended = run(site, site.changed(domains=more, restart=[GOES]), "10", "16")
     assert changed(ended) == ["16.4"]

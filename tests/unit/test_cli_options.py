@@ -170,8 +170,7 @@ def test_two_runs_as_json(xenlab: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
-        ("status", "xenlab lab status"),
-        ("stauts", "xenlab lab status"),
+        ("stauts", "xenlab status"),
         ("aply", "xenlab apply"),
         ("verify", "xenlab audit verify"),
         ("up", "xenlab lab up"),

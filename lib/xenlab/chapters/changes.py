@@ -126,7 +126,7 @@ def site_says(site: Parameters, domain: Domain) -> Values:
     )
 
 
-def _files_say(host: Host, paths: Sequence[str]) -> dict[str, Values]:
+def files_say(host: Host, paths: Sequence[str]) -> dict[str, Values]:
     """What xl reads in configuration files, without those that it cannot read."""
     script = """
         for file do
@@ -144,7 +144,7 @@ def guest_values(chapter: Chapter) -> pd.DataFrame:
     site, things = chapter.site, _things(chapter)
     made = {each.name for each in things if each.kind == "record"}
     paths = {each.name: each.where for each in things if each.kind == "configuration"}
-    files = _files_say(chapter.target, [*paths.values()]) if paths else {}
+    files = files_say(chapter.target, [*paths.values()]) if paths else {}
     running = chapter.toolstack.values(chapter.target)
     of_site = {domain.name: site_says(site, domain) for domain in site.domains}
     names = dict.fromkeys((*of_site, *paths, *running))

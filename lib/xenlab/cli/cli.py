@@ -25,6 +25,7 @@ from xenlab.cli.terminal import (
     print_json,
     say,
     site_file,
+    table,
     turn_colour_off,
     without_colour,
 )
@@ -331,6 +332,26 @@ def check(
     _show(request, outcome, drift=drift)
     if drift:
         raise typer.Exit(DRIFT)
+
+
+@app.command()
+def status(file: cli_lab.File = None, lab: LabName = "", as_json: Json = False) -> None:
+    """Show how a host and its guests are now, and what waits; exit status 1 off Xen."""
+    from xenlab.site.schema import load
+
+    site = load(site_file(file), cli_lab.overrides(lab) if lab else None)
+    from xenlab.chapters.overview import overview
+
+    found = overview(site)
+    host = {str(row["what"]): str(row["is"]) for row in found.host.to_dict("records")}
+    if as_json:
+        print_json({"host": host, "guests": found.guests.to_dict("records")})
+        return
+    cli_lab.print_facts(host)
+    listed = table(*map(str, found.guests.columns))
+    for row in found.guests.astype(str).itertuples(index=False):
+        listed.add_row(*row)
+    Terminal().print("", listed)
 
 
 @app.command()

@@ -436,11 +436,11 @@ def _print_overview(status: Status) -> None:
 
     with suppress(XenlabError):
         host = Host(SSH(Target(DOM0, str(status.ssh_config))))
-        _print_facts(overview(host) or {})
+        print_facts(overview(host) or {})
 
 
 def _print_status(status: Status) -> None:
-    _print_facts(
+    print_facts(
         {
             "lab": status.name,
             "state": f"running (pid {status.pid})" if status.running else "off",
@@ -457,7 +457,8 @@ def _print_status(status: Status) -> None:
     )
 
 
-def _print_facts(facts: Mapping[str, str]) -> None:
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print facts of a machine, a line each; those without a value are left out."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", min_width=16)
     table.add_column(overflow="fold")

@@ -13,6 +13,7 @@ import pandas as pd
 from xenlab.chapter.card import COLOURS
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.notebook import WidgetSink
+from xenlab.chapters.overview import overview
 from xenlab.command import Command
 from xenlab.durable import new_run_folder, runs_folder
 from xenlab.errors import BadInput, XenlabError
@@ -114,8 +115,10 @@ class DomainPanel:
         self.console_text = widgets.HTML()
         self.watch.observe(lambda change: self._watched(bool(change["new"])), names="value")
         self.stop.on_click(lambda _: self._stop())
+        self.status = widgets.Button(description="Status", icon="info")
+        self.status.on_click(lambda _: self._worker.start(self._status))
         self._table = widgets.VBox()
-        head = widgets.HBox([self.watch, self.stop])
+        head = widgets.HBox([self.watch, self.stop, self.status])
         said = (self.answer, self.message)
         below = (self.console, self.console_text, self._cards.widget)
         self.widget = widgets.VBox([head, self._table, *said, *below])
@@ -271,6 +274,16 @@ class DomainPanel:
             self.answer.value = complaint(str(error))
         except KeyboardInterrupt:
             self.answer.value = complaint(f"{what} {name} was stopped")
+
+    def _status(self) -> None:
+        """Show host and guests on one screen, with what waits."""
+        try:
+            found = overview(self._file.site)
+        except XenlabError as error:
+            self.answer.value = complaint(str(error))
+            return
+        plain = (table.map(lambda value: clean(str(value))) for table in found)
+        self.answer.value = "".join(table.to_html(index=False, border=0) for table in plain)
 
     def _ready(self) -> Chapter:
         """The chapter for a step, opened for the site as it is now; raises BadInput."""
