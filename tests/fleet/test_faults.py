@@ -17,7 +17,7 @@ from tests.ssh.small import one_line
 from xenlab.journal import Journal
 from xenlab.runs import audit
 
-WAITS = 'until [ -e "$1.go" ]; do sleep 0.1; done; echo made >> "$1"'
+WAITS = ': > "$1.began"; until [ -e "$1.go" ]; do sleep 0.1; done; echo made >> "$1"'
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
@@ -29,26 +29,22 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     ]
 
 
-def running(rack: Rack, *hosts: int) -> Callable[[], bool]:
-    """Whether a step of each of these hosts is under way."""
-
-    def holds() -> bool:
-        found = [list(rack.runs.glob(f"*-host{host}/journal.jsonl")) for host in hosts]
-        return all(each and '"phase": "running"' in each[-1].read_text() for each in found)
-
-    return holds
+def began(rack: Rack, step: str, *hosts: int) -> Callable[[], bool]:
+    """Whether the command of this step is under way on each of these hosts."""
+    return lambda: all(Path(f"{rack.made(step, host)}.began").exists() for host in hosts)
 
 
 def test_the_host_of_a_killed_worker_is_unknown_and_taken_up_by_another(
     make_rack: Callable[[int], Rack],
 ) -> None:
     rack = make_rack(4)
+    rack.patience = SECONDS
+    rack.write()
     rack.chapter("01_first", *rack.steps_for("01"))
     rack.chapter("02_second", *rack.steps_for("02", script=WAITS))
     words = ("fleet", "run", "-f", "fleet.yaml", "--workers", "2", "--canary", "0")
     process = rack.start(*words)
-    wait_until(running(rack, 0, 1), SECONDS)
-    wait_until(lambda: any(rack.sshds[0].marked()), SECONDS)
+    wait_until(began(rack, "02.1", 0, 1), SECONDS)
     # the one that has host0, as its journal is open there
     journal = next(rack.runs.glob("*-host0"))
     (worker,) = (pid for pid in workers_of(process) if _holds(pid, journal / "run.lock"))
@@ -59,15 +55,17 @@ def test_the_host_of_a_killed_worker_is_unknown_and_taken_up_by_another(
     assert process.returncode == 1, out
     assert rack.statuses() == ["unknown", "done", "done", "done"], out
     assert "host0: unknown" in out and "xenlab fleet run --resume" in out
-    # the command that the dead worker gave goes on there
+    # the command that the dead worker gave goes on there, and is waited for
     assert any(rack.sshds[0].marked())
+    again = rack.start("fleet", "run", "-f", "fleet.yaml", "--resume")
+    wait_until(lambda: journal.joinpath("journal.jsonl").read_text().count('"open"') > 2, SECONDS)
     Path(f"{rack.made('02.1', 0)}.go").touch()
-    done = rack.xenlab("fleet", "run", "-f", "fleet.yaml", "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
+    out, _ = again.communicate(timeout=SECONDS)
+    assert again.returncode == 0, out
     assert rack.statuses() == ["done"] * 4
-    # it was made once, whoever made it
     assert rack.made("02.1", 0).read_text() == "made\n"
-    assert rack.ended(0)[0] == ("01.1", "changed")
+    ended = rack.ended(0)
+    assert (ended[0], ended[-1]) == (("01.1", "changed"), ("02.1", "ok"))
     assert len(list(rack.runs.glob("*-host0"))) == 1
     found = audit.inspect(rack.run_of(0))
     assert found.problems == ()
@@ -125,7 +123,7 @@ def test_an_interruption_stops_the_steps_and_leaves_nothing_running(
     rack = make_rack(3)
     rack.chapter("01_first", *rack.steps_for("01", script=WAITS))
     process = rack.start("fleet", "run", "-f", "fleet.yaml", "--workers", "2", "--canary", "0")
-    wait_until(running(rack, 0, 1), SECONDS)
+    wait_until(began(rack, "01.1", 0, 1), SECONDS)
     # as a terminal does: to the workers as well
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=SECONDS)

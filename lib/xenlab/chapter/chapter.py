@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from xenlab.chapter import events
-from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
+from xenlab.chapter.machine_lock import (
+    Ended,
+    Hold,
+    MachineLock,
+    Patience,
+    end_attempt,
+    tell_ended,
+)
 from xenlab.chapter.planned import Planned
 from xenlab.chapter.recorder import Recorder, discover_secrets
 from xenlab.chapter.selected import Selected, selectable
@@ -314,14 +321,16 @@ class Chapter(PlatformAnswers):
             del self._machine.strays[0]
 
     def _end_left(self, attempts: Sequence[Mapping[str, Any]]) -> list[Ended]:
-        """End what earlier attempts have left running, on this machine and in guests that run."""
+        """What earlier attempts have left running here and in guests ends, or is ended."""
         if not attempts:
             return []
         # a chapter that does not know them has run nothing in them
         names = [g.name for g in self.site.lan_guests] if self.site.knows("lan_guests") else []
         there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
         guests = [self.guest(name) for name in there]
-        return [end_attempt(attempt, (self.host, self.controller), guests) for attempt in attempts]
+        machines = (self.host, self.controller)
+        patience = Patience(self.site.ssh.patience_seconds, self.stop, self._waiting)
+        return [end_attempt(attempt, machines, guests, patience) for attempt in attempts]
 
     def _locked_again(self) -> None:
         """Nothing of a step goes over a new connection before the machine is this run's again.

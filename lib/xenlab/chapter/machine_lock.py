@@ -15,7 +15,7 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -76,14 +76,41 @@ def strays(processes: Iterable[str]) -> tuple[Stray, ...]:
     return tuple(Stray(mark, now - timedelta(seconds=age)) for mark, age in oldest_first)
 
 
-def end_attempt(
-    attempt: Mapping[str, Any], machines: Sequence[Host], guests: Sequence[Host]
-) -> Ended:
-    """End the processes of an attempt on each machine, whatever its last record says.
+class Patience:
+    """How long all that earlier attempts left at work may go on: some seconds, until ``stop``."""
 
-    Steps of later chapters work in guests too: those of them that run.
+    def __init__(self, seconds: float, stop: threading.Event, say: Callable[[str], object]) -> None:
+        self._seconds = seconds
+        self._stop = stop
+        self._say = say
+        self._deadline: float | None = None
+
+    def wait(self) -> bool:
+        """Wait a moment; whether there is patience left. That it waits is said once."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds
+            self._say(f"waiting for what was left at work, {self._seconds:.0f} s at most")
+        return not self._stop.wait(LEFT_SECONDS) and time.monotonic() < self._deadline
+
+
+LEFT_SECONDS = 0.5
+"""How often it is looked whether what was left at work has ended."""
+
+
+def end_attempt(
+    attempt: Mapping[str, Any],
+    machines: Sequence[Host],
+    guests: Sequence[Host],
+    patience: Patience,
+) -> Ended:
+    """Let an attempt's processes on each machine come to their end; past patience end them.
+
+    What its last record says does not matter. Steps of later chapters work in guests too: those of
+    them that run.
     """
     mark = attempt["mark"]
+    while any(machine.has_marked(mark) for machine in machines) and patience.wait():
+        pass
     count = sum(machine.end_marked(mark) for machine in machines)
     silent = []
     for guest in guests:
