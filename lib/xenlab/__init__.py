@@ -46,6 +46,7 @@ _PLACES = {
     "command": "Command",
     "host": "Host",
     "panel.chapters": "open_panel",
+    "panel.fleet": "fleet_history open_fleet",
     "platform.boot": "XenEntry",
     "platform.interfaces": "GuestSettings guest_system",
     "platform.xl": "Disk DomainSpec Vif",

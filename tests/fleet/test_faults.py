@@ -134,38 +134,79 @@ def test_an_interruption_stops_the_steps_and_leaves_nothing_running(
     assert rack.processes() == []
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Callable[[Rack], str]]:
-    """Start a scheduler, and a worker that does not see the controller's runs; its address."""
-    started: list[subprocess.Popen[bytes]] = []
+class Elsewhere:
+    """A scheduler and a worker that does not see the controller's runs."""
 
-    def start(rack: Rack) -> str:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, rack: Rack) -> str:
+        """Start both; the scheduler's address."""
         address = f"tcp://127.0.0.1:{free_port()}"
         python = [sys.executable, "-m"]
         options = ["--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
         scheduler = [*python, "distributed.cli.dask_scheduler", *options, "--no-dashboard"]
         worker = [*python, "distributed.cli.dask_worker", address, "--no-dashboard", "--no-nanny"]
         rack.runs.mkdir(exist_ok=True)
-        away = tmp_path / "away"
+        away = self._folder / "away"
         away.mkdir()
         mount = f'mount -t tmpfs none "{rack.runs}"; exec "$@"'
         apart = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", mount, "sh"]
         environment = os.environ | {"XENLAB_RUNS": str(away), "RACK_VAULT": "open sesame 7"}
-        with (tmp_path / "dask.log").open("ab") as log:
+        with (self._folder / "dask.log").open("ab") as log:
             for words in (scheduler, [*apart, *worker]):
-                started.append(
+                self._started.append(
                     subprocess.Popen(words, cwd=away, env=environment, stdout=log, stderr=log)
                 )
         return address
 
-    yield start
-    for process in started:
-        kill(process.pid)
-        process.wait()
+    def kill_scheduler(self) -> None:
+        """As a power cut would."""
+        kill(self._started[0].pid)
+
+    def stop(self) -> None:
+        """End both."""
+        for process in self._started:
+            kill(process.pid)
+            process.wait()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
+    place = Elsewhere(tmp_path)
+    yield place
+    place.stop()
+
+
+def test_a_scheduler_that_dies_leaves_hosts_that_are_unknown_and_taken_up(
+    make_rack: Callable[[int], Rack], elsewhere: Elsewhere
+) -> None:
+    rack = make_rack(3)
+    rack.chapter("01_first", *rack.steps_for("01"))
+    rack.chapter("02_second", *rack.steps_for("02", script=WAITS))
+    Path(f"{rack.made('02.1', 0)}.go").touch()
+    words = ("fleet", "run", "-f", "fleet.yaml", "--scheduler", elsewhere.start(rack))
+    process = rack.start(*words)
+    wait_until(began(rack, "02.1", 1), SECONDS)
+    elsewhere.kill_scheduler()
+    out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, out
+    assert rack.statuses() == ["done", "unknown", "unknown"], out
+    assert "host1: unknown" in out and "the scheduler was lost" in out
+    assert "xenlab fleet run --resume" in out
+    assert "Traceback" not in out
+    for number in (1, 2):
+        Path(f"{rack.made('02.1', number)}.go").touch()
+    # on this machine: it does not see what the worker has kept of host1, which runs anew
+    done = rack.xenlab("fleet", "run", "-f", "fleet.yaml", "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rack.statuses() == ["done"] * 3
+    assert [rack.made("02.1", number).read_text() for number in range(3)] == ["made\n"] * 3
 
 
 def test_a_run_is_brought_from_a_worker_that_sees_no_file_of_the_controller(
-    make_rack: Callable[[int], Rack], elsewhere: Callable[[Rack], str], tmp_path: Path
+    make_rack: Callable[[int], Rack], elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     rack = make_rack(2)
     # the secret is in the worker's environment alone
@@ -173,7 +214,7 @@ def test_a_run_is_brought_from_a_worker_that_sees_no_file_of_the_controller(
     prints = 'echo made | tee -a -- "$1"; printf "open %s 7" sesame'
     rack.chapter("01_first", *rack.steps_for("01", script=prints))
     rack.chapter("02_second", *rack.steps_for("02", what="Impossible"))
-    address = elsewhere(rack)
+    address = elsewhere.start(rack)
     words = ("fleet", "run", "-f", "fleet.yaml", "--scheduler", address)
     done = rack.xenlab(*words, "01")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,12 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import nbformat
-from tests.fleet.rack import Rack
+import pytest
+from tests.fleet.rack import SECONDS, Rack
+from tests.ssh.conftest import wait_until
 from tests.ssh.small import one_line
 
 from xenlab.journal import Journal
+from xenlab.panel.fleet import FleetPanel, fleet_history
 from xenlab.runs import audit
 
 
@@ -108,3 +112,41 @@ def test_nobody_but_a_fleet_imports_dask() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+def test_in_jupyterlab_a_fleet_is_planned_run_and_looked_back_upon(
+    make_rack: Callable[[int], Rack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack = make_rack(2)
+    rack.chapter("01_first", *rack.steps_for("01"))
+    monkeypatch.setenv("XENLAB_RUNS", str(rack.runs))
+    panel = FleetPanel(rack.file, rack.folder / "notebooks")
+    assert "2 not run" in panel.table.value
+    panel.buttons["Plan"].click()
+    assert panel.wait(SECONDS)
+    assert not rack.made("01.1", 0).exists()
+    panel.buttons["Run"].click()
+    assert panel.wait(SECONDS)
+    assert "2 done" in panel.table.value and panel.table.value.count(">+<") == 2
+    assert "all hosts are done" in panel.said.value
+    assert rack.made("01.1", 1).read_text() == "made\n"
+    found = fleet_history(str(rack.file))
+    steps = found[found["step"] == "01.1"]
+    assert steps["status"].tolist() == ["would change"] * 2 + ["changed"] * 2
+    assert steps["host"].tolist() == ["host0", "host1"] * 2
+
+
+def test_stop_in_jupyterlab_stops_the_steps_of_all_hosts(
+    make_rack: Callable[[int], Rack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack = make_rack(2)
+    waits = ': > "$1.began"; until [ -e "$1.go" ]; do sleep 0.1; done'
+    rack.chapter("01_first", *rack.steps_for("01", script=waits))
+    monkeypatch.setenv("XENLAB_RUNS", str(rack.runs))
+    panel = FleetPanel(rack.file, rack.folder / "notebooks")
+    panel.buttons["Run"].click()
+    wait_until(lambda: Path(f"{rack.made('01.1', 0)}.began").exists(), SECONDS)
+    panel.stop.click()
+    assert panel.wait(SECONDS)
+    assert rack.statuses() == ["aborted", "not run"]
+    wait_until(lambda: not rack.sshds[0].marked(), SECONDS)

@@ -45,7 +45,7 @@ def test_hosts_that_run_stand_on_top_and_each_chapter_is_a_cell() -> None:
     assert lines[2] == ["h1", "+", "✗", "0:00", "failed"]
     # there is no room for more, but all are counted
     assert lines[3] == ["h0", "·", "·", "0:00", "not", "run"]
-    assert " ".join(lines[4]) == "3 not run, 1 failed, 1 running"
+    assert " ".join(lines[4]) == "1 running, 1 failed, 3 not run"
 
 
 def test_where_there_is_no_terminal_each_end_is_a_line() -> None:

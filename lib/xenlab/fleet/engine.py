@@ -9,6 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,6 +36,8 @@ WORKER_SECONDS = 60
 
 LOOK_SECONDS = 2
 """How often it is looked whether workers are there while no host ends."""
+
+SCHEDULER_LOST = "the scheduler was lost"
 
 LOG = "workers.log"
 """What the processes of the local cluster print."""
@@ -106,18 +109,20 @@ def resume(fleet: Fleet, runs: Path, copy_console: CopyConsole) -> FleetRun:
     return FleetRun(fleet, record, todo, copy_console, again=True)
 
 
-def execute(run: FleetRun, settings: Settings, shows: Shows) -> tuple[int, str]:
+def execute(
+    run: FleetRun, settings: Settings, shows: Shows, stop: threading.Event | None = None
+) -> tuple[int, str]:
     """Run what is to be done; return the exit status and, in one line, why not all was done.
 
-    Raises BadInput before any machine is touched: a scheduler that does not answer, a secret that
-    a worker has not.
+    ``stop`` stops the steps under way once it is set, as Ctrl-C does. Raises BadInput before any
+    machine is touched: a scheduler that does not answer, a secret that a worker has not.
     """
     if not run.todo:
         return 0, ""
     folder = run.record.folder
     try:
         with local.ending_cleanly(), connected(settings, len(run.todo), folder / LOG) as client:
-            flight = _Flight(client, run, settings, shows)
+            flight = _Flight(client, run, settings, shows, stop or threading.Event())
             return flight.go()
     except BadInput:
         if not run.again:
@@ -132,7 +137,8 @@ def connected(settings: Settings, hosts: int, log: Path) -> Iterator[Client]:
     That has as many processes as processors, and threads for more hosts than these. Nobody else
     on this machine can give it work: it has keys of its own, for TLS. Raises BadInput.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("asyncio", "distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if settings.scheduler:
         try:
             client = Client(settings.scheduler, timeout=CONNECT_SECONDS)
@@ -187,8 +193,16 @@ class _Quiet(WorkerPlugin):  # type: ignore[misc]
 class _Flight:
     """The hosts that run, and those that wait for their turn."""
 
-    def __init__(self, client: Client, run: FleetRun, settings: Settings, shows: Shows) -> None:
+    def __init__(
+        self,
+        client: Client,
+        run: FleetRun,
+        settings: Settings,
+        shows: Shows,
+        stop: threading.Event,
+    ) -> None:
         self._client = client
+        self._stop = stop
         self._run = run
         self._record = run.record
         self._settings = settings
@@ -234,6 +248,8 @@ class _Flight:
         waiting, running = deque(hosts), dict[Future, str]()
         while running or waiting:
             try:
+                if self._stop.is_set() and not self._stopped:
+                    raise KeyboardInterrupt
                 if waiting and not running and (why := self._over()):
                     return why
                 while waiting and not self._over() and len(running) < self._room():
@@ -241,6 +257,10 @@ class _Flight:
                     running[future] = waiting.popleft()
                 for future in self._ended(running):
                     self._end(running.pop(future), future)
+            except (CancelledError, OSError):
+                for host in running.values():
+                    self._shown(HostOutcome(host, UNKNOWN, SCHEDULER_LOST))
+                return SCHEDULER_LOST
             except (KeyboardInterrupt, SystemExit) as stopped:
                 if self._stopped:
                     raise
@@ -325,9 +345,13 @@ class _Flight:
                 unpack(self._record.folder.parent, outcome.run, outcome.files)
             except XenlabError as error:
                 outcome = HostOutcome(host, UNKNOWN, str(error), outcome.run)
-        state = self._record.hosts[host]
+        self._shown(outcome)
+
+    def _shown(self, outcome: HostOutcome) -> None:
+        """Note and show how a host's run has ended."""
+        state = self._record.hosts[outcome.host]
         self._record.change(
-            host,
+            outcome.host,
             status=outcome.status,
             problem=outcome.problem,
             run=outcome.run or state.run,

@@ -12,7 +12,7 @@ import pandas as pd
 from xenlab import durable
 from xenlab.chapter.card import duration, environment
 from xenlab.errors import BadInput
-from xenlab.fleet.record import HostState, Record
+from xenlab.fleet.record import FILE, HostState, Record
 from xenlab.runs import audit
 from xenlab.runs import folder as folders
 from xenlab.runs.folder import ChapterState
@@ -22,6 +22,8 @@ SLOWEST = 10
 """How many of the slowest steps the page has."""
 
 STEPS = ["host", "run", "chapter", "step", "title", "status", "seconds"]
+
+HISTORY = ["fleet_run", "started", *STEPS]
 
 OF_EACH = ("site", "hostname", "ssh.host", "address")
 """What differs between all hosts of a fleet by its nature: it stands in the first table."""
@@ -57,6 +59,21 @@ def steps(record: Record) -> pd.DataFrame:
         for step in c.steps
     ]
     return pd.DataFrame(rows, columns=STEPS)
+
+
+def history(runs: Path, fleet: str) -> pd.DataFrame:
+    """All steps of all runs of a fleet in a folder, oldest first, with the columns of `HISTORY`."""
+    records = (Record.read(file.parent) for file in sorted(runs.glob(f"*-{fleet}/{FILE}")))
+    tables = [
+        steps(record).assign(
+            fleet_run=record.folder.name, started=pd.Timestamp(record.facts["started"])
+        )
+        for record in records
+        if record.facts["fleet"] == fleet
+    ]
+    return (
+        pd.concat(tables, ignore_index=True)[HISTORY] if tables else pd.DataFrame(columns=HISTORY)
+    )
 
 
 def write(record: Record) -> Path:

@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -41,19 +42,73 @@ REST_LINES = 6
 
 @dataclass
 class Line:
-    """What is known of a host now."""
+    """A host as it is shown now; each of ``cells`` is a chapter's sign and its status."""
 
     status: str = NOT_RUN
-    cells: dict[str, str] = field(default_factory=dict)
+    cells: dict[str, tuple[str, str]] = field(default_factory=dict)
     now: str = ""
     since: float = 0.0
     seconds: float = 0.0
 
+    @property
+    def took(self) -> float:
+        """For how many seconds it has run, or did."""
+        return time.time() - self.since if self.status == RUNNING else self.seconds
+
+    @property
+    def text(self) -> str:
+        """The step that runs, or how the host's run ended."""
+        return self.now if self.status == RUNNING else self.status
+
 
 def cell(status: str, changed: int) -> tuple[str, str]:
-    """The sign of a chapter and its style."""
-    sign = CHANGED if status == DONE and changed else CELLS.get(status, "?")
-    return sign, COLOURS.get(status, "bold yellow")
+    """The sign of a chapter, and the status that colours it."""
+    return (CHANGED if status == DONE and changed else CELLS.get(status, "?")), status
+
+
+class Board:
+    """What is known of each host of a fleet's run; threads may tell it more."""
+
+    def __init__(self, hosts: Mapping[str, HostState], chapters: Sequence[str]) -> None:
+        self.chapters = list(chapters)
+        self._lines = {host: Line(state.status) for host, state in hosts.items()}
+        self._lock = threading.RLock()
+
+    def told(self, told: Told) -> str:
+        """Take what was told of a host; the line that is worth a mention, "" for none."""
+        host, what = told["host"], told["what"]
+        with self._lock:
+            line = self._lines[host]
+            if what == "began":
+                line.status, line.since = RUNNING, time.time()
+            elif what == "chapter":
+                line.cells[told["chapter"]] = cell(told["status"], told.get("changed", 0))
+                if told["status"] != RUNNING:
+                    return f"{host}: {told['chapter']}: {told['status']}"
+            elif what == "step":
+                line.now = told["title"]
+            elif what == "asked":
+                return f"{host}: waiting for you: {told['title']}"
+        return ""
+
+    def ended(self, outcome: HostOutcome) -> str:
+        """A host's run has ended: its line stays; what is said of it."""
+        with self._lock:
+            line = self._lines[outcome.host]
+            line.status, line.seconds, line.now = outcome.status, outcome.seconds, ""
+        why = f"  {outcome.problem.splitlines()[0]}" if outcome.problem else ""
+        return f"{outcome.host}: {outcome.status}  {duration(outcome.seconds)}{why}"
+
+    def lines(self) -> dict[str, Line]:
+        """The hosts that run first, then those that did not end well, and the others."""
+        with self._lock:
+            lines = sorted(self._lines.items(), key=lambda item: _rank(item[1].status))
+            return {host: replace(line, cells=dict(line.cells)) for host, line in lines}
+
+    def counts(self) -> str:
+        """How many hosts there are of each status, in words."""
+        counts = Counter(line.status for line in self.lines().values())
+        return ", ".join(f"{number} {status}" for status, number in counts.items())
 
 
 class View:
@@ -63,10 +118,7 @@ class View:
         self, console: Console, hosts: Mapping[str, HostState], chapters: Sequence[str]
     ) -> None:
         self._console = console
-        self._chapters = list(chapters)
-        self._lines = {host: Line(state.status) for host, state in hosts.items()}
-        self._signs: dict[tuple[str, str], tuple[str, str]] = {}
-        self._lock = threading.RLock()
+        self._board = Board(hosts, chapters)
         self._live: Live | None = None
 
     def __enter__(self) -> View:
@@ -81,50 +133,30 @@ class View:
 
     def connected(self, link: str, at_once: int) -> None:
         """Say how many hosts run at a time, and where Dask shows its own view."""
-        said = f"{len(self._lines)} hosts, {at_once} at a time"
+        said = f"{len(self._board.lines())} hosts, {at_once} at a time"
         self._say(f"{said}; dashboard: {link}" if link else said)
 
     def told(self, told: Told) -> None:
         """Take what was told of a host."""
-        host, what = told["host"], told["what"]
-        with self._lock:
-            line = self._lines[host]
-            if what == "began":
-                line.status, line.since = RUNNING, time.time()
-            elif what == "chapter":
-                sign = cell(told["status"], told.get("changed", 0))
-                self._signs[host, told["chapter"]] = sign
-                if told["status"] != RUNNING and not self._console.is_terminal:
-                    self._say(f"{host}: {told['chapter']}: {told['status']}")
-            elif what == "step":
-                line.now = told["title"]
-            elif what == "asked":
-                self._say(f"{host}: waiting for you: {told['title']}", "bold yellow")
+        said = self._board.told(told)
+        if told["what"] == "asked":
+            self._say(said, "bold yellow")
+        elif said and not self._console.is_terminal:
+            self._say(said)
 
     def ended(self, outcome: HostOutcome) -> None:
         """A host's run has ended: its line stays."""
-        with self._lock:
-            line = self._lines[outcome.host]
-            line.status, line.seconds, line.now = outcome.status, outcome.seconds, ""
-        style = COLOURS.get(outcome.status, "bold yellow")
-        why = f"  {outcome.problem.splitlines()[0]}" if outcome.problem else ""
-        self._say(f"{outcome.host}: {outcome.status}  {duration(outcome.seconds)}{why}", style)
+        self._say(self._board.ended(outcome), _style(outcome.status))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The hosts that run first, then those that did not end well, and the others."""
-        with self._lock:
-            order = sorted(self._lines, key=lambda host: _rank(self._lines[host].status))
-            room = max(1, console.size.height - REST_LINES)
-            table = grid(self._chapters)
-            for host in order[:room]:
-                line = self._lines[host]
-                took = time.time() - line.since if line.status == RUNNING else line.seconds
-                signs = [self._signs.get((host, name), cell(NOT_RUN, 0)) for name in self._chapters]
-                now = line.now if line.status == RUNNING else line.status
-                table.add_row(host, *(Text(*sign) for sign in signs), clock(took), Text(now))
-            counts = Counter(line.status for line in self._lines.values())
+        """As many hosts as the terminal has lines for, and how many there are of each status."""
+        room = max(1, console.size.height - REST_LINES)
+        table = grid(self._board.chapters)
+        for host, line in islice(self._board.lines().items(), room):
+            signs = [line.cells.get(name, cell(NOT_RUN, 0)) for name in self._board.chapters]
+            table.add_row(host, *map(_signed, signs), clock(line.took), Text(line.text))
         yield table
-        yield Text(", ".join(f"{number} {status}" for status, number in counts.items()), "dim")
+        yield Text(self._board.counts(), "dim")
 
     def _say(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
@@ -152,14 +184,21 @@ def table_of(
             else cell(NOT_RUN, 0)
             for name in chapters
         ]
-        style = COLOURS.get(state.status, "bold yellow")
         table.add_row(
             host,
-            *(Text(*sign) for sign in signs),
+            *map(_signed, signs),
             duration(state.seconds) if state.seconds else "",
-            Text(state.status, style),
+            Text(state.status, _style(state.status)),
         )
     return table
+
+
+def _style(status: str) -> str:
+    return COLOURS.get(status, "bold yellow")
+
+
+def _signed(sign: tuple[str, str]) -> Text:
+    return Text(sign[0], _style(sign[1]))
 
 
 def _rank(status: str) -> int:
