@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -153,35 +150,3 @@ def test_stop_in_jupyterlab_stops_the_steps_of_all_hosts(
     assert panel.wait(SECONDS)
     assert rack.statuses() == ["aborted", "not run"]
     wait_until(lambda: not rack.sshds[0].marked(), SECONDS)
-
-
-@pytest.mark.parametrize("limit", [1, 0])
-def test_as_many_files_go_over_the_link_as_the_limit_says(
-    make_rack: Callable[[int], Rack], limit: int
-) -> None:
-    rack = make_rack(3)
-    (rack.folder / "large").write_bytes(os.urandom(24 << 20))
-    upload = f'Upload("{rack.folder}/large", f"{rack.folder}/{{site}}-large")'
-    rack.chapter(
-        "01_first",
-        "from xenlab.resources.archive import Upload",
-        f'chapter.ensure("01.1 Upload it", {upload}, on=chapter.host)',
-    )
-    words = ("fleet", "run", "-f", "fleet.yaml", "--workers", "3", "--canary", "0")
-    process = rack.start(*words, "--uploads", str(limit))
-    most = 0
-    while process.poll() is None:
-        most = max(most, len(arriving(rack)))
-        time.sleep(0.005)
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    assert (most == 1) if limit else (most > 1)
-
-
-def arriving(rack: Rack) -> list[int]:
-    """The sizes of the large files that are not whole yet, on all hosts."""
-    sizes = []
-    for path in rack.folder.glob(".xenlab-*"):
-        with suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return [size for size in sizes if size > 1 << 20]

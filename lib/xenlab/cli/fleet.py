@@ -65,9 +65,6 @@ def run(
         typer.Option("--max-failures", min=0, help="Start no host after so many; 0: all of them."),
     ] = 2,
     scheduler: Scheduler = "",
-    uploads: Annotated[
-        int, typer.Option("--uploads", min=0, help="How many files are uploaded at a time; 0: all.")
-    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up the last run: the hosts that are not done.")
     ] = False,
@@ -84,7 +81,7 @@ def run(
             "cannot take up a run with these: because it has its own chapters",
             hint="give only --resume",
         )
-    settings = Settings(workers, canary, max_failures, scheduler, uploads)
+    settings = Settings(workers, canary, max_failures, scheduler)
     fleet = _fleet(file, limit)
     if resume:
         from xenlab.fleet import engine

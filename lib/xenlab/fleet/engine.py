@@ -47,15 +47,13 @@ LOG = "workers.log"
 class Settings:
     """How a fleet is run: how many hosts at a time, how many alone first, how many may fail.
 
-    ``scheduler`` is the address of Dask's scheduler, "" for a cluster on this machine. ``uploads``
-    is how many files are uploaded at a time, 0 for no limit.
+    ``scheduler`` is the address of Dask's scheduler, "" for a cluster on this machine.
     """
 
     workers: int = 0
     canary: int = 1
     most_failures: int = 2
     scheduler: str = ""
-    uploads: int = 0
 
 
 class Shows(Protocol):
@@ -325,7 +323,6 @@ class _Flight:
             tuple(self._record.facts["chapters"]),
             Path(self._record.facts["notebooks"]),
             run,
-            self._settings.uploads,
             self._run.fleet.values[host],
             self._books,
             self._run.copy_console,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import yaml
-from distributed import Event, Semaphore, get_worker
+from distributed import Event, get_worker
 
 from xenlab import durable
 from xenlab.chapter import events
@@ -45,8 +45,7 @@ class HostTask:
     """A host's run as a worker gets it: what it holds may be logged, no secret is in it.
 
     ``folder`` is the fleet's on the controller, ``token`` what its `HERE` says. ``run`` names a
-    run that is taken up again. ``uploads`` is how many files the hosts of a fleet get at a time, 0
-    for no limit. ``books`` are the chapters for a worker that sees no file of ours.
+    run that is taken up again. ``books`` are the chapters for a worker that sees no file of ours.
     """
 
     fleet: str
@@ -58,7 +57,6 @@ class HostTask:
     chapters: tuple[str, ...]
     notebooks: Path
     run: str = ""
-    uploads: int = 0
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     books: Mapping[str, str] = field(default_factory=dict, repr=False)
     copy_console: CopyConsole | None = field(default=None, repr=False)
@@ -146,12 +144,11 @@ def _run(task: HostTask, worker: str, tell: Callable[[Told], None]) -> HostOutco
     plan = _plan(task, folder, task.notebooks if shared else folder / "notebooks")
     told = _Telling(task.host, worker, tell)
     stop = _stops.setdefault(task.fleet, threading.Event())
-    sending = Semaphore(task.uploads, name=f"{task.fleet} uploads") if task.uploads else None
     outcome = execute.execute_plan(
         plan,
         folder.parent,
         told.follow,
-        lambda plan, folder: Cells(plan, folder, stop, told.on, sending),
+        lambda plan, folder: Cells(plan, folder, stop, told.on),
     )
 
     def copy_console() -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ class Cells(ExitStack):
 
     A kernel takes seconds and more than a hundred megabytes; a chapter's cells need none. What
     they show is kept in the executed notebook as a kernel's would be; what they print is not.
-    ``told`` gets each event of the chapters; ``stop`` stops the step under way once it is set. A
-    file is uploaded to the machine within ``sending``.
+    ``told`` gets each event of the chapters; ``stop`` stops the step under way once it is set.
     """
 
     def __init__(
@@ -42,14 +41,13 @@ class Cells(ExitStack):
         folder: Path,
         stop: threading.Event,
         told: events.Sink = events.ignore,
-        sending: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__()
         self._plan = plan
         self._journal = Journal(folder)
         self._stop = stop
         self._told = told
-        self._ssh = SSH(way_to(plan.site), sending=sending)
+        self._ssh = SSH(way_to(plan.site))
         self.callback(self._ssh.close)
 
     def prepare(self) -> None:

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,10 +160,8 @@ class SSH:
         wait: Wait | None = None,
         on_connect: Callable[[], None] | None = None,
         near: SSH | None = None,
-        sending: AbstractContextManager[object] | None = None,
     ) -> None:
         self.target = target
-        self._sending = sending or nullcontext()
         self.name = target.host
         self._ways = [replace(target, other=None), *([target.other] if target.other else ())]
         self.connections = 0
@@ -280,8 +278,7 @@ class SSH:
         refuses the file, CommandTimeout past a deadline that goes by its size, ConnectionLost when
         the connection broke; the old file then stays.
         """
-        with self._sending:
-            upload(self._execute, self.name, local, remote, progress)
+        upload(self._execute, self.name, local, remote, progress)
 
     def _execute(
         self,
