@@ -6,7 +6,6 @@ import difflib
 import errno
 import fcntl
 import os
-import stat
 import tempfile
 import time
 import tomllib
@@ -261,16 +260,6 @@ def new_run_folder(runs: Path, site: str) -> Path:
             time.sleep(1)
             continue
         return folder
-
-
-def share(run: Path) -> None:
-    """Let the group read a run that has ended, where its folder of runs is a group's (setgid)."""
-    if not run.parent.stat().st_mode & stat.S_ISGID:
-        return
-    for place in (run, *run.rglob("*")):
-        # what a link leads to is not the run's
-        if not place.is_symlink():
-            place.chmod(0o2750 if place.is_dir() else 0o640)
 
 
 # Where the runs and the site of a person are, whichever folder a program or a notebook is in.

@@ -429,25 +429,3 @@ def test_whether_a_guest_answers_is_looked_at_without_waiting(
     guest.stop()
     assert GuestAnswers("domu1", Host(ssh)).probe(Host(Local())) is not None
     assert said == []
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_group_s_folder_of_runs_is_read_by_the_group_once_a_run_has_ended(
-    site: Site, shared: bool
-) -> None:
-    site.chapter("01_first", site.made("01.1"))
-    site.runs.mkdir(exist_ok=True)
-    site.runs.chmod(0o2770 if shared else 0o770)
-    done = site.xenlab("run", "-f", "site.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = site.run_folders()
-    places = [run, *run.rglob("*")]
-    assert len(places) > 5
-    assert {place.stat().st_gid for place in places} == {site.runs.stat().st_gid}
-    if shared:
-        assert {(place.is_dir(), place.stat().st_mode & 0o077) for place in places} == {
-            (True, 0o050),
-            (False, 0o040),
-        }
-    else:
-        assert run.stat().st_mode & 0o077 == 0

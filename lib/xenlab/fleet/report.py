@@ -80,7 +80,6 @@ def write(record: Record) -> Path:
     """Write ``report.html`` into a fleet's folder; its links lead to the reports of the hosts."""
     place = record.folder / audit.REPORT
     durable.replace(place, render(record).encode())
-    durable.share(record.folder)
     return place
 
 

@@ -151,7 +151,7 @@ def drawn(board: Board) -> str:
     titles = ["host", *(name.partition("_")[0] for name in board.chapters), "time", ""]
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     rows = "".join(row(host, line) for host, line in board.lines().items())
-    style = "border-spacing: 0.6em 0.1em; border-collapse: separate; white-space: nowrap"
+    style = "border-spacing: 0.6em 0.1em; border-collapse: separate"
     table = f'<table style="{style}"><tr>{head}</tr>{rows}</table>'
     return f"{table}<div>{escape(board.counts())}</div>"
 

@@ -397,7 +397,6 @@ def close(outcome: Outcome, copy_console: Callable[[], None]) -> Outcome:
         tried(write_report)
     finally:
         tried(lambda: audit.end(outcome.folder, outcome.status))
-        durable.share(outcome.folder)
     return outcome
 
 
