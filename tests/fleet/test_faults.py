@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from tests.fleet.rack import SECONDS, Rack
-from tests.smalldisk import small_disk
 from tests.ssh.conftest import descendants, free_port, kill, wait_until
 from tests.ssh.small import one_line
 
@@ -133,30 +132,6 @@ def test_an_interruption_stops_the_steps_and_leaves_nothing_running(
     assert "Traceback" not in out
     wait_until(lambda: not rack.sshds[0].marked(), SECONDS)
     assert rack.processes() == []
-
-
-def test_hosts_whose_record_does_not_fit_on_the_disk_are_taken_up_once_it_does(
-    make_rack: Callable[[int], Rack],
-) -> None:
-    rack = make_rack(3)
-    with small_disk(rack.runs, 24 * 1024) as disk:
-        filler = disk / "filler"
-        fills = f"site == 'host1' and fill(Path({str(disk)!r}))"
-        fills = f"from pathlib import Path\nfrom tests.smalldisk import fill\n{fills}"
-        steps = rack.steps_for("01", 2)
-        rack.chapter("01_first", steps[0], fills, steps[1])
-        done = rack.xenlab("fleet", "run", "-f", "fleet.yaml", "--workers", "1", "--canary", "0")
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        assert "because the disk" in done.stdout
-        assert not rack.made("01.2", 1).exists()
-        filler.unlink()
-        rack.chapter("01_first", *steps)
-        done = rack.xenlab("fleet", "run", "-f", "fleet.yaml", "--resume")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert rack.statuses() == ["done"] * 3
-        for number in range(3):
-            assert audit.inspect(rack.run_of(number)).problems == ()
 
 
 class Elsewhere:
