@@ -22,9 +22,6 @@ SECONDS = 240
 class Rack(Site):
     """Some hosts, a folder with chapters, a fleet's file; the commands of `Site`."""
 
-    patience = 2
-    """How many seconds a host is waited for that does not answer, or a command that was left."""
-
     def __init__(self, folder: Path, count: int) -> None:
         with ThreadPoolExecutor() as pool:
             started = pool.map(lambda n: Sshd(folder / f"host{n}", alias=f"host{n}"), range(count))
@@ -52,7 +49,7 @@ class Rack(Site):
             "address": f"10.0.2.{120 + number}/24",
         }
         return {
-            "ssh": {"config": str(self.sshds[number].config), "patience_seconds": self.patience},
+            "ssh": {"config": str(self.sshds[number].config), "patience_seconds": 2},
             "address": f"10.0.2.{20 + number}/24",
             "domains": [guest],
         }

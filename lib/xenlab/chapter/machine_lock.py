@@ -103,13 +103,14 @@ def end_attempt(
     guests: Sequence[Host],
     patience: Patience,
 ) -> Ended:
-    """Let an attempt's processes on each machine come to their end; past patience end them.
+    """End the processes of an attempt on each machine, whatever its last record says.
 
-    What its last record says does not matter. Steps of later chapters work in guests too: those of
+    Those of one that has no end on record may come to it by themselves, while there is patience.
+    Steps of later chapters work in guests too: those of
     them that run.
     """
-    mark = attempt["mark"]
-    while any(machine.has_marked(mark) for machine in machines) and patience.wait():
+    mark, lost = attempt["mark"], attempt["phase"] == "running"
+    while lost and any(machine.has_marked(mark) for machine in machines) and patience.wait():
         pass
     count = sum(machine.end_marked(mark) for machine in machines)
     silent = []

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,8 +35,6 @@ WORKER_SECONDS = 60
 
 LOOK_SECONDS = 2
 """How often it is looked whether workers are there while no host ends."""
-
-SCHEDULER_LOST = "the scheduler was lost"
 
 LOG = "workers.log"
 """What the processes of the local cluster print."""
@@ -257,10 +254,6 @@ class _Flight:
                     running[future] = waiting.popleft()
                 for future in self._ended(running):
                     self._end(running.pop(future), future)
-            except (CancelledError, OSError):
-                for host in running.values():
-                    self._shown(HostOutcome(host, UNKNOWN, SCHEDULER_LOST))
-                return SCHEDULER_LOST
             except (KeyboardInterrupt, SystemExit) as stopped:
                 if self._stopped:
                     raise
@@ -345,13 +338,9 @@ class _Flight:
                 unpack(self._record.folder.parent, outcome.run, outcome.files)
             except XenlabError as error:
                 outcome = HostOutcome(host, UNKNOWN, str(error), outcome.run)
-        self._shown(outcome)
-
-    def _shown(self, outcome: HostOutcome) -> None:
-        """Note and show how a host's run has ended."""
-        state = self._record.hosts[outcome.host]
+        state = self._record.hosts[host]
         self._record.change(
-            outcome.host,
+            host,
             status=outcome.status,
             problem=outcome.problem,
             run=outcome.run or state.run,
