@@ -556,11 +556,8 @@ class DriversBuilt(Check):
             if use not in {each.use for each in drivers}:
                 unknown.append(f"no driver of the {use} was found ({name})")
         said = f"{'; '.join(unknown)}: see that dom0's kernel has what it takes"
-        wrong = (
-            self._lost(lacks),
-            self._not_waited_for(drivers),
-            dom0_config(self.site).probe(self.controller),
-        )
+        wrong = [self._lost(lacks), self._not_waited_for(drivers)]
+        wrong.append(dom0_config(self.site).probe(self.controller))
         found = Difference.of_all([each for each in wrong if each is not None])
         if found is None:
             return Difference("find the machine's drivers", stays=said) if unknown else None
