@@ -20,7 +20,7 @@ _PLACES = {
     "chapters.disk": (
         "Brought below controller_software disk_files file_systems first_partition fstab "
         "guests_partitions guests_volumes in_files kernel_mounts mounted_again mounts "
-        "partition_table partitioned sources_brought stage_checksum swap_space systems_grown"
+        "partition_tables partitioned sources_brought stage_checksum swap_space systems_grown"
     ),
     "chapters.figures": "chapter_times nic_layouts plan_figure slowest_steps",
     "chapters.guests": (

@@ -140,12 +140,12 @@ _HOOK_CHANGES = (
     (b"lib/${file##*/lib/}", b"lib/modules/${file##*/lib/modules/}"),
 )
 _HARDWARE_MODULES = (
-    b"nvme\nahci\nsd_mod\nvirtio_scsi\nxhci_pci\nusb_storage\nuas\ne1000\ne1000e\nigb\n"
+    b"nvme\nahci\nsd_mod\nvirtio_scsi\nxhci_pci\nusb_storage\nuas\ne1000\ne1000e\nigb\nraid1\n"
 )
 _ASK = b"-s /etc/xenlab-dhcp\n"
 
 # What makes it a Debian as hosters boot it: systemd starts udev, the network and sshd.
-_DEBIAN_PACKAGES = ("systemd-sysv",)
+_DEBIAN_PACKAGES = ("systemd-sysv", "mdadm")
 _DEBIAN_INIT = b"#!/bin/sh\nexec /lib/systemd/systemd\n"
 _DEBIAN_NETWORK = b"[Match]\nName=e*\n\n[Network]\nDHCP=ipv4\n"
 _ENABLE = '--customize-hook=chroot "$1" systemctl enable systemd-networkd'

@@ -121,6 +121,8 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Managed]:
         words += ["--open"] if "gateway6" in values else []
         second = lab.machine.second_disk
         has_second = "second_disk_gib" in profiles.hardware(name).read_text()
+        # but for one that is the site's too
+        has_second = has_second and "mirror" not in values
         before = second_disk.make(second, load(file)) if has_second else ""
         up = found.xenlab(*words)
         assert up.returncode == 0, up.stdout + up.stderr
@@ -149,6 +151,9 @@ def test_an_empty_disk_becomes_a_host_and_a_second_run_finds_nothing_to_do(site:
     first = runs.find(site.runs, "last")
     guests = [domain.name for domain in load(site.parameters).domains]
     assert [name for name in guests if not site.answers(name)] == []
+    if load(site.parameters).mirror:
+        arrays = ["boot", "dom0swap", "dom0root", "share", *guests, "domuswap"]
+        assert site.ssh("dom0", "cat", "/proc/mdstat").count("[2/2] [UU]") == len(arrays)
     again = site.xenlab(*words, timeout=HOUR)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     second = runs.find(site.runs, "last")

@@ -90,7 +90,7 @@ def test_a_platform_without_an_answer_is_said() -> None:
 LIBRARY = "make_system_path_relative_to_its_root() { echo /; }"
 
 
-def menu_entry(entry: XenEntry, folder: Path) -> list[str]:
+def menu_entry(entry: XenEntry, folder: Path, **root: str) -> list[str]:
     """What the script for the entry prints."""
     script = next(r for r in Grub2().entry(entry) if getattr(r, "path", "").endswith("08_xenlab"))
     assert isinstance(script, File)
@@ -100,7 +100,7 @@ def menu_entry(entry: XenEntry, folder: Path) -> list[str]:
         "GRUB_DEVICE_PARTUUID": "8a2c-01",
         "GRUB_DEVICE_BOOT_UUID": "a567-57b2",
         "PATH": "/usr/bin:/bin",
-    }
+    } | root
     words = ["/bin/sh", "-c", script.text()]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
@@ -121,6 +121,15 @@ def test_the_entry_is_the_howto_s_line_by_line(tmp_path: Path) -> None:
         "\tlinux /vmlinuz-6.1.192-xen0 root=PARTUUID=8a2c-01 ro net.ifnames=0 console=ttyS0,115200",
         "}",
     ]
+
+
+def test_an_initrd_finds_a_root_that_is_an_array(tmp_path: Path) -> None:
+    array = {"GRUB_DEVICE_PARTUUID": "", "GRUB_DEVICE_UUID": "6103fbec"}
+    lines = menu_entry(replace(ENTRY, initrd=True), tmp_path, **array)
+    assert len([line for line in lines if " root=UUID=6103fbec ro " in line]) == 2
+    with pytest.raises(subprocess.CalledProcessError) as none:
+        menu_entry(ENTRY, tmp_path, **array)
+    assert "the root partition has no PARTUUID" in none.value.stderr
 
 
 def test_a_kernel_with_an_initrd_has_it_in_both_entries(tmp_path: Path) -> None:

@@ -18,14 +18,19 @@ from xenlab.chapter.step import refusal, require_consent
 from xenlab.chapters.ingredients import look_at_machine
 from xenlab.errors import BadInput, ConsentNeeded, StepFailed
 from xenlab.host import Host
-from xenlab.resources.blockdevices import Identified, identified, parse, parse_identity
+from xenlab.resources.blockdevices import (
+    Identified,
+    identified,
+    parse,
+    parse_identity,
+    refuse_twins,
+    twins,
+)
 from xenlab.resources.disk import (
     Filesystem,
     OnPartitions,
     PartitionTable,
     installed_root,
-    refuse_twins,
-    twins,
 )
 from xenlab.resources.files import File
 from xenlab.site.disk_plan import Partition, device, partition_path

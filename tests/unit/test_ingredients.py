@@ -14,6 +14,7 @@ from tests.sites import FOLDER, lab_site
 from xenlab.chapters.disk import Brought, controller_software
 from xenlab.chapters.figures import disk_parts, memory_parts, plan_figure
 from xenlab.chapters.ingredients import (
+    MIRROR_TOOLS,
     TOOLS,
     UEFI_TOOLS,
     Machine,
@@ -116,7 +117,7 @@ class TestMachine:
         machine = look_at_machine(HOST, "/dev/no'where; $(exit 1)")
         assert machine.memory_mib > 0
         assert machine.disk_mib == 0
-        assert set(machine.missing_tools) <= {*TOOLS, *UEFI_TOOLS}
+        assert set(machine.missing_tools) <= {*TOOLS, *UEFI_TOOLS, *MIRROR_TOOLS}
         assert machine.architecture == os.uname().machine
         assert machine.user == str(os.geteuid())
         assert abs(machine.clock_ahead) < 300

@@ -11,7 +11,7 @@ from tests import profiles
 from xenlab.cli.lab import _hardware
 from xenlab.runs import execute
 from xenlab.site.schema import Parameters, for_chapter, from_notebook, load
-from xenlab_lab.hardware import Hardware
+from xenlab_lab.hardware import SECOND_SERIAL, Hardware
 from xenlab_lab.machine import serial_for
 
 ROOT = profiles.FOLDER.parents[2]
@@ -33,7 +33,7 @@ def test_the_site_is_that_of_its_machine(name: str) -> None:
     assert (site.site, site.lab) == (name, name)
     assert site.firmware == (hardware.firmware or "bios")
     serial = serial_for(name) if hardware.serial else f"/dev/vda {16 << 30}"
-    assert site.may_wipe == [serial]
+    assert site.may_wipe == [serial, *([SECOND_SERIAL] if site.mirror else [])]
     cards = (site.uplink, *site.uplink_bond.members)
     for card in cards:
         assert card in (*hardware.macs, "auto", "eth0")
@@ -86,6 +86,7 @@ def test_they_differ_in_what_machines_differ_in() -> None:
     assert any(each.network.on_link for each in parts)
     assert {each.power for each in sites} == {"lab", "ipmi", "redfish"}
     assert {each.kernel for each in sites} == {"build", "distribution"}
+    assert any(each.mirror for each in sites)
     assert {each.guest_disks for each in sites} == {"partition", "file", "lvm"}
     assert {each.release for each in sites} == {"bookworm", "trixie"}
     assert {each.dom0_ip_on_bridge for each in sites} == {True, False}

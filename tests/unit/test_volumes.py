@@ -212,8 +212,9 @@ def test_a_volume_lies_on_the_disk_of_its_partition(tmp_path: Path) -> None:
         for part in parts:
             (devices / whole / "slaves" / Path(part).name).symlink_to(devices / part)
     functions = SAME_DISK.replace("/sys/class/block", str(classes))
-    for name, disk in (("dm-0", "vda"), ("vda6", "vda"), ("vda", "vda"), ("md0", "md0")):
-        assert run("sh", "-euc", f"{functions}\ndisk_of /dev/{name}") == f"/dev/{disk}\n"
+    for name, disks in (("dm-0", "vda"), ("vda6", "vda"), ("vda", "vda"), ("md0", "sda sdb")):
+        found = run("sh", "-euc", f"{functions}\ndisks_of /dev/{name}")
+        assert found == "".join(f"/dev/{disk}\n" for disk in disks.split())
 
 
 def test_one_partition_is_the_group_and_dom0_mounts_none_of_it() -> None:

@@ -51,7 +51,7 @@ from xenlab.platform.choice import PlatformAnswers
 from xenlab.resources.base import Difference, Resource, Waiting
 from xenlab.resources.disk import INSTALLED_ROOT, installed_root, partition_numbers
 from xenlab.resources.ssh_access import way_to, way_to_guest
-from xenlab.site.disk_plan import dom0_device
+from xenlab.site.disk_plan import dom0_device, mirrored
 from xenlab.site.schema import Parameters
 from xenlab.transport.local import Local
 from xenlab.transport.ssh import SSH, Wait
@@ -578,7 +578,8 @@ class Chapter(PlatformAnswers):
 
     def _look_around(self) -> None:
         """Which boot this is, and where the installed root is: ``/`` once the disk was booted."""
-        self.site = self.site.numbered(partition_numbers(self.host, self.site.disk))
+        disks = (self.site.disk, *([self.site.mirror] if mirrored(self.site) else []))
+        self.site = self.site.numbered(*(partition_numbers(self.host, disk) for disk in disks))
         boot_id = self.host.boot_id()
         if boot_id != self._boot_id:
             self.root = installed_root(self.host, dom0_device(self.site, "dom0root"))

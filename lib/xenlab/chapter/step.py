@@ -148,11 +148,13 @@ def refusal(found: Identified, device: str, may_wipe: tuple[str, ...]) -> Consen
     if found.device.used:
         return ConsentNeeded(
             f"cannot wipe {device}: because it is in use ({', '.join(found.device.used)})",
-            hint="unmount it, or name another disk",
+            hint="unmount it (an array: mdadm --stop), or name another disk",
         )
-    if any(value in may_wipe for _, value in found.known_by):
+    every = (found.known_by, *found.others)
+    missed = [names for names in every if not any(value in may_wipe for _, value in names)]
+    if not missed:
         return None
-    kind, best = found.known_by[0]
+    kind, best = missed[0][0]
     return ConsentNeeded(
         f"cannot wipe {device} and all data on it: because its disk has the {kind} {best}, and "
         f"may_wipe allows only: {', '.join(may_wipe) or 'nothing'}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 from xenlab.platform.apt import AptPackages
 from xenlab.platform.apt_sources import require_room
-from xenlab.platform.boot import EFI_FOLDER
+from xenlab.platform.boot import EFI_FOLDER, SECOND_EFI_FOLDER
 from xenlab.platform.choice import has_releases, where_stages_come_from
 from xenlab.platform.power import Managed, power
 from xenlab.resources.archive import (
@@ -30,11 +31,13 @@ from xenlab.resources.archive import (
     unpacked_mib,
 )
 from xenlab.resources.base import All, Check, Difference, Report, Resource
-from xenlab.resources.disk import Filesystem, Grown, OnPartitions, PartitionTable
+from xenlab.resources.disk import Filesystem, Grown, Mirror, OnPartitions, PartitionTable
 from xenlab.resources.files import File
 from xenlab.resources.nfs import BIND, DiskFile, Mount, Volume, VolumeGroup
 from xenlab.site.disk_plan import (
+    ARRAYS,
     BIOS_BOOT,
+    DOM0_PARTITIONS,
     EFI_SYSTEM,
     ESP,
     GUESTS,
@@ -42,7 +45,9 @@ from xenlab.site.disk_plan import (
     LINUX_BOOT,
     LINUX_DATA,
     LINUX_LVM,
+    LINUX_RAID,
     LINUX_SWAP,
+    PLAIN,
     REST,
     SWAP_FOLDER,
     Kind,
@@ -53,6 +58,9 @@ from xenlab.site.disk_plan import (
     dom0_device,
     files_for_disks,
     guest_partitions,
+    mirrored,
+    on_mirror,
+    partition_names,
     partitions,
     volumes_for_disks,
 )
@@ -73,6 +81,8 @@ _TYPES: dict[Kind, str] = {
     "lvm": LINUX_LVM,
 }
 _SYSTEMS: dict[Kind, str] = {"swap": "swap", "esp": "vfat"}
+_SECOND = "the second disk's"
+"""What its EFI system partition is called in here: no name of a partition has a blank."""
 # a few large files: hardly any inodes, and no share kept back for root
 _FOR_FILES = ("-m", "0", "-T", "largefile4")
 
@@ -81,6 +91,11 @@ def first_partition(site: Parameters) -> Partition:
     """What the firmware boots from: GRUB's core for a BIOS, the system partition for UEFI."""
     first = boot_partition(site)
     return Partition(first.name, first.mib, _TYPES[first.kind])
+
+
+def partition_tables(site: Parameters) -> tuple[Resource, ...]:
+    """The table of each of the site's disks, and the arrays on them."""
+    return (*on_both(site, partition_table(site)), *arrays(site, partition_names(site)))
 
 
 def partition_table(site: Parameters) -> PartitionTable:
@@ -110,8 +125,15 @@ def _shared(planned: Planned) -> bool:
 def partitioned(chapter: Chapter, table: PartitionTable) -> tuple[Resource, ...]:
     """A table, brought about without a loss where the disk holds what xenlab made.
 
-    It is made anew where that is nothing, or where somebody has agreed to lose all of it.
+    It is made anew where that is nothing, or where somebody has agreed to lose all of it. The same
+    on the second disk of a mirror, if there is one, and then the arrays of both.
     """
+    site = chapter.site
+    tables = (made for each in on_both(site, table) for made in _kept(chapter, each))
+    return (*tables, *arrays(site, partition_names(site)))
+
+
+def _kept(chapter: Chapter, table: PartitionTable) -> tuple[Resource, ...]:
     # a script is written without a disk to be looked at
     if not chapter.host.test(Command.argv("test", "-e", table.disk)):
         return (table,)
@@ -121,6 +143,7 @@ def partitioned(chapter: Chapter, table: PartitionTable) -> tuple[Resource, ...]
 
 def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
     """A file system or swap on every partition but biosboot; each is labelled with its name."""
+    again = [device(on_mirror(site), ESP)] if _two_esps(site) else []
     return tuple(
         Filesystem(
             device(site, p.name),
@@ -130,7 +153,7 @@ def file_systems(site: Parameters) -> tuple[Filesystem, ...]:
         )
         for p in partitions(site)
         if p.kind not in ("biosboot", "lvm")
-    )
+    ) + tuple(Filesystem(place, ESP, _SYSTEMS["esp"]) for place in again)
 
 
 def systems_grown(site: Parameters) -> tuple[Grown, ...]:
@@ -195,12 +218,27 @@ def _own_mounts(site: Parameters, root: str) -> tuple[Mount, ...]:
             *_esp_mounted(site),
             ("share", site.share, "ext4", "noatime"),
         )
+    ) + tuple(
+        Mount(dom0_device(on_mirror(site), ESP), below(root, place), kind, options)
+        for place, kind, options in _second_esp(site)
     )
 
 
 def _esp_mounted(site: Parameters) -> tuple[tuple[str, str, str, str], ...]:
     """Where and how the EFI system partition is mounted, if there is one; only root reads it."""
-    return ((ESP, EFI_FOLDER, "vfat", "umask=0077"),) if site.firmware == "uefi" else ()
+    # dom0 boots by the other disk where one of two is lost
+    options = f"umask=0077{',nofail' * mirrored(site)}"
+    return ((ESP, EFI_FOLDER, "vfat", options),) if site.firmware == "uefi" else ()
+
+
+def _second_esp(site: Parameters) -> tuple[tuple[str, str, str], ...]:
+    """The same of the second disk's."""
+    rows = _esp_mounted(site) if _two_esps(site) else ()
+    return tuple((SECOND_EFI_FOLDER, kind, options) for _, _, kind, options in rows)
+
+
+def _two_esps(site: Parameters) -> bool:
+    return mirrored(site) and site.firmware == "uefi"
 
 
 def kernel_mounts(root: str) -> tuple[Mount, ...]:
@@ -220,7 +258,7 @@ def mounted_again(chapter: Chapter) -> list[Resource]:
         return []
     site, root = chapter.site, chapter.root
     parts = (*_own_mounts(site, root), *kernel_mounts(root))
-    return [MountedAgain(dom0_device(site, "dom0root"), All(parts))]
+    return [*dom0_arrays(site), MountedAgain(dom0_device(site, "dom0root"), All(parts))]
 
 
 @dataclass(frozen=True)
@@ -253,6 +291,50 @@ class MountedAgain(Resource):
 def below(root: str, path: str) -> str:
     """A path of the installed system as the machine itself sees it."""
     return path if root == "/" else root if path == "/" else f"{root}{path}"
+
+
+# What of a site is on both of its disks, where it has two.
+
+CONFIGURATION = "/etc/mdadm/mdadm.conf"
+_HEAD = "# written by xenlab, chapter 03; see mdadm.conf(5)\nMAILADDR root\n"
+
+
+def on_both(site: Parameters, table: PartitionTable) -> tuple[PartitionTable, ...]:
+    """This table on each disk of the site; on two, what holds data is there for arrays."""
+    if not mirrored(site):
+        return (table,)
+    parts = tuple(
+        part if part.name in PLAIN else replace(part, kind=LINUX_RAID) for part in table.partitions
+    )
+    return tuple(replace(table, disk=d, partitions=parts) for d in (site.disk, site.mirror))
+
+
+def arrays(site: Parameters, names: Iterable[str]) -> tuple[Mirror, ...]:
+    """The arrays of the partitions of these names, in the order of a new table; none without."""
+    if not mirrored(site):
+        return ()
+    numbered = enumerate(names, start=1)
+    disks = (site.disk, site.mirror)
+    return tuple(Mirror(disks, name, (n, n)) for n, name in numbered if name not in PLAIN)
+
+
+def dom0_arrays(site: Parameters) -> tuple[Mirror, ...]:
+    """dom0's own."""
+    return arrays(site, DOM0_PARTITIONS[:-1])
+
+
+def assembled_at_boot(site: Parameters) -> tuple[Resource, ...]:
+    """What dom0's initrd needs to assemble its arrays; it comes before that is made."""
+    if not mirrored(site):
+        return ()
+    names = tuple(each.name for each in dom0_arrays(site))
+
+    def written(uuids: Mapping[str, str]) -> File:
+        lines = (f"ARRAY {ARRAYS}/{name} metadata=1.2 UUID={uuids[name]}\n" for name in names)
+        return File(CONFIGURATION, f"{_HEAD}{''.join(lines)}")
+
+    what = f"write {CONFIGURATION}"
+    return OnPartitions(site.disk, names, written, what, arrays=True), AptPackages(("mdadm",))
 
 
 # The base system of dom0: the stage on its root, the share, sources and packages moved there.
@@ -307,13 +389,18 @@ def kernel_tarball(site: Parameters) -> str:
 
 
 def fstab(site: Parameters) -> Resource:
-    """What is mounted at boot, by the UUIDs of the partitions on the site's own disk."""
-    return OnPartitions(
-        site.disk,
-        tuple(name for name, *_ in _fstab_rows(site)),
-        lambda uuids: fstab_file(site, uuids),
-        "write /etc/fstab",
-    )
+    """What is mounted at boot: partitions by their UUIDs on the site's own disks, and arrays."""
+    summary = "write /etc/fstab"
+    names = tuple(name for name, *_ in _fstab_rows(site) if name in PLAIN or not mirrored(site))
+
+    def also_by(uuids: Mapping[str, str]) -> Resource:
+        def made(second: Mapping[str, str]) -> File:
+            return fstab_file(site, {**uuids, _SECOND: second[ESP]})
+
+        return OnPartitions(site.mirror, (ESP,), made, summary)
+
+    of_one = also_by if _two_esps(site) else partial(fstab_file, site)
+    return OnPartitions(site.disk, names, of_one, summary)
 
 
 def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
@@ -321,8 +408,12 @@ def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
 
     The share has no "nofail": the guests live on it.
     """
+    by_uuid = {name: f"PARTUUID={uuid}" for name, uuid in uuids.items()}
+    if mirrored(site):
+        names = {name for name, *_ in _fstab_rows(site)}.difference((*PLAIN, _SECOND))
+        by_uuid |= {name: f"{ARRAYS}/{name}" for name in names}
     lines = (
-        "  ".join([f"PARTUUID={uuids[name]}", *(quoting.fstab(field) for field in fields)])
+        "  ".join([by_uuid[name], *(quoting.fstab(field) for field in fields)])
         for name, *fields in _fstab_rows(site)
     )
     return File(
@@ -336,6 +427,7 @@ def _fstab_rows(site: Parameters) -> tuple[tuple[str, ...], ...]:
         ("dom0root", "/", "ext4", "noatime", "0", "1"),
         ("boot", "/boot", "ext4", "noatime", "0", "2"),
         *((*how, "0", "2") for how in _esp_mounted(site)),
+        *((_SECOND, *how, "0", "2") for how in _second_esp(site)),
         ("dom0swap", "none", "swap", "sw", "0", "0"),
         ("share", site.share, "ext4", "noatime", "0", "2"),
         *((*how, "ext4", "noatime", "0", "2") for how in _guests_mounted(site)),

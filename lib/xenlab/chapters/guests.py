@@ -38,7 +38,7 @@ from xenlab.resources.disk import OnPartitions, by_uuid
 from xenlab.resources.image import Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import FOLDER, RUNNING, toolstack_answers, wait_for_toolstack
-from xenlab.site.disk_plan import device, dom0_device
+from xenlab.site.disk_plan import device, dom0_device, mirrored
 from xenlab.site.rules import builds_kernel, guest_types
 from xenlab.site.schema import Domain, Parameters
 
@@ -259,10 +259,10 @@ def domain_configured(chapter: Chapter, partition: str, domain: DomainSpec) -> R
     """A domain's configuration file; its first disk, the root, is this partition of the site's.
 
     The file names it by UUID: at the next boot another disk may have the name of this one. A disk
-    file or a logical volume has a name that stays.
+    file, a logical volume or an array has a name that stays.
     """
     first, *others = domain.disks
-    if chapter.site.guest_disks != "partition":
+    if chapter.site.guest_disks != "partition" or mirrored(chapter.site):
         return chapter.toolstack.configured(replace(domain, cmdline=domain.cmdline.strip()))
 
     def with_uuid(uuids: Mapping[str, str]) -> Resource:
@@ -290,14 +290,19 @@ class FurtherDisksApart(Check):
         paths = [each.path for domain in self.site.domains for each in domain.disks]
         script = f"""
             {SAME_DISK}
-            own=$(disk_of "$(readlink -f -- "$1")")
-            shift
+            own=$(disks_of "$(readlink -f -- "$1")"; disks_of "$(readlink -f -- "${{2:-$1}}")")
+            shift 2
             for path do
                 place=$(readlink -f -- "$path") && [ -e "$place" ] || {{ echo missing; continue; }}
-                [ -b "$place" ] && [ "$(disk_of "$place")" = "$own" ] && echo own || echo there
+                what=there
+                for disk in $([ ! -b "$place" ] || disks_of "$place"); do
+                    ! echo "$own" | grep -qxF -- "$disk" || what=own
+                done
+                echo "$what"
             done
         """
-        found = host.look(Command.script(script, self.site.disk, *paths)) if paths else None
+        disks = (self.site.disk, self.site.mirror if mirrored(self.site) else "")
+        found = host.look(Command.script(script, *disks, *paths)) if paths else None
         said = dict(zip(paths, found.stdout.split() if found else (), strict=False))
         for path in (path for path, what in said.items() if what == "own"):
             raise BadInput(

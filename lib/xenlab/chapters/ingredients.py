@@ -22,11 +22,10 @@ from xenlab.errors import BadInput
 from xenlab.host import Host
 from xenlab.platform.xl import best_type
 from xenlab.resources.base import Check, Difference, Programs, made_on
-from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity
-from xenlab.resources.disk import refuse_twins
+from xenlab.resources.blockdevices import IDENTIFY, Identified, parse_identity, refuse_twins
 from xenlab.resources.network import look_at_nics, the_nic
 from xenlab.site.disk_plan import fits as disk_fits
-from xenlab.site.disk_plan import needed_mib, partition_names
+from xenlab.site.disk_plan import mirrored, needed_mib, on_mirror, partition_names
 from xenlab.site.rules import builds_kernel, guest_types
 from xenlab.site.schema import Parameters
 from xenlab.site.types import AUTO
@@ -45,6 +44,9 @@ TOOLS = (
 
 UEFI_TOOLS = ("mkfs.vfat",)
 """What they call on a UEFI machine beside that."""
+
+MIRROR_TOOLS = ("mdadm",)
+"""What they call where the site is on two disks."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ _LOOK = f"""
 def look_at_machine(host: Host, disk: str) -> Machine:
     """What a machine has; one command."""
     began = time.time()
-    result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS, *UEFI_TOOLS))
+    result = host.inside("/").run(Command.script(_LOOK, disk, *TOOLS, *UEFI_TOOLS, *MIRROR_TOOLS))
     return parse(result.stdout, (began + time.time()) / 2)
 
 
@@ -185,7 +187,8 @@ def needed_memory_mib(site: Parameters) -> int:
 
 def tools(site: Parameters) -> tuple[str, ...]:
     """The programs that the site's chapters call on the machine as it runs now."""
-    return (*TOOLS, *UEFI_TOOLS) if site.firmware == "uefi" else TOOLS
+    firmware = UEFI_TOOLS if site.firmware == "uefi" else ()
+    return (*TOOLS, *firmware, *(MIRROR_TOOLS if mirrored(site) else ()))
 
 
 def machine_table(site: Parameters, machine: Machine) -> pd.DataFrame:
@@ -261,7 +264,8 @@ def _other_disks(site: Parameters, machine: Machine) -> list[Row]:
         same = [part.name for part in other.parts if part.name in names]
         if same:
             found = f"{other.path}, {other.mib} MiB, has {', '.join(same)} too"
-            rows.append(("another disk", "left alone", found, True))
+            wanted = f"left alone, but for {site.mirror}" if mirrored(site) else "left alone"
+            rows.append(("another disk", wanted, found, True))
     return rows
 
 
@@ -342,6 +346,16 @@ def _check_disk(site: Parameters, machine: Machine) -> None:
         raise refused
 
 
+def require_another(site: Parameters, first: Machine, second: Machine) -> None:
+    """Raise BadInput where a site's two disks are one, by two names."""
+    found = first.disk.devices
+    if second.disk.devices.path == found.path:
+        raise BadInput(
+            f"mirror {site.mirror} is the same disk as disk {site.disk}",
+            hint=f"name another of these disks: {found.listed()}",
+        )
+
+
 def _check_guests(site: Parameters, machine: Machine) -> None:
     """Raise BadInput where a guest has, or may grow to, more than there is in the machine.
 
@@ -394,7 +408,12 @@ class Fits(Check):
 
     def probe(self, host: Host) -> Difference | None:
         """None if it fits; raises BadInput or StepFailed for the first thing that does not."""
-        check_fit(self.site, look_at_machine(host, self.site.disk))
+        machine = look_at_machine(host, self.site.disk)
+        check_fit(self.site, machine)
+        if mirrored(self.site):
+            second = look_at_machine(host, self.site.mirror)
+            require_another(self.site, machine, second)
+            _check_disk(on_mirror(self.site), second)
         return None
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from xenlab.cache import cache_root
 from xenlab.chapter.chapter import Chapter
-from xenlab.chapters.disk import kernel_checksum, kernel_tarball, source_tarball
+from xenlab.chapters.disk import assembled_at_boot, kernel_checksum, kernel_tarball, source_tarball
 from xenlab.command import CONTROLLER, Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
@@ -27,8 +27,8 @@ from xenlab.platform.boot import (
 )
 from xenlab.platform.power import Power, booted, reboot
 from xenlab.resources.base import All, Difference, Programs, Report, Resource
-from xenlab.resources.blockdevices import look
-from xenlab.resources.disk import INSTALLED_ROOT, refuse_twins
+from xenlab.resources.blockdevices import look, refuse_twins
+from xenlab.resources.disk import INSTALLED_ROOT
 from xenlab.resources.kernel import (
     DOM0,
     RELEASE,
@@ -177,7 +177,7 @@ def configured_options(chapter: Chapter, flavour: str) -> pd.DataFrame:
 def kernel_installed(chapter: Chapter, flavour: str) -> Resource:
     """The kernel where it is booted from: dom0's in /boot, the guests' in /xenboot."""
     if not builds_kernel(chapter.site):
-        own = distribution_kernel()
+        own = distribution_kernel(*assembled_at_boot(chapter.site))
         return own if flavour == DOM0 else GuestKernelLinked()
     return KernelInstalled(kernel_build(chapter.site, flavour), builder(chapter), chapter.root)
 

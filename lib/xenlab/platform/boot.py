@@ -59,12 +59,12 @@ class GrubMenu(Resource):
     initrd: bool = False
 
     def lines(self) -> tuple[str, ...]:
-        """What stands in a menu of this entry; the root's PARTUUID is GRUB's to find out."""
+        """What stands in a menu of this entry; the root's UUID is GRUB's to find out."""
         initrd = (f"module2 --nounzip /initrd.img-{self.release}",) if self.initrd else ()
         return (
             f'set default="{ENTRY}"',
             f"/xen.gz placeholder {self.xen}",
-            f"/vmlinuz-{self.release} placeholder root=PARTUUID=",
+            f"/vmlinuz-{self.release} placeholder root=",
             f" ro {self.dom0}",
             *initrd,
         )
@@ -141,7 +141,8 @@ class GrubOnDisk(Resource):
 EFI_FOLDER = "/boot/efi"
 """Where the EFI system partition is mounted."""
 
-_EFI_OPTIONS = f"--target=x86_64-efi --efi-directory={EFI_FOLDER}"
+SECOND_EFI_FOLDER = "/boot/efi2"
+"""Where the second disk's is, of a mirror."""
 
 EFI_PROGRAMS = ("EFI/BOOT/BOOTX64.EFI", "EFI/xenlab/grubx64.efi")
 """Where GRUB lies there: what any firmware looks for, and what an entry in its menu names."""
@@ -149,15 +150,20 @@ EFI_PROGRAMS = ("EFI/BOOT/BOOTX64.EFI", "EFI/xenlab/grubx64.efi")
 
 @dataclass(frozen=True)
 class GrubOnEfi(Resource):
-    """GRUB for UEFI on a disk: two programs on its system partition, its modules in /boot/grub."""
+    """GRUB for UEFI on a disk: two programs on its system partition, its modules in /boot/grub.
+
+    ``entry`` is what the firmware's menu calls it: a second disk has one of its own.
+    """
 
     disk: str
+    folder: str = EFI_FOLDER
+    entry: str = ENTRY
 
     def probe(self, host: Host) -> Difference | None:
         """Whether both programs are the core that was made for this very /boot.
 
-        That names /boot by its partition's number, or its file system's UUID, and finds its
-        modules and the menu there.
+        That names /boot by its partition's number, or its file system's or its array's UUID, and
+        finds its modules and the menu there.
         """
         script = """
             folder=$1; shift
@@ -166,10 +172,11 @@ class GrubOnEfi(Resource):
             mountpoint -q -- "$folder" || exit 44
             uuid=$(grub-probe --target=fs_uuid /boot)
             drive=$(grub-probe --target=drive /boot)
-            grep -qaF -e "$uuid" -e "(,${drive##*,}/grub" "$core" || exit 44
+            grep -qaF -e "$uuid" -e "(,${drive##*,}/grub" -e "$drive/grub" "$core" || exit 44
             for file do cmp -s -- "$folder/$file" "$core" || exit 44; done
         """
-        command = Command.script(script, EFI_FOLDER, *EFI_PROGRAMS)
+        programs = (each.replace(ENTRY, self.entry) for each in EFI_PROGRAMS)
+        command = Command.script(script, self.folder, *programs)
         result = host.look(command, *_NOT_INSTALLED)
         if result is not None and result.ok:
             return None
@@ -181,28 +188,29 @@ class GrubOnEfi(Resource):
         The firmware forgets an entry of its menu, or never gets one where the running system does
         not show its variables: then it starts what lies at the place that it looks for by itself.
         """
+        options = f"--target=x86_64-efi --efi-directory={self.folder}"
         script = f"""
             disk=$(readlink -f -- "$1")
-            for place in /boot {EFI_FOLDER}; do
+            for place in /boot {self.folder}; do
                 mounted=$(mountpoint -d "$place")
                 lsblk -n -r -o MAJ:MIN -- "$disk" | grep -qxF -- "$mounted" || exit {_WRONG_DISK}
             done
-            install() {{ LC_ALL=C grub-install {_EFI_OPTIONS} "$@"; }}
+            install() {{ LC_ALL=C grub-install {options} "$@"; }}
             install --removable
             if [ -n "$(ls /sys/firmware/efi/efivars 2> /dev/null)" ]; then
-                install --bootloader-id=xenlab
+                install --bootloader-id={self.entry}
             else
-                install --bootloader-id=xenlab --no-nvram
+                install --bootloader-id={self.entry} --no-nvram
             fi
             sync
         """
         wrong = (
-            f"cannot install GRUB on {self.disk}: because /boot or {EFI_FOLDER} is elsewhere",
+            f"cannot install GRUB on {self.disk}: because /boot or {self.folder} is elsewhere",
             "mount the installed system's /boot (chapter 02), or correct disk",
         )
         typed = (
-            f"grub-install {_EFI_OPTIONS} --removable\n"
-            f"grub-install {_EFI_OPTIONS} --bootloader-id=xenlab"
+            f"grub-install {options} --removable\n"
+            f"grub-install {options} --bootloader-id={self.entry}"
         )
         variables = "$(ls /sys/firmware/efi/efivars 2> /dev/null)"
         scripted = f'{typed} $([ -n "{variables}" ] || echo --no-nvram)'
@@ -304,13 +312,17 @@ class Grub2:
         words = grub(entry.xen_words), grub(entry.dom0_words)
         return GrubMenu(entry.release, *words, initrd=entry.initrd)
 
-    def installed(self, disk: str, firmware: str = "bios") -> Resource:
+    def installed(self, disk: str, firmware: str = "bios", mirror: str = "") -> Resource:
         """The boot loader's own code on a disk, where the machine's firmware looks for it.
 
         For a BIOS GRUB's first stage in the disk's first sector, its core in the BIOS boot
-        partition; for UEFI a program on the EFI system partition.
+        partition; for UEFI a program on the EFI system partition. And on the ``mirror``, if any.
         """
-        return GrubOnEfi(disk) if firmware == "uefi" else GrubOnDisk(disk)
+        first = GrubOnEfi(disk) if firmware == "uefi" else GrubOnDisk(disk)
+        if not mirror:
+            return first
+        second = GrubOnEfi(mirror, SECOND_EFI_FOLDER, f"{ENTRY}-2")
+        return All((first, second if firmware == "uefi" else GrubOnDisk(mirror)))
 
 
 def serial_lines(xen_words: list[str]) -> list[tuple[int, int]]:
@@ -381,8 +393,8 @@ def release_in(*roots: str) -> str:
     return f'{sed} "$(ls -dU {files} 2> /dev/null | head -n 1)"'
 
 
-def distribution_kernel() -> Resource:
-    """The distribution's kernel in /boot, with an initrd that is made once.
+def distribution_kernel(*before: Resource) -> Resource:
+    """The distribution's kernel in /boot, with an initrd that is made once, ``before`` first.
 
     The settings come first, with drivers of any machine and of guests: which ones this machine
     needs the rescue system's kernel does not tell. No memory image is waited for at boot: the
@@ -391,7 +403,7 @@ def distribution_kernel() -> Resource:
     """
     text = "# written by xenlab, chapter 03; see initramfs.conf(5)\nMODULES=most\nRESUME=none\n"
     packages = AptPackages(INITRAMFS), AptPackages((IMAGE,))
-    return All((File(SETTINGS, text), *packages, InitrdMade()))
+    return All((File(SETTINGS, text), *before, *packages, InitrdMade()))
 
 
 @dataclass(frozen=True)

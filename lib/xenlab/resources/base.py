@@ -50,7 +50,8 @@ def made_on(found: Devices) -> tuple[Made, ...]:
         return ()
     things: dict[str, Made] = {}
     for part in found.device.all() if found.device else ():
-        if part.name and part.system:
+        # an array under the same name tells what is there
+        if part.name and part.system and not any(each.name == part.name for each in part.parts):
             name = DOM0 if part.name in (*DOM0_PARTITIONS, ESP) else part.name
             what = f"{part.path}, {part.system}, {part.mib} MiB"
             things.setdefault(name, Made(name, part.system_uuid, what))

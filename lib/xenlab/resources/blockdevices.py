@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xenlab.command import Command
-from xenlab.errors import BadInput
+from xenlab.errors import BadInput, StepFailed
 from xenlab.host import Host
 
 # What block devices a machine has: their partitions, what is on them, and where they are used.
@@ -133,6 +133,35 @@ def absent(device: str, found: Devices, host: Host) -> BadInput:
     )
 
 
+def content(device: Device) -> str:
+    """What a device holds, in words: file system, label, size and where it is mounted."""
+    words = []
+    for part in device.all():
+        what = f"{part.system} “{part.label}”" if part.label else part.system
+        place = f"in use as {', '.join(part.places)}" if part.places else ""
+        told = ", ".join(word for word in (what, f"{part.mib} MiB" if what else "", place) if word)
+        if told:
+            words.append(told if part is device else f"{part.path}: {told}")
+    return "; ".join(words)
+
+
+def twins(found: Devices) -> list[Device]:
+    """The other disks that have partitions with the UUIDs of the named disk's: copies of it."""
+    own = {part.uuid for part in found.device.all() if part.uuid} if found.device else set()
+    return [disk for disk in found.others if not own.isdisjoint(part.uuid for part in disk.all())]
+
+
+def refuse_twins(found: Devices) -> None:
+    """Raise StepFailed where another disk is a copy of the named one."""
+    for twin in twins(found):
+        raise StepFailed(
+            f"cannot work on {found.path}: because {twin.path} is a copy of {found.path}: a boot "
+            "could take the one for the other, as their partitions have the same UUIDs",
+            hint=f"take {twin.path} out, or give its partitions UUIDs of their own "
+            f"(sfdisk --part-uuid {twin.path} NUMBER UUID)",
+        )
+
+
 def parse(text: str) -> Devices:
     """What `LOOK` has printed."""
     found = defaultdict(str, sections(text))
@@ -166,10 +195,14 @@ def _device(
     entry: Mapping[str, Any],
     places: Mapping[str, list[str]],
     probed: Mapping[str, Mapping[str, str]],
+    below: str = "",
 ) -> Device:
     entry = {**entry, **probed.get(entry["name"], {})}
     keys = (entry.get("maj:min"), entry["name"], entry.get("kname"))
     used = [place for key in keys if key for place in places.get(key, [])]
+    # an array of two partitions is known by their name
+    array = (entry.get("type") or "").startswith("raid")
+    name = entry.get("partlabel") or (below if array else "")
     return Device(
         path=entry["name"],
         # a number is text in the JSON of lsblk before 2.34
@@ -178,13 +211,13 @@ def _device(
         serial=(entry.get("serial") or "").strip(),
         system=entry.get("fstype") or "",
         label=entry.get("label") or "",
-        name=entry.get("partlabel") or "",
+        name=name,
         uuid=(entry.get("partuuid") or "").lower(),
         system_uuid=entry.get("uuid") or "",
         # text there before 2.34, 0 or 1 instead of false or true
         readonly=entry.get("ro") in (True, "1"),
         places=tuple(dict.fromkeys(used)),
-        parts=tuple(_device(part, places, probed) for part in entry.get("children", [])),
+        parts=tuple(_device(part, places, probed, name) for part in entry.get("children", [])),
     )
 
 
@@ -228,6 +261,8 @@ def _canonical(path: str, entries: list[dict[str, Any]]) -> str:
 
 ANOTHER_DISK = 54
 
+_EACH = "of the disk "
+
 SAME_DISK = f"""
 identity() {{
     lsblk -d -n -b -P -o SIZE,SERIAL,WWN -- "$1"
@@ -239,18 +274,29 @@ identity() {{
     done
     printf 'guid: %s\\n' "$(blkid -p -s PTUUID -o value -- "$1")"
 }}
-disk_of() {{
+disks_of() (
     node=$(readlink -f -- "/sys/class/block/${{1##*/}}")
-    # a logical volume is on the disk of its one physical volume
-    while set -- "$node"/slaves/*; [ $# = 1 ] && [ -e "$1" ]; do node=$(readlink -f -- "$1"); done
+    # a logical volume is on the disk of its one physical volume, an array on those of all members
+    set -- "$node"/slaves/*
+    if [ -e "$1" ]; then
+        for each do disks_of "$each"; done
+        exit 0
+    fi
     if [ -e "$node/partition" ]; then node=${{node%/*}}; fi
     printf '/dev/%s\\n' "${{node##*/}}"
+)
+identities() {{
+    set -- $(disks_of "$1")
+    for disk do
+        [ $# = 1 ] || printf '{_EACH}%s\\n' "$disk"
+        identity "$disk"
+    done
 }}
 same_disk() {{
-    if [ -b "$1" ] && [ "$(identity "$(disk_of "$1")")" != "$2" ]; then exit {ANOTHER_DISK}; fi
+    if [ -b "$1" ] && [ "$(identities "$1")" != "$2" ]; then exit {ANOTHER_DISK}; fi
 }}
 """
-"""Shell functions; ``same_disk DEVICE IDENTITY`` ends the script unless the device's disk is that.
+"""Shell functions; ``same_disk DEVICE IDENTITY`` ends the script unless its disks are those.
 
 The device is a path without links. An image file is nobody's disk, and is let through.
 """
@@ -342,9 +388,13 @@ IDENTIFY = f"""
 {LOOK}
 echo '{SECTION}identity'
 own=$(readlink -f -- "$1") || own=$1
-if [ -b "$own" ]; then own=$(disk_of "$own"); identity "$own"; fi
+if [ -b "$own" ]; then identities "$own"; own=$(disks_of "$own"); fi
 lsblk -d -n -p -o KNAME | while read -r other; do
-    [ "$other" != "$own" ] || continue
+    case "
+$own
+" in *"
+$other
+"*) continue ;; esac
     echo '{SECTION}other'
     # a disk that was pulled out meanwhile, or a loop device that is gone, is nobody's twin
     identity "$other" || :
@@ -357,13 +407,14 @@ done
 class Identified:
     """A device, what it holds and where it is used, and what its disk is known by.
 
-    ``known_by`` are pairs of a word for it and the text, the first being the best; ``identity`` is
-    what `SAME_DISK` compares.
+    ``known_by`` are pairs of a word for it and the text, the first being the best; ``others`` are
+    such pairs of each further disk of an array; ``identity`` is what `SAME_DISK` compares.
     """
 
     devices: Devices
     known_by: tuple[tuple[str, str], ...]
     identity: str
+    others: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     @property
     def device(self) -> Device:
@@ -387,13 +438,23 @@ def parse_identity(text: str) -> Identified:
     own, *others = re.split(rf"^{SECTION}other\n", text, flags=re.MULTILINE)
     identity = sections(own).get("identity", "").rstrip("\n")
     taken = {value for other in others for _, value in _names(other)}
-    names = [(kind, value) for kind, value in _names(identity) if value not in taken]
     devices = parse(own)
+    # of an array, each disk has a line before it
+    _, *each = re.split(rf"^{_EACH}(.*)\n", identity, flags=re.MULTILINE)
+    disks = {disk.path: disk for disk in devices.disks}
+    texts = [(text, disks.get(path)) for path, text in zip(each[::2], each[1::2], strict=True)]
+    known = [
+        _known_by([(k, value) for k, value in _names(text) if value not in taken], disk)
+        for text, disk in texts or [(identity, devices.disk)]
+    ]
+    return Identified(devices, known[0], identity, tuple(known[1:]))
+
+
+def _known_by(names: list[tuple[str, str]], disk: Device | None) -> tuple[tuple[str, str], ...]:
     by_hardware = [(kind, value) for kind, value in names if kind != _GUID]
-    if devices.disk is not None and not by_hardware:
-        names.append(("path and size", f"{devices.disk.path} {devices.disk.bytes}"))
-        by_hardware = names
-    return Identified(devices, tuple(by_hardware), identity)
+    if disk is not None and not by_hardware:
+        return (*names, ("path and size", f"{disk.path} {disk.bytes}"))
+    return tuple(by_hardware)
 
 
 def another_disk(device: str) -> tuple[str, str]:

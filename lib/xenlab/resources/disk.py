@@ -18,16 +18,19 @@ from xenlab.resources.blockdevices import (
     SAME_DISK,
     SECTION,
     WHEN_DOWN,
-    Device,
     Devices,
     absent,
     another_disk,
+    content,
     look,
     parse,
     parse_filled,
+    refuse_twins,
     sections,
 )
 from xenlab.site.disk_plan import (
+    ARRAYS,
+    LINUX_RAID,
     Changes,
     Partition,
     Table,
@@ -36,6 +39,7 @@ from xenlab.site.disk_plan import (
     number_of,
     numbers,
     parse_table,
+    partition_path,
 )
 
 # The partitions of the site's own disk: which one a system runs from, by which UUID it is named.
@@ -75,6 +79,9 @@ def installed_root(host: Host, device: str) -> str:
     return "/" if lines == ["own"] else INSTALLED_ROOT
 
 
+RAID_MEMBER = "linux_raid_member"
+"""What blkid calls a half of an array."""
+
 _NO_TABLE = "does not contain a recognized partition table"
 
 _TABLE = f"""
@@ -94,35 +101,19 @@ def partition_numbers(host: Host, disk: str) -> dict[str, int]:
     return table if ROOT_PARTITION in table else {}
 
 
-def twins(found: Devices) -> list[Device]:
-    """The other disks that have partitions with the UUIDs of the named disk's: copies of it."""
-    own = {part.uuid for part in found.device.all() if part.uuid} if found.device else set()
-    return [disk for disk in found.others if not own.isdisjoint(part.uuid for part in disk.all())]
-
-
-def refuse_twins(found: Devices) -> None:
-    """Raise StepFailed where another disk is a copy of the named one."""
-    for twin in twins(found):
-        raise StepFailed(
-            f"cannot work on {found.path}: because {twin.path} is a copy of {found.path}: a boot "
-            "could take the one for the other, as their partitions have the same UUIDs",
-            hint=f"take {twin.path} out, or give its partitions UUIDs of their own "
-            f"(sfdisk --part-uuid {twin.path} NUMBER UUID)",
-        )
-
-
 @dataclass(frozen=True)
 class OnPartitions(Resource):
     """A state that can be put into words once a disk's partitions are made: it names their UUIDs.
 
-    ``made`` gets the UUID of each partition by its name; ``names`` are those that it asks for.
-    Refused where another disk is a copy of this one.
+    ``made`` gets the UUID of each partition by its name, or with ``arrays`` that of the array which
+    it is a member of; ``names`` are those that it asks for. Refused where another disk is a copy.
     """
 
     disk: str
     names: tuple[str, ...]
     made: Callable[[Mapping[str, str]], Resource] = field(compare=False)
     summary: str = ""
+    arrays: bool = False
 
     def probe(self, host: Host) -> Difference | None:
         """The state's difference, or that the partitions are not made yet."""
@@ -150,7 +141,130 @@ class OnPartitions(Resource):
         refuse_twins(found)
         parts = found.device.parts if found.device else ()
         uuids = {part.name: part.uuid for part in parts if part.uuid}
+        if self.arrays:
+            uuids = {p.name: p.system_uuid for p in parts if p.system == RAID_MEMBER}
         return uuids if uuids.keys() >= set(self.names) else {}
+
+
+# Arrays of the partitions of two disks: mdadm(8).
+
+# Each disk's partition is found by its name: the two tables need not have the same numbers.
+_MEMBERS = f"""
+name=$1 array=/dev/md/$1
+member() {{ # DISK
+    disk=$(readlink -f -- "$1")
+    number=$(partx -g -r -o NR,TYPE,NAME -- "$disk" | sed -n "s/ {LINUX_RAID} $name\\$//Ip")
+    [ -n "$number" ] || exit {NO_DEVICE}
+    case $disk in *[0-9]) disk=${{disk}}p ;; esac
+    echo "$disk$number"
+}}
+first=$(member "$2") && second=$(member "$3") || exit {NO_DEVICE}
+md=$(readlink -f -- "$array") || md=$array
+state() {{ # MEMBER: what is on it, its array's UUID, whether it is in this array
+    kind=$(blkid -p -s TYPE -s PTTYPE -o value -- "$1" | tr '\\n' +)
+    uuid=$(blkid -p -s UUID -o value -- "$1") || [ $? = 2 ]
+    within=$(cat "/sys/class/block/${{md##*/}}/md/dev-${{1##*/}}/state" 2> /dev/null) || within=no
+    case $within in *faulty*) within=no ;; no) ;; *) within=yes ;; esac
+    kind=${{kind%+}}
+    echo "${{kind:-nothing}} ${{uuid:-none}} $within"
+}}
+"""
+
+_NOT_EMPTY = 47
+
+
+@dataclass(frozen=True)
+class Mirror(Resource):
+    """An array (RAID 1) of the partitions of this name on two disks: ``/dev/md/NAME``.
+
+    One that is there is assembled, and never made anew. A new one is made of partitions on which
+    there is nothing, so that it asks for no consent. ``numbers`` are those that the partitions get.
+    """
+
+    disks: tuple[str, str]
+    name: str
+    numbers: tuple[int, int] = field(compare=False)
+
+    @property
+    def device(self) -> str:
+        """Where it is, in any system that assembles it."""
+        return f"{ARRAYS}/{self.name}"
+
+    def probe(self, host: Host) -> Difference | None:
+        """Whether it is missing, not assembled, or without one of both.
+
+        Raises StepFailed where what is there is something else.
+        """
+        script = f"""
+            {_MEMBERS}
+            state "$first"
+            state "$second"
+        """
+        command = Command.script(script, self.name, *self.disks)
+        found = host.inside("/").look(command, absent=(NO_DEVICE, NO_PROGRAM))
+        states = [line.split() for line in found.stdout.splitlines()] if found else []
+        if not states:
+            return Difference(f"make {self.device} of both disks' {self.name}")
+        return self._compare(states)
+
+    def _compare(self, states: list[list[str]]) -> Difference | None:
+        (kind, uuid, here), (other_kind, other_uuid, there) = states
+        alike = kind == other_kind and uuid == other_uuid
+        if here == there == "yes":
+            return None
+        lost = kind if here == "no" else other_kind
+        if here != there and (alike or lost == "nothing"):
+            disk = self.disks[here == "yes"]
+            what = f"add {disk}'s {self.name} to {self.device} again"
+            hint = f"look at {disk} (dmesg, smartctl -a); if it is well, or new, run this step"
+            return Difference(what, hint=hint)
+        if here == there and alike and kind in ("nothing", RAID_MEMBER):
+            make = f"make {self.device} of both disks' {self.name}"
+            return Difference(make if kind == "nothing" else f"assemble {self.device}")
+        raise StepFailed(
+            f"cannot make {self.device}: because the partitions {self.name} of "
+            f"{' and '.join(self.disks)} are no halves of one array: they hold {kind} and "
+            f"{other_kind}",
+            hint="look what is there (lsblk -f, mdadm --examine), then empty one (wipefs -a)",
+        )
+
+    def commands(self) -> tuple[Command, ...]:
+        """Make it, assemble it, or add what it is without."""
+        options = "--run --level=1 --raid-devices=2 --metadata=1.2 --data-offset=1M"
+        options = f"--homehost=any {options} --bitmap=internal"
+        script = f"""
+            {_MEMBERS}
+            add() {{
+                # one that failed is still there, in name
+                mdadm "$array" --remove failed
+                mdadm "$array" --add "$1"
+            }}
+            set -- $(state "$first") $(state "$second")
+            case "$3 $6 $1 $4 $([ "$2" != "$5" ] || echo alike)" in
+                "no no nothing nothing alike")
+                    mdadm --create "$array" --name="$name" {options} "$first" "$second" ;;
+                "yes no "*" nothing " | "yes no "*" alike") add "$second" ;;
+                "no yes nothing "* | "no yes "*" alike") add "$first" ;;
+                "no no {RAID_MEMBER} {RAID_MEMBER} alike")
+                    # whoever found the halves may have given it another name
+                    for held in "/sys/class/block/${{first##*/}}"/holders/md*; do
+                        [ ! -e "$held" ] || mdadm --stop "/dev/${{held##*/}}"
+                    done
+                    mdadm --assemble "$array" --homehost=any "$first" "$second" ;;
+                *) exit {_NOT_EMPTY} ;;
+            esac
+            if command -v udevadm > /dev/null; then udevadm settle; fi
+        """
+        one, two = map(partition_path, self.disks, self.numbers)
+        values = {"array": self.device, "name": self.name, "one": one, "two": two}
+        typed = f"mdadm --create {{array}} --name={{name}} {options} {{one}} {{two}}"
+        once = f"[ -e {{array}} ] || mdadm --assemble {{array}} {{one}} {{two}} || {typed}"
+        command = Command.script(script, self.name, *self.disks).typed_as(typed, **values)
+        holds = (f"cannot make {self.device}: because a partition is not empty", "run it again")
+        no_device = f"cannot make {self.device}: because a disk has no partition {self.name}"
+        refusals = {_NOT_EMPTY: holds, NO_DEVICE: (no_device, "run chapter 01_partitions")}
+        command = command.scripted_as(once, **values).within(300).at(MACHINE)
+        return (command.refusing(refusals),)
 
 
 # A disk's partition table, and the file systems on its partitions.
@@ -477,18 +591,6 @@ class Grown(Resource):
         """
         command = Command.script(script, self.device).within(_MAKE_SECONDS).at(MACHINE)
         return (command.typed_as("resize2fs {device}", device=self.device),)
-
-
-def content(device: Device) -> str:
-    """What a device holds, in words: file system, label, size and where it is mounted."""
-    words = []
-    for part in device.all():
-        what = f"{part.system} “{part.label}”" if part.label else part.system
-        place = f"in use as {', '.join(part.places)}" if part.places else ""
-        told = ", ".join(word for word in (what, f"{part.mib} MiB" if what else "", place) if word)
-        if told:
-            words.append(told if part is device else f"{part.path}: {told}")
-    return "; ".join(words)
 
 
 def _size(mib: float) -> str:

@@ -19,9 +19,9 @@ from xenlab.resources.blockdevices import (
     SAME_DISK,
     USED,
     another_disk,
+    content,
     look,
 )
-from xenlab.resources.disk import content
 from xenlab.resources.files import File, Symlink, packaged
 from xenlab.transport.keys import public_keys
 from xenlab.transport.ssh_config import Target, resolve

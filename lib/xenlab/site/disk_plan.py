@@ -39,6 +39,12 @@ EXTENT_MIB = 4
 ESP = "esp"
 """The EFI system partition: it has the number of BIOS machines' biosboot."""
 
+PLAIN = ("biosboot", ESP)
+"""What the firmware reads by itself: each disk of a mirror has its own."""
+
+ARRAYS = "/dev/md"
+"""Where the arrays of a mirror are, each by the name of its partitions."""
+
 Kind = Literal["biosboot", "esp", "boot", "swap", "linux", "lvm"]
 
 BIOSBOOT_MIB = 1
@@ -131,9 +137,22 @@ def dom0_device(site: Parameters, name: str) -> str:
 
 
 def _device(site: Parameters, name: str, names: tuple[str, ...]) -> str:
+    if mirrored(site) and name not in PLAIN:
+        return f"{ARRAYS}/{name}"
     # a chapter that asks for a guest's root need not know the firmware
     first = ESP if ESP in (name, *site.numbers) else names[0]
     return partition_path(site.disk, with_new(site.numbers, (first, *names[1:]))[name])
+
+
+def mirrored(site: Parameters) -> bool:
+    """Whether the site's data is on two disks, each partition an array with the other disk's."""
+    return site.knows("mirror") and bool(site.mirror)
+
+
+def on_mirror(site: Parameters) -> Parameters:
+    """The second of its two disks, as a site of one."""
+    numbers = site.mirror_numbers
+    return site.model_copy(update={"disk": site.mirror, "mirror": ""}).numbered(numbers)
 
 
 def partition_path(disk: str, number: int) -> str:
@@ -186,6 +205,7 @@ BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"
 LINUX_BOOT = "BC13C2FF-59E6-4262-A352-B275FD6F7172"
 LINUX_SWAP = "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
 LINUX_LVM = "E6D6D379-F507-44C2-A23C-238F2A3DF928"
+LINUX_RAID = "A19D880F-05FC-4D3B-A006-743F0F84911E"
 LINUX_DATA = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
 REST = 0

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from xenlab.command import CONTROLLER, MACHINE
 from xenlab.site.disk_plan import (
+    ARRAYS,
     DOM0_PARTITIONS,
     ESP,
     GUESTS,
     GUESTS_FOLDER,
     SWAP_FOLDER,
     files_for_disks,
+    mirrored,
     partition_names,
     volumes_for_disks,
 )
@@ -139,7 +141,9 @@ def _further_disks(site: Parameters) -> Iterator[str]:
     """Disks of guests that are dom0's, or that two would write to."""
     writers: dict[str, str] = {}
     readers: dict[str, str] = {}
-    folders = [GUESTS_FOLDER, SWAP_FOLDER]
+    folders = [GUESTS_FOLDER, SWAP_FOLDER, *([ARRAYS] if mirrored(site) else [])]
+    own = [site.disk] if site.knows("disk") else []
+    own += [site.mirror] if mirrored(site) else []
     if site.knows("guest_disks", "volume_group") and volumes_for_disks(site):
         folders.append(f"/dev/{site.volume_group}")
     for domain in site.domains:
@@ -148,8 +152,8 @@ def _further_disks(site: Parameters) -> Iterator[str]:
             f"{domain.name} has two disks {name}" for name, times in names.items() if times > 1
         )
         for disk in domain.disks:
-            if site.knows("disk") and _lies_on(disk.path, site.disk):
-                yield f"{disk.path} cannot be a disk of {domain.name}: it lies on disk {site.disk}"
+            for mine in (each for each in own if _lies_on(disk.path, each)):
+                yield f"{disk.path} cannot be a disk of {domain.name}: it lies on disk {mine}"
             if str(PurePosixPath(disk.path).parent) in folders:
                 yield f"{disk.path} cannot be a disk of {domain.name}: it is a guest's own"
             others = readers if not disk.readonly else {}
@@ -390,6 +394,16 @@ def _debian_alone(site: Parameters) -> Iterator[str]:
         yield f"kernel: distribution is for platform debian: build one on platform {other}"
 
 
+def _mirror(site: Parameters) -> Iterator[str]:
+    """A second disk that is the first one, or whose arrays nobody would assemble."""
+    if not mirrored(site):
+        return
+    if site.mirror == site.disk:
+        yield f"mirror must be another disk than disk, {site.disk}"
+    if site.knows("kernel") and builds_kernel(site):
+        yield "mirror needs kernel: distribution, whose initrd assembles the arrays"
+
+
 def _no_further_addresses(site: Parameters) -> Iterator[str]:
     """Addresses that nobody writes into the files of 2006."""
     if site.platform == "gentoo-2006" and (site.addresses or site.gateway6):
@@ -454,6 +468,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform",), _debian_alone),
     (("shared_usr", "kernel"), _no_usr_before_modules),
     (("boot_mib", "kernel"), _no_room_for_initrds),
+    (("disk", "mirror"), _mirror),
     (("platform", "addresses", "gateway6"), _no_further_addresses),
     (("platform",), _sizes),
     (("ssh",), _no_way_to_root),

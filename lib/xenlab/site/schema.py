@@ -49,6 +49,7 @@ from xenlab.site.types import (
     MadeThing,
     Mib,
     MountPath,
+    OptionalDevice,
     OptionalDomainName,
     OptionalInterface,
     OptionalIpAddress,
@@ -305,6 +306,7 @@ class Parameters(BaseModel):
     firmware: Literal["bios", "uefi"] = "bios"
 
     disk: DevicePath
+    mirror: OptionalDevice = Field("", examples=["/dev/disk/by-id/nvme-EXAMPLE_1TB_S4X0NE0009"])
     may_wipe: list[Given] = []
     may_destroy: list[MadeThing] = Field(
         [], examples=[["domu1 2f0c1b9e-0d7e-4a3b-9f51-3f6f2f3c7a10"]]
@@ -405,10 +407,17 @@ class Parameters(BaseModel):
         """The numbers that the partitions have on the disk, by name; of a new one, none."""
         return self._numbers
 
-    def numbered(self, numbers: Mapping[str, int]) -> Parameters:
-        """The same site on a disk whose partitions have these numbers."""
+    _mirror_numbers: dict[str, int] = PrivateAttr(default_factory=dict)
+
+    @property
+    def mirror_numbers(self) -> dict[str, int]:
+        """The same on the second disk."""
+        return self._mirror_numbers
+
+    def numbered(self, numbers: Mapping[str, int], second: Mapping[str, int] = {}) -> Parameters:
+        """The same site on a disk, and a second one, whose partitions have these numbers."""
         site = self.model_copy()
-        site._numbers = dict(numbers)
+        site._numbers, site._mirror_numbers = dict(numbers), dict(second)
         return site
 
     @property

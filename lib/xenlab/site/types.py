@@ -404,6 +404,13 @@ DevicePath = Annotated[
         "the path of a disk, such as /dev/sda or one below /dev/disk/by-id",
     ),
 ]
+OptionalDevice = Annotated[
+    Text,
+    matching(
+        r"(/dev(/(?!\.\.?(/|$))[A-Za-z0-9._:+@=,-]+)+)?",
+        "the path of a disk, such as /dev/sdb or one below /dev/disk/by-id, or nothing",
+    ),
+]
 VolumeGroupName = Annotated[
     Text,
     matching(
