@@ -43,6 +43,9 @@ _PLACES = {
         "nfs_mount_table services_after_share services_waited sources_in_guests "
         "usr_kernel_options usr_methods usr_running usr_saved usr_swapped"
     ),
+    "chapters.updates": (
+        "dom0_updated guests_updated services_renewed updates_fetched updates_table"
+    ),
     "command": "Command",
     "host": "Host",
     "panel.chapters": "open_panel",

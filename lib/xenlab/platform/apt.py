@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from xenlab.command import Command, Result
 from xenlab.errors import CommandFailed, StepFailed, XenlabError
 from xenlab.host import NO_PROGRAM, Host
 from xenlab.platform import apt_sources
 from xenlab.platform.base import (
+    INDEX_DAYS,
     Index,
     PackageState,
+    Update,
+    difference,
     lock_functions,
     new_versions,
     require_unneeded,
@@ -122,10 +127,18 @@ class Apt:
         """Nobody: Debian's packages are built already."""
         return ()
 
-    def updated(self) -> Resource:
-        """The lists are younger than `INDEX_DAYS`, and than the sources that xenlab wrote."""
+    def updated(self, days: int = INDEX_DAYS) -> Resource:
+        """The lists are younger than that, and than the sources that xenlab wrote."""
         lists, settings = "/var/lib/apt/lists", apt_sources.SOURCES
-        return Index(lists, "*_Packages*", "apt-get update", UPDATE, settings)
+        return Index(lists, "*_Packages*", "apt-get update", UPDATE, settings, days)
+
+    def pending(self, host: Host) -> tuple[int, list[Update]] | None:
+        """What ``apt-get upgrade`` would do."""
+        return pending(host)
+
+    def upgraded(self, *, from_store: bool = False) -> Resource:
+        """``apt-get upgrade --with-new-pkgs``: no package is removed for another one."""
+        return AptUpgraded(store=f"{self.share}/{self.store_folder}/archives" * from_store)
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed, without what they merely recommend."""
@@ -194,7 +207,8 @@ _QUIETLY = """
 """
 
 
-# $1 the policy, $2 lines for debconf, $3 the store, $4 the file `UNSYNCED`; the packages follow.
+# $1 the policy, $2 lines for debconf, $3 the store, $4 the file `UNSYNCED`; what apt-get is to do
+# follows, with "--" and packages at its end.
 _INSTALL = """
     # while somebody else installs, the policy is theirs
     had_to_wait || :
@@ -235,7 +249,7 @@ _INSTALL = """
     export unsynced
     install() {
         if [ -n "$store$again" ] || strangers; then
-            files=$(listed $reinstall install -- "$@") || return
+            files=$(listed $reinstall "$@") || return
             gathered "$store" $files
         fi
         when_unlocked quietly apt-get -q -y --no-install-recommends $option $reinstall \\
@@ -244,7 +258,7 @@ _INSTALL = """
                 && sync -- "$unsynced" "${unsynced%/*}"' \\
             -o Dpkg::Options::=--force-unsafe-io \\
             -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
-            install -- "$@"
+            "$@"
     }
     reinstall=${again:+--reinstall}
     if ! install "$@" $again; then
@@ -268,6 +282,8 @@ class AptPackages(PackageState):
     store: str = ""
 
     system = "debian"
+    words: ClassVar[tuple[str, ...]] = ("install", "--")
+    """What apt-get(8) is to do with them."""
 
     def probe(self, host: Host) -> Difference | None:
         """A table of the packages that are missing, or were left half installed.
@@ -292,19 +308,21 @@ class AptPackages(PackageState):
         """
         answers = "\n".join(self.answers)
         script = _TOOLS + _GENUINE + _QUIETLY + _INSTALL
-        command = Command.script(script, _POLICY, answers, self.store, UNSYNCED, *self.names)
-        typed = "apt-get install -y --no-install-recommends {names}"
+        *verb, end = self.words
+        words = (*verb, end, *self.names)
+        command = Command.script(script, _POLICY, answers, self.store, UNSYNCED, *words)
+        typed = "apt-get {verb} -y --no-install-recommends {names}"
         if self.store:
             copy = f"mkdir -p {ARCHIVES}/partial\ncp {{store}}/*.deb {ARCHIVES}"
-            typed = f"{copy}\napt-get install -y --no-download --no-install-recommends {{names}}"
+            typed = f"{copy}\napt-get {{verb}} -y --no-download --no-install-recommends {{names}}"
         if self.answers:
             typed = f"echo {{answers}} | debconf-set-selections\n{typed}"
-        values = {"names": self.names, "store": self.store, "answers": answers}
+        values = {"verb": verb, "names": self.names, "store": self.store, "answers": answers}
         return (command.typed_as(typed, **values),)
 
     def apply(self, host: Host, report: Report) -> None:
         """Install them; raises StepFailed where the store misses one, or holds another."""
-        report(f"installing {len(self.names)} packages")
+        report(f"installing {len(self.names) or 'newer'} packages")
         for command in self.commands():
             result = run_when_unlocked(host, command, report, check=False)
             if not result.ok:
@@ -314,7 +332,8 @@ class AptPackages(PackageState):
         said = (result.stderr.strip().splitlines() or [""])[-1]
         if self.store and result.status == _NOT_STORED:
             return StepFailed(
-                f"cannot install {', '.join(self.names)}: because the store has no {said}",
+                f"cannot install {', '.join(self.names) or 'updates'}: because the store has no "
+                f"{said}",
                 hint="have dom0 fetch it: apt-get --reinstall --download-only install, in dom0",
             )
         if self.store and result.status == _NOT_GENUINE:
@@ -323,6 +342,54 @@ class AptPackages(PackageState):
                 hint=f"delete it in dom0's {self.store}, and have dom0 fetch it again",
             )
         return CommandFailed(result)
+
+
+# What would be updated, as the index says that is there: "Inst NAME [NOW] (NEW ORIGIN, … [ARCH])",
+# without the first brackets where the package is new.
+
+_PENDING = """
+    set -- /var/lib/apt/lists/*_Packages*
+    [ -e "$1" ] || exit 44
+    dpkg-query -W -f '${db:Status-Abbrev}\\n' | grep -c '^.i'
+    LC_ALL=C.UTF-8 apt-get -s -q -o Debug::NoLocking=true --no-install-recommends \\
+        upgrade --with-new-pkgs
+"""
+_INST = re.compile(r"Inst (\S+) (?:\[([^]]*)\] )?\((\S+) ([^[]*)\[.*")
+
+
+def pending(host: Host) -> tuple[int, list[Update]] | None:
+    """How many packages are installed, and what would be updated; None where there is no index."""
+    found = host.look(Command.script(_PENDING), absent=(_NOT_STORED, NO_PROGRAM), timeout=600)
+    return parse_pending(found.stdout) if found else None
+
+
+def parse_pending(text: str) -> tuple[int, list[Update]]:
+    """What that look prints."""
+    installed, _, rest = text.partition("\n")
+    rows = filter(None, map(_INST.fullmatch, rest.splitlines()))
+    updates = [
+        Update(row[1], row[2] or "", row[3], security="security" in row[4].lower()) for row in rows
+    ]
+    return int(installed or 0), updates
+
+
+@dataclass(frozen=True)
+class AptUpgraded(AptPackages):
+    """Packages of the newest versions that the index has, with what they need anew."""
+
+    names: tuple[str, ...] = ()
+
+    words = ("upgrade", "--with-new-pkgs", "--")
+
+    def probe(self, host: Host) -> Difference | None:
+        """A table of what would be updated; raises StepFailed where there is no index."""
+        found = pending(host)
+        if found is None:
+            raise StepFailed(
+                f"cannot update packages: because {host.name} has no index of them",
+                hint="run chapter 02, in dom0; a guest sees dom0's once it is in lan_guests",
+            )
+        return difference(found[1])
 
 
 @dataclass(frozen=True)

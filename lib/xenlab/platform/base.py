@@ -169,7 +169,7 @@ _DAY = 86400
 
 @dataclass(frozen=True)
 class Index(Resource):
-    """What ``command`` fetches into ``folder`` was fetched less than `INDEX_DAYS` days ago.
+    """What ``command`` fetches into ``folder`` was fetched less than ``days`` days ago.
 
     ``pattern`` is what the folder holds, if it holds an index at all; ``script`` runs the command.
     ``settings`` is a file that says where the index comes from: what is older than it is too old.
@@ -180,6 +180,7 @@ class Index(Resource):
     command: str
     script: str
     settings: str = ""
+    days: int = INDEX_DAYS
 
     def probe(self, host: Host) -> Difference | None:
         """Whether there is no index, or an old one."""
@@ -196,7 +197,7 @@ class Index(Resource):
         if result is None or result.status == _MISSING:
             return Difference(f"fetch the package index ({self.command})")
         fetched, now = (int(line) for line in result.stdout.split())
-        if now - fetched < INDEX_DAYS * _DAY:
+        if now - fetched < self.days * _DAY:
             return None
         then = time.strftime("%Y-%m-%d", time.gmtime(fetched))
         return Difference(f"fetch the package index again ({self.command}): it is of {then}")
@@ -213,6 +214,30 @@ class Index(Resource):
         report(self.command)
         for command in self.commands():
             run_when_unlocked(host, command, report)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A package that would be updated; ``now`` is "" for one that is new."""
+
+    name: str
+    now: str
+    new: str
+    security: bool = False
+
+
+def difference(updates: Iterable[Update]) -> Difference | None:
+    """That these wait, as a table; None for none."""
+    rows = tuple(
+        {
+            "package": each.name,
+            "installed": each.now or "-",
+            "available": each.new,
+            "security": "yes" if each.security else "no",
+        }
+        for each in updates
+    )
+    return Difference(f"update {len(rows)} packages", rows=rows) if rows else None
 
 
 @dataclass(frozen=True)
@@ -393,6 +418,32 @@ def parse_failed(text: str) -> dict[str, list[str]]:
     return found
 
 
+# Programs that a package has replaced, and that still run as they were (proc(5): maps, cgroup).
+
+# $1 an expression for sed that makes a service's name of a line of a process's cgroup
+_OUTDATED = """
+    grep -sE '^[^ ]+ r-xp .* /(usr|lib|lib32|lib64|bin|sbin|opt)/[^ ]+ [(]deleted[)]$' \\
+        /proc/[0-9]*/maps | sed -E 's|^/proc/([0-9]+)/maps:.* (/[^ ]+) [(]deleted[)]$|\\1 \\2|' \\
+        | sort -u | while read -r process file; do
+            # a login's own programs end with it
+            ! grep -qs '/session-[^/]*[.]scope' "/proc/$process/cgroup" || continue
+            { read -r name < "/proc/$process/comm"; } 2> /dev/null || continue
+            service=$(sed -nE "$1" "/proc/$process/cgroup" | tail -n 1)
+            [ "$process" != 1 ] || service=init
+            printf '%s\\t%s\\n' "${service:-$name}" "$file"
+        done | sort -u
+"""
+
+
+def parse_outdated(text: str) -> dict[str, list[str]]:
+    """What that prints: services, each with the files that are no longer there."""
+    found: dict[str, list[str]] = {}
+    for name, tab, file in (line.partition("\t") for line in text.splitlines()):
+        if tab:
+            found.setdefault(name, []).append(file)
+    return found
+
+
 # Services: between a chapter that wants a daemon and the init system that has it.
 #
 # Howto: „sshd … + Runlevel“, „syslogd, crond (mind. Runlevel)“.
@@ -409,6 +460,17 @@ class Services(ABC):
 
     states: ClassVar[type[ServiceStates]]
     """How it tells what is started at boot, and what runs."""
+
+    of_cgroup: ClassVar[str]
+    """Has sed(1) make a service's name of a line of /proc/PID/cgroup."""
+
+    def outdated(self, host: Host) -> dict[str, list[str]]:
+        """Services that run a program, or use a library, that a package has since replaced.
+
+        "init" is process 1; what belongs to no service is called as the program is.
+        """
+        found = host.look(Command.script(_OUTDATED, self.of_cgroup), absent=(NO_PROGRAM,))
+        return parse_outdated(found.stdout) if found else {}
 
     def enabled(self, *names: str) -> Resource:
         """These services are started at every boot."""

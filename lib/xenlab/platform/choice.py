@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Protocol
 
 from xenlab.command import Command
+from xenlab.host import Host
 from xenlab.platform.apt import Apt
+from xenlab.platform.base import INDEX_DAYS, Update, by_platform
 from xenlab.platform.base import Services as Services
-from xenlab.platform.base import by_platform
 from xenlab.platform.boot import Grub2, bootloader
 from xenlab.platform.interfaces import Interfaces, interfaces
 from xenlab.platform.openrc import OpenRc
@@ -62,8 +63,17 @@ class Packages(Protocol):
     def lent(self) -> tuple[Resource, ...]:
         """What asks other machines to compile as well, where the site names some."""
 
-    def updated(self) -> Resource:
-        """The index of packages is there and not too old."""
+    def updated(self, days: int = INDEX_DAYS) -> Resource:
+        """The index of packages is there and not older than that."""
+
+    def pending(self, host: Host) -> tuple[int, list[Update]] | None:
+        """How many packages are installed, and what `upgraded` would do; None: nobody can say."""
+
+    def upgraded(self, *, from_store: bool = False) -> Resource:
+        """What is installed is as new as the index says; ``from_store`` as in `from_store`.
+
+        Raises BadInput where the platform leaves that to a person.
+        """
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed."""

@@ -201,6 +201,7 @@ class OpenRc(Services):
     """OpenRC, as Gentoo has it; Debian's scripts serve where they stand in its place."""
 
     early = EARLY
+    of_cgroup = "s#^[^:]*:(name=openrc)?:/(openrc[.])?([^/]+)(/.*)?$#\\3#p"
     states = Scripts
 
     def masked(self, *names: str) -> Resource:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xenlab.command import Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.platform.base import (
+    INDEX_DAYS,
     Index,
     PackageState,
+    Update,
     lock_functions,
     new_versions,
     require_unneeded,
@@ -316,13 +318,25 @@ class Portage:
         """distcc, where the site names servers of it; what it is built with is there by then."""
         return (self.installed("sys-devel/distcc"),) if self.helpers else ()
 
-    def updated(self) -> Resource:
+    def updated(self, days: int = INDEX_DAYS) -> Resource:
         """The trees were synced not long ago, and from where the site says."""
+        index = Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC, days=days)
         if not self.settings.sync:
-            return Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC)
+            return index
         settings = self._repositories()
-        synced = Index(TREES, "*/profiles/repo_name", "emerge --sync", SYNC, settings=settings.path)
-        return All((settings, synced))
+        return All((settings, replace(index, settings=settings.path)))
+
+    def pending(self, host: Host) -> tuple[int, list[Update]] | None:
+        """Nobody can say without hours of work: what Portage would do depends on what it builds."""
+        return None
+
+    def upgraded(self, *, from_store: bool = False) -> Resource:
+        """Refused: what an update of @world builds, and asks for, a person decides."""
+        raise BadInput(
+            "cannot update packages with Portage: because it may ask for other USE flags, and "
+            "builds for hours",
+            hint="emerge --ask --update --deep --newuse @world in dom0; leave updates empty",
+        )
 
     def installed(self, *names: str) -> Resource:
         """These packages are installed with the site's USE; compiled where no binary fits."""

@@ -283,6 +283,7 @@ class Systemd(Services):
     """Debian's answer: systemd, its SysV scripts included."""
 
     early = EARLY
+    of_cgroup = "s|^.*/([^/]+)[.]service(/.*)?$|\\1|p"
     states = Units
 
     def masked(self, *names: str) -> Resource:

@@ -288,9 +288,10 @@ def _selections(site: Parameters) -> Iterator[str]:
     """Guests that are selected for something and do not exist, or are named twice."""
     known = [d.name for d in site.domains]
     unknown: dict[str, list[str]] = {}
-    for key in ("restart", "autostart", "lan_guests", "shared_usr", "guest_exports"):
+    for key in ("restart", "updates", "autostart", "lan_guests", "shared_usr", "guest_exports"):
+        others = DOM0_NAMES[:1] if key == "updates" else ()
         for name, times in Counter(_selected(site, key)).items():
-            if name not in known:
+            if name not in (*known, *others):
                 unknown.setdefault(name, []).append(key)
             if times > 1:
                 yield f"{key} names {name} twice"

@@ -377,6 +377,7 @@ class Parameters(BaseModel):
     domu_options: KernelWords = ""
     domains: list[Domain] = Field(min_length=1)
     restart: list[DomainName] = Field([], examples=[["domu1"]])
+    updates: list[DomainName] = Field([], examples=[["dom0", "domu1"]])
 
     # What a site selects: nothing, where it does not say.
     autostart: list[DomainName] = []
