@@ -42,6 +42,7 @@ CHAPTERS = [
     "14_shared_filesystems",
     "15_shared_usr",
     "16_guests_come_and_go",
+    "18_a_way_back",
 ]
 FIRST_SLICE = 12
 
