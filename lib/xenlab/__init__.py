@@ -7,6 +7,7 @@ from typing import Any
 
 _PLACES = {
     "chapter.notebook": "open_chapter",
+    "chapters.backups": "backup_table guests_restored guests_saved newest_kept",
     "chapters.changes": (
         "allowed_down gone_forgotten gone_removed gone_stopped guest_values guests_back "
         "guests_renamed left_table waiting"

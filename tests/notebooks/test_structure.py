@@ -43,6 +43,7 @@ CHAPTERS = [
     "15_shared_usr",
     "16_guests_come_and_go",
     "17_updates",
+    "18_a_way_back",
 ]
 FIRST_SLICE = 12
 

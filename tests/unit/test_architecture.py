@@ -17,11 +17,11 @@ PACKAGES = (LIB / "xenlab", LIB / "xenlab_lab")
 NOTEBOOKS = ROOT / "notebooks"
 
 MOST_LINES = 600
-MOST_MODULES = 117
+MOST_MODULES = 118
 """88, and what later work took: selected, planned and opening of the chapter; selection, plan,
 notify, metrics, spans, prune and cells of the runs; the fleets' package and commands; what a domain
 runs with, guests that go, roots like another's; uplink and references of the site; hardware and
-network of the lab's machine; the overview of a host; fleets in JupyterLab; updates."""
+network of the lab's machine; the overview of a host; fleets in JupyterLab; updates and backups."""
 MOST_IN_A_PACKAGE = 15
 ABOVE_THE_PLATFORM = ("chapter", "chapters", "runs", "fleet", "panel", "cli")
 

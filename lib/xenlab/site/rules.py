@@ -308,6 +308,20 @@ def _usr_over_the_lan(site: Parameters) -> Iterator[str]:
             yield f"shared_usr names {name}, which is not in the internal LAN (lan_guests)"
 
 
+def _backups(site: Parameters) -> Iterator[str]:
+    """Backups of guests that do not exist, and those that every guest could read."""
+    known = [domain.name for domain in site.domains]
+    for key in ("guests", "restore"):
+        for name in getattr(site.backups, key):
+            if name not in known:
+                yield f"backups: {key} names {name}, which is no domain"
+    if PurePosixPath(site.backups.folder).is_relative_to(site.share):
+        yield (
+            f"backups: {cut(site.backups.folder)} is on dom0's share, where every guest in the "
+            "internal LAN could read the others' keys and passwords"
+        )
+
+
 def _exports(site: Parameters) -> Iterator[str]:
     """Guests that cannot serve what they are to export."""
     for export in site.guest_exports:
@@ -460,6 +474,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("domains",), _selections),
     (("shared_usr", "lan_guests"), _usr_over_the_lan),
     (("guest_exports", "lan_guests", "shared_usr", "share"), _exports),
+    (("backups", "domains", "share"), _backups),
     (("platform",), _packages),
     (("unwanted",), _unwanted),
     (("platform", "portage"), _no_portage),

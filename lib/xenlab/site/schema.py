@@ -24,6 +24,7 @@ from xenlab.site.loader import format_validation_errors
 from xenlab.site.references import BecomeBy, BecomePassword, Notified, SecretReference
 from xenlab.site.rules import LOGINS, cross_field_errors
 from xenlab.site.types import (
+    BackupStamp,
     CompilerFlags,
     DevicePath,
     DistccHost,
@@ -256,6 +257,28 @@ class GuestExport(BaseModel):
     path: MountPath = Field(description="the folder that it exports")
 
 
+class Backups(BaseModel):
+    """The guests that chapter 18 saves, where in dom0, and for how long."""
+
+    model_config = _STRICT
+
+    guests: list[DomainName] = Field([], description="the guests", examples=[["mail"]])
+    folder: TargetPath = Field(
+        "/var/lib/xenlab/backups",
+        description="the folder in dom0, not on the share, which the guests may read",
+    )
+    keep: int = Field(3, ge=1, le=1000, description="how many of each guest stay, the newest")
+    max_age_days: int = Field(
+        7, ge=1, le=1000, description="how old the newest may be before another is made"
+    )
+    restore: dict[DomainName, BackupStamp] = Field(
+        {},
+        description="the guests whose root is made anew, and from which backup; each wants a "
+        "consent by name",
+        examples=[{"mail": "20260301T020000Z"}],
+    )
+
+
 class RedfishService(BaseModel):
     """The machine's management controller, where it speaks Redfish: what is no secret of it."""
 
@@ -378,6 +401,8 @@ class Parameters(BaseModel):
     domains: list[Domain] = Field(min_length=1)
     restart: list[DomainName] = Field([], examples=[["domu1"]])
     updates: list[DomainName] = Field([], examples=[["dom0", "domu1"]])
+
+    backups: Backups = Backups()
 
     # What a site selects: nothing, where it does not say.
     autostart: list[DomainName] = []

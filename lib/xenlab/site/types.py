@@ -253,6 +253,9 @@ DomainName = Annotated[
     HostName,
     matching(r".*\D.*", "a name that xl does not take for an id (not digits only)"),
 ]
+BackupStamp = Annotated[
+    Text, matching(r"\d{8}T\d{6}Z", "a backup's name as step 18.1 shows it (20260301T020000Z)")
+]
 OptionalDomainName = Annotated[
     Text,
     matching(
