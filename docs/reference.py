@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -155,7 +155,7 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[str, list[s
         return " or ".join(kinds), forms
     if origin is dict:
         (_, names), (value, values) = map(in_words, arguments)
-        each = [f"{one}: {two}" for one, two in zip(names, values, strict=True)]
+        each = [": ".join(filter(None, pair)) for pair in zip_longest(names, values)]
         return f"mapping, each value {value}", forms + each
     if issubclass(annotation, BaseModel):
         return "a mapping with the keys below", forms

@@ -262,21 +262,11 @@ class Backups(BaseModel):
 
     model_config = _STRICT
 
-    guests: list[DomainName] = Field([], description="the guests", examples=[["mail"]])
-    folder: TargetPath = Field(
-        "/var/lib/xenlab/backups",
-        description="the folder in dom0, not on the share, which the guests may read",
-    )
-    keep: int = Field(3, ge=1, le=1000, description="how many of each guest stay, the newest")
-    max_age_days: int = Field(
-        7, ge=1, le=1000, description="how old the newest may be before another is made"
-    )
-    restore: dict[DomainName, BackupStamp] = Field(
-        {},
-        description="the guests whose root is made anew, and from which backup; each wants a "
-        "consent by name",
-        examples=[{"mail": "20260301T020000Z"}],
-    )
+    guests: list[DomainName] = Field([], examples=[["mail"]])
+    folder: TargetPath = "/var/lib/xenlab/backups"
+    keep: int = Field(3, ge=1, le=1000)
+    max_age_days: int = Field(7, ge=1, le=1000)
+    restore: dict[DomainName, BackupStamp] = Field({}, examples=[{"mail": "20260301T020000Z"}])
 
 
 class RedfishService(BaseModel):
