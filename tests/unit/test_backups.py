@@ -256,7 +256,10 @@ class Noted(Resource):
     """A state that is brought about as often as it is asked for, and may fail."""
 
     def __init__(self, name: str, done: list[str], *, fails: bool = False) -> None:
-        self.name, self.done, self.fails = name, done, fails
+        self.name, self.done, self.fails, self.device = name, done, fails, ""
+
+    def wipes(self) -> str:
+        return self.device
 
     def probe(self, host: Host) -> Difference | None:
         return None if self.name in self.done else Difference(self.name)
@@ -282,6 +285,20 @@ def test_a_guest_that_ran_runs_again_however_it_went(*, fails: bool) -> None:
     wanted.fails = False
     made.apply(HOST, silent)
     assert done == ["stop", "save"]
+
+
+def test_a_guest_without_a_whole_root_is_not_started() -> None:
+    done: list[str] = []
+    stopped, wanted, running = (Noted(each, done) for each in ("stop", "restore", "start"))
+    wanted.device, wanted.fails = "/dev/vda6", True
+    made = Meanwhile(stopped, wanted, running=running)
+    with pytest.raises(StepFailed, match="it failed"):
+        made.apply(HOST, silent)
+    assert done == ["stop", "restore"]
+    done.clear()
+    wanted.fails = False
+    made.apply(HOST, silent)
+    assert done == ["stop", "restore", "start"]
 
 
 def test_a_site_says_who_is_saved() -> None:

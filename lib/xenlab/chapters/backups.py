@@ -209,7 +209,10 @@ class GuestSaved(InGuestRoot):
 
 @dataclass(frozen=True)
 class Meanwhile(WhileDown):
-    """A state that a guest must be down for; where it ran before, it runs again afterwards."""
+    """A state that a guest must be down for; where it ran before, it runs again afterwards.
+
+    A root that was to be made anew, and was not, is no root to run from.
+    """
 
     running: Resource = field(kw_only=True)
 
@@ -218,12 +221,13 @@ class Meanwhile(WhileDown):
         return (*super().commands(), *self.running.commands())
 
     def apply(self, host: Host, report: Report) -> None:
-        """The same, however the state fares."""
-        ran = self.stopped.probe(host) is not None
+        """The same; after a failure too, if that has left its root as it was."""
+        ran, whole = self.stopped.probe(host) is not None, not self.wipes()
         try:
             super().apply(host, report)
+            whole = True
         finally:
-            if ran and self.running.probe(host) is not None:
+            if ran and whole and self.running.probe(host) is not None:
                 self.running.apply(host, report)
 
 
