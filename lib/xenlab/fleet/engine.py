@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from distributed import Client, Event, Future, LocalCluster, wait
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from xenlab import durable
 from xenlab.errors import BadInput, XenlabError
 from xenlab.fleet import work
 from xenlab.fleet.carry import unpack
@@ -181,7 +182,8 @@ class _Quiet(WorkerPlugin):  # type: ignore[misc]
         """Called in the worker's process once it is there."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        file = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        mode = durable.mode_in(self._log.parent)
+        file = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
         for stream in (1, 2):
             os.dup2(file, stream)
         os.close(file)

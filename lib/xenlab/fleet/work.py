@@ -173,7 +173,7 @@ def _plan(task: HostTask, folder: Path, notebooks: Path) -> execute.RunPlan:
     file = folder / "sites" / f"{task.host}.yaml"
     write_site(file, task.values)
     if notebooks != task.notebooks:
-        notebooks.mkdir(mode=0o700, exist_ok=True)
+        durable.new_folder(notebooks)
         for name, text in task.books.items():
             _write(notebooks / name, text)
     if task.run:
@@ -183,7 +183,7 @@ def _plan(task: HostTask, folder: Path, notebooks: Path) -> execute.RunPlan:
 
 def write_site(file: Path, values: Mapping[str, Any]) -> None:
     """Write a host's site as a file that `xenlab run -f` takes."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.new_folder(file.parent)
     _write(file, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 

@@ -223,7 +223,8 @@ def run_lock(folder: Path) -> Iterator[int]:
     So a run stays locked until the last process that may work on it is gone. Raises BadInput
     when it is still held after `LOCK_SECONDS`.
     """
-    handle = os.open(kept_file(folder, "run.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    mode = durable.mode_in(folder)
+    handle = os.open(kept_file(folder, "run.lock"), os.O_RDWR | os.O_CREAT, mode)
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
