@@ -6,6 +6,7 @@ import difflib
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 import tomllib
@@ -79,17 +80,37 @@ def write(file: int, data: bytes) -> None:
         rest = rest[taken:]
 
 
-def create(place: Path, data: bytes, *, mode: int = 0o600) -> None:
+def shared(folder: Path) -> bool:
+    """Whether a folder's group reads what is made there: the folder has the setgid bit."""
+    return bool(folder.stat().st_mode & stat.S_ISGID)
+
+
+def mode_in(folder: Path) -> int:
+    """The mode of a file of ours in a folder: its owner's, or readable by a folder's group."""
+    return 0o640 if shared(folder) else 0o600
+
+
+def new_folder(place: Path, *, exist_ok: bool = True) -> None:
+    """Make a folder of ours, and those above it; whose it is goes as with `mode_in`."""
+    if not place.parent.exists():
+        new_folder(place.parent)
+    if not (exist_ok and place.exists()):
+        place.mkdir(mode=0o700, exist_ok=exist_ok)
+        if shared(place.parent):
+            place.chmod(0o2750)
+
+
+def create(place: Path, data: bytes, *, mode: int | None = None) -> None:
     """Make a file that is on disk, its name too, before this returns; nothing is left of a failure.
 
-    Raises FileExistsError, DiskFull.
+    ``mode`` is `mode_in` its folder unless given. Raises FileExistsError, DiskFull.
     """
     with space(place.parent):
         file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             try:
                 write(file, data)
-                os.fchmod(file, mode)
+                os.fchmod(file, mode_in(place.parent) if mode is None else mode)
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -101,7 +122,11 @@ def create(place: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def replace(
-    place: Path, data: bytes, ready: Callable[[], object] | None = None, *, mode: int = 0o600
+    place: Path,
+    data: bytes,
+    ready: Callable[[], object] | None = None,
+    *,
+    mode: int | None = None,
 ) -> None:
     """Put a whole file in a place, where there may be an older one; raises DiskFull.
 
@@ -140,7 +165,8 @@ class Reserve:
         """Take the space, unless it is there; raises DiskFull."""
         if self._left() < self._size:
             with space(self._place.parent):
-                file = os.open(self._place, os.O_WRONLY | os.O_CREAT, 0o600)
+                mode = mode_in(self._place.parent)
+                file = os.open(self._place, os.O_WRONLY | os.O_CREAT, mode)
                 try:
                     os.posix_fallocate(file, 0, self._size)
                 finally:
@@ -188,7 +214,7 @@ def kept_folder(folder: Path, name: str) -> Path:
     """A folder of a run by its name, made unless it is there; raises JournalDamaged, DiskFull."""
     place = _inside(folder, name)
     with space(folder):
-        place.mkdir(mode=0o700, exist_ok=True)
+        new_folder(place)
     return place
 
 
@@ -243,7 +269,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def new_run_folder(runs: Path, site: str) -> Path:
-    """A fresh folder ``<UTC>-<site>``, mode 0700; never one that is there already.
+    """A fresh folder ``<UTC>-<site>``, as `new_folder` makes it; never one that is there already.
 
     Raises DiskFull, and BadInput where files cannot be locked: nothing is left there then.
     """
@@ -255,7 +281,7 @@ def new_run_folder(runs: Path, site: str) -> Path:
         folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{site}"
         try:
             with space(runs):
-                folder.mkdir(mode=0o700)
+                new_folder(folder, exist_ok=False)
         except FileExistsError:
             time.sleep(1)
             continue

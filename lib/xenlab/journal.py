@@ -238,7 +238,8 @@ class Journal:
         self._unfinished: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._reserve = durable.Reserve(folder / RESERVE, RESERVE_BYTES)
         with durable.space(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.new_folder(folder)
+        self._mode = durable.mode_in(folder)
         for name in (self.path.name, HEAD, RESERVE):
             kept_file(folder, name)
         for name in ("output", "input"):
@@ -344,7 +345,7 @@ class Journal:
     @contextmanager
     def _open(self) -> Iterator[int]:
         with durable.space(self.folder):
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, self._mode)
         try:
             durable.lock(file, self.folder)
             yield file
@@ -413,7 +414,7 @@ class Journal:
         self._size += len(line) + 1
 
     def _write_head(self, synced: bool) -> None:
-        file = os.open(self.folder / HEAD, os.O_WRONLY | os.O_CREAT, 0o600)
+        file = os.open(self.folder / HEAD, os.O_WRONLY | os.O_CREAT, self._mode)
         try:
             durable.write(file, head_line(self._head, self._seq))
             if synced:

@@ -15,7 +15,7 @@ from tests.ssh.small import Site
 from xenlab.journal import Journal
 from xenlab.runs.folder import every
 
-SECONDS = 240
+SECONDS = 600
 """How long a fleet of small chapters may take on a busy machine."""
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def begun(folder: Path) -> Journal:
-    folder.mkdir(parents=True)
+    durable.new_folder(folder)
     versions = {"xenlab": "0.1.0", "python": "3.13", "git": ""}
     facts = {"site": "lab", "started": "2026-01-01T00:00:00", "mode": "apply", "file": "lab.yaml"}
     runs.create(folder, {**facts, "versions": versions, "chapters": ["04_grub"]})
@@ -47,6 +47,60 @@ def chapter(journal: Journal, message: str = "") -> None:
 
 def closed(folder: Path) -> execute.Outcome:
     return execute.close(execute.Outcome(folder, (), 0), lambda: None)
+
+
+def modes(folder: Path) -> dict[str, set[int]]:
+    """The modes of a folder and of all folders and files below it."""
+    found: dict[str, set[int]] = {"folders": {folder.stat().st_mode & 0o7777}, "files": set()}
+    for path in folder.rglob("*"):
+        found["folders" if path.is_dir() else "files"].add(path.stat().st_mode & 0o7777)
+    return found
+
+
+def test_a_run_is_its_owners_alone_unless_the_folder_of_the_runs_is_a_groups(
+    tmp_path: Path,
+) -> None:
+    for name, mode, wanted in (
+        ("own", 0o755, {"folders": {0o700}, "files": {0o600}}),
+        ("shared", 0o2770, {"folders": {0o2750}, "files": {0o640}}),
+    ):
+        runs_folder = tmp_path / name
+        runs_folder.mkdir()
+        runs_folder.chmod(mode)
+        folder = durable.new_run_folder(runs_folder, "lab")
+        chapter(begun(folder))
+        Journal(folder).save_input(b"given")
+        Journal(folder).save_output("04.1", b"said")
+        with runs.run_lock(folder):
+            assert modes(folder) == wanted
+            assert runs.locked(folder)
+        closed(folder)
+        assert modes(folder) == wanted
+        assert not runs.locked(folder)
+
+
+def test_a_groups_member_reads_another_ones_run(tmp_path: Path) -> None:
+    runs_folder = tmp_path / "runs"
+    runs_folder.mkdir()
+    runs_folder.chmod(0o2770)
+    folder = durable.new_run_folder(runs_folder, "lab")
+    chapter(begun(folder))
+    closed(folder)
+    root = os.geteuid() == 0
+    own = ["chown", "-R", f"65534:{os.getegid()}", str(folder)]
+    subprocess.run([*([] if root else ["sudo", "-n"]), *own], check=True, timeout=60)
+    # root is a member like any other without these
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if root else []
+    for words, said in (
+        (["runs"], "lab"),
+        (["show", str(folder)], "04.1 Install"),
+        (["audit", "verify", str(folder)], "are as recorded"),
+    ):
+        command = [*powerless, sys.executable, "-m", "xenlab", *words]
+        environment = os.environ | {"XENLAB_RUNS": str(runs_folder)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout
 
 
 @pytest.fixture

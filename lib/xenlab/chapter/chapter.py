@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from xenlab.chapter import events
+from xenlab.chapter import events, machine_lock
 from xenlab.chapter.machine_lock import Ended, Hold, MachineLock, end_attempt, tell_ended
 from xenlab.chapter.planned import Planned
 from xenlab.chapter.recorder import Recorder, discover_secrets
@@ -76,7 +76,8 @@ class Chapter(PlatformAnswers):
     what xenlab made and this run may destroy, ``selected`` the steps that it leaves out,
     ``planned`` what alone it may do. Each verb is a step, and so is opening the chapter; its hosts
     run nothing outside of one. ``sink`` is told what happens; ``stop`` stops the step under way
-    once it is set, the opening as well. ``connection`` is a run's, which stays.
+    once it is set, the opening as well. ``connection`` is a run's, which stays. ``patient``: what
+    a killed controller has left at work is waited for before what is left of it is ended.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Chapter(PlatformAnswers):
         connection: SSH | None = None,
         selected: Selected | None = None,
         planned: Planned | None = None,
+        patient: bool = False,
     ) -> None:
         super().__init__(site)
         self.name = name
@@ -103,6 +105,7 @@ class Chapter(PlatformAnswers):
         self._missed = ""
         self._planned = planned
         self._lacks = ""
+        self._patience = RECONNECT_SECONDS if patient else 0.0
         self._destroy = destroy
         self._agreed: dict[str, Agreed] = {}
         self._before = planned_before(journal) if mode == "plan" else ""
@@ -314,14 +317,21 @@ class Chapter(PlatformAnswers):
             del self._machine.strays[0]
 
     def _end_left(self, attempts: Sequence[Mapping[str, Any]]) -> list[Ended]:
-        """End what earlier attempts have left running, on this machine and in guests that run."""
+        """End what earlier attempts have left running, on this machine and in guests that run.
+
+        A patient chapter waits for it before.
+        """
         if not attempts:
             return []
         # a chapter that does not know them has run nothing in them
         names = [g.name for g in self.site.lan_guests] if self.site.knows("lan_guests") else []
-        there = [name for name in names if not self.toolstack.why_silent(self.host, name)]
-        guests = [self.guest(name) for name in there]
-        return [end_attempt(attempt, (self.host, self.controller), guests) for attempt in attempts]
+        run = [name for name in names if not self.toolstack.why_silent(self.host, name)]
+        guests = [self.guest(name) for name in run]
+        machines = (self.host, self.controller)
+        if self._patience:
+            there = (*machines, *guests)
+            machine_lock.wait_for(attempts, there, self._waiting, self.stop, self._patience)
+        return [end_attempt(attempt, machines, guests) for attempt in attempts]
 
     def _locked_again(self) -> None:
         """Nothing of a step goes over a new connection before the machine is this run's again.

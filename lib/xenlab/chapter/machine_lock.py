@@ -15,7 +15,7 @@ import json
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -32,6 +32,9 @@ from xenlab.transport.channel import Conversation
 from xenlab.transport.ssh import SSH
 
 # What an earlier attempt at a step, or another run, has left running: it is ended, and told.
+
+WAIT_SECONDS = 2.0
+"""How often it is looked whether an attempt is over that is waited for."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,34 @@ def end_attempt(
         except (NoConnection, ConnectionLost):
             silent.append(guest.name)
     return Ended(attempt, count, tuple(silent))
+
+
+def wait_for(
+    attempts: Iterable[Mapping[str, Any]],
+    machines: Sequence[Host],
+    say: Callable[[str], None],
+    stop: threading.Event,
+    seconds: float,
+) -> None:
+    """Wait until attempts that have no end on record are at work nowhere, or for so long.
+
+    A machine that does not answer is not waited for. Raises KeyboardInterrupt once ``stop`` is set.
+    """
+    deadline = time.monotonic() + seconds
+
+    def at_work(machine: Host, mark: str) -> bool:
+        try:
+            return machine.has_marked(mark)
+        except (NoConnection, ConnectionLost):
+            return False
+
+    for attempt in attempts:
+        while attempt["phase"] == "running" and time.monotonic() < deadline:
+            if not any(at_work(machine, attempt["mark"]) for machine in machines):
+                break
+            say(f"{attempt['title']} is still at work there, though nobody follows it any more")
+            if stop.wait(WAIT_SECONDS):
+                raise KeyboardInterrupt
 
 
 def tell_ended(journal: Journal, ended: Ended, boot_id: str) -> None:

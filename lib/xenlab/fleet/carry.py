@@ -34,10 +34,10 @@ def unpack(runs: Path, name: str, files: Mapping[str, bytes]) -> None:
         raise _damaged(name, "that is no name of a run")
     with tempfile.TemporaryDirectory(prefix=".arriving-", dir=runs) as shelf:
         folder = Path(shelf) / name
-        folder.mkdir(mode=0o700)
+        durable.new_folder(folder)
         for path, data in files.items():
             place = kept_file(folder, path)
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.new_folder(place.parent)
             durable.create(place, data)
         if problems := audit.inspect(folder).problems:
             raise _damaged(name, problems[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import os
 import platform
@@ -223,7 +224,8 @@ def run_lock(folder: Path) -> Iterator[int]:
     So a run stays locked until the last process that may work on it is gone. Raises BadInput
     when it is still held after `LOCK_SECONDS`.
     """
-    handle = os.open(kept_file(folder, "run.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    mode = durable.mode_in(folder)
+    handle = os.open(kept_file(folder, "run.lock"), os.O_RDWR | os.O_CREAT, mode)
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
@@ -240,6 +242,18 @@ def run_lock(folder: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def locked(folder: Path) -> bool:
+    """Whether somebody holds the run's lock, and works on it."""
+    try:
+        with kept_file(folder, "run.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _state(chapter: str, records: Sequence[Mapping[str, Any]]) -> ChapterState:
