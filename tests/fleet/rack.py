@@ -15,12 +15,15 @@ from tests.ssh.small import Site
 from xenlab.journal import Journal
 from xenlab.runs.folder import every
 
-SECONDS = 240
+SECONDS = 600
 """How long a fleet of small chapters may take on a busy machine."""
 
 
 class Rack(Site):
     """Some hosts, a folder with chapters, a fleet's file; the commands of `Site`."""
+
+    patience = 2
+    """How many seconds a host is waited for that does not answer, or a command that was left."""
 
     def __init__(self, folder: Path, count: int) -> None:
         with ThreadPoolExecutor() as pool:
@@ -49,7 +52,7 @@ class Rack(Site):
             "address": f"10.0.2.{120 + number}/24",
         }
         return {
-            "ssh": {"config": str(self.sshds[number].config), "patience_seconds": 2},
+            "ssh": {"config": str(self.sshds[number].config), "patience_seconds": self.patience},
             "address": f"10.0.2.{20 + number}/24",
             "domains": [guest],
         }

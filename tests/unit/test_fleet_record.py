@@ -12,6 +12,7 @@ from tests.smalldisk import fill, small_disk
 from xenlab.errors import BadInput
 from xenlab.fleet.hosts import load
 from xenlab.fleet.record import Record
+from xenlab.runs.folder import run_lock
 
 
 def created(runs: Path) -> Record:
@@ -39,7 +40,10 @@ def test_a_full_disk_costs_no_host_its_run(tmp_path: Path) -> None:
         assert Record.last(runs, "rack").hosts["castle1"].status == "not run"
         filler.unlink()
         record.change("castle2", status="done")
-        assert Record.last(runs, "rack").hosts == record.hosts
+        with run_lock(record.folder):
+            assert Record.last(runs, "rack").hosts == record.hosts
+        # nobody works on it any more
+        assert Record.last(runs, "rack").hosts["castle1"].status == "unknown"
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:

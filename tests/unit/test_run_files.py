@@ -73,8 +73,10 @@ def test_a_run_is_its_owners_alone_unless_the_folder_of_the_runs_is_a_groups(
         Journal(folder).save_output("04.1", b"said")
         with runs.run_lock(folder):
             assert modes(folder) == wanted
+            assert runs.locked(folder)
         closed(folder)
         assert modes(folder) == wanted
+        assert not runs.locked(folder)
 
 
 def test_a_groups_member_reads_another_ones_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from xenlab.chapter.card import duration
 from xenlab.cli import lab as cli_lab
 from xenlab.cli.runs import Json, Runs, runs_folder
 from xenlab.cli.terminal import DRIFT, Commands, Terminal, notebooks_folder, print_json, say
-from xenlab.errors import BadInput
+from xenlab.errors import BadInput, DiskFull
 
 if TYPE_CHECKING:
     from xenlab.fleet.engine import FleetRun, Settings
@@ -44,6 +44,12 @@ Scheduler = Annotated[
         "--scheduler", metavar="ADDRESS", help="Dask's scheduler, whose workers run the hosts."
     ),
 ]
+Uploads = Annotated[
+    int,
+    typer.Option(
+        "--uploads", min=0, help="How many files leave a machine with workers at a time; 0: all."
+    ),
+]
 From = Annotated[str, typer.Option("--from", help="The chapter to begin with.")]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Where the chapters are.", show_default=False)
@@ -65,6 +71,7 @@ def run(
         typer.Option("--max-failures", min=0, help="Start no host after so many; 0: all of them."),
     ] = 2,
     scheduler: Scheduler = "",
+    uploads: Uploads = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up the last run: the hosts that are not done.")
     ] = False,
@@ -81,7 +88,7 @@ def run(
             "cannot take up a run with these: because it has its own chapters",
             hint="give only --resume",
         )
-    settings = Settings(workers, canary, max_failures, scheduler)
+    settings = Settings(workers, canary, max_failures, scheduler, uploads)
     fleet = _fleet(file, limit)
     if resume:
         from xenlab.fleet import engine
@@ -229,7 +236,10 @@ def _finish(todo: FleetRun, code: int, problem: str) -> None:
     took = duration(sum(state.seconds for state in record.hosts.values()))
     say(f"\n{done} of {len(record.hosts)} hosts done, {took} in all")
     if any(state.run for state in record.hosts.values()):
-        say(f"report: {page.write(record)}")
+        try:
+            say(f"report: {page.write(record)}")
+        except DiskFull as full:
+            code, problem = code or 1, f"{problem}\n{full}".strip()
     if code:
         say(f"\n{problem}", "bold red", stderr=True)
         again = f"xenlab fleet run --resume -f {record.facts['file']}"

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from distributed import Client, Event, Future, LocalCluster, wait
+from distributed import CancelledError, Client, Event, Future, LocalCluster, wait
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from xenlab import durable
@@ -26,6 +26,7 @@ from xenlab.fleet.hosts import Fleet
 from xenlab.fleet.record import RUNNING, Record
 from xenlab.fleet.work import UNKNOWN, CopyConsole, HostOutcome, HostTask, Told
 from xenlab.runs.execute import FAILED, INTERRUPTED
+from xenlab.runs.folder import run_lock
 from xenlab.transport import local
 
 CONNECT_SECONDS = 30
@@ -45,13 +46,15 @@ LOG = "workers.log"
 class Settings:
     """How a fleet is run: how many hosts at a time, how many alone first, how many may fail.
 
-    ``scheduler`` is the address of Dask's scheduler, "" for a cluster on this machine.
+    ``uploads`` is how many files a machine with workers sends at a time, 0 for as many as there
+    are; ``scheduler`` is the address of Dask's scheduler, "" for a cluster on this machine.
     """
 
     workers: int = 0
     canary: int = 1
     most_failures: int = 2
     scheduler: str = ""
+    uploads: int = 0
 
 
 class Shows(Protocol):
@@ -113,15 +116,19 @@ def execute(
     """Run what is to be done; return the exit status and, in one line, why not all was done.
 
     ``stop`` stops the steps under way once it is set, as Ctrl-C does. Raises BadInput before any
-    machine is touched: a scheduler that does not answer, a secret that a worker has not.
+    machine is touched: a scheduler that does not answer, a secret that a worker has not, another
+    controller that is at work on this run.
     """
     if not run.todo:
         return 0, ""
     folder = run.record.folder
     try:
-        with local.ending_cleanly(), connected(settings, len(run.todo), folder / LOG) as client:
-            flight = _Flight(client, run, settings, shows, stop or threading.Event())
-            return flight.go()
+        with (
+            run_lock(folder),
+            local.ending_cleanly(),
+            connected(settings, len(run.todo), folder / LOG) as client,
+        ):
+            return _Flight(client, run, settings, shows, stop or threading.Event()).go()
     except BadInput:
         if not run.again:
             shutil.rmtree(folder)
@@ -135,7 +142,8 @@ def connected(settings: Settings, hosts: int, log: Path) -> Iterator[Client]:
     That has as many processes as processors, and threads for more hosts than these. Nobody else
     on this machine can give it work: it has keys of its own, for TLS. Raises BadInput.
     """
-    for name in ("asyncio", "distributed", "distributed.client"):
+    # what they say of a scheduler that is gone, we say in a line
+    for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if settings.scheduler:
         try:
@@ -256,6 +264,10 @@ class _Flight:
                     running[future] = waiting.popleft()
                 for future in self._ended(running):
                     self._end(running.pop(future), future)
+            except OSError:
+                # a word to a scheduler that is gone; what it had given out is told as cancelled
+                if not self._lost:
+                    raise
             except (KeyboardInterrupt, SystemExit) as stopped:
                 if self._stopped:
                     raise
@@ -268,9 +280,16 @@ class _Flight:
         """Why no other host is started, "" where that goes on."""
         if self._stopped:
             return "interrupted"
+        if self._lost:
+            return "no other host was started: the scheduler was lost"
         if self._failed >= self._settings.most_failures > 0:
             return f"no other host was started: {self._failed} have failed"
         return ""
+
+    @property
+    def _lost(self) -> bool:
+        """Whether the scheduler is gone, and with it all that it had given out."""
+        return self._client.status != "running"
 
     def _room(self) -> int:
         """How many hosts run at a time; raises XenlabError where no worker comes."""
@@ -293,6 +312,8 @@ class _Flight:
         except TimeoutError:
             self._room()
             return ()
+        except CancelledError:
+            return tuple(running)
         found: Collection[Future] = done
         return found
 
@@ -320,6 +341,7 @@ class _Flight:
             run,
             self._run.fleet.values[host],
             self._books,
+            self._settings.uploads,
             self._run.copy_console,
         )
         keep = where if run and not all(self._shares.values()) else None
@@ -332,9 +354,11 @@ class _Flight:
         try:
             outcome = future.result()
         except Exception as error:
-            outcome = HostOutcome(host, UNKNOWN, f"its worker was lost: {type(error).__name__}")
-        future.release()
-        Event(future.key, client=self._client).clear()
+            who = "the scheduler" if self._lost else "its worker"
+            outcome = HostOutcome(host, UNKNOWN, f"{who} was lost: {type(error).__name__}")
+        if not self._lost:
+            future.release()
+            Event(future.key, client=self._client).clear()
         if outcome.files is not None:
             try:
                 unpack(self._record.folder.parent, outcome.run, outcome.files)

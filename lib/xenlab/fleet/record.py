@@ -15,8 +15,8 @@ from typing import Any
 from xenlab import durable
 from xenlab.errors import BadInput, DiskFull
 from xenlab.fleet.hosts import Fleet
-from xenlab.fleet.work import HERE, write_site
-from xenlab.runs.folder import DONE, NOT_RUN
+from xenlab.fleet.work import HERE, UNKNOWN, write_site
+from xenlab.runs.folder import DONE, NOT_RUN, locked
 
 FILE = "fleet.json"
 
@@ -76,10 +76,16 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """What is kept in a fleet's folder; raises BadInput."""
+        """What is kept in a fleet's folder; raises BadInput.
+
+        A host that ran when its controller was killed is `UNKNOWN`.
+        """
         try:
             found = json.loads((folder / FILE).read_text(encoding="utf-8"))
             hosts = {name: HostState(**state) for name, state in found.pop("hosts").items()}
+            if not locked(folder):
+                for state in hosts.values():
+                    state.status = UNKNOWN if state.status == RUNNING else state.status
             return cls(folder, found, hosts)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(

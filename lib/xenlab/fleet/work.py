@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import yaml
-from distributed import Event, get_worker
+from distributed import Event, Semaphore, get_worker
 
 from xenlab import durable
 from xenlab.chapter import events
@@ -21,7 +22,7 @@ from xenlab.chapter.recorder import declared_secrets
 from xenlab.chapter.step import REFUSED, WOULD_CHANGE
 from xenlab.errors import BadInput, XenlabError
 from xenlab.fleet.carry import packed
-from xenlab.resources.base import Asked
+from xenlab.resources.base import Asked, Waiting
 from xenlab.runs import execute
 from xenlab.runs.cells import Cells
 from xenlab.runs.folder import DONE, ChapterState
@@ -46,6 +47,7 @@ class HostTask:
 
     ``folder`` is the fleet's on the controller, ``token`` what its `HERE` says. ``run`` names a
     run that is taken up again. ``books`` are the chapters for a worker that sees no file of ours.
+    So many ``uploads`` leave a worker's machine at a time, if not 0.
     """
 
     fleet: str
@@ -59,6 +61,7 @@ class HostTask:
     run: str = ""
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     books: Mapping[str, str] = field(default_factory=dict, repr=False)
+    uploads: int = 0
     copy_console: CopyConsole | None = field(default=None, repr=False)
 
 
@@ -144,11 +147,14 @@ def _run(task: HostTask, worker: str, tell: Callable[[Told], None]) -> HostOutco
     plan = _plan(task, folder, task.notebooks if shared else folder / "notebooks")
     told = _Telling(task.host, worker, tell)
     stop = _stops.setdefault(task.fleet, threading.Event())
+    uploading: Callable[[], AbstractContextManager[None]] = (
+        _one_of(task, worker, stop) if task.uploads else nullcontext
+    )
     outcome = execute.execute_plan(
         plan,
         folder.parent,
         told.follow,
-        lambda plan, folder: Cells(plan, folder, stop, told.on),
+        lambda plan, folder: Cells(plan, folder, stop, told.on, uploading),
     )
 
     def copy_console() -> None:
@@ -166,6 +172,26 @@ def _run(task: HostTask, worker: str, tell: Callable[[Told], None]) -> HostOutco
         drift=tuple(s.title for s in steps if s.status in (WOULD_CHANGE, REFUSED)),
         files=None if shared else packed(outcome.folder),
     )
+
+
+def _one_of(
+    task: HostTask, worker: str, stop: threading.Event
+) -> Callable[[], AbstractContextManager[None]]:
+    """Waits until one upload more may leave the worker's machine; raises KeyboardInterrupt."""
+    machine, here = worker.rpartition(":")[0], get_worker()
+    room = Semaphore(task.uploads, f"{task.fleet} uploads of {machine}", here.scheduler, here.loop)
+
+    @contextmanager
+    def uploading() -> Iterator[None]:
+        while not room.acquire(timeout=1):
+            if stop.is_set():
+                raise KeyboardInterrupt
+        try:
+            yield
+        finally:
+            room.release()
+
+    return uploading
 
 
 def _plan(task: HostTask, folder: Path, notebooks: Path) -> execute.RunPlan:
@@ -230,8 +256,8 @@ class _Telling:
     def on(self, event: events.Event) -> None:
         """A chapter's event (`events.Sink`): its steps are told, not what they print."""
         match event:
-            case events.Started(title):
-                self._say("step", title=title)
+            case events.Started(title) | events.Progress(Waiting() as title):
+                self._say("step", title=str(title))
             case events.Progress(Asked() as what):
                 self._say("asked", title=str(what))
 

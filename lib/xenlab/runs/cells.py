@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Cells(ExitStack):
     A kernel takes seconds and more than a hundred megabytes; a chapter's cells need none. What
     they show is kept in the executed notebook as a kernel's would be; what they print is not.
     ``told`` gets each event of the chapters; ``stop`` stops the step under way once it is set.
+    Files are copied to the machine and its guests within ``uploading``.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Cells(ExitStack):
         folder: Path,
         stop: threading.Event,
         told: events.Sink = events.ignore,
+        uploading: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self._plan = plan
@@ -48,6 +50,7 @@ class Cells(ExitStack):
         self._stop = stop
         self._told = told
         self._ssh = SSH(way_to(plan.site))
+        self._ssh.uploading = uploading
         self.callback(self._ssh.close)
 
     def prepare(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import os
 import platform
@@ -241,6 +242,18 @@ def run_lock(folder: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def locked(folder: Path) -> bool:
+    """Whether somebody holds the run's lock, and works on it."""
+    try:
+        with kept_file(folder, "run.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _state(chapter: str, records: Sequence[Mapping[str, Any]]) -> ChapterState:

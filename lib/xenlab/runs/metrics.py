@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,23 +102,8 @@ def _read(path: Path) -> _Run | None:
     with suppress(XenlabError, OSError, KeyError, ValueError):
         record: Mapping[str, Any] = runs.read(path)
         began = datetime.fromisoformat(record["started"]).timestamp()
-        return _Run(record["site"], record["mode"], began, runs.states(path), _is_active(path))
+        return _Run(record["site"], record["mode"], began, runs.states(path), runs.locked(path))
     return None
-
-
-def _is_active(folder: Path) -> bool:
-    """Whether somebody holds the run's lock, and works on it."""
-    try:
-        handle = os.open(folder / "run.lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _labels(labels: Labels) -> str:

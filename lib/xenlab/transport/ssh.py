@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,6 +161,9 @@ class SSH:
         on_connect: Callable[[], None] | None = None,
         near: SSH | None = None,
     ) -> None:
+        self.uploading: Callable[[], AbstractContextManager[object]] = (
+            nullcontext if near is None else near.uploading
+        )
         self.target = target
         self.name = target.host
         self._ways = [replace(target, other=None), *([target.other] if target.other else ())]
@@ -276,9 +279,10 @@ class SSH:
 
         Raises BadInput for a local file that cannot be read, CommandFailed where the machine
         refuses the file, CommandTimeout past a deadline that goes by its size, ConnectionLost when
-        the connection broke; the old file then stays.
+        the connection broke; the old file then stays. ``uploading`` says when it may begin.
         """
-        upload(self._execute, self.name, local, remote, progress)
+        with self.uploading():
+            upload(self._execute, self.name, local, remote, progress)
 
     def _execute(
         self,
