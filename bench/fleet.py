@@ -37,12 +37,12 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "lib"), str(ROOT), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT / "lib"), str(ROOT)]
 
+from bench.measure import machine  # noqa: E402
 from tests.sites import BARE  # noqa: E402
 from tests.ssh.conftest import Sshd, processes_with  # noqa: E402
 
-from measure import machine  # noqa: E402
 from xenlab.cache import cache_root  # noqa: E402
 
 MARK = "XENLAB_BENCH_FLEET"

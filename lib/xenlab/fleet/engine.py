@@ -289,7 +289,7 @@ class _Flight:
     @property
     def _lost(self) -> bool:
         """Whether the scheduler is gone, and with it all that it had given out."""
-        return self._client.status != "running"
+        return bool(self._client.status != "running")
 
     def _room(self) -> int:
         """How many hosts run at a time; raises XenlabError where no worker comes."""
