@@ -12,6 +12,7 @@ from xenlab.chapters.changes import site_says
 from xenlab.chapters.overview import guest_table, host_table, seen_on
 from xenlab.errors import StepFailed
 from xenlab.host import Host
+from xenlab.platform.base import Update
 from xenlab.resources.xen import parse_list
 from xenlab.transport.local import Local
 
@@ -28,13 +29,15 @@ def test_the_host_in_its_own_words() -> None:
     lines = (RECORDED / "info.txt").read_text().splitlines()
     facts = [" ".join(line.split(" : ")) for line in lines if line.split()[0] in wanted]
     said = "\n".join(" ".join(line.split()) for line in facts) + "\nup 1005.31\nload 1.65\n"
-    table = host_table(said, "6.12.118-xen0").set_index("what")["is"].to_dict()
+    waiting = [Update("curl", "7", "8", security=True), Update("vim-tiny", "1", "2")]
+    table = host_table(said, "6.12.118-xen0", (412, waiting)).set_index("what")["is"].to_dict()
     assert table == {
         "hypervisor": "Xen 4.20.5-pre",
         "dom0's kernel": "6.12.118-xen0",
         "up for": "16 min 45 s",
         "memory": "3033 of 4095 MiB free",
         "processors": "2, dom0's load 1.65",
+        "updates of dom0": "2, 1 of them for security",
     }
 
 
@@ -45,7 +48,10 @@ def test_the_guests_and_what_waits() -> None:
     wanted = {domain.name: site_says(site, domain) for domain in site.domains}
     has = wanted | {"domu2": replace(wanted["domu2"], most_vcpus=2, vcpus=2)}
     del has["domu3"]
-    table = guest_table(site, running, has, wanted).set_index("guest")
+    table = guest_table(site, running, has, wanted, {"domu1": "20260301T020000Z"})
+    assert table["last backup"].tolist() == ["20260301T020000Z", "", "", ""]
+    assert "last backup" not in guest_table(site, running, has, wanted, {})
+    table = table.set_index("guest")
     assert table["state"].to_dict() == {
         "domu1": "running",
         "domu2": "running",

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from xenlab.chapter.card import duration
+from xenlab.chapters.backups import found_in
 from xenlab.chapters.changes import files_say
 from xenlab.command import Command
 from xenlab.errors import StepFailed
 from xenlab.host import Host
+from xenlab.platform.base import Update
+from xenlab.platform.choice import packages
 from xenlab.platform.running import Values, changes
 from xenlab.platform.xl import toolstack
 from xenlab.resources.ssh_access import way_to
@@ -30,8 +33,9 @@ printf 'up %s\\nload %s\\n' "$up" "$load"
 class Overview(NamedTuple):
     """One screen.
 
-    ``host``: what, is. ``guests``: guest, state, memory (MiB), vcpus, address, and what waits for
-    `xenlab run 16`, or until the guest is created again; those of others come last.
+    ``host``: what, is. ``guests``: guest, state, memory (MiB), vcpus, address, what waits for
+    `xenlab run 16` or until the guest is created again, and, where the site has guests saved, its
+    last backup; those of others come last.
     """
 
     host: pd.DataFrame
@@ -65,11 +69,24 @@ def seen_on(host: Host, site: Parameters) -> Overview:
     said = files_say(host, [path for name, path in paths.items() if name in has])
     wanted = {name: said[path] for name, path in paths.items() if path in said}
     facts = host.run(Command(_HOST)).stdout
-    return Overview(host_table(facts, state.release), guest_table(site, running, has, wanted))
+    saved = {
+        one.name: _newest(host, f"{site.backups.folder}/{one.record}")
+        for one in site.domains
+        if one.name in site.backups.guests
+    }
+    table = host_table(facts, state.release, packages(site).pending(host))
+    return Overview(table, guest_table(site, running, has, wanted, saved))
 
 
-def host_table(said: str, kernel: str) -> pd.DataFrame:
-    """What the machine has said of itself, and the release of its kernel."""
+def _newest(host: Host, place: str) -> str:
+    whole = found_in(host, place).whole
+    return whole[-1].stamp if whole else "none"
+
+
+def host_table(
+    said: str, kernel: str, pending: tuple[int, list[Update]] | None = None
+) -> pd.DataFrame:
+    """What the machine has said of itself, its kernel's release, and what would be updated."""
     found = dict(line.split(" ", 1) for line in said.splitlines())
     rows = {
         "hypervisor": f"Xen {found['xen_version']}",
@@ -78,6 +95,10 @@ def host_table(said: str, kernel: str) -> pd.DataFrame:
         "memory": f"{found['free_memory']} of {found['total_memory']} MiB free",
         "processors": f"{found['nr_cpus']}, dom0's load {found['load']}",
     }
+    if pending is not None:
+        updates = pending[1]
+        safety = sum(each.security for each in updates)
+        rows["updates of dom0"] = f"{len(updates)}, {safety} of them for security"
     return pd.DataFrame(rows.items(), columns=["what", "is"])
 
 
@@ -86,8 +107,9 @@ def guest_table(
     running: Mapping[str, Domain],
     has: Mapping[str, Values],
     wanted: Mapping[str, Values],
+    saved: Mapping[str, str],
 ) -> pd.DataFrame:
-    """The guests: the domains there are, what these have, and what their files say."""
+    """The guests: domains, what these have, what their files say, and when they were saved."""
     rows = []
     for one in site.domains:
         now, name = running.get(one.name), one.name
@@ -103,4 +125,6 @@ def guest_table(
         if one.name not in own
     ]
     columns = ["guest", "state", "memory (MiB)", "vcpus", "address", "waits"]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    last = [saved.get(name, "") for name in table["guest"]]
+    return table.assign(**{"last backup": last}) if saved else table
