@@ -98,7 +98,8 @@ def host_table(
     if pending is not None:
         updates = pending[1]
         safety = sum(each.security for each in updates)
-        rows["updates of dom0"] = f"{len(updates)}, {safety} of them for security"
+        said = f"{len(updates)}, {safety} of them for security" if updates else "none"
+        rows["updates of dom0"] = said
     return pd.DataFrame(rows.items(), columns=["what", "is"])
 
 
