@@ -142,7 +142,8 @@ def test_a_full_disk_of_the_controller_is_said_and_the_hosts_go_on_once_there_is
         assert process.returncode == 1, out
         assert "cannot go on: because the disk" in out and "Traceback" not in out
         filler.unlink()
-        assert "done" not in rack.statuses()
+        # what was kept in reserve may have held the end of one
+        assert {"failed", "refused"} & {*rack.statuses()}
         taken_up(rack)
 
 
