@@ -53,5 +53,5 @@ def test_every_chapter_is_planned(site: Site, disk: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = site.run_folders()
     states = {state.name: state.status for state in runs.states(folder)}
-    assert len(states) == 17
+    assert len(states) == 19
     assert set(states.values()) == {"done"}

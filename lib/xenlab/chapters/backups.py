@@ -266,12 +266,14 @@ def guests_saved(chapter: Chapter) -> dict[str, Resource]:
 
 
 def backup_table(chapter: Chapter) -> pd.DataFrame:
-    """The backups of the guests that the site names: size in MiB, checksums."""
-    backups = chapter.site.backups
+    """All backups that there are: size in MiB, checksums. One of a guest that went has its name."""
+    folder = chapter.site.backups.folder
+    listed = chapter.target.look(Command.argv("ls", "--", folder), absent=(2,))
+    known = {domain.record: domain.name for domain in chapter.site.domains}
     rows = [
-        [domain.name, each.stamp, each.mib, each.state]
-        for domain in _named(chapter, [*backups.guests, *backups.restore])
-        for each in found_in(chapter.target, _place(chapter, domain)).backups
+        [known.get(record, record), each.stamp, each.mib, each.state]
+        for record in (listed.stdout.split() if listed else ())
+        for each in found_in(chapter.target, f"{folder}/{record}").backups
     ]
     return pd.DataFrame(rows, columns=["guest", "backup", "MiB", "checksums"])
 

@@ -417,12 +417,14 @@ def fstab_file(site: Parameters, uuids: Mapping[str, str]) -> File:
 
     The share has no "nofail": the guests live on it.
     """
-    by_uuid = {name: f"PARTUUID={uuid}" for name, uuid in uuids.items()}
-    if mirrored(site):
-        names = {name for name, *_ in _fstab_rows(site)}.difference((*PLAIN, _SECOND))
-        by_uuid |= {name: f"{ARRAYS}/{name}" for name in names}
+
+    def where(name: str) -> str:
+        if mirrored(site) and name not in (*PLAIN, _SECOND):
+            return f"{ARRAYS}/{name}"
+        return f"PARTUUID={uuids[name]}"
+
     lines = (
-        "  ".join([by_uuid[name], *(quoting.fstab(field) for field in fields)])
+        "  ".join([where(name), *(quoting.fstab(field) for field in fields)])
         for name, *fields in _fstab_rows(site)
     )
     return File(
