@@ -68,7 +68,7 @@ def test_the_pages_are_made_from_the_run_without_a_warning(
     docs = tmp_path / "docs"
     html = docs / "_build" / "html"
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("_build", "chapters"))
-    for beside in ("notebooks", "parameters"):
+    for beside in ("notebooks", "parameters", "tests"):
         (tmp_path / beside).symlink_to(ROOT / beside)
     sphinx = ["-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     for words in ([str(docs / "collect.py"), str(run)], [*sphinx, str(docs), str(html)]):
