@@ -95,7 +95,7 @@ def test_a_guest_is_started_and_shut_down_from_the_panel(
 def test_a_step_is_watched_stopped_and_run_again(
     site: Site, jupyter: Callable[..., Jupyter], tmp_path: Path
 ) -> None:
-    show_again(site, "reboot-domu1")
+    show_again(site, "reboot")
     lab = jupyter(notebooks_of(site, tmp_path, "11_action"))
     lab.open("11_action.ipynb")
     reboot = cell_of("11_action", "11.3")
@@ -116,7 +116,7 @@ def test_a_step_is_watched_stopped_and_run_again(
 def test_a_step_is_stopped_in_the_panel(
     site: Site, jupyter: Callable[..., Jupyter], tmp_path: Path
 ) -> None:
-    show_again(site, "reboot-domu1")
+    show_again(site, "reboot")
     lab = jupyter(notebooks_of(site, tmp_path, "11_action", "91_panel"))
     lab.open("91_panel.ipynb")
     lab.run_to_end(0)

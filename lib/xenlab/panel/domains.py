@@ -23,6 +23,7 @@ from xenlab.masking import Secret, clean, mask
 from xenlab.panel.site import SiteFile
 from xenlab.resources.base import Resource
 from xenlab.resources.xen import CRASHED, RUNNING, log_path
+from xenlab.site.schema import Parameters
 
 # One piece of work at a time in a thread of its own, so that buttons are heard meanwhile.
 
@@ -103,6 +104,8 @@ class DomainPanel:
         self._follower = Worker(self._follow_on)
         self._cards = WidgetSink(most=6)
         self._chapter: Chapter | None = None
+        # the chapter's own site also knows the numbers of the disk's partitions
+        self._opened_for: Parameters | None = None
         self._number = 0
         self._running: dict[str, Mapping[Any, Any]] = {}
         self.rows: dict[str, _Row] = {}
@@ -215,7 +218,7 @@ class DomainPanel:
         secrets = chapter.recorder.secrets
         target = chapter.target.watched(Unrecorded(self._follower.stop, secrets))
         found = chapter.toolstack.domains(target)
-        if not self._holds(chapter):
+        if not self._holds():
             return
         self._show(found)
         name = self.console.value
@@ -228,7 +231,7 @@ class DomainPanel:
 
     def _opened(self) -> Chapter:
         site = self._file.site
-        if self._chapter is not None and self._chapter.site is not site:
+        if self._chapter is not None and self._opened_for is not site:
             self._let_go()
         if self._chapter is None:
             # no step runs without a chapter: its event is free for the opening
@@ -236,12 +239,13 @@ class DomainPanel:
                 raise KeyboardInterrupt
             journal = Journal(new_run_folder(runs_folder(), site.site))
             stop = self._worker.stop
+            self._opened_for = site
             self._chapter = Chapter(CHAPTER, site, journal, self._cards.on, stop=stop)
         return self._chapter
 
-    def _holds(self, chapter: Chapter) -> bool:
-        """Whether it is wanted, and for this site."""
-        return bool(self.watch.value) and chapter.site is self._file.site
+    def _holds(self) -> bool:
+        """Whether the chapter is wanted, and was opened for this site."""
+        return bool(self.watch.value) and self._opened_for is self._file.site
 
     def _show(self, table: pd.DataFrame) -> None:
         found: dict[str, Mapping[Any, Any]] = {
@@ -289,7 +293,7 @@ class DomainPanel:
         """The chapter for a step, opened for the site as it is now; raises BadInput."""
         self._file.required()
         chapter = self._chapter
-        if chapter is None or not self._holds(chapter):
+        if chapter is None or not self._holds():
             raise BadInput(
                 "cannot start: because nobody has looked at the domains yet", hint="press Watch"
             )
