@@ -274,6 +274,10 @@ def test_those_who_watch_see_the_new_site_s_machine(site: Site, panel: ChapterPa
     whole = Panel(site.file, site.folder / "notebooks")
     whole.domains.watch.value = True
     wait_until(lambda: "xl" in whole.domains.message.value, SECONDS)
+    # the next look is over the same chapter
+    whole.domains.message.value = ""
+    wait_until(lambda: "xl" in whole.domains.message.value, SECONDS)
+    assert len(site.run_folders()) == 1
     whole.form.fields["site"].value = "the-castle"
     whole.form.save.click()
 
