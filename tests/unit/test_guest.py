@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,7 +21,7 @@ from tests.sites import lab_site
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapter.step import Agreed, Consents, require_consents
-from xenlab.chapters.roots import GuestClone, root_of
+from xenlab.chapters.roots import GuestClone, GuestRenewed, root_of
 from xenlab.chapters.shared_usr import WhileDown
 from xenlab.errors import BadInput, CommandFailed, ConsentNeeded, StepFailed, XenlabError
 from xenlab.host import Host
@@ -251,6 +251,96 @@ def test_a_guest_like_another_has_its_files_and_an_identity_of_its_own(
     # another image, or what becomes of the first, is not the second one's business any more
     Path(f"{guest[0].image}.sha256").write_text("0" * 64 + "\n")
     assert clone.probe(HOST) is None and guest[0].probe(HOST) is not None
+
+
+@pytest.fixture
+def renewed(guest: Guest, image: Path, tmp_path: Path, device: str) -> GuestRenewed:
+    """domu1, which was made and lived; another image is there by now, and somebody agreed."""
+    make(guest)
+
+    def lived(root: Path) -> None:
+        (root / "home/mail/in box").mkdir(parents=True)
+        (root / "home/mail/in box/1").write_text("a letter\n")
+        os.chown(root / "home/mail", 1007, 1007)
+        os.setxattr(root / "home/mail", "user.kept", b"yes")
+        (root / "srv").symlink_to("home/mail")
+        (root / "etc/hostname").write_text("an old one\n")
+
+    look(device, tmp_path, lived)
+    run("tar", "-C", tmp_path / "root", "--zstd", "--exclude=./dev", "-cf", image, ".")
+    Path(f"{image}.sha256").write_text(run("sha256sum", image) + "\n")
+    known = {each.name: getattr(guest[0], each.name) for each in fields(guest[0])}
+    made = GuestRenewed(**known, keep=("/home", "/srv", "/opt"))
+    return replace(made, identity=identified(HOST, device).identity, lost=made.destroys(HOST))
+
+
+def kept_and_new(root: Path) -> None:
+    assert (root / "home/mail/in box/1").read_text() == "a letter\n"
+    assert (root / "home/mail").stat().st_uid == 1007
+    assert os.getxattr(root / "home/mail", "user.kept") == b"yes"
+    assert (root / "srv").readlink() == Path("home/mail")
+    assert not (root / "opt").exists()
+    assert (root / "etc/hostname").read_text() == "image\n"
+
+
+def test_a_root_that_is_made_anew_has_what_the_guest_keeps(
+    renewed: GuestRenewed, tmp_path: Path, device: str
+) -> None:
+    before = run("blkid", "-p", "-s", "UUID", "-o", "value", device)
+    difference = renewed.probe(HOST)
+    assert difference and "domu1 keeps its root" in difference.stays
+    shown = "\n".join(command.text for command in renewed.commands())
+    assert "./home ./srv ./opt" in shown and "mkfs.ext4" in shown
+    renewed.apply(HOST, silent)
+    renewed.verify(HOST)
+    look(device, tmp_path, kept_and_new)
+    assert run("blkid", "-p", "-s", "UUID", "-o", "value", device) != before
+    assert sorted(path.name for path in Path(renewed.folder).iterdir()) == ["root"]
+
+
+def test_what_a_guest_keeps_outlives_a_kill(
+    renewed: GuestRenewed, image: Path, tmp_path: Path, device: str
+) -> None:
+    """After mkfs: the next run finds it in dom0."""
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CommandFailed):
+        renewed.apply(HOST, silent)
+    kept = Path(renewed.folder, ".kept")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert Path(renewed.folder, "root").read_text().startswith("begun ")
+    image.write_bytes(whole)
+    replace(renewed, lost=()).apply(HOST, silent)
+    look(device, tmp_path, kept_and_new)
+    assert not kept.exists()
+
+
+def test_nothing_is_lost_where_what_a_guest_keeps_cannot_be_read(
+    renewed: GuestRenewed, tmp_path: Path, device: str
+) -> None:
+    def hostile(root: Path) -> None:
+        (root / "home/away").symlink_to("/etc")
+        (root / "home/large").write_bytes(os.urandom(1 << 18))
+
+    def whole(root: Path) -> None:
+        assert (root / "home/mail/in box/1").read_text() == "a letter\n"
+
+    look(device, tmp_path, hostile)
+    with pytest.raises(StepFailed, match="cannot find /home/away/ssh .* it lies below a link"):
+        replace(renewed, keep=("/home/away/ssh",)).apply(HOST, silent)
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small)
+    try:
+        shutil.copytree(renewed.records, small, dirs_exist_ok=True)
+        with pytest.raises(StepFailed, match="what it keeps has no room in dom0"):
+            replace(renewed, records=str(small)).apply(HOST, silent)
+    finally:
+        run("umount", small)
+    look(device, tmp_path, whole)
+    run("dd", "if=/dev/zero", f"of={device}", "bs=1k", "seek=1", "count=1", "conv=notrunc")
+    with pytest.raises(StepFailed, match="its root cannot be read"):
+        renewed.apply(HOST, silent)
 
 
 def test_a_guest_that_is_at_work_is_not_copied(

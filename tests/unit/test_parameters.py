@@ -531,7 +531,29 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"share": "/mnt/domuswap/x"},
         "share must not lie in /mnt/domuswap, where the guests' files are: /mnt/domuswap/x",
     ),
-    ({"image_exclude": ["/etc"]}, "image_exclude[0] must not be /etc: no guest boots without it"),
+    (
+        {"image_exclude": ["/etc"]},
+        "image_exclude[0] must not be /etc: no guest boots without the image's own",
+    ),
+    (
+        {"domains": [guest(keep=["/var"])]},
+        "domains[0].keep[0] must not be /var: no guest boots without the image's own",
+    ),
+    (
+        {
+            "domains": [
+                guest(),
+                guest(
+                    name="copy",
+                    mac="00:16:3e:00:00:77",
+                    address="10.0.2.77/24",
+                    like="web",
+                    keep=["/home"],
+                ),
+            ]
+        },
+        "copy is to be like web: no copy is made anew, take out keep",
+    ),
     ({"xen_options": "dom0_mem=1G"}, "xen_options must not have dom0_mem=1G: say dom0_mem_mib"),
     (
         {"dom0_options": "net.ifnames=0 root=/dev/sda1"},

@@ -1,8 +1,8 @@
-"""Chapter 09: a guest's root made from another guest's, and not from the image."""
+"""Chapter 09: a guest's root made from another guest's, or anew without what it is to keep."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.changes import allowed_down
@@ -11,7 +11,7 @@ from xenlab.host import Host
 from xenlab.resources.archive import UNPACK_SECONDS, UNTAR
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.blockdevices import IN_USE
-from xenlab.resources.guest import FRESH, OPTIONS, GuestRoot
+from xenlab.resources.guest import FRESH, OPTIONS, UNPACK, GuestRoot
 from xenlab.site.disk_plan import device
 from xenlab.site.schema import Domain
 
@@ -119,21 +119,68 @@ class GuestClone(GuestRoot):
         }
 
 
+# What a guest keeps is archived before its root is made anew, and is on dom0's disk by then: a root
+# that was begun and not completed gets it from there.
+
+_KEEP = f"""
+read -r generation made 2> /dev/null < "$records/root" || generation=begun
+if [ "$generation" != begun ]; then
+    [ "$made" = "$(uuid)" ] && enter ro || exit 60
+    (shift 5; guest find "$@" > "$scratch/paths")
+    rm -f -- "$records/.kept" "$records/.new"
+    if [ -s "$scratch/paths" ]; then
+        (umask 077; : > "$records/.new")
+        {{ {UNTAR} --one-file-system --sparse -C "$scratch/root" \\
+            --verbatim-files-from -T "$scratch/paths" -cf - || : > "$scratch/failed"; }} \\
+            | zstd -q -1 -T0 >> "$records/.new" && sync -- "$records/.new" || exit 62
+        [ ! -e "$scratch/failed" ] || exit 61
+        mv -- "$records/.new" "$records/.kept"
+        sync -- "$records"
+    fi
+    leave
+    kept=yes
+fi
+"""
+
+
+@dataclass(frozen=True)
+class GuestRenewed(GuestRoot):
+    """A partition that holds the image, and what this guest had in some paths before.
+
+    ``keep``: files and folders of its root. They are what they were, beside what the image has
+    there.
+    """
+
+    keep: tuple[str, ...] = field(kw_only=True)
+
+    def commands(self) -> tuple[Command, ...]:
+        """Archive what it keeps, then as for any root, then unpack that into it."""
+        text = f"(umask 077; {UNTAR} -C {{root}} -I zstd -cf {{kept}} {{paths}})"
+        values = {"root": self.root, "kept": f"{self.folder}/.kept"}
+        save = Command.sh(text, paths=[f".{path}" for path in self.keep], **values)
+        back = Command.sh(f"{UNTAR} -C {{root}} -I zstd -xpf {{kept}}\nrm {{kept}}", **values)
+        return (*self.while_mounted(save), *super().commands(), *self.while_mounted(back))
+
+    def _unpack(self, host: Host, *values: str) -> None:
+        self.in_namespace(host, _KEEP + UNPACK, *values, *self.keep, timeout=UNPACK_SECONDS)
+
+    def _reasons(self, value: str = "") -> dict[int, tuple[str, str]]:
+        why = f"cannot make {self.name} anew: because "
+        return super()._reasons(value) | {
+            60: (f"{why}its root cannot be read, and so nothing of it be kept", "take out keep"),
+            61: (f"{why}not all that it keeps could be read", "look at its disk: e2fsck -n"),
+            62: (f"{why}what it keeps has no room in dom0", f"free space for {self.records}"),
+        }
+
+
 def root_of(chapter: Chapter, domain: Domain, made: GuestRoot) -> Resource:
-    """A guest's root from the image, or from the guest that it is to be ``like``."""
+    """A guest's root from the image, with what it keeps, or from the guest that it is ``like``."""
+    same = {each.name: getattr(made, each.name) for each in fields(made)}
     if not domain.like:
-        return made
+        return GuestRenewed(**same, keep=tuple(domain.keep)) if domain.keep else made
     site = chapter.site
     (other,) = (each for each in site.domains if each.name == domain.like)
     place = device(site, other.partition)
     source = replace(made, name=other.name, device=place, formerly=other.formerly)
-    clone = GuestClone(
-        made.name,
-        made.device,
-        made.image,
-        label=made.label,
-        way=made.way,
-        formerly=made.formerly,
-        source=source,
-    )
+    clone = GuestClone(**same, source=source)
     return allowed_down(chapter, other.name, clone)

@@ -78,6 +78,19 @@ def read(path: str) -> None:
         os.close(source)
 
 
+def find(*paths: str) -> None:
+    """Print those that are there, one a line, as tar reads them below the root.
+
+    None may lie below a link: dom0's tar would follow that one out of the root.
+    """
+    for path in paths:
+        above = os.path.dirname(path)
+        if os.path.realpath(above) != above:
+            raise OSError(errno.ELOOP, "it lies below a link", path)
+        if os.path.lexists(path):
+            print(f".{path}")
+
+
 def write(path: str, mode: str) -> None:
     """Make standard input a file of root's in the place of whatever bears the name."""
     os.umask(0o022)
@@ -300,7 +313,7 @@ def _sync(path: str) -> None:
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        *(look, empty, read, write, rewrite, files, folder),
+        *(look, empty, read, find, write, rewrite, files, folder),
         *(link, move, exchange, remove, bring),
     )
 }

@@ -278,10 +278,13 @@ echo "begun $(uuid)" | note root
 enter
 """
 
-_UNPACK = f"""
+# ``.kept`` is what a guest is to keep (`xenlab.chapters.roots`), until its new root is complete
+UNPACK = f"""
 image=$1 keys=$5
 [ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
 {FRESH}unpack "$image"
+[ "$was" = begun ] || [ -n "${{kept:-}}" ] || rm -f -- "$records/.kept"
+[ ! -e "$records/.kept" ] || {UNTAR} -C "$scratch/root" -I 'zstd -d' -xpf "$records/.kept"
 printf '%s\\n' "$generation" | guest write /etc/xenlab-generation 644
 if [ -n "$keys" ]; then
     guest folder 700 /root /root/.ssh
@@ -289,6 +292,7 @@ if [ -n "$keys" ]; then
 fi
 leave
 echo "$generation $(uuid)" | note root
+rm -f -- "$records/.kept"
 """
 
 _CONFIGURE = """
@@ -449,11 +453,14 @@ class GuestRoot(InGuestRoot):
         report(f"unpacking into {self.device}")
         agreed = "".join(f"lost {made.uuid}" for made in self.lost[:1])
         values = (self.image, self.label, self.identity, agreed, "".join(f"{k}\n" for k in keys))
-        self.in_namespace(host, _UNPACK, *values, timeout=UNPACK_SECONDS)
+        self._unpack(host, *values)
 
     def wipes(self) -> str:
         """The partition."""
         return self.device
+
+    def _unpack(self, host: Host, *values: str) -> None:
+        self.in_namespace(host, UNPACK, *values, timeout=UNPACK_SECONDS)
 
     def _look(self, host: Host) -> _Found:
         # debugfs mounts nothing: it may read what a guest runs from

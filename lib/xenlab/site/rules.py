@@ -124,6 +124,8 @@ def _like(site: Parameters) -> Iterator[str]:
     for domain in site.domains:
         if domain.like and domain.like not in {d.name for d in site.domains} - {domain.name}:
             yield f"{domain.name} is to be like {domain.like}, which is no other domain"
+        if domain.like and domain.keep:
+            yield f"{domain.name} is to be like {domain.like}: no copy is made anew, take out keep"
 
 
 def _uplink_cards(site: Parameters) -> list[str]:

@@ -183,6 +183,11 @@ class Domain(BaseModel):
         "image; that one has to be down for it",
         examples=["mail"],
     )
+    keep: list[SparePath] = Field(
+        [],
+        description="files and folders of its root that stay when it is made anew from the image",
+        examples=[["/home", "/srv"]],
+    )
     partition: PartitionName = Field(
         default_factory=lambda data: str(data.get("formerly") or data["name"]),
         validate_default=True,

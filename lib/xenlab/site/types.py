@@ -456,9 +456,9 @@ def _apart(path: str) -> str:
 
 
 def _to_spare(path: str) -> str:
-    """A path without which a guest boots."""
+    """A path without which, or with an older one, a guest boots."""
     if path in NEEDED_TO_BOOT:
-        raise ValueError(f"must not be {path}: no guest boots without it")
+        raise ValueError(f"must not be {path}: no guest boots without the image's own")
     return path
 
 
