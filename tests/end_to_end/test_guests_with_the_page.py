@@ -118,31 +118,54 @@ def test_a_guest_made_anew(site: Site) -> None:
     assert site.ssh(MAIL, "ls /root/mine 2> /dev/null || echo gone") == "gone\n"
 
 
-def test_guests_come_get_a_new_name_and_go(site: Site) -> None:
-    values = yaml.safe_load(site.parameters.read_text())
+def one_more(site: Site, **keys: object) -> list[dict[str, Any]]:
+    """The site's domains, and a fourth."""
+    listed: list[dict[str, Any]] = yaml.safe_load(site.parameters.read_text())["domains"]
     new = {"name": NEW, "memory_mib": 320, "mac": "00:16:3e:66:01:04", "address": "10.0.2.24/24"}
-    (line,) = commands("A guest more")
-    assert {"01.3", "09.1", "11.7"} <= {
-        *typed(site, line, site.changed(domains=[*values["domains"], new]))
-    }
-    before = domains(site)
-    (named,) = keys("A new name", mail=NEW)["domains"]
-    called = new | {key: named[key] for key in ("name", "formerly")}
-    renamed = [*values["domains"], called]
-    typed(site, line, site.changed(domains=renamed, restart=[called["name"]]))
-    after = domains(site)
-    assert called["name"] in after and NEW not in after
-    assert {name: after[name].id for name in before if name != NEW} == {
-        name: one.id for name, one in before.items() if name != NEW
-    }
-    disk = site.ssh("", "readlink -f /dev/disk/by-partlabel/" + NEW).strip()
-    assert site.ssh("", f"debugfs -R 'cat /etc/hostname' {disk} 2> /dev/null").split() == [
-        called["name"]
-    ]
+    return [*listed, new | keys]
+
+
+def in_root_of_new(site: Site, path: str) -> str:
+    """A file of the fourth guest's root, read while it runs: nothing is mounted for it."""
+    disk = f"$(readlink -f /dev/disk/by-partlabel/{NEW})"
+    return site.ssh("", f"debugfs -R 'cat {path}' {disk} 2> /dev/null")
+
+
+def goes(site: Site) -> None:
+    """The fourth guest is not in the site's file any more, and nothing of it is to stay."""
     (less,) = commands("A guest less")
     assert typed(site, less, site.parameters) == ["16.5", "16.6"]
     assert typed(site, f"{less} --destroy mail", site.parameters, NEW) == ["16.7"]
-    assert {*domains(site)} == {*before} - {NEW}
+    assert NEW not in site.ssh("", "ls", "/etc/xen", "/var/lib/xenlab/guests")
+
+
+def test_a_guest_comes_gets_a_new_name_and_goes(site: Site) -> None:
+    (more,) = commands("A guest more")
+    made = typed(site, more, site.changed(domains=one_more(site)))
+    assert {"01.3", "09.1", "11.7"} <= {*made}
+    before = domains(site)
+    (line,) = commands("A new name")
+    (named,) = keys("A new name", mail=NEW)["domains"]
+    called = {key: named[key] for key in ("name", "formerly")}
+    file = site.changed(domains=one_more(site, **called), restart=[called["name"]])
+    typed(site, line, file)
+    after = domains(site)
+    assert called["name"] in after and NEW not in after
+    others = {name: one.id for name, one in before.items() if name != NEW}
+    assert {name: after[name].id for name in others} == others
+    assert in_root_of_new(site, "/etc/hostname").split() == [called["name"]]
+    goes(site)
+    assert {*domains(site)} == {*others}
+
+
+def test_a_guest_like_another(site: Site) -> None:
+    site.ssh(MAIL, "echo copied > /root/copied; sync")
+    (line,) = commands("A guest like another")
+    typed(site, line, site.changed(domains=one_more(site, like=MAIL), restart=[MAIL]))
+    assert in_root_of_new(site, "/root/copied") == "copied\n"
+    assert in_root_of_new(site, "/etc/hostname").split() == [NEW]
+    answers(site)
+    goes(site)
 
 
 def test_no_command_of_the_page_was_left_out() -> None:

@@ -29,6 +29,19 @@ def test_the_page_has_the_medians_that_were_measured() -> None:
     assert said == [in_words(seconds) for seconds in wanted]
 
 
+def test_the_page_has_the_rates_of_fleets_that_were_measured() -> None:
+    fleet = json.loads((DOCS / "figures" / "fleet.json").read_text())
+    said = re.findall(
+        r"^\| (.*) \| (.*) steps a second, (.*) MiB \| `(python bench/fleet\.py.*)` \|$",
+        (DOCS / "figures.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [(rate, mib, command) for _, rate, mib, command in said] == [
+        (f"{tool['to do']['steps a second']}", f"{tool['to do']['mib']}", fleet["command"])
+        for tool in fleet["tools"].values()
+    ]
+
+
 def test_each_chart_is_shown() -> None:
     shown = re.findall(r"!\[.*\]\((figures/.*\.svg)\)", (DOCS / "figures.md").read_text())
     assert {DOCS / each for each in shown} == {*(DOCS / "figures").glob("*.svg")}
