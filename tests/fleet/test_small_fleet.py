@@ -14,6 +14,7 @@ from tests.fleet.rack import SECONDS, Rack
 from tests.ssh.conftest import wait_until
 from tests.ssh.small import one_line
 
+from xenlab.fleet import engine
 from xenlab.journal import Journal
 from xenlab.panel.fleet import FleetPanel, fleet_history
 from xenlab.runs import audit
@@ -51,6 +52,14 @@ def test_a_fleet_is_run_its_canary_first_and_its_runs_are_ordinary_ones(
     again = rack.xenlab("run", "-f", f"{rack.runs}/{_fleet_folder(rack)}/sites/host3.yaml")
     assert again.returncode == 0, again.stderr
     _status_and_page(rack)
+
+
+def test_no_process_of_the_cluster_is_profiled(tmp_path: Path) -> None:
+    """Dask's profiler has stopped workers for ever (Python 3.11)."""
+    with engine.connected(engine.Settings(workers=2), 2, tmp_path / "workers.log") as client:
+        profiled = client.run(lambda dask_worker: "profile" in dask_worker.periodic_callbacks)
+        assert set(profiled.values()) == {False}
+        assert not client.cluster.scheduler.io_loop.profile
 
 
 def _fleet_folder(rack: Rack) -> str:

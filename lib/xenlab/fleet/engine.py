@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import dask
 from distributed import CancelledError, Client, Event, Future, LocalCluster, wait
 from distributed.diagnostics.plugin import WorkerPlugin
 
@@ -162,6 +163,8 @@ def connected(settings: Settings, hosts: int, log: Path) -> Iterator[Client]:
     at_once = min(settings.workers or processors, hosts)
     processes = min(at_once, processors)
     with (
+        # it can stop a process of Python 3.11 for ever: sys._current_frames (CPython #106883)
+        dask.config.set({"distributed.worker.profile.enabled": False}),
         LocalCluster(
             n_workers=processes,
             threads_per_worker=-(-at_once // processes),
