@@ -97,6 +97,11 @@ IN_A_FILE: dict[str, Mapping[str, Any] | str] = {
     "a bridge called as the loopback interface": {"bridge": "lo"},
     "a share in the system's place": {"share": "/usr"},
     "an image without what boots": {"image_exclude": ["/etc"]},
+    "another machine's image, and the distribution's kernel": {
+        "kernel": "distribution",
+        "image_from": "~/base.tar.zst",
+        "shared_usr": [],
+    },
     "another root for dom0's kernel": {"dom0_options": "net.ifnames=0 root=/dev/sda1"},
     "a kernel option with two values": {"kernel_options": ["CONFIG_E1000E=y", "CONFIG_E1000E=n"]},
     "UEFI where 2006 is": {

@@ -30,6 +30,11 @@ class Rack(Site):
             started = pool.map(lambda n: Sshd(folder / f"host{n}", alias=f"host{n}"), range(count))
             self.sshds = list(started)
         super().__init__(folder, self.sshds[0])
+        # further keys of hosts, by their numbers
+        self.own: dict[int, dict[str, Any]] = {}
+
+    image = "own"
+    """Whose images the hosts have."""
 
     @property
     def file(self) -> Path:
@@ -40,7 +45,7 @@ class Rack(Site):
         base = BARE | {"power": "manual", "may_wipe": []} | keys
         (self.folder / "base.yaml").write_text(yaml.safe_dump(base))
         hosts = {f"host{number}": self._host(number) for number in range(len(self.sshds))}
-        values = {"fleet": "rack", "base": "base.yaml", "hosts": hosts}
+        values = {"fleet": "rack", "base": "base.yaml", "hosts": hosts, "image": self.image}
         self.file.write_text(yaml.safe_dump(values))
         (self.folder / "xenlab.toml").write_text(f'runs = "{self.runs}"\n')
 
@@ -55,6 +60,7 @@ class Rack(Site):
             "ssh": {"config": str(self.sshds[number].config), "patience_seconds": self.patience},
             "address": f"10.0.2.{20 + number}/24",
             "domains": [guest],
+            **self.own.get(number, {}),
         }
 
     def steps_for(self, number: str, count: int = 1, what: str = "Made", **more: str) -> list[str]:

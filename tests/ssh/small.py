@@ -112,12 +112,18 @@ class Site:
         (self.folder / "xenlab.toml").write_text(f'runs = "{self.runs}"\n')
 
     def chapter(
-        self, name: str, *cells: str, close: str = "chapter.close()", needs: str = ""
+        self,
+        name: str,
+        *cells: str,
+        close: str = "chapter.close()",
+        needs: str = "",
+        more: str = "",
     ) -> None:
+        """``more`` are lines of the parameters cell."""
         parameters = (
             'ssh: dict = {}  # how to reach it\nsite: str = "lab"  # its name\nsecrets: list = []\n'
             'disk: str = "/dev/vda"  # the disk that is partitioned\n'
-            "may_wipe: list = []  # serials of the disks that may be wiped"
+            f"may_wipe: list = []  # serials of the disks that may be wiped\n{more}"
         )
         first = new_code_cell(parameters)
         first.metadata["tags"] = ["parameters"]

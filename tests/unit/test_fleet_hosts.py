@@ -11,6 +11,7 @@ import yaml
 from tests.sites import BARE, FOLDER
 
 from xenlab.errors import BadInput
+from xenlab.fleet.engine import image_kind
 from xenlab.fleet.hosts import Fleet, from_csv, from_inventory, load, merge, site_values
 from xenlab.site.schema import Parameters
 
@@ -57,6 +58,25 @@ def test_the_example_is_a_fleet_whose_hosts_have_their_own_guests() -> None:
     # the base's list of guests that start names them as the host calls them
     assert one.autostart == ["mail1", "web1"]
     assert [each.name for each in one.lan_guests] == ["mail1", "web1"]
+
+
+def test_an_image_is_that_of_hosts_whose_sites_shape_one_root(tmp_path: Path) -> None:
+    hosts = {
+        "alike": host(2, imaging="rescue", image="/mnt/share/other.tar.zst"),
+        "software": host(3, unwanted=["nano"]),
+        "without": host(4, image_exclude=["/opt"]),
+        "packages": host(5, apt_mirror="http://mirror.example.org/debian"),
+        "stage": host(6, stage="~/other.tar.zst"),
+        "own": host(7, image_from="~/base.tar.zst"),
+    }
+    fleet = load(written(tmp_path, {"one": host(1), **hosts}, image="canary")).limited("*")
+    assert fleet.image == "canary"
+    kinds = {name: image_kind(site) for name, site in fleet.sites.items()}
+    assert kinds.pop("one") == kinds["alike"]
+    assert len({*kinds.values()}) == 6 and kinds["own"] == ""
+    (tmp_path / "modules").mkdir()
+    modules = load(written(tmp_path / "modules", {"one": host(1)}, {"kernel": "distribution"}))
+    assert (modules.image, image_kind(modules.sites["one"])) == ("own", "")
 
 
 def test_what_differs_is_merged_key_by_key_and_lists_of_named_entries_by_name() -> None:
@@ -282,6 +302,8 @@ def test_a_pattern_limits_the_hosts(tmp_path: Path) -> None:
     ("keys", "why"),
     [
         ({"host": {}}, "there is no key host in a fleet's file\nTry: call it hosts"),
+        ({"image": "theirs"}, "image must be own or canary, not 'theirs'"),
+        ({"image": [1]}, r"image must be own or canary, not \[1\]"),
         ({"fleet": "a/b"}, "cannot call the fleet 'a/b'"),
         ({"hosts": {}}, "it has no host"),
         ({"hosts": ["one"]}, "hosts must be a mapping"),

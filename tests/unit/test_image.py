@@ -16,11 +16,18 @@ from tests.cutshort import CutShort
 from tests.sites import lab_site
 
 from xenlab.chapters.guests import base, parse_proof
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import Host
 from xenlab.resources.archive import RECORD
 from xenlab.resources.base import Resource
-from xenlab.resources.image import Image, ImageProof, parse_listing, parse_record, statements
+from xenlab.resources.image import (
+    GivenImage,
+    Image,
+    ImageProof,
+    parse_listing,
+    parse_record,
+    statements,
+)
 from xenlab.transport.local import Local
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -387,6 +394,95 @@ def test_a_root_at_rest(machine: Machine, tmp_path: Path) -> None:
         machine.proof.apply(HERE, silent)
     finally:
         sh("losetup", "--detach", loop)
+
+
+def given_from(machine: Machine, folder: Path) -> GivenImage:
+    """The machine's image, as one that was taken elsewhere and lies on the controller."""
+    (machine.root / RECORD).write_text(f"complete {'a' * 64}\n")
+    shutil.move(taken(machine).parent, folder)
+    local = folder / "base.tar.zst"
+    return GivenImage(machine.image.path, "a base", str(machine.root), local=str(local))
+
+
+def test_an_image_that_was_taken_elsewhere_is_brought_and_proven_here(
+    machine: Machine, tmp_path: Path
+) -> None:
+    image = given_from(machine, tmp_path / "elsewhere")
+    found = image.probe(HERE)
+    assert found is not None and found.summary == f"bring the image {image.path}: there is none"
+    image.apply(HERE, silent)
+    image.verify(HERE)
+    # to whoever asks, it is as if it had been taken here
+    assert machine.image.probe(HERE) is None
+    record = parse_record(Path(f"{image.path}.info").read_text())
+    offered = parse_record(Path(f"{image.local}.info").read_text())
+    assert record["modified"] != offered["modified"]
+    assert record | {"modified": ""} == offered | {"modified": ""}
+    machine.proof.apply(HERE, silent)
+    machine.proof.verify(HERE)
+    # what is here already needs no file on the controller
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert image.probe(HERE) is None
+
+
+def test_an_image_of_another_base_or_stage_is_not_brought(machine: Machine, tmp_path: Path) -> None:
+    image = given_from(machine, tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="because it was taken of another base"):
+        replace(image, base="other").probe(HERE)
+    (machine.root / RECORD).write_text(f"complete {'b' * 64}\n")
+    with pytest.raises(BadInput, match="because it was taken of another stage"):
+        image.probe(HERE)
+    assert not Path(image.path).exists()
+    # where there is no root yet, a plan goes on
+    (machine.root / RECORD).unlink()
+    assert image.probe(HERE) is not None
+
+
+@pytest.mark.parametrize(
+    ("end", "sentence"),
+    [
+        ("", "because it has a wrong checksum"),
+        (".sha256", "because its record belongs to another one"),
+        (".info", "because its record belongs to another one"),
+    ],
+)
+def test_a_damaged_image_on_the_controller_is_not_brought(
+    machine: Machine, tmp_path: Path, end: str, sentence: str
+) -> None:
+    image = given_from(machine, tmp_path / "elsewhere")
+    file = Path(image.local + end)
+    # for .sha256 and .info, of their checksum
+    data = bytearray(file.read_bytes())
+    at = data.index(b"sha256=") + 7 if end == ".info" else 0 if end else len(data) // 2
+    data[at] = data[at] ^ 1 if not end else ord("0") if data[at] != ord("0") else ord("1")
+    file.write_bytes(data)
+    for look in (lambda: image.probe(HERE), lambda: image.apply(HERE, silent)):
+        with pytest.raises(BadInput, match=sentence):
+            look()
+    file.unlink()
+    with pytest.raises(BadInput, match="cannot read|cannot take"):
+        image.probe(HERE)
+    assert not Path(image.path).exists()
+
+
+def test_an_image_is_not_brought_to_a_share_that_is_not_mounted(
+    machine: Machine, tmp_path: Path
+) -> None:
+    image = given_from(machine, tmp_path / "elsewhere")
+    path = str(machine.root / "var/images/base.tar.zst")
+    with pytest.raises(StepFailed, match="cannot bring .* the share is not mounted"):
+        replace(image, path=path).apply(HERE, silent)
+    assert not Path(path).exists()
+
+
+def test_typed_by_hand_it_is_found_as_well(machine: Machine, tmp_path: Path) -> None:
+    image = given_from(machine, tmp_path / "elsewhere")
+    there, copy, check = image.commands()
+    assert copy.by_hand() == f"scp {image.local} dom0:{image.path}  # on the controller"
+    copied = f"cp {image.local} {image.path}"
+    text = "\n".join([there.text, copied, check.text, *(each.text for each in image.recorded())])
+    sh("sh", "-euc", text)
+    assert image.probe(HERE) is None
 
 
 def test_recorded_listing() -> None:

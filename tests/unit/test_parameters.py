@@ -128,6 +128,14 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"kernel": "distribution", "lan_guests": [lan_guest()], "shared_usr": ["domu1"]},
         "shared_usr names domu1, which needs kernel: build: modules lie in /usr",
     ),
+    (
+        {"kernel": "distribution", "image_from": "~/base.tar.zst"},
+        "image_from needs kernel: build: the distribution's kernel has modules in the image",
+    ),
+    (
+        {"image_from": "castle.tar.zst"},
+        "image_from must begin with / or ~/, not 'castle.tar.zst'",
+    ),
     # what guests have beside root, swap and their first interface
     (
         {"domains": [guest(disks=[{"path": "/dev/vdb", "name": "xvda3"}])]},

@@ -36,7 +36,7 @@ from xenlab.resources.base import (
 )
 from xenlab.resources.blockdevices import SAME_DISK
 from xenlab.resources.disk import OnPartitions, by_uuid
-from xenlab.resources.image import Image, parse_record
+from xenlab.resources.image import GivenImage, Image, parse_record
 from xenlab.resources.ssh_access import fingerprint, host_keys
 from xenlab.resources.xen import FOLDER, RUNNING, toolstack_answers, wait_for_toolstack
 from xenlab.site.disk_plan import device, dom0_device, mirrored
@@ -51,8 +51,10 @@ MOUNT_SECONDS = 120.0
 
 
 def image_taken(chapter: Chapter) -> Resource:
-    """The image of the generic root, taken as the site says: running, or at rest."""
+    """The image of the generic root, as the site says: brought, or taken running or at rest."""
     site = chapter.site
+    if site.image_from:
+        return GivenImage(site.image, base(site), local=site.image_from)
     taken = Image(site.image, base(site), without=tuple(site.image_exclude))
     if site.imaging == "bind":
         return taken

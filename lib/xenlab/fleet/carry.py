@@ -1,19 +1,31 @@
-"""A run's folder brought from a worker's disk to the controller's, whole, and verified there."""
+"""What is brought here whole, and verified: a run from a worker's disk, an image from a host."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+import threading
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from xenlab import durable
+from xenlab.cache import cached
+from xenlab.command import Command
 from xenlab.durable import kept_file
-from xenlab.errors import JournalDamaged
+from xenlab.errors import JournalDamaged, StepFailed
+from xenlab.host import Host
 from xenlab.journal import RESERVE
+from xenlab.resources.image import parse_record
 from xenlab.runs import audit
 
 STAYS = (RESERVE, "run.lock")
 """What is a process's, not the run's."""
+
+
+PIECE = 16 << 20
+"""How many bytes of an image are fetched at a time: so much memory is taken, whatever its size."""
+
+PIECE_SECONDS = 600.0
 
 
 def packed(folder: Path) -> dict[str, bytes]:
@@ -56,3 +68,36 @@ def _damaged(name: str, why: str) -> JournalDamaged:
         f"cannot take the run {name} from the worker: because {why}",
         hint="look at it where it was made: `xenlab audit verify` there",
     )
+
+
+def fetched_image(host: Host, image: str, stop: threading.Event) -> Path:
+    """A host's image in this machine's cache, by its digest; checksum and record lie beside it.
+
+    Raises StepFailed where it is not as its record says, or ``stop`` was set; OSError.
+    """
+    said = host.run(Command.argv("cat", "--", f"{image}.info")).out
+    record = parse_record(said.decode(errors="replace"))
+    name, wanted = PurePosixPath(image).name, record.get("sha256", "")
+
+    def build(folder: Path) -> None:
+        digest, at = hashlib.sha256(), 0
+        with (folder / name).open("xb") as file:
+            while piece := _piece(host, image, at):
+                file.write(piece)
+                digest.update(piece)
+                at += len(piece)
+                if stop.is_set() or at > int(record.get("bytes", 0)):
+                    break
+        if digest.hexdigest() != wanted:
+            why = "the run was stopped" if stop.is_set() else "it is not as its record says"
+            raise StepFailed(f"cannot fetch the image {image}: because {why}", where=host.name)
+        (folder / f"{name}.sha256").write_text(f"{wanted}  {name}\n")
+        (folder / f"{name}.info").write_bytes(said)
+
+    inputs = {key: record.get(key, "") for key in ("sha256", "base", "stage")}
+    return cached("image", {"name": name, **inputs}, build) / name
+
+
+def _piece(host: Host, image: str, at: int) -> bytes:
+    command = Command.script('tail -c "+$2" -- "$1" | head -c "$3"', image, at + 1, PIECE)
+    return host.run(command, timeout=PIECE_SECONDS).out

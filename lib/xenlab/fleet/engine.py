@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -20,14 +22,17 @@ from distributed import CancelledError, Client, Event, Future, LocalCluster, wai
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from xenlab import durable
+from xenlab.chapters.guests import base
 from xenlab.errors import BadInput, XenlabError
 from xenlab.fleet import work
 from xenlab.fleet.carry import unpack
-from xenlab.fleet.hosts import Fleet
+from xenlab.fleet.hosts import CANARY, Fleet
 from xenlab.fleet.record import RUNNING, Record
 from xenlab.fleet.work import UNKNOWN, CopyConsole, HostOutcome, HostTask, Told
 from xenlab.runs.execute import FAILED, INTERRUPTED
 from xenlab.runs.folder import run_lock
+from xenlab.site.rules import builds_kernel
+from xenlab.site.schema import Parameters
 from xenlab.transport import local
 
 CONNECT_SECONDS = 30
@@ -38,6 +43,15 @@ WORKER_SECONDS = 60
 
 LOOK_SECONDS = 2
 """How often it is looked whether workers are there while no host ends."""
+
+IMAGING = "06_imaging"
+"""The chapter that takes an image."""
+
+SHAPING = {
+    "release", "stage", "stage_checksums", "share", "firmware", "guest_disks", "portage",
+    "package_proxy", "apt_mirror", "apt_security_mirror", "apt_folder",
+}  # fmt: skip
+"""What shapes a generic root beside what a record says of an image (`base`)."""
 
 LOG = "workers.log"
 """What the processes of the local cluster print."""
@@ -222,6 +236,7 @@ class _Flight:
         self._failed = 0
         self._shares: Mapping[str, bool] = {}
         self._books: dict[str, str] = {}
+        self._fetching: set[str] = set()
 
     def go(self) -> tuple[int, str]:
         """Run the canaries, then the others; the exit status, and why not all was done."""
@@ -234,7 +249,9 @@ class _Flight:
         self._shows.connected(self._client.dashboard_link or "", self._room())
         todo = self._run.todo
         first = todo[: self._canaries()]
+        self._fetching = {self._kind(host) for host in todo[len(first) :]} - {""}
         problem = self._all(first)
+        self._fetching.clear()
         if not problem and (bad := self._left(first)):
             problem = f"no other host was started: {bad[0]} came first, and is not done"
         problem = problem or self._all(todo[len(first) :])
@@ -249,6 +266,12 @@ class _Flight:
         """How many hosts run alone first: none where nothing is changed, or one is done already."""
         again = any(state.done for state in self._record.hosts.values())
         return 0 if again or self._run.mode != "apply" else self._settings.canary
+
+    def _kind(self, host: str) -> str:
+        """What its image is made of, "" where it takes its own whatever others have."""
+        fleet = self._run.fleet
+        shared = fleet.image == CANARY and IMAGING in self._record.facts["chapters"]
+        return image_kind(fleet.sites[host]) if shared and self._run.mode == "apply" else ""
 
     def _left(self, hosts: Sequence[str]) -> list[str]:
         return [host for host in hosts if not self._record.hosts[host].done]
@@ -331,6 +354,10 @@ class _Flight:
             found = self._client.run(work.has_run, state.run)
             where = [address for address, has in found.items() if has]
             run = state.run if where else ""
+        kind = self._kind(host)
+        image = self._record.image(kind)
+        fetches = kind in self._fetching and not image
+        self._fetching.discard(kind)
         self._record.change(host, status=RUNNING, attempts=state.attempts + 1, problem="")
         task = HostTask(
             self._topic,
@@ -345,6 +372,8 @@ class _Flight:
             self._run.fleet.values[host],
             self._books,
             self._settings.uploads,
+            image,
+            fetches,
             self._run.copy_console,
         )
         keep = where if run and not all(self._shares.values()) else None
@@ -377,6 +406,8 @@ class _Flight:
             worker=outcome.worker or state.worker,
             drift=list(outcome.drift),
         )
+        if outcome.image:
+            self._record.offer(self._kind(host), outcome.image)
         self._failed += not state.done
         self._shows.ended(outcome)
 
@@ -393,6 +424,17 @@ class _Flight:
         for worker, missing in self._client.run(work.missing_secrets, sites).items():
             for host, why in missing.items():
                 raise BadInput(f"{host}, on the worker {worker}: {why}")
+
+
+def image_kind(site: Parameters) -> str:
+    """What decides whether an image of one host is another's as well, in short; "" for neither.
+
+    With the distribution's kernel it never is: the image holds the modules of that host's version.
+    """
+    if site.image_from or not builds_kernel(site):
+        return ""
+    shaping = site.model_dump(mode="json", include=SHAPING)
+    return hashlib.sha256(json.dumps([base(site), shaping]).encode()).hexdigest()[:16]
 
 
 def _books(notebooks: Path) -> dict[str, str]:

@@ -19,8 +19,12 @@ from xenlab.fleet.unique import violations
 from xenlab.site import loader
 from xenlab.site.schema import Parameters, validate
 
-KEYS = ("fleet", "base", "hosts", "csv", "inventory")
+KEYS = ("fleet", "base", "hosts", "csv", "inventory", "image")
 """The keys of a fleet's file."""
+
+CANARY = "canary"
+IMAGES = ("own", CANARY)
+"""Whose root an image is taken of: each host's own, or the canary's for all that are made alike."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """How a fleet and its hosts may be called: files have these names."""
@@ -39,12 +43,16 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fleet:
-    """A fleet as its file has it; each host's site as values to be written down, and validated."""
+    """A fleet as its file has it; each host's site as values to be written down, and validated.
+
+    ``image`` is one of `IMAGES`.
+    """
 
     name: str
     file: Path
     values: Mapping[str, Values]
     sites: Mapping[str, Parameters]
+    image: str = IMAGES[0]
 
     def limited(self, pattern: str) -> Fleet:
         """The hosts that one of the patterns names (``web*,db1``), those of ``!db*`` left out.
@@ -93,9 +101,12 @@ def load(file: Path) -> Fleet:
             hint="use letters, digits, dots and dashes",
         )
     base = loader.read(_beside(file, _text(said, "base", file))).values
+    image = said.get("image", IMAGES[0])
+    if image not in IMAGES:
+        raise BadInput(f"image must be {' or '.join(IMAGES)}, not {image!r}", where=str(file))
     differing = _differing(said, file)
     values = {host: site_values(base, host, own) for host, own in differing.items()}
-    return Fleet(name, file, values, _validated(values, file))
+    return Fleet(name, file, values, _validated(values, file), image)
 
 
 def site_values(base: Mapping[str, Any], host: str, own: Mapping[str, Any]) -> Values:

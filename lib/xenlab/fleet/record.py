@@ -69,6 +69,7 @@ class Record:
             "mode": mode,
             "chapters": list(chapters),
             "notebooks": str(notebooks.absolute()),
+            "images": {},
         }
         record = cls(folder, facts, {host: HostState() for host in fleet.sites})
         record._save()
@@ -110,6 +111,16 @@ class Record:
     def token(self) -> str:
         """By which a worker knows that it sees this folder."""
         return (self.folder / HERE).read_text()
+
+    def image(self, kind: str) -> str:
+        """Where the image of a canary of this kind lies in a worker's cache, "" for nowhere."""
+        return str(self.facts.get("images", {}).get(kind, ""))
+
+    def offer(self, kind: str, image: str) -> None:
+        """Note where the image of a canary of this kind lies; as `change` on a full disk."""
+        with self._lock, suppress(DiskFull):
+            self.facts.setdefault("images", {})[kind] = image
+            self._save()
 
     def change(self, host: str, **fields: Any) -> HostState:
         """Note what is new of a host; on a full disk it is known until there is space again."""

@@ -21,12 +21,15 @@ from xenlab.chapter import events
 from xenlab.chapter.recorder import declared_secrets
 from xenlab.chapter.step import REFUSED, WOULD_CHANGE
 from xenlab.errors import BadInput, XenlabError
-from xenlab.fleet.carry import packed
+from xenlab.fleet.carry import fetched_image, packed
+from xenlab.host import Host
 from xenlab.resources.base import Asked, Waiting
+from xenlab.resources.ssh_access import way_to
 from xenlab.runs import execute
 from xenlab.runs.cells import Cells
-from xenlab.runs.folder import DONE, ChapterState
+from xenlab.runs.folder import DONE, ChapterState, read
 from xenlab.site.schema import Parameters
+from xenlab.transport.ssh import SSH
 
 FAILED = "failed"
 REFUSED_HOST = "refused"
@@ -47,7 +50,8 @@ class HostTask:
 
     ``folder`` is the fleet's on the controller, ``token`` what its `HERE` says. ``run`` names a
     run that is taken up again. ``books`` are the chapters for a worker that sees no file of ours.
-    So many ``uploads`` leave a worker's machine at a time, if not 0.
+    So many ``uploads`` leave a worker's machine at a time, if not 0. ``image`` is a canary's, that
+    the host is given if the worker has it; a host's own is fetched for others if ``fetches``.
     """
 
     fleet: str
@@ -62,6 +66,8 @@ class HostTask:
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     books: Mapping[str, str] = field(default_factory=dict, repr=False)
     uploads: int = 0
+    image: str = ""
+    fetches: bool = False
     copy_console: CopyConsole | None = field(default=None, repr=False)
 
 
@@ -70,7 +76,8 @@ class HostOutcome:
     """How a host's run ended: `DONE`, `refused`, or the status of the step that ended it.
 
     ``files`` are those of the run where the controller does not see them; ``drift`` the steps that
-    would change something.
+    would change something. ``image`` is where its image lies in the worker's cache, if others are
+    to have it.
     """
 
     host: str
@@ -81,6 +88,7 @@ class HostOutcome:
     worker: str = ""
     drift: tuple[str, ...] = ()
     files: Mapping[str, bytes] | None = field(default=None, repr=False)
+    image: str = ""
 
 
 # What the controller asks a worker beside its tasks, in the worker's own event loop.
@@ -164,14 +172,30 @@ def _run(task: HostTask, worker: str, tell: Callable[[Told], None]) -> HostOutco
     outcome = execute.close(outcome, copy_console)
     left = [chapter.status for chapter in outcome.chapters if chapter.status != DONE]
     steps = (step for chapter in outcome.chapters for step in chapter.steps)
+    status = left[0] if left else FAILED if outcome.status else DONE
+    image, problem = "", outcome.problem
+    if task.fetches and status == DONE:
+        image, problem = _fetched(plan.site, stop)
     return HostOutcome(
         task.host,
-        left[0] if left else FAILED if outcome.status else DONE,
-        outcome.problem,
+        status,
+        problem,
         outcome.folder.name,
         drift=tuple(s.title for s in steps if s.status in (WOULD_CHANGE, REFUSED)),
         files=None if shared else packed(outcome.folder),
+        image=image,
     )
+
+
+def _fetched(site: Parameters, stop: threading.Event) -> tuple[str, str]:
+    """Where a host's image lies in this machine's cache now, or why it does not."""
+    ssh = SSH(way_to(site))
+    try:
+        return str(fetched_image(Host(ssh), site.image, stop)), ""
+    except (XenlabError, OSError, ValueError) as error:
+        return "", f"the others take images of their own: {error}"
+    finally:
+        ssh.close()
 
 
 def _one_of(
@@ -197,7 +221,11 @@ def _one_of(
 def _plan(task: HostTask, folder: Path, notebooks: Path) -> execute.RunPlan:
     """The host's run, from its site as a file of its own; raises BadInput."""
     file = folder / "sites" / f"{task.host}.yaml"
-    write_site(file, task.values)
+    image = task.image if Path(task.image).is_file() else ""
+    if task.run and not task.values.get("image_from"):
+        # as the run began
+        image = read(folder.parent / task.run)["parameters"].get("image_from", "")
+    write_site(file, {**task.values, **({"image_from": image} if image else {})})
     if notebooks != task.notebooks:
         durable.new_folder(notebooks)
         for name, text in task.books.items():

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
-from xenlab.command import SAID, Command
-from xenlab.errors import CommandFailed, StepFailed
+from xenlab.command import CONTROLLER, SAID, Command
+from xenlab.errors import BadInput, CommandFailed, StepFailed
 from xenlab.host import RECEIVE, Host, size_and_digest
-from xenlab.resources.archive import RECORD
+from xenlab.resources.archive import RECORD, has_checksum, read_checksum, require_checksum, send
 from xenlab.resources.base import Difference, Report, Resource
 from xenlab.resources.files import packaged
 
@@ -58,10 +59,15 @@ class Image(Resource):
 
         The image is read whole only where somebody has touched it since (its time differs).
         """
+        reason = self._missing(self._seen(host))
+        return Difference(f"take the image {self.path}: {reason}") if reason else None
+
+    def _seen(self, host: Host) -> dict[str, str]:
+        """What the record says, and what is there now; of an unfinished image the stage alone."""
         script = """
+            sed 's/^/stage_now=/' "${2%/}/$3" 2> /dev/null || :
             cat -- "$1.info" 2> /dev/null || exit 44
             cut -c 1-64 < "$1.sha256" | sed 's/^/listed=/'
-            sed 's/^/stage_now=/' "${2%/}/$3" 2> /dev/null || :
             stat --printf 'bytes_now=%s\\nmodified_now=%.9Y\\n' -- "$1"
             modified=$(stat -c %.9Y -- "$1")
             grep -qx "modified=$modified" "$1.info" && exit 0
@@ -69,9 +75,8 @@ class Image(Resource):
         """
         command = Command.script(script, self.path, self.source, RECORD)
         result = host.run(command, check=False, timeout=TAKE_SECONDS)
-        record = parse_record(result.stdout) if result.ok else {}
-        reason = self._missing(record)
-        return Difference(f"take the image {self.path}: {reason}") if reason else None
+        seen = parse_record(result.stdout)
+        return seen if result.ok else {"stage_now": seen.get("stage_now", "")}
 
     def commands(self) -> tuple[Command, ...]:
         """Mount the root where nothing is mounted over it, archive it, write the checksum."""
@@ -155,7 +160,7 @@ class Image(Resource):
         return packaged("templates", "leave-out.txt") + "".join(f".{p}\n" for p in self.without)
 
     def _missing(self, record: Mapping[str, str]) -> str:
-        if not record:
+        if "base" not in record:
             return "there is none"
         if record.get("base") != self.base:
             return "the one there was taken of another base"
@@ -168,6 +173,98 @@ class Image(Resource):
         if record.get("sha256_now", record["sha256"]) != record["sha256"]:
             return "it has not the recorded checksum"
         return ""
+
+
+_KEPT = ("base", "stage", "way", "sha256", "packages", "taken")
+"""What the record of an image that was brought says as the one where it was taken."""
+
+
+@dataclass(frozen=True)
+class GivenImage(Image):
+    """An image that was taken of another root of this base and stage, and is brought here.
+
+    ``local`` is that file on the controller; its checksum and record lie beside it.
+    """
+
+    local: str = field(kw_only=True)
+
+    def probe(self, host: Host) -> Difference | None:
+        """As for one that is taken; raises BadInput if the controller's is not what is wanted."""
+        seen = self._seen(host)
+        reason = self._missing(seen)
+        if not reason:
+            return None
+        record = self._offered()
+        for key, wanted in ("base", self.base), ("stage", seen.get("stage_now", "")):
+            # a root that is still to be made has no stage
+            if wanted not in ("", record.get(key)):
+                raise BadInput(
+                    f"cannot take {self._local()}: because it was taken of another {key}",
+                    hint="name an image of a machine with this stage, software, services and "
+                    "image_exclude in image_from, or leave that out",
+                )
+        require_checksum(self._local(), record["sha256"])
+        return Difference(f"bring the image {self.path}: {reason}")
+
+    def commands(self) -> tuple[Command, ...]:
+        """Copy it from this machine, compare its checksum."""
+        copy = Command.sh("scp {local} dom0:{path}", local=self._local(), path=self.path)
+        line = f"{self._offered()['sha256']}  {self.path}"
+        check = Command.sh("echo {line} | sha256sum --check", line=line)
+        folder = Command.argv("mkdir", "-p", self.path.rpartition("/")[0])
+        return folder, copy.at(CONTROLLER), check
+
+    def recorded(self) -> tuple[Command, ...]:
+        """Its checksum, and last its record, with its size and time here."""
+        record = self._offered()
+        listed = f"{record['sha256']}  {PurePosixPath(self.path).name}\n"
+        lines = "".join(f"{key}={record[key]}\n" for key in _KEPT if key in record)
+        here = "stat --printf 'bytes=%s\\nmodified=%.9Y\\n' {path} >> {path}.info"
+        return (
+            Command.file(f"{self.path}.sha256", listed),
+            Command.file(f"{self.path}.info", lines),
+            Command.sh(here, path=self.path),
+        )
+
+    def apply(self, host: Host, report: Report) -> None:
+        """Upload it, compare its checksum there, write the record last; raises StepFailed."""
+        record = self._offered()
+        require_checksum(self._local(), record["sha256"])
+        script = """
+            mkdir -p -- "${1%/*}"
+            [ "$(stat -c %d -- "${1%/*}")" != "$(stat -c %d -- "$2")" ] || exit 46
+            rm -f -- "$1.info"
+        """
+        what = f"cannot bring the image {self.path}: because "
+        why, hint = _REASONS[46]
+        begin = Command.script(script, self.path, self.source)
+        host.change(begin.refusing({46: (what + why, hint)}))
+        send(host, self._local(), self.path, report)
+        report("checking the image")
+        if not has_checksum(host, self.path, record["sha256"]):
+            raise StepFailed(f"{what}it has a wrong checksum there", hint=_REASONS[48][1])
+        for command in self.recorded():
+            host.change(command)
+
+    def _offered(self) -> dict[str, str]:
+        """The record beside the controller's file; raises BadInput where that is of another one."""
+        path = self._local()
+        try:
+            record = parse_record(Path(f"{path}.info").read_text(errors="replace"))
+        except OSError as error:
+            raise BadInput(
+                f"cannot read the record {path}.info: because {error.strerror}",
+                hint="copy it from where the image was taken, or leave image_from out",
+            ) from None
+        if record.get("sha256") != read_checksum(f"{path}.sha256", self.local):
+            raise BadInput(
+                f"cannot take {path}: because its record belongs to another one",
+                hint="copy .sha256 and .info from where the image was taken",
+            )
+        return record
+
+    def _local(self) -> Path:
+        return Path(self.local).expanduser()
 
 
 def parse_record(text: str) -> dict[str, str]:

@@ -391,6 +391,12 @@ def _no_usr_before_modules(site: Parameters) -> Iterator[str]:
             yield f"shared_usr names {name}, which needs kernel: build: modules lie in /usr"
 
 
+def _no_other_modules(site: Parameters) -> Iterator[str]:
+    """An image that holds the modules of another machine's kernel, maybe of another version."""
+    if site.image_from and not builds_kernel(site):
+        yield "image_from needs kernel: build: the distribution's kernel has modules in the image"
+
+
 def _no_room_for_initrds(site: Parameters) -> Iterator[str]:
     """A /boot in which no second initrd has room."""
     if not builds_kernel(site) and site.boot_mib < LEAST_FOR_INITRDS:
@@ -485,6 +491,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("platform", "firmware"), _no_uefi),
     (("platform",), _debian_alone),
     (("shared_usr", "kernel"), _no_usr_before_modules),
+    (("image_from", "kernel"), _no_other_modules),
     (("boot_mib", "kernel"), _no_room_for_initrds),
     (("disk", "mirror"), _mirror),
     (("platform", "addresses", "gateway6"), _no_further_addresses),

@@ -377,6 +377,7 @@ class Parameters(BaseModel):
 
     imaging: Literal["bind", "rescue"] = "bind"
     image: TargetPath = "/mnt/share/images/base.tar.zst"
+    image_from: OptionalPath = Field("", examples=["~/castle1/base.tar.zst"])
     image_exclude: list[SparePath] = Field([], examples=[["/usr/lib/gcc"]])
 
     uplink: Uplink
