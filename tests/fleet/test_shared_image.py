@@ -60,8 +60,8 @@ def make_imaged(
             for number in range(count):
                 root = rack.folder / f"host{number}-root"
                 root.mkdir()
-                subprocess.run(["mount", "-t", "tmpfs", "root", root], check=True)
-                mounted.callback(subprocess.run, ["umount", root], check=True)
+                _run("mount", "-t", "tmpfs", "root", root)
+                mounted.callback(_run, "umount", root)
                 _fill(root, number)
             rack.image = "canary"
             rack.own = {
@@ -75,6 +75,10 @@ def make_imaged(
             return rack
 
         yield make
+
+
+def _run(*words: str | Path) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def _fill(root: Path, number: int) -> None:
@@ -92,8 +96,7 @@ def _image(rack: Rack, number: int) -> Path:
 
 def _of(rack: Rack, number: int) -> str:
     """Whose root a host's image was taken of."""
-    words = ["tar", "-I", "zstd", "-xOf", _image(rack, number), "./etc/of"]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    return _run("tar", "-I", "zstd", "-xOf", _image(rack, number), "./etc/of").strip()
 
 
 def _commands(rack: Rack, number: int) -> str:
