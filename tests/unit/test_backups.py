@@ -48,7 +48,7 @@ def device(tmp_path: Path) -> Iterator[str]:
     image = tmp_path / "disk.img"
     with image.open("wb") as out:
         out.truncate(64 << 20)
-    run("mkfs.ext4", "-q", "-F", "-L", "domu1", image)
+    run("mkfs.ext4", "-q", "-F", "-L", "mail", image)
     name = run("losetup", "--find", "--show", image)
     mounted(name, tmp_path, fill)
     yield name
@@ -68,7 +68,7 @@ def mounted(device: str, folder: Path, inside: Callable[[Path], None]) -> None:
 
 def fill(root: Path) -> None:
     (root / "etc").mkdir()
-    (root / "etc/hostname").write_text("domu1\n")
+    (root / "etc/hostname").write_text("mail\n")
     (root / "etc/hostile").symlink_to("/etc/shadow")
     (root / "out").symlink_to("/tmp")
     (root / "srv").mkdir()
@@ -113,22 +113,22 @@ def uuid(device: str) -> str:
 def saved(device: str, tmp_path: Path) -> GuestSaved:
     """What saves the guest, which dom0 has on record."""
     records = tmp_path / "records"
-    (records / "domu1").mkdir(parents=True)
-    (records / "domu1/root").write_text(f"abc {uuid(device)}\n")
-    (records / "domu1/identity").write_text(f"{uuid(device)}\n")
-    (records / "domu1/host_key.pub").write_text("ssh-ed25519 AAAA root@domu1\n")
-    (tmp_path / "domu1.cfg").write_text('name = "domu1"\n')
-    place, config = str(tmp_path / "a folder/domu1"), str(tmp_path / "domu1.cfg")
-    return GuestSaved("domu1", device, place, config, 7, records=str(records))
+    (records / "mail").mkdir(parents=True)
+    (records / "mail/root").write_text(f"abc {uuid(device)}\n")
+    (records / "mail/identity").write_text(f"{uuid(device)}\n")
+    (records / "mail/host_key.pub").write_text("ssh-ed25519 AAAA root@mail\n")
+    (tmp_path / "mail.cfg").write_text('name = "mail"\n')
+    place, config = str(tmp_path / "a folder/mail"), str(tmp_path / "mail.cfg")
+    return GuestSaved("mail", device, place, config, 7, records=str(records))
 
 
 def restoring(saved: GuestSaved, stamp: str) -> GuestRestored:
     made = GuestRestored(
-        "domu1",
+        "mail",
         saved.device,
         f"{saved.place}/{stamp}",
         saved.config,
-        "domu1",
+        "mail",
         records=saved.records,
     )
     return made.consented(identified(HOST, saved.device).identity, made.destroys(HOST))
@@ -140,7 +140,7 @@ def only(saved: GuestSaved) -> Path:
 
 
 def test_a_guest_is_saved_once_and_again_when_it_is_old(saved: GuestSaved) -> None:
-    assert saved.probe(HOST) == Difference("save domu1: the last backup is none")
+    assert saved.probe(HOST) == Difference("save mail: the last backup is none")
     saved.apply(HOST, silent)
     saved.verify(HOST)
     folder = only(saved)
@@ -186,7 +186,7 @@ def test_a_guest_that_is_at_work_is_not_saved(saved: GuestSaved, tmp_path: Path)
         assert saved.refusal(HOST)
 
     mounted(saved.device, tmp_path, inside)
-    Path(saved.records, "domu1/root").write_text("begun\n")
+    Path(saved.records, "mail/root").write_text("begun\n")
     with pytest.raises(StepFailed, match="no completely unpacked root"):
         saved.apply(HOST, silent)
     assert found_in(HOST, saved.place).backups == ()
@@ -207,17 +207,17 @@ def test_a_root_is_restored_bit_by_bit(saved: GuestSaved, tmp_path: Path) -> Non
     Path(saved.config).unlink()
     made = restoring(saved, stamp)
     found = made.probe(HOST)
-    assert found is not None and f"--destroy domu1, or may_destroy: [domu1 {old}]" in found.stays
+    assert found is not None and f"--destroy mail, or may_destroy: [mail {old}]" in found.stays
     made.apply(HOST, silent)
     made.verify(HOST)
     assert state(saved.device, tmp_path) == before
     # the records are of the new file system; the guest is the same, and its file is back
-    new, records = uuid(saved.device), Path(saved.records, "domu1")
+    new, records = uuid(saved.device), Path(saved.records, "mail")
     assert new != old
     assert (records / "root").read_text() == f"abc {new}\n"
     assert (records / "identity").read_text() == f"{new}\n"
-    assert (records / "host_key.pub").read_text().endswith("root@domu1\n")
-    assert Path(saved.config).read_text() == 'name = "domu1"\n'
+    assert (records / "host_key.pub").read_text().endswith("root@mail\n")
+    assert Path(saved.config).read_text() == 'name = "mail"\n'
     # and not once more
     assert restoring(saved, stamp).probe(HOST) is None
 

@@ -274,8 +274,12 @@ def renewed(guest: Guest, image: Path, tmp_path: Path, device: str) -> GuestRene
     return replace(made, identity=identified(HOST, device).identity, lost=made.destroys(HOST))
 
 
-def kept_and_new(root: Path) -> None:
+def has_the_letter(root: Path) -> None:
     assert (root / "home/mail/in box/1").read_text() == "a letter\n"
+
+
+def kept_and_new(root: Path) -> None:
+    has_the_letter(root)
     assert (root / "home/mail").stat().st_uid == 1007
     assert os.getxattr(root / "home/mail", "user.kept") == b"yes"
     assert (root / "srv").readlink() == Path("home/mail")
@@ -315,15 +319,66 @@ def test_what_a_guest_keeps_outlives_a_kill(
     assert not kept.exists()
 
 
+def test_what_nobody_agreed_to_lose_is_not_even_archived(renewed: GuestRenewed) -> None:
+    with pytest.raises(StepFailed, match="nobody agreed to lose"):
+        replace(renewed, lost=()).apply(HOST, silent)
+    assert not Path(renewed.folder, ".kept").exists()
+
+
+def test_what_was_kept_for_another_root_is_never_put_into_this_one(
+    renewed: GuestRenewed, guest: Guest, tmp_path: Path, device: str
+) -> None:
+    stale = Path(renewed.folder, ".kept")
+    stale.write_text("not even an archive")
+    plain = replace(guest[0], identity=renewed.identity, lost=renewed.lost)
+    plain.apply(HOST, silent)
+    assert not stale.exists()
+
+
+def test_what_does_not_fit_into_the_new_root_is_said_and_stays(
+    renewed: GuestRenewed, image: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "root/srv/full").mkdir(parents=True)
+    run("tar", "-C", tmp_path / "root", "--zstd", "--exclude=./dev", "-cf", image, ".")
+    Path(f"{image}.sha256").write_text(run("sha256sum", image) + "\n")
+    with pytest.raises(StepFailed, match="the new root does not take what domu1 keeps") as why:
+        renewed.apply(HOST, silent)
+    assert ".kept" in why.value.hint and Path(renewed.folder, ".kept").exists()
+
+
+def test_a_script_keeps_it_too(renewed: GuestRenewed, tmp_path: Path, device: str) -> None:
+    """Before there is a root, and when it is begun again in the middle."""
+    wanted = replace(renewed, name=f"kept-{os.getpid()}")
+    saved, *_, mounted, restored, unmounted = wanted.commands()
+    kept = Path(wanted.folder, ".kept")
+    try:
+        run("sh", "-euc", saved.in_script())
+        archive = kept.read_bytes()
+        run("mkfs.ext4", "-q", "-F", device)
+        run("sh", "-euc", saved.in_script())
+        assert kept.read_bytes() == archive
+        back = "\n".join(each.in_script() for each in (mounted, restored, unmounted))
+        run("sh", "-euc", back)
+        assert not kept.exists()
+        run("sh", "-euc", back)
+        look(device, tmp_path, has_the_letter)
+        look(device, tmp_path, lambda root: (root / "home/away").symlink_to("/etc"))
+        with pytest.raises(subprocess.CalledProcessError) as why:
+            run("sh", "-euc", replace(wanted, keep=("/home/away/ssh",)).commands()[0].in_script())
+        assert "home/away is a link" in why.value.stderr and not kept.exists()
+        run("wipefs", "-a", device)
+        run("sh", "-euc", saved.in_script())
+        assert not kept.exists()
+    finally:
+        Path(wanted.root).rmdir()
+
+
 def test_nothing_is_lost_where_what_a_guest_keeps_cannot_be_read(
     renewed: GuestRenewed, tmp_path: Path, device: str
 ) -> None:
     def hostile(root: Path) -> None:
         (root / "home/away").symlink_to("/etc")
         (root / "home/large").write_bytes(os.urandom(1 << 18))
-
-    def whole(root: Path) -> None:
-        assert (root / "home/mail/in box/1").read_text() == "a letter\n"
 
     look(device, tmp_path, hostile)
     with pytest.raises(StepFailed, match="cannot find /home/away/ssh .* it lies below a link"):
@@ -337,7 +392,7 @@ def test_nothing_is_lost_where_what_a_guest_keeps_cannot_be_read(
             replace(renewed, records=str(small)).apply(HOST, silent)
     finally:
         run("umount", small)
-    look(device, tmp_path, whole)
+    look(device, tmp_path, has_the_letter)
     run("dd", "if=/dev/zero", f"of={device}", "bs=1k", "seek=1", "count=1", "conv=notrunc")
     with pytest.raises(StepFailed, match="its root cannot be read"):
         renewed.apply(HOST, silent)

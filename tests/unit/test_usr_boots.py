@@ -125,7 +125,7 @@ def boot(device: str, folder: Path, cmdline: str) -> str:
 def swap(device: str, folder: Path, shared: bool) -> UsrSwapped:
     busybox = folder / "busybox"
     busybox.write_text(BUSYBOX)
-    return UsrSwapped("domu1", device, shared, str(busybox), records=str(folder / "records"))
+    return UsrSwapped("booted", device, shared, str(busybox), records=str(folder / "records"))
 
 
 def cut_off(resource: UsrSwapped, folder: Path, at: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 
 from xenlab.chapter.chapter import Chapter
 from xenlab.chapters.changes import allowed_down
@@ -125,6 +126,7 @@ class GuestClone(GuestRoot):
 _KEEP = f"""
 read -r generation made 2> /dev/null < "$records/root" || generation=begun
 if [ "$generation" != begun ]; then
+    [ "$4" = "lost $made" ] || exit 52
     [ "$made" = "$(uuid)" ] && enter ro || exit 60
     (shift 5; guest find "$@" > "$scratch/paths")
     rm -f -- "$records/.kept" "$records/.new"
@@ -155,11 +157,40 @@ class GuestRenewed(GuestRoot):
 
     def commands(self) -> tuple[Command, ...]:
         """Archive what it keeps, then as for any root, then unpack that into it."""
-        text = f"(umask 077; {UNTAR} -C {{root}} -I zstd -cf {{kept}} {{paths}})"
-        values = {"root": self.root, "kept": f"{self.folder}/.kept"}
-        save = Command.sh(text, paths=[f".{path}" for path in self.keep], **values)
-        back = Command.sh(f"{UNTAR} -C {{root}} -I zstd -xpf {{kept}}\nrm {{kept}}", **values)
-        return (*self.while_mounted(save), *super().commands(), *self.while_mounted(back))
+        # a script may be run again in the middle, or where there is no root yet
+        text = f"""
+            mkdir -p {{root}} {{folder}}
+            mount -o {OPTIONS} {{device}} {{root}}
+            (umask 077; {UNTAR} -C {{root}} -I zstd -cf {{kept}} {{paths}})
+            umount {{root}}
+        """
+        careful = f"""
+            mkdir -p {{root}} {{folder}}
+            if [ ! -e {{kept}} ] && [ "$(blkid -p -s TYPE -o value {{device}})" = ext4 ]; then
+                mount -t ext4 -o {OPTIONS} {{device}} {{root}}
+                for place in {{above}}; do
+                    [ ! -L "$place" ] || {{ umount {{root}}; echo "$place is a link" >&2; exit 1; }}
+                done
+                (cd {{root}} && find {{paths}} -maxdepth 0 2> /dev/null) > /run/kept || :
+                [ ! -s /run/kept ] || {{
+                    (umask 077; {UNTAR} -C {{root}} -I zstd -T /run/kept -cf {{kept}}.new)
+                    mv {{kept}}.new {{kept}}
+                }}
+                umount {{root}}
+            fi
+        """
+        back = f"{UNTAR} -C {{root}} -I zstd -xpf {{kept}}\nrm {{kept}}"
+        places = (f"{self.root}{above}" for path in self.keep for above in PurePath(path).parents)
+        values = {"root": self.root, "folder": self.folder, "device": self.device}
+        lists = {
+            "paths": [f".{path}" for path in self.keep],
+            "above": sorted({*places} - {f"{self.root}/"}),
+        }
+        values |= {"kept": f"{self.folder}/.kept"}
+        saved = Command.sh(text, **values, **lists).scripted_as(careful, **values, **lists)
+        restored = Command.sh(back, **values)
+        restored = restored.scripted_as(f"[ ! -e {{kept}} ] || {{\n{back}\n}}", **values)
+        return (saved, *super().commands(), *self.while_mounted(restored))
 
     def _unpack(self, host: Host, *values: str) -> None:
         self.in_namespace(host, _KEEP + UNPACK, *values, *self.keep, timeout=UNPACK_SECONDS)
@@ -167,7 +198,10 @@ class GuestRenewed(GuestRoot):
     def _reasons(self, value: str = "") -> dict[int, tuple[str, str]]:
         why = f"cannot make {self.name} anew: because "
         return super()._reasons(value) | {
-            60: (f"{why}its root cannot be read, and so nothing of it be kept", "take out keep"),
+            60: (
+                f"{why}its root cannot be read, and so nothing of it be kept",
+                "look at its disk: e2fsck -n; without keep in its entry all of it is lost",
+            ),
             61: (f"{why}not all that it keeps could be read", "look at its disk: e2fsck -n"),
             62: (f"{why}what it keeps has no room in dom0", f"free space for {self.records}"),
         }

@@ -85,6 +85,7 @@ _REASONS = {
         "the /usr or the /usr.old of {name} is not the folder that it should be",
         "look at them in the guest, or let chapter 09 make its root anew: --destroy {name}",
     ),
+    57: ("the new root does not take what {name} keeps", "move .kept away from its record in dom0"),
 }
 
 # The lock tells of another run, the store of a running guest, whichever name its device has there.
@@ -273,18 +274,19 @@ if ! empty; then
     same_disk "$(readlink -f -- "$device")" "$identity"
     mkfs.ext4 -q -F -L "$label" -- "$device"
 fi
+# what a guest is to keep (`xenlab.chapters.roots`) stays until its new root is complete
+[ "$was" = begun ] || [ -n "${kept:-}" ] || rm -f -- "$records/.kept"
 rm -f -- "$records"/*
 echo "begun $(uuid)" | note root
 enter
 """
 
-# ``.kept`` is what a guest is to keep (`xenlab.chapters.roots`), until its new root is complete
 UNPACK = f"""
 image=$1 keys=$5
 [ -s "$image" ] && read -r generation rest < "$image.sha256" || exit 45
 {FRESH}unpack "$image"
-[ "$was" = begun ] || [ -n "${{kept:-}}" ] || rm -f -- "$records/.kept"
-[ ! -e "$records/.kept" ] || {UNTAR} -C "$scratch/root" -I 'zstd -d' -xpf "$records/.kept"
+[ ! -e "$records/.kept" ] \\
+    || {UNTAR} -C "$scratch/root" -I 'zstd -d' -xpf "$records/.kept" || exit 57
 printf '%s\\n' "$generation" | guest write /etc/xenlab-generation 644
 if [ -n "$keys" ]; then
     guest folder 700 /root /root/.ssh
